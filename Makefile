@@ -1,0 +1,48 @@
+# Every target is a thin line over pyinfra and pytest; whoever knows those needs nothing else.
+INVENTORY ?= inventories/example.py
+DEBIAN ?= 13
+RUN = uv run --frozen
+
+.PHONY: help setup check test drill drill-all plan deploy verify bench docs
+
+help: ## what there is to type
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: ## uv and the locked Python packages
+	@command -v uv >/dev/null || python3 -m pip install --quiet --break-system-packages uv || python3 -m pip install --quiet uv
+	@uv sync --frozen --quiet
+
+setup-lab: setup ## what the virtual rack needs on this controller
+	@tests/lab/setup
+
+check: setup ## the fast tier: lint, types, unit tests, golden plans
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pytest -n 2
+
+test: setup-lab check drill ## everything that must hold before a merge
+
+drill: setup-lab ## nothing -> virtual rack -> hardened, serving, attacked, rebooted -> report
+	$(RUN) python -m tests.drill --debian $(DEBIAN)
+
+drill-all: setup-lab ## the drill on Debian 12 and 13, with Lynis and ssh-audit
+	$(RUN) python -m tests.drill --debian 12 --audit
+	$(RUN) python -m tests.drill --debian 13 --audit
+
+plan: setup ## what a deploy would change
+	$(RUN) python -m holdfast $(INVENTORY)
+	$(RUN) pyinfra --dry $(INVENTORY) deploys/site.py
+
+deploy: setup ## make the machines match the inventory
+	$(RUN) pyinfra -y $(INVENTORY) deploys/site.py
+
+verify: setup ## judge the machines as they are
+	$(RUN) pytest tests/host --inventory $(INVENTORY)
+
+bench: setup-lab ## the cost of a run that changes nothing
+	$(RUN) python -m tests.drill.bench
+
+docs: setup ## the generated parts of docs/
+	$(RUN) python -m holdfast.docs
+	$(RUN) python -m holdfast.fit.cases
