@@ -1,0 +1,140 @@
+"""Who may come in, and what is trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast import registry, secrets
+from holdfast.checks.finding import Finding, Findings, is_loopback, is_private_address
+from holdfast.refusal import MASK
+from holdfast.settings import HostSettings
+
+
+def login(settings: HostSettings) -> Findings:
+    """SSH settings that would lock the operator out."""
+    ssh, user = settings.ssh, settings.ssh_user
+    if user == "root" and ssh.root_login == "never":
+        yield Finding(
+            "ssh.root_login",
+            ssh.root_login,
+            "ssh_user is 'root', so the first run would lock you out",
+            "log in as another user, or write 'key'",
+        )
+    if user not in (None, "root") and not settings.sudo:
+        yield Finding(
+            "_sudo",
+            settings.sudo,
+            f"'{user}' may not change a system",
+            "write True, or log in as root",
+        )
+    for name, keys in ssh.authorised_keys.items():
+        if not keys:
+            yield Finding(
+                f"ssh.authorised_keys.{name}",
+                keys,
+                "no key could log in as this user any more",
+                "give a key, or leave the user out",
+            )
+    if ssh.lan_access == "until-tailnet" and settings.tailnet is None:
+        yield Finding(
+            "ssh.lan_access",
+            ssh.lan_access,
+            "this host has no tailnet, so SSH would have no way in",
+            "write 'keep', or declare tailnet",
+        )
+    for key, path in (("ssh_key", settings.ssh_key), ("ssh_config_file", settings.ssh_config_file)):
+        if path is None:
+            continue
+        if not Path(path).expanduser().is_file():
+            yield Finding(key, path, "there is no such file here", "write an existing path")
+        elif key == "ssh_key" and path.endswith(".pub"):
+            yield Finding(key, path, "this is the public half", "write the private key's path")
+
+
+def tailnet(settings: HostSettings) -> Findings:
+    """A control server that cannot be trusted."""
+    tailnet = settings.tailnet
+    url = tailnet.control_server if tailnet else None
+    if url and url.startswith("http://") and not is_loopback(url):
+        yield Finding(
+            "tailnet.control_server",
+            url,
+            "a control server must not be trusted over plain http",
+            "write its https URL",
+        )
+
+
+def trust(settings: HostSettings) -> Findings:
+    """Authorities and signing keys that prove nothing."""
+    for name, path in settings.base.trusted_cas.items():
+        file = Path(path).expanduser()
+        if not file.is_file():
+            wrong = "there is no such file here"
+        elif "-----BEGIN CERTIFICATE-----" not in file.read_text("utf-8", "replace"):
+            wrong = "this file holds no PEM certificate"
+        else:
+            continue
+        yield Finding(
+            f"base.trusted_cas.{name}", path, wrong, "write the path of the authority's .pem"
+        )
+    mirrors = {
+        "docker.repository": settings.docker.repository if settings.docker else None,
+        "tailnet.repository": settings.tailnet.repository if settings.tailnet else None,
+    }
+    for key, mirror in mirrors.items():
+        if mirror is None or mirror.key_sha256 or mirror.key_url.startswith("https://"):
+            continue
+        # A mirror at an address of one's own network can be trusted as that network can.
+        if not is_private_address(mirror.key_url):
+            yield Finding(
+                f"{key}.key_url",
+                mirror.key_url,
+                "a signing key fetched over plain http proves nothing",
+                "write its https URL, or give key_sha256 too",
+            )
+
+
+def secrets_set(settings: HostSettings) -> Findings:
+    """Secrets that are missing, weak or used twice."""
+    purposes: dict[str, str] = {}
+    values: dict[str, str] = {}
+    for claim in registry.secret_claims(settings):
+        purpose = purposes.setdefault(claim.name, claim.purpose)
+        if purpose != claim.purpose:
+            yield Finding(
+                claim.key,
+                claim.name,
+                f"{purpose} uses this secret for something else",
+                "name a secret of its own",
+            )
+            continue
+        try:
+            secret = secrets.read(claim.name)
+        except ValueError as error:
+            wrong, _, mend = str(error).partition("; ")
+            yield Finding(claim.key, claim.name, wrong, mend)
+            continue
+        if secret is None:
+            yield Finding(
+                claim.key,
+                claim.name,
+                "this secret is not set",
+                f"add {claim.name}={MASK} to {secrets.folder() / '.env'}",
+            )
+            continue
+        weakness = secrets.weakness(secret)
+        holder = values.setdefault(secret.get_secret_value(), claim.name)
+        if weakness:
+            yield Finding(
+                claim.key,
+                claim.name,
+                f"this secret is too weak, {weakness}",
+                "replace it, for instance by what 'openssl rand -hex 24' prints",
+            )
+        elif holder != claim.name:
+            yield Finding(
+                claim.key,
+                claim.name,
+                f"{holder} has the same value",
+                "give each secret a value of its own",
+            )

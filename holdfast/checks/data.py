@@ -1,0 +1,222 @@
+"""Where data lies and where its copies go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from holdfast import registry
+from holdfast.checks.finding import Finding, Findings, is_loopback, nearest
+from holdfast.refusal import MISSING
+from holdfast.registry import PathClaim
+from holdfast.settings import HostSettings, NfsMount, Repository
+
+# Nothing of ours may lie below these.
+_SYSTEM_TREES = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc"),
+    *("/root", "/run", "/sbin", "/sys", "/tmp", "/usr"),  # noqa: S108
+)
+# Below these there is room; they themselves are shared.
+_SYSTEM_FOLDERS = (
+    *_SYSTEM_TREES,
+    *("/", "/home", "/media", "/mnt", "/opt", "/srv", "/var", "/var/lib", "/var/log"),
+)
+_OURS = ("/etc/holdfast", "/opt/holdfast", "/var/lib/holdfast")
+
+
+def is_below(path: str, tree: str) -> bool:
+    """Whether ``path`` is ``tree`` or lies in it."""
+    return path == tree or tree in map(str, PurePosixPath(path).parents)
+
+
+def _is_below_any(path: str, trees: Iterable[str]) -> bool:
+    return any(is_below(path, tree) for tree in trees)
+
+
+def _reserved(claim: PathClaim) -> str | None:
+    path = claim.path
+    if claim.kind == "backup":
+        # To back up is not to own: /etc and /home are fair, kernel trees and everything are not.
+        is_system = path == "/" or _is_below_any(path, ("/dev", "/proc", "/run", "/sys"))
+    elif claim.kind == "data":
+        is_system = path in _SYSTEM_FOLDERS
+        if claim.key.startswith("services[") and _is_below_any(path, _OURS):
+            return "this folder is Holdfast's own"
+    else:
+        is_system = path in _SYSTEM_FOLDERS or _is_below_any(path, _SYSTEM_TREES)
+    return "this folder is the system's" if is_system else None
+
+
+def _may_overlap(outer: PathClaim, inner: PathClaim) -> bool:
+    if outer.kind == "mount":
+        # The NAS is where data and repositories should be; a mount on a mount hides one. Models
+        # on a mount have a refusal of their own.
+        is_at_home = inner.kind in ("data", "repository", "backup")
+        return inner.kind == "models" or (is_at_home and outer.path != inner.path)
+    return outer.owner == inner.owner
+
+
+def paths(settings: HostSettings) -> Findings:
+    """Folders with two owners, and folders that are the system's."""
+    usable = []
+    for claim in registry.path_claims(settings):
+        reserved = _reserved(claim)
+        if reserved:
+            yield Finding(claim.key, claim.path, reserved, "choose a folder for this purpose alone")
+        else:
+            usable.append(claim)
+    for one, other in combinations(usable, 2):
+        if is_below(other.path, one.path):
+            outer, inner = one, other
+        elif is_below(one.path, other.path):
+            outer, inner = other, one
+        else:
+            continue
+        if not _may_overlap(outer, inner):
+            yield Finding(
+                other.key,
+                other.path,
+                f"it overlaps {one.path} of {one.owner}",
+                "give each its own folder",
+            )
+
+
+def _mount_of(path: str, settings: HostSettings) -> NfsMount | None:
+    below = (mount for mount in settings.storage.mounts if is_below(path, mount.path))
+    return next(below, None)
+
+
+def _is_known_server(server: str, settings: HostSettings, hosts: set[str]) -> bool:
+    if "." in server or ":" in server:
+        return True
+    return server in settings.base.hosts or server in hosts
+
+
+def storage(settings: HostSettings, hosts: set[str]) -> Findings:
+    """Models and mounts that cannot be reached or hide each other."""
+    storage = settings.storage
+    for index, mount in enumerate(storage.mounts):
+        if not _is_known_server(mount.server, settings, hosts):
+            yield Finding(
+                f"storage.mounts[{index}].server",
+                mount.server,
+                "no host of the inventory and no name in base.hosts is called so",
+                f"{nearest(mount.server, hosts | set(settings.base.hosts))}, or its address",
+            )
+    files: dict[str, str] = {}
+    for index, model in enumerate(storage.models):
+        if model.source.startswith("/") and _mount_of(model.source, settings) is None:
+            yield Finding(
+                f"storage.models[{index}].source",
+                model.source,
+                "this path is on no declared mount",
+                "write a path below one of storage.mounts, or a URL",
+            )
+        holder = files.setdefault(model.filename, model.name)
+        if holder != model.name:
+            yield Finding(
+                f"storage.models[{index}].filename",
+                model.filename,
+                f"{holder} is kept under this name",
+                "give each model its own file name",
+            )
+    if mount_below := _mount_of(storage.models_path, settings):
+        yield Finding(
+            "storage.models_path",
+            storage.models_path,
+            f"this is on the mount {mount_below.name}, and models are served from local disk",
+            "write a local folder",
+        )
+
+
+def _place(repository: Repository, settings: HostSettings) -> str:
+    if repository.url:
+        return urlsplit(repository.url).hostname or ""
+    mount = _mount_of(repository.path or "/", settings)
+    return mount.server if mount else "this host"
+
+
+def backup(settings: HostSettings) -> Findings:
+    """Backups that would not survive what they are for."""
+    backup = settings.backup
+    if backup is None:
+        return
+    for index, repository in enumerate(backup.repositories):
+        yield from _repository(f"backup.repositories[{index}]", repository, settings)
+    places = {_place(repository, settings) for repository in backup.repositories}
+    if len(places) < 2 and backup.single_place_waiver is None:
+        yield Finding(
+            "backup.repositories",
+            ", ".join(sorted(places)),
+            "all copies are in one place",
+            "add a repository elsewhere, or say why not in single_place_waiver",
+        )
+    kept = [data for service in registry.declared_services(settings) for data in service.data]
+    if all(data.backup == "derived" for data in [*kept, *backup.paths]):
+        yield Finding(
+            "backup.paths", [], "there is nothing to save", "name a path, or remove backup"
+        )
+
+
+def _repository(key: str, repository: Repository, settings: HostSettings) -> Findings:
+    wanted, other = ("path", "url") if repository.kind == "path" else ("url", "path")
+    if getattr(repository, wanted) is None:
+        yield Finding(
+            f"{key}.{wanted}",
+            MISSING,
+            f"kind '{repository.kind}' needs it",
+            f"write the {wanted} of the repository",
+        )
+    if getattr(repository, other) is not None:
+        yield Finding(
+            f"{key}.{other}",
+            getattr(repository, other),
+            f"kind '{repository.kind}' has no {other}",
+            "remove it, or change the kind",
+        )
+    if (repository.user is None) != (repository.user_password is None):
+        missing = "user" if repository.user is None else "user_password"
+        yield Finding(
+            f"{key}.{missing}",
+            MISSING,
+            "user and user_password only work together",
+            "write both, or neither",
+        )
+    if repository.kind == "path":
+        yield from _path_repository(key, repository, settings)
+        return
+    url = repository.url or ""
+    if repository.user_password and url.startswith("http://") and not is_loopback(url):
+        yield Finding(
+            f"{key}.url",
+            repository.url,
+            "the password would cross the network in the clear",
+            "write its https URL",
+        )
+
+
+def _path_repository(key: str, repository: Repository, settings: HostSettings) -> Findings:
+    if repository.append_only:
+        yield Finding(
+            f"{key}.append_only",
+            repository.append_only,
+            "nothing stops this host from deleting files below a path",
+            "use kind 'rest' for it, or remove it",
+        )
+    mount = _mount_of(repository.path, settings) if repository.path else None
+    if mount and mount.read_only:
+        yield Finding(
+            f"{key}.path",
+            repository.path,
+            f"the mount {mount.name} is read-only",
+            "choose another mount, or make it writable",
+        )
+    if mount is None and (repository.path or "").startswith("/mnt/"):
+        yield Finding(
+            f"{key}.path",
+            repository.path,
+            "this looks like a mount and none is declared there",
+            "declare it under storage.mounts, or write a local folder",
+        )

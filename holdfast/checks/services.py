@@ -1,0 +1,111 @@
+"""What runs on a host: units, users, engines."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from holdfast import registry
+from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.settings import HostSettings
+
+
+def services(settings: HostSettings) -> Findings:
+    """Services that take names, units or ports of others."""
+    own = {service.unit: service.name for service in registry.declared_services(settings)[::-1]}
+    for index, service in enumerate(settings.services):
+        key = f"services[{index}]"
+        if service.name in registry.own_names(settings):
+            yield Finding(
+                f"{key}.name",
+                service.name,
+                "Holdfast has a service of this name",
+                "rename it",
+            )
+        is_container = any(listen.container for listen in service.listens)
+        if own[service.unit] != service.name and not is_container:
+            yield Finding(
+                f"{key}.unit",
+                service.unit,
+                f"this unit belongs to {own[service.unit]}",
+                "name this service's own unit",
+            )
+        if service.health:
+            port = urlsplit(service.health.url).port
+            if port not in [listen.port for listen in service.listens]:
+                yield Finding(
+                    f"{key}.health.url",
+                    service.health.url,
+                    f"the service does not listen on port {port}",
+                    "write one of its own ports",
+                )
+
+
+def users(settings: HostSettings) -> Findings:
+    """Users that more than one program would run as."""
+    logins = {settings.ssh_user, "root", "nobody", *settings.ssh.authorised_keys} - {None}
+    holders: dict[str, str] = {}
+    for claim in registry.user_claims(settings):
+        holder = holders.setdefault(claim.user, claim.owner)
+        if claim.user in logins:
+            wrong = "a service must not run as a user that people or other programs use"
+        elif holder != claim.owner:
+            wrong = f"{holder} runs as this user already and each could read the other's data"
+        else:
+            continue
+        yield Finding(claim.key, claim.user, wrong, f"give it its own, such as svc-{claim.owner}")
+
+
+def docker(settings: HostSettings) -> Findings:
+    """A repository that would not be used."""
+    docker = settings.docker
+    if docker and docker.repository and docker.source == "distribution":
+        yield Finding(
+            "docker.repository.url",
+            docker.repository.url,
+            "source is 'distribution', which takes no repository",
+            "remove it, or write source 'vendor'",
+        )
+
+
+def floor(settings: HostSettings) -> Findings:
+    """A floor without its model, its memory or its network."""
+    floor = settings.floor
+    if floor is None:
+        return
+    model = registry.floor_model(settings)
+    if model is None:
+        names = {model.name for model in settings.storage.models}
+        yield Finding(
+            "floor.model",
+            floor.model,
+            "storage.models declares no such model",
+            nearest(floor.model, names),
+        )
+    elif model.size_mib >= floor.memory_max_mib:
+        yield Finding(
+            "floor.memory_max_mib",
+            floor.memory_max_mib,
+            f"the model {model.name} alone has {model.size_mib:g} MiB",
+            "choose a smaller model, or allow more",
+        )
+    elif not model.filename.endswith(".gguf"):
+        yield Finding(
+            "floor.model",
+            floor.model,
+            f"its file {model.filename} is no GGUF, and llama.cpp reads nothing else",
+            "choose a .gguf model",
+        )
+    if not floor.release.url.endswith((".tar.gz", ".tgz")):
+        yield Finding(
+            "floor.release.url",
+            floor.release.url,
+            "only .tar.gz archives are unpacked",
+            "write the URL of the release's .tar.gz",
+        )
+    if floor.scope == "tailnet" and settings.tailnet is None:
+        yield Finding(
+            "floor.scope",
+            floor.scope,
+            "this host has no tailnet",
+            "declare tailnet, or write 'loopback'",
+        )

@@ -1,0 +1,123 @@
+"""The settings models read as a grammar: what may stand where, in words."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from holdfast.types import Word
+
+_KINDS: dict[Any, str] = {
+    str: "text in quotes",
+    int: "a whole number without quotes",
+    float: "a number without quotes",
+    bool: "True or False",
+}
+
+
+def arms(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union without None; one alternative where it is no union."""
+    if get_origin(annotation) is Annotated:
+        return (annotation,)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(arm for arm in get_args(annotation) if arm is not type(None))
+    return (annotation,)
+
+
+def annotation_of(model: type[BaseModel], name: object) -> Any:
+    """The type of one key of a model, its limits included; None where there is no such key."""
+    for field_name, field in model.model_fields.items():
+        if name in (field_name, field.alias):
+            if field.metadata:
+                return Annotated[field.annotation, *field.metadata]
+            return field.annotation
+    return None
+
+
+def keys_of(model: type[BaseModel]) -> list[str]:
+    """The keys an inventory may use in this model."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def describe(annotation: Any) -> str:
+    """What may stand here, in words: "a whole number without quotes from 1 to 65535"."""
+    options = arms(annotation)
+    if len(options) > 1:
+        return " or ".join(describe(option) for option in options)
+    (kind,) = options
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        word = next((item for item in arguments[1:] if isinstance(item, Word)), None)
+        text = f"{word.what}, such as {word.example}" if word else describe(arguments[0])
+        text += _limits(arguments[1:])
+    elif origin is Literal:
+        text = "one of " + ", ".join(map(repr, arguments))
+    elif origin is list:
+        text = f"a list, each item {describe(arguments[0])}"
+    elif origin is dict:
+        name, value = map(describe, arguments)
+        text = f"a dict {{name: value}}, each name {name}, each value {value}"
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        text = "a dict with " + ", ".join(keys_of(kind))
+    else:
+        text = _KINDS[kind]
+    return text
+
+
+def _limits(metadata: tuple[Any, ...]) -> str:
+    bounds: dict[str, Any] = {}
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            return _limits(tuple(item.metadata))
+        for name in ("ge", "gt", "le", "lt", "min_length", "max_length"):
+            if (bound := getattr(item, name, None)) is not None:
+                bounds[name] = bound
+    if {"ge", "le"} <= bounds.keys():
+        return f" from {bounds['ge']} to {bounds['le']}"
+    words = {
+        "ge": "of at least {}",
+        "gt": "above {}",
+        "le": "of at most {}",
+        "lt": "below {}",
+        "min_length": "and at least {} long",
+        "max_length": "and at most {} long",
+    }
+    return "".join(f" {words[name].format(bound)}" for name, bound in bounds.items())
+
+
+def names_a_secret(annotation: Any) -> bool:
+    """Whether the name of a secret belongs here."""
+    return any(
+        isinstance(item, Word) and item.secret
+        for arm in arms(annotation)
+        for item in get_args(arm)[1:]
+    )
+
+
+def walk(value: Any, annotation: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every value below ``value`` with its key and type, containers before what they hold.
+
+    ``annotation`` is the type of ``value``; keys are written as an operator would, such as
+    ``firewall.openings[0].port``.
+    """
+    yield key, value, annotation
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            written = field.alias or name
+            below = f"{key}.{written}" if key else written
+            yield from walk(getattr(value, name), annotation_of(type(value), name), below)
+    elif isinstance(value, list | dict):
+        (kind,) = arms(annotation)
+        if get_origin(kind) is Annotated:
+            (kind,) = arms(get_args(kind)[0])
+        item_kind = get_args(kind)[-1]
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from walk(item, item_kind, f"{key}[{index}]")
+        else:
+            for name, item in value.items():
+                yield from walk(item, item_kind, f"{key}.{name}")

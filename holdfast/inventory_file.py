@@ -1,0 +1,39 @@
+"""An inventory file read as pyinfra's command line reads it; nothing is connected to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyinfra.api import State
+from pyinfra.api.inventory import Inventory
+from pyinfra.context import ctx_state
+from pyinfra_cli.inventory import make_inventory_from_files
+
+from holdfast import site
+from holdfast.connector import RackConnector
+from holdfast.refusal import Refusal, Refused
+from holdfast.settings import HostSettings
+
+
+def load(path: str) -> dict[str, HostSettings]:
+    """The settings of every host in the inventory file ``path``.
+
+    Raises:
+        Refused: it cannot work as it is written.
+        click.ClickException: the file itself fails when Python runs it.
+    """
+    if not Path(path).is_file():
+        raise Refused([Refusal(path, "path", path, "no such file", "name a file in inventories/")])
+    with ctx_state.use(State()):
+        inventory: Inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))
+    if not len(inventory):
+        raise Refused([Refusal(path, "hosts", [], "there is no host", "list one as @rack/NAME")])
+    # Any other connector would open connections before the inventory is checked.
+    refusals = [
+        Refusal(path, "hosts", host.name, "this host skips the checks", f"write @rack/{host.name}")
+        for host in inventory
+        if host.connector_cls is not RackConnector
+    ]
+    if refusals:
+        raise Refused(refusals)
+    return site.load(inventory)

@@ -1,0 +1,100 @@
+"""How Holdfast says no: one sentence with host, key, value and mend, before anything changed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra.api.exceptions import PyinfraError
+
+MASK = "..."
+_SECRET_KEY = re.compile(r"passw|passphrase|secret|token|credential|(^|_|-)key$|api_?key", re.I)
+_SECRET_PARAMETER = re.compile(r"(?i)([a-z_-]*(?:passw|secret|token|key|sig)[a-z_-]*=)[^&\s]+")
+_LONGEST_SHOWN = 80
+
+
+class Missing:
+    """The value of a key that is not there."""
+
+    def __repr__(self) -> str:
+        return "(missing)"
+
+
+MISSING = Missing()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One reason not to start. ``key`` is the place in the inventory, ``value`` what stands there.
+
+    ``value`` is shown in the sentence: pass it through `shown` where it may hold a secret.
+    """
+
+    host: str
+    key: str
+    value: object
+    wrong: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.key} = {self.value!r}: {self.wrong}; {self.mend}."
+
+
+class Refused(PyinfraError):
+    """The inventory cannot work as it is written. Raised before the first connection."""
+
+    def __init__(self, refusals: list[Refusal]) -> None:
+        self.refusals = refusals
+        super().__init__(
+            "\n".join(["nothing was touched, the inventory is refused:", *map(str, refusals)])
+        )
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a key of this name usually holds a secret."""
+    return bool(_SECRET_KEY.search(key))
+
+
+def looks_random(text: str) -> bool:
+    """Whether ``text`` could be a password, key or token: long, unbroken and without pattern."""
+    if re.fullmatch(r"[0-9a-f]{40,}", text):
+        return True
+    if re.match(r"https?://|/[a-z]+(/|$)", text):
+        # Model and release names in URLs and paths look random and are not.
+        return False
+    for word in re.split(r"[\s/:,]+", text):
+        # A random word of 16 base64 characters has 3.5 bits a character or more; names and file
+        # names rarely mix digits with both cases.
+        counts = Counter(word)
+        entropy = -sum(n / len(word) * math.log2(n / len(word)) for n in counts.values())
+        kinds = sum(bool(re.search(kind, word)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
+        if len(word) >= 16 and entropy > 3.3 and kinds >= 2 and not re.search(r"\.[a-z]", word):
+            return True
+    return False
+
+
+class _Masked:
+    def __repr__(self) -> str:
+        return f"'{MASK}'"
+
+
+def shown(value: Any, key: str = "", secrets: frozenset[str] = frozenset()) -> Any:
+    """``value`` as it may be printed: whatever is, or could be, a secret is masked.
+
+    ``key`` is the name it stands under; ``secrets`` are values known to be secret.
+    """
+    if isinstance(value, dict):
+        return {name: shown(item, str(name), secrets) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [shown(item, key, secrets) for item in value]
+    if not isinstance(value, str):
+        return _Masked() if is_secret_key(key) and value is not None else value
+    is_random = looks_random(value) and "sha256" not in key
+    if is_secret_key(key) or is_random or any(secret in value for secret in secrets):
+        return _Masked()
+    text = re.sub(r"//[^/\s]*@", f"//{MASK}@", value)
+    text = _SECRET_PARAMETER.sub(rf"\1{MASK}", text)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + MASK

@@ -1,0 +1,240 @@
+"""One registry each for services, ports, users, paths, secrets and GPU memory of a host.
+
+Everything here is derived from a host's settings; nothing is declared a second time. Capabilities
+ask `declared_services`; `holdfast.site` asks the rest and refuses collisions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.grammar import names_a_secret, walk
+from holdfast.services import DataPath, HealthCheck, Listen, Service
+from holdfast.settings import Floor, HostSettings, ModelFile
+
+FLOOR_USER = "holdfast-floor"
+FLOOR_STATE = "/var/lib/holdfast/floor"
+
+
+def floor_model(settings: HostSettings) -> ModelFile | None:
+    """The model the floor serves, or None where there is no floor or the model is not declared."""
+    wanted = settings.floor.model if settings.floor else None
+    return next((model for model in settings.storage.models if model.name == wanted), None)
+
+
+def model_path(settings: HostSettings, model: ModelFile) -> str:
+    """Where ``model`` lies on the host's local disk."""
+    return f"{settings.storage.models_path}/{model.filename}"
+
+
+def floor_service(settings: HostSettings) -> Service | None:
+    """The floor as a service, or None where the host has none."""
+    floor: Floor | None = settings.floor
+    if floor is None:
+        return None
+    model = floor_model(settings)
+    data = [DataPath(path=FLOOR_STATE, backup="state")]
+    if model is not None:
+        data.append(DataPath(path=model_path(settings, model), backup="derived"))
+    return Service(
+        name="floor",
+        unit="holdfast-floor.service",
+        user=FLOOR_USER,
+        tier="T1",
+        listens=[Listen(port=floor.port, scope=floor.scope)],
+        memory_max_mib=floor.memory_max_mib,
+        data=data,
+        health=HealthCheck(url=f"http://127.0.0.1:{floor.port}/health", contains="ok"),
+    )
+
+
+def ssh_service(settings: HostSettings) -> Service:
+    """The SSH server; its scope is the one that holds once the deploy has finished."""
+    ssh = settings.ssh
+    # The storage network has no business logging in.
+    lan = [name for name, link in settings.interfaces.items() if link.role != "storage"]
+    if ssh.lan_access == "until-tailnet":
+        listens = [Listen(port=ssh.port, scope="tailnet")]
+    elif ssh.lan_sources and lan:
+        listens = [
+            Listen(port=ssh.port, scope="lan", interface=name, sources=ssh.lan_sources)
+            for name in lan
+        ]
+    else:
+        listens = [Listen(port=ssh.port, scope="public")]
+    return Service(name="ssh", unit="ssh.service", user="root", tier="T4", listens=listens)
+
+
+def declared_services(settings: HostSettings) -> list[Service]:
+    """Every long-running program Holdfast answers for on this host, the capabilities' own first."""
+    services = [ssh_service(settings)]
+    if settings.tailnet is not None:
+        services.append(
+            Service(
+                name="tailscaled",
+                unit="tailscaled.service",
+                user="root",
+                tier="T4",
+                listens=[Listen(port=settings.tailnet.port, protocol="udp", scope="public")],
+            )
+        )
+    if settings.docker is not None:
+        services.append(Service(name="docker", unit="docker.service", user="root", tier="T4"))
+    floor = floor_service(settings)
+    if floor is not None:
+        services.append(floor)
+    return [*services, *settings.services]
+
+
+_OWN_KEYS = {"ssh": "ssh", "tailscaled": "tailnet", "docker": "docker", "floor": "floor"}
+
+
+def _own_services(settings: HostSettings) -> list[Service]:
+    services = declared_services(settings)
+    return services[: len(services) - len(settings.services)]
+
+
+def own_names(settings: HostSettings) -> set[str]:
+    """Names of the services that the capabilities declare themselves."""
+    return {service.name for service in _own_services(settings)}
+
+
+@dataclass(frozen=True)
+class PortClaim:
+    """A port a service listens on, and the key that says so."""
+
+    key: str
+    owner: str
+    port: int
+    protocol: Literal["tcp", "udp"]
+
+
+def port_claims(settings: HostSettings) -> list[PortClaim]:
+    """Every port in use, in the order of `declared_services`; SSH on two interfaces is one claim.
+
+    Scopes are not told apart: all of them hold the loopback address.
+    """
+    claims = [
+        PortClaim(f"{_OWN_KEYS[service.name]}.port", service.name, listen.port, listen.protocol)
+        for service in _own_services(settings)
+        for listen in service.listens
+    ]
+    claims += [
+        PortClaim(
+            f"services[{index}].listens[{place}].port", service.name, listen.port, listen.protocol
+        )
+        for index, service in enumerate(settings.services)
+        for place, listen in enumerate(service.listens)
+    ]
+    return list(dict.fromkeys(claims))
+
+
+@dataclass(frozen=True)
+class UserClaim:
+    """A system user a service runs as."""
+
+    key: str
+    owner: str
+    user: str
+
+
+def user_claims(settings: HostSettings) -> list[UserClaim]:
+    """Service users, without the system's own daemons and containers, which start as root."""
+    claims = [
+        UserClaim(_OWN_KEYS[service.name], service.name, service.user)
+        for service in _own_services(settings)
+        if service.user != "root"
+    ]
+    return claims + [
+        UserClaim(f"services[{index}].user", service.name, service.user)
+        for index, service in enumerate(settings.services)
+        if not (service.user == "root" and any(listen.container for listen in service.listens))
+    ]
+
+
+@dataclass(frozen=True)
+class PathClaim:
+    """A path that belongs to one owner, and what it is to that owner."""
+
+    key: str
+    owner: str
+    path: str
+    kind: Literal["mount", "models", "data", "repository", "backup"]
+
+
+def path_claims(settings: HostSettings) -> list[PathClaim]:
+    """Mount points, the models folder, services' data, backup repositories and extra paths."""
+    storage = settings.storage
+    claims = [
+        PathClaim(f"storage.mounts[{index}].path", f"mount {mount.name}", mount.path, "mount")
+        for index, mount in enumerate(storage.mounts)
+    ]
+    claims.append(PathClaim("storage.models_path", "models", storage.models_path, "models"))
+    claims += [
+        PathClaim(_OWN_KEYS[service.name], f"service {service.name}", data.path, "data")
+        for service in _own_services(settings)
+        for data in service.data
+        # The floor reads its model where storage put it.
+        if data.backup != "derived"
+    ]
+    claims += [
+        PathClaim(
+            f"services[{index}].data[{place}].path", f"service {service.name}", data.path, "data"
+        )
+        for index, service in enumerate(settings.services)
+        for place, data in enumerate(service.data)
+    ]
+    if settings.backup:
+        claims += [
+            PathClaim(
+                f"backup.repositories[{index}].path",
+                f"repository {repository.name}",
+                repository.path,
+                "repository",
+            )
+            for index, repository in enumerate(settings.backup.repositories)
+            if repository.path
+        ]
+        claims += [
+            PathClaim(f"backup.paths[{index}].path", f"backup.paths[{index}]", data.path, "backup")
+            for index, data in enumerate(settings.backup.paths)
+        ]
+    return claims
+
+
+@dataclass(frozen=True)
+class SecretClaim:
+    """A secret that a key names; ``purpose`` is that key without list positions."""
+
+    key: str
+    name: str
+    purpose: str
+
+
+def secret_claims(settings: HostSettings) -> list[SecretClaim]:
+    """Every secret this host needs."""
+    return [
+        SecretClaim(key, value, re.sub(r"\[\d+\]", "", key))
+        for key, value, annotation in walk(settings, HostSettings)
+        if isinstance(value, str) and names_a_secret(annotation)
+    ]
+
+
+@dataclass(frozen=True)
+class GpuClaim:
+    """GPU memory a service may take, MiB."""
+
+    key: str
+    owner: str
+    mib: int
+
+
+def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
+    """The tenants of this host's GPUs. What the cards offer is not declared yet, so no sum."""
+    return [
+        GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib)
+        for index, service in enumerate(settings.services)
+        if service.gpu_mib
+    ]

@@ -1,0 +1,74 @@
+"""A service is declared once; unit sandbox, firewall, backup and checks all derive from this."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from holdfast.types import (
+    AbsolutePath,
+    Cidr,
+    Interface,
+    LocalUrl,
+    Model,
+    Name,
+    Port,
+    Text,
+    UnitName,
+    UserName,
+)
+
+Tier = Literal["T1", "T2", "T3", "T4"]
+"""Sovereignty tier: T1 sovereign, T2 local first, T3 cloud explicit, T4 coordination."""
+
+
+class Listen(Model):
+    """Where a service can be reached.
+
+    ``loopback``: this host only. ``tailnet``: loopback and tailnet peers. ``lan``: loopback and
+    the given ``sources`` on a declared LAN ``interface``. ``public``: any address, any interface.
+    """
+
+    port: Port
+    protocol: Literal["tcp", "udp"] = "tcp"
+    scope: Literal["loopback", "tailnet", "lan", "public"] = "loopback"
+    interface: Interface | None = None
+    sources: list[Cidr] = []
+    container: bool = False
+    """The port is published by Docker: it is opened in DOCKER-USER, not in INPUT."""
+
+
+class DataPath(Model):
+    """A directory or file a service owns, and what a backup owes it.
+
+    ``state`` is backed up; ``secret`` is backed up and never world readable; ``derived`` can be
+    made again (models, caches) and is left out.
+    """
+
+    path: AbsolutePath
+    backup: Literal["state", "secret", "derived"]
+
+
+class HealthCheck(Model):
+    """How to tell that a service answers, not merely that it runs."""
+
+    url: LocalUrl
+    contains: Text
+    """Text that the answer's body must hold."""
+    timeout_seconds: int = Field(default=30, ge=1, le=600)
+
+
+class Service(Model):
+    """One long-running program on a host."""
+
+    name: Name
+    unit: UnitName
+    user: UserName
+    tier: Tier
+    listens: list[Listen] = []
+    gpu_mib: int = Field(default=0, ge=0)
+    """GPU memory it may claim, MiB."""
+    memory_max_mib: int | None = Field(default=None, ge=16)
+    data: list[DataPath] = []
+    health: HealthCheck | None = None

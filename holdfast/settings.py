@@ -1,0 +1,290 @@
+"""What an inventory may say about a host: every key, its type, unit and default.
+
+An inventory is data; these models are its grammar. `holdfast.site.load` parses every host with
+them before the first connection and refuses what cannot work.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from holdfast.services import DataPath, Service
+from holdfast.types import (
+    AbsolutePath,
+    Address,
+    Calendar,
+    Cidr,
+    ControllerPath,
+    DnsName,
+    FileName,
+    HostLabel,
+    HostOrAddress,
+    Interface,
+    Locale,
+    Model,
+    Name,
+    PackagePrefix,
+    PinnedUrl,
+    Port,
+    PublicKey,
+    Reason,
+    SecretName,
+    Sha256,
+    Source,
+    Suite,
+    Tag,
+    Text,
+    Timezone,
+    Url,
+    UserName,
+    Version,
+)
+
+Distribution = Literal["debian12", "debian13", "ubuntu2404", "ubuntu2604"]
+
+
+class Artefact(Model):
+    """Something downloaded: pinned by version and checksum, never ``latest``."""
+
+    version: Version
+    url: PinnedUrl
+    sha256: Sha256
+
+
+class AptRepository(Model):
+    """A signed APT repository: the vendor's, or a mirror of it."""
+
+    url: Url
+    key_url: Url
+    key_sha256: Sha256 | None = None
+    """Checksum of the key file; pinned where the vendor publishes a stable key."""
+    suite: Suite
+    components: list[Name] = ["main"]
+
+
+class NetworkInterface(Model):
+    """A physical interface and what is behind it; all of them count as external to the firewall."""
+
+    role: Literal["lan", "management", "storage"]
+
+
+class DiskCheck(Model):
+    """Space that must be there before anything is installed."""
+
+    path: AbsolutePath
+    free_gib: float = Field(gt=0)
+
+
+class Base(Model):
+    """The ground every other capability stands on."""
+
+    timezone: Timezone = "Etc/UTC"
+    locale: Locale = "C.UTF-8"
+    ntp_servers: list[HostOrAddress] = []
+    """Empty: the distribution's pool."""
+    hosts: dict[DnsName, Address] = {}
+    """Names that DNS does not know, written to /etc/hosts."""
+    trusted_cas: dict[Name, ControllerPath] = {}
+    """Name to PEM file on the controller: private authorities this host must trust."""
+    disks: list[DiskCheck] = [DiskCheck(path="/", free_gib=4)]
+    apt_lock_timeout_seconds: int = Field(default=300, ge=0, le=3600)
+    journal_max_mib: int = Field(default=1024, ge=64)
+    held_back: list[PackagePrefix] = ["nvidia-", "libnvidia-", "linux-modules-nvidia-"]
+    """Package name prefixes that unattended upgrades must not touch: user space that moves under
+    a loaded kernel module breaks NVML until the next reboot."""
+
+
+class Ssh(Model):
+    """Who may log in, and from where."""
+
+    port: Port = 22
+    root_login: Literal["never", "key"] = "never"
+    authorised_keys: dict[UserName, list[PublicKey]] = {}
+    """User to the keys that may log in as that user; other keys in the file are removed. A user
+    that is not named keeps its file as it is."""
+    lan_access: Literal["until-tailnet", "keep"] = "until-tailnet"
+    """``until-tailnet`` closes SSH on the LAN once a tailnet login has succeeded."""
+    lan_sources: list[Cidr] = []
+    """Networks SSH is open to while it is open on the LAN; empty means any."""
+    tcp_forwarding: Literal["no", "local", "yes"] = "local"
+    """What a login may tunnel. ``local``, as ``ssh -L`` and jumping need it, lets an operator reach
+    a loopback service and a training tool its job; it gives nobody more than a shell does."""
+
+
+class Opening(Model):
+    """A hole in the firewall that no declared service explains."""
+
+    port: Port
+    protocol: Literal["tcp", "udp"] = "tcp"
+    sources: list[Cidr] = Field(min_length=1)
+    interface: Interface | None = None
+    container: bool = False
+    """The port is published by Docker: it is opened in DOCKER-USER, not in INPUT."""
+    public: bool = False
+    """Must be said when ``sources`` holds the whole internet."""
+    reason: Reason
+
+
+class Firewall(Model):
+    """UFW, default deny, IPv4 and IPv6, Docker included."""
+
+    openings: list[Opening] = []
+    rollback_seconds: int = Field(default=180, ge=30, le=3600)
+    """How long a change waits for proof of a new login before it undoes itself, seconds."""
+
+
+class Docker(Model):
+    """The container engine."""
+
+    source: Literal["vendor", "distribution"] = "vendor"
+    repository: AptRepository | None = None
+    """A mirror of the vendor's repository; only with ``source="vendor"``."""
+    log_max_mib: int = Field(default=10, ge=1)
+    log_max_files: int = Field(default=3, ge=1)
+
+
+class Tailnet(Model):
+    """The private network that is the only way in."""
+
+    hostname: HostLabel | None = None
+    """Defaults to the host's name."""
+    repository: AptRepository | None = None
+    """A mirror of the vendor's repository."""
+    control_server: Url | None = None
+    """A headscale; Tailscale's own when absent."""
+    auth_key: SecretName = "TAILSCALE_AUTH_KEY"
+    tags: list[Tag] = []
+    port: Port = 41641
+    join_timeout_seconds: int = Field(default=60, ge=10, le=600)
+    accept_dns: bool = True
+
+
+class NfsMount(Model):
+    """One NFS 4.2 export, mounted on first use and released when idle."""
+
+    name: Name
+    server: HostOrAddress
+    export: AbsolutePath
+    path: AbsolutePath
+    read_only: bool = False
+    timeout_seconds: int = Field(default=30, ge=5, le=300)
+    """How long a mount attempt may take."""
+    idle_seconds: int = Field(default=600, ge=0)
+    """Unmounted after this long without use; 0 keeps it mounted."""
+
+
+class ModelFile(Model):
+    """A model's weights on local disk, copied from the NAS or downloaded, proved by checksum."""
+
+    name: Name
+    source: Source
+    """A URL, or a path on a declared mount."""
+    sha256: Sha256
+    size_mib: float = Field(gt=0)
+    filename: FileName
+
+
+class Storage(Model):
+    """What lives on the NAS and what is kept on local disk."""
+
+    mounts: list[NfsMount] = []
+    models: list[ModelFile] = []
+    models_path: AbsolutePath = "/var/lib/holdfast/models"
+    models_check_schedule: Calendar = "Sat *-*-* 02:30:00"
+    """When every model is compared with its checksum again, at low priority."""
+
+
+class Floor(Model):
+    """The model that always answers: llama.cpp on the CPU."""
+
+    release: Artefact
+    """An archive laid out as llama.cpp's releases are: one folder that holds ``llama-server``."""
+    model: Name
+    """A model declared under ``storage.models``."""
+    port: Port = 8080
+    scope: Literal["loopback", "tailnet"] = "tailnet"
+    api_key: SecretName = "FLOOR_API_KEY"
+    context_tokens: int = Field(default=4096, ge=128)
+    threads: int = Field(default=4, ge=1)
+    memory_max_mib: int = Field(default=8192, ge=64)
+
+
+class Repository(Model):
+    """A place restic writes to."""
+
+    name: Name
+    kind: Literal["path", "rest"]
+    path: AbsolutePath | None = None
+    """For ``path``: a directory on a declared mount or another disk."""
+    url: Url | None = None
+    """For ``rest``: the rest-server, without credentials."""
+    user: Name | None = None
+    user_password: SecretName | None = None
+    password: SecretName
+    """Encrypts the repository; keep a copy off the host."""
+    append_only: bool = False
+    """The server forbids deletion, so old snapshots are pruned from elsewhere."""
+
+
+class Backup(Model):
+    """restic, two places, and a restore that is run."""
+
+    restic: Artefact | Literal["distribution"] = "distribution"
+    """A ``restic`` binary compressed with bzip2 as upstream releases it, or the distribution's."""
+    repositories: list[Repository] = Field(min_length=1)
+    single_place_waiver: Text | None = Field(default=None, min_length=10, max_length=200)
+    """Why one repository is enough here; without it two are required."""
+    paths: list[DataPath] = []
+    """Data beside what the declared services own."""
+    schedule: Calendar = "*-*-* 03:30:00"
+    restore_check_schedule: Calendar = "Sun *-*-* 05:00:00"
+    max_age_hours: int = Field(default=26, ge=1)
+    """A newest snapshot older than this is an alert."""
+    keep_daily: int = Field(default=7, ge=1)
+    keep_weekly: int = Field(default=5, ge=0)
+    keep_monthly: int = Field(default=12, ge=0)
+
+
+class HostSettings(Model):
+    """Everything an inventory says about one host."""
+
+    hostname: HostLabel
+    """The name it gives itself."""
+    distribution: Distribution
+    interfaces: dict[Interface, NetworkInterface] = Field(min_length=1)
+    """Its physical network interfaces, by the name the kernel gives them."""
+    base: Base = Base()
+    ssh: Ssh = Ssh()
+    firewall: Firewall = Firewall()
+    docker: Docker | None = Docker()
+    """None: no container engine."""
+    tailnet: Tailnet | None = Tailnet()
+    """None: no tailnet; then SSH must stay open on the LAN."""
+    storage: Storage = Storage()
+    floor: Floor | None = None
+    """None: no floor."""
+    backup: Backup | None = None
+    """None: nothing is backed up."""
+    services: list[Service] = []
+    """Services beside those the capabilities declare."""
+
+    lan_address: HostOrAddress | None = None
+    """Where the host answers before it has joined the tailnet."""
+    ssh_hostname: HostOrAddress | None = None
+    """Its name on the tailnet; the inventory's name for it when absent."""
+    ssh_user: UserName | None = None
+    """Who logs in; your own SSH configuration decides when absent."""
+    ssh_port: Port | None = None
+    """Where the login knocks, when your SSH configuration does not say."""
+    ssh_key: ControllerPath | None = None
+    """The private key of the login; keys of the agent and of ~/.ssh when absent."""
+    ssh_config_file: ControllerPath | None = None
+    """An SSH configuration in place of ~/.ssh/config."""
+    ssh_known_hosts_file: ControllerPath | None = None
+    """Known host keys in place of ~/.ssh/known_hosts."""
+    ssh_strict_host_key_checking: Literal["yes", "accept-new"] = "accept-new"
+    """``accept-new`` trusts a host it has never seen; a changed key is refused by both."""
+    sudo: bool = Field(default=False, alias="_sudo")
+    """Whether ``ssh_user`` becomes root by sudo, without a password."""

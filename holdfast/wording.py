@@ -1,0 +1,134 @@
+"""pydantic's errors as sentences an operator can act on."""
+
+from __future__ import annotations
+
+import difflib
+from itertools import zip_longest
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from holdfast.grammar import annotation_of, arms, describe, keys_of, names_a_secret
+from holdfast.refusal import MISSING, Refusal, is_secret_key, shown
+
+
+def _choose(options: tuple[Any, ...], tag: object) -> Any:
+    for option in options:
+        if getattr(option, "__name__", None) == tag:
+            return option
+        if get_origin(option) is Literal and str(tag).startswith("literal["):
+            return option
+    return options[0]
+
+
+def locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any, str]:
+    """Where an error is: its key as the inventory writes it, what belongs there, and the union arm.
+
+    pydantic puts the name of a union's arm into its locations; nobody wrote that name. The third
+    value is the key of the union the error lies in, else "".
+    """
+    key, annotation, union = "", model, ""
+    for step, following in zip_longest(location, location[1:]):
+        if step == "[key]":
+            break
+        options = arms(annotation)
+        if len(options) > 1:
+            annotation, union = _choose(options, step), key
+            continue
+        (kind,) = options
+        if get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
+            kind = arms(kind)[0]
+        if isinstance(step, int):
+            key, annotation = f"{key}[{step}]", get_args(kind)[0]
+        else:
+            key = f"{key}.{step}" if key else step
+            if get_origin(kind) is dict:
+                # What is wrong may be the name in a dict, not what it names.
+                annotation = get_args(kind)[0 if following == "[key]" else 1]
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                annotation = annotation_of(kind, step)
+    return key, annotation, union
+
+
+def _nearest(word: object, words: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(str(word), words, n=1, cutoff=0.6)), None)
+
+
+def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, str]:
+    name = str(location[-1])
+    _, parent, _ = locate(model, location[:-1])
+    kind = arms(parent)[0]
+    if get_origin(kind) is Annotated:
+        kind = arms(get_args(kind)[0])[0]
+    keys = keys_of(kind)
+    if is_secret_key(name):
+        return "there is no such key, and secrets are not kept here", "put it in .env"
+    if meant := _nearest(name, keys):
+        return "there is no such key", f"write '{meant}', or remove it"
+    return "there is no such key", f"remove it (known here are {', '.join(sorted(keys))})"
+
+
+_OUT_OF_BOUNDS = {
+    "greater_than": "this is out of range",
+    "less_than": "this is out of range",
+    "too_short": "this is too short",
+    "string_too_short": "this is too short",
+    "too_long": "this is too long",
+    "string_too_long": "this is too long",
+}
+
+
+def _words(error: ErrorDetails, model: type[BaseModel], expected: Any) -> tuple[str, str]:
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(model, error["loc"])
+    if kind == "value_error":
+        wrong, _, mend = str(error["ctx"]["error"]).partition("; ")
+        return wrong, mend
+    if kind == "missing":
+        wrong = "this key is required"
+    elif kind == "literal_error":
+        choices = [str(value) for arm in arms(expected) for value in get_args(arm)]
+        meant = _nearest(error["input"], choices)
+        wrong = "this is not one of the choices" + (f" (is '{meant}' meant?)" if meant else "")
+    else:
+        wrong = _OUT_OF_BOUNDS.get(kind.removesuffix("_equal"), "this is of the wrong kind")
+    return wrong, f"write {describe(expected)}"
+
+
+def _relevant(errors: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorDetails]:
+    """``errors`` without those of union arms that the value was never meant for."""
+    kept: list[ErrorDetails] = []
+    best: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        _, _, union = locate(model, error["loc"])
+        if union:
+            best.setdefault(union, []).append(error)
+        else:
+            kept.append(error)
+    for group in best.values():
+        # A dict is meant for the arm that looked inside it; anything else is told all the choices.
+        inside = [item for item in group if item["type"] not in ("literal_error", "model_type")]
+        kept += inside or [next((i for i in group if i["type"] == "literal_error"), group[0])]
+    return kept
+
+
+def refusals_from(
+    host: str, error: ValidationError, model: type[BaseModel], secrets: frozenset[str]
+) -> list[Refusal]:
+    """One refusal for each thing wrong with ``host``; ``secrets`` are values never to show."""
+    refusals = []
+    for item in _relevant(error.errors(), model):
+        key, expected, _ = locate(model, item["loc"])
+        wrong, mend = _words(item, model, expected)
+        name = ""
+        if names_a_secret(expected):
+            # What fails to be the name of a secret is often the secret.
+            name = "secret"
+        elif item["type"] == "extra_forbidden" or "sha256" in key:
+            name = str(item["loc"][-1])
+        value = MISSING if item["type"] == "missing" else shown(item["input"], name, secrets)
+        refusals.append(Refusal(host, key, value, wrong, mend))
+    return refusals

@@ -1,0 +1,577 @@
+"""Inventories that cannot work: each is refused in one sentence, before any connection."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from holdfast import site
+from holdfast.refusal import Refused
+from tests.unit.site_data import KEY, SECRETS, SHA256, good, keep_secrets
+
+ROOT = Path(__file__).resolve().parents[2]
+GONE = object()
+RELEASE = "https://example.org/{}/llama.tar.gz"
+
+
+@pytest.fixture(autouse=True)
+def secrets_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A complete `.env`, and nothing of the developer's own."""
+    keep_secrets(tmp_path, SECRETS)
+    monkeypatch.setenv("HOLDFAST_SECRETS", str(tmp_path))
+    for name in SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def service(**changes: Any) -> dict[str, Any]:
+    return {"name": "extra", "unit": "extra.service", "user": "extra", "tier": "T2"} | changes
+
+
+def opening(**changes: Any) -> dict[str, Any]:
+    return {"port": 9000, "sources": ["192.168.1.0/24"], "reason": "test of an opening"} | changes
+
+
+def listening(**listen: Any) -> list[dict[str, Any]]:
+    return [service(listens=[{"port": 9000} | listen])]
+
+
+def mount(**changes: Any) -> dict[str, Any]:
+    return {"name": "two", "server": "10.0.0.9", "export": "/b", "path": "/mnt/b"} | changes
+
+
+def model(**changes: Any) -> dict[str, Any]:
+    small = {"name": "two", "source": "https://example.org/v1/two.gguf", "sha256": SHA256}
+    return small | {"size_mib": 10, "filename": "two.gguf"} | changes
+
+
+def mirror(**changes: Any) -> dict[str, Any]:
+    urls = {"url": "https://example.org/debian", "key_url": "https://example.org/key.gpg"}
+    return urls | {"suite": "trixie"} | changes
+
+
+class Bad(NamedTuple):
+    """One mistake: what is put where, and what the only sentence must say.
+
+    ``put`` is a path into `good()`; the value is appended where it ends with "+" and removed where
+    it is GONE. ``host`` is "rack" unless the mistake is between hosts.
+    """
+
+    name: str
+    put: str
+    to: Any
+    key: str
+    value: str
+    mend: str
+    host: str = "rack"
+
+
+NAS, OFFSITE = "rack/backup/repositories/0", "rack/backup/repositories/1"
+PHOTOS = "rack/services/0"
+OPENINGS = "rack/firewall/openings"
+
+BAD = [
+    # Keys and kinds.
+    Bad("unknown key, near", "rack/base/timezon", "Etc/UTC", "base.timezon", "Etc/UTC",
+        "'timezone'"),
+    Bad("unknown key, far", "rack/colour", "red", "colour", "red", "remove it"),
+    Bad("unknown key of a capability", "rack/dokcer", {}, "dokcer", "{}", "'docker'"),
+    Bad("field name for its alias", "rack/sudo", True, "sudo", "True", "'_sudo'"),
+    Bad("text for a number", "rack/floor/port", "8080", "floor.port", "'8080'", "whole number"),
+    Bad("number for text", "rack/hostname", 7, "hostname", "7", "one lower-case label"),
+    Bad("text for yes or no", "rack/_sudo", "yes", "_sudo", "'yes'", "True or False"),
+    Bad("text for a list", "rack/tailnet/tags", "tag:a", "tailnet.tags", "'tag:a'", "a list"),
+    Bad("list for a dict", "rack/base", [], "base", "[]", "a dict with timezone"),
+    Bad("missing key", "rack/distribution", GONE, "distribution", "(missing)", "'debian13'"),
+    Bad("missing key, deep", f"{NAS}/password", GONE, "backup.repositories[0].password",
+        "(missing)",
+        "name of a secret"),
+    Bad("no interface at all", "rack/interfaces", {}, "interfaces", "{}", "at least 1 long"),
+    Bad("unknown distribution", "rack/distribution", "debian11", "distribution", "'debian11'",
+        "'debian12'"),
+    Bad("port out of range", "rack/floor/port", 70000, "floor.port", "70000", "from 1 to 65535"),
+    Bad("rollback too short", "rack/firewall/rollback_seconds", 5, "firewall.rollback_seconds", "5",
+        "from 30 to 3600"),
+    Bad("neither artefact nor word", "rack/backup/restic", "vendor", "backup.restic", "'vendor'",
+        "'distribution'"),
+    Bad("artefact without checksum", "rack/backup/restic",
+        {"version": "0.19.1", "url": "https://example.org/v1/restic.bz2"},
+        "backup.restic.sha256", "(missing)", "sha256sum"),
+    # Words.
+    Bad("capital in hostname", "rack/hostname", "Rack", "hostname", "'Rack'", "such as rack"),
+    Bad("unit name injection", f"{PHOTOS}/unit", "a.service\nExecStart=/bin/sh",
+        "services[0].unit", "a.service", "such as photos.service"),
+    Bad("user name injection", f"{PHOTOS}/user", "x; reboot", "services[0].user", "x; reboot",
+        "system user name"),
+    Bad("reason injection", f"{OPENINGS}/0/reason", "a' && reboot", "firewall.openings[0].reason",
+        "reboot", "3 to 60 letters"),
+    Bad("line break in a health answer", f"{PHOTOS}/health/contains", "a\nb",
+        "services[0].health.contains", "a\\nb", "one line"),
+    Bad("path traversal", "rack/storage/models_path", "/srv/../etc/models", "storage.models_path",
+        "/srv/../etc/models", "write the path in full"),
+    Bad("path traversal in a file name", "rack/storage/models/0/filename", "../../etc/passwd",
+        "storage.models[0].filename", "../../etc/passwd", "without folders"),
+    Bad("relative path", f"{NAS}/path", "backup", "backup.repositories[0].path", "'backup'",
+        "absolute path"),
+    Bad("not a network", f"{OPENINGS}/0/sources", ["192.168.1.0/33"],
+        "firewall.openings[0].sources[0]", "192.168.1.0/33", "192.168.1.0/24"),
+    Bad("network with host bits", f"{OPENINGS}/0/sources", ["192.168.1.7/24"],
+        "firewall.openings[0].sources[0]", "192.168.1.7/24", "write 192.168.1.0/24"),
+    Bad("not an address", "rack/base/hosts", {"nas": "192.168.1.300"}, "base.hosts.nas",
+        "192.168.1.300", "192.168.1.20"),
+    Bad("bad name in hosts", "rack/base/hosts", {"Na_s": "192.168.1.3"}, "base.hosts.Na_s", "Na_s",
+        "DNS name"),
+    Bad("no such time zone", "rack/base/timezone", "Europe/Atlantis", "base.timezone",
+        "Europe/Atlantis", "Europe/Berlin"),
+    Bad("cron line for a calendar", "rack/backup/schedule", "30 3 * * *", "backup.schedule",
+        "30 3 * * *", "*-*-* 03:30:00"),
+    Bad("no such hour", "rack/backup/schedule", "*-*-* 25:00:00", "backup.schedule", "25:00:00",
+        "time of day"),
+    Bad("tag without its prefix", "rack/tailnet/tags", ["rack"], "tailnet.tags[0]", "'rack'",
+        "tag:rack"),
+    Bad("interface of Docker's", "rack/interfaces/docker0", {"role": "lan"}, "interfaces.docker0",
+        "docker0", "enp5s0"),
+    Bad("key cut short", "rack/ssh/authorised_keys/operator", [KEY[:40]],
+        "ssh.authorised_keys.operator[0]", "'...'", "whole line of the .pub file"),
+    Bad("private key for a public one", "rack/ssh/authorised_keys/operator",
+        ["-----BEGIN OPENSSH PRIVATE KEY-----"], "ssh.authorised_keys.operator[0]",
+        "BEGIN OPENSSH", "public key file"),
+    # What moves or leaks.
+    Bad("latest as a version", "rack/floor/release/version", "latest", "floor.release.version",
+        "'latest'", "the one release"),
+    Bad("latest in a URL", "rack/floor/release/url", RELEASE.format("latest"), "floor.release.url",
+        "latest", "one release, tag or commit"),
+    Bad("a branch in a URL", "rack/storage/models/0/source",
+        "https://huggingface.co/a/b/resolve/main/small.gguf", "storage.models[0].source",
+        "resolve/main", "commit"),
+    Bad("credentials in a URL", f"{OFFSITE}/url", "https://rack:hunter22@offsite.example:8000/rack",
+        "backup.repositories[1].url", "https://...@offsite.example", "without user or password"),
+    Bad("short checksum", "rack/floor/release/sha256", SHA256[:-1], "floor.release.sha256",
+        SHA256[:-1], "64 hex digits"),
+    # Secrets.
+    Bad("secret under an unknown key", "rack/floor/password", "hunter22", "floor.password", "'...'",
+        "put it in .env"),
+    Bad("secret in place of its name", "rack/floor/api_key", "9fKq-27xLm-Zp40w", "floor.api_key",
+        "'...'", "such as FLOOR_API_KEY"),
+    Bad("login password", "rack/ssh_password", "hunter22", "ssh_password", "'...'",
+        "put it in .env"),
+    Bad("missing secret", "rack/floor/api_key", "FLOOR_KEY", "floor.api_key", "'FLOOR_KEY'",
+        "add FLOOR_KEY=... to"),
+    Bad("one secret for two purposes", "rack/floor/api_key", "TAILSCALE_AUTH_KEY", "floor.api_key",
+        "'TAILSCALE_AUTH_KEY'", "a secret of its own"),
+    # Who may come in.
+    Bad("root locked out", "rack/ssh_user", "root", "ssh.root_login", "'never'", "write 'key'"),
+    Bad("no sudo", "rack/_sudo", False, "_sudo", "False", "write True"),
+    Bad("no key for a login", "rack/ssh/authorised_keys/operator", [],
+        "ssh.authorised_keys.operator", "[]", "give a key"),
+    Bad("no way in", "station/tailnet", None, "ssh.lan_access", "'until-tailnet'", "write 'keep'",
+        "station"),
+    Bad("no such key file", "rack/ssh_key", "/nonexistent/id_ed25519", "ssh_key",
+        "/nonexistent/id_ed25519", "existing path"),
+    Bad("no such authority", "rack/base/trusted_cas", {"home": "/nonexistent/ca.pem"},
+        "base.trusted_cas.home", "/nonexistent/ca.pem", "authority's .pem"),
+    Bad("no certificate in the file", "rack/base/trusted_cas", {"home": __file__},
+        "base.trusted_cas.home", "test_refusals.py", "authority's .pem"),
+    Bad("control server in the clear", "rack/tailnet/control_server", "http://headscale.example",
+        "tailnet.control_server", "http://headscale.example", "https"),
+    Bad("signing key in the clear", "rack/tailnet/repository",
+        mirror(key_url="http://example.org/key.gpg"), "tailnet.repository.key_url",
+        "http://example.org/key.gpg", "key_sha256"),
+    # Ports and openings.
+    Bad("port twice", "rack/floor/port", 2342, "services[0].listens[0].port", "2342",
+        "another port"),
+    Bad("port of sshd", "rack/floor/port", 22, "floor.port", "22", "another port"),
+    Bad("port of tailscaled", "rack/services+", service(listens=[{"port": 41641,
+        "protocol": "udp"}]),
+        "services[1].listens[0].port", "41641", "another port"),
+    Bad("SSH opened by hand", f"{OPENINGS}+", opening(port=22), "firewall.openings[1].port", "22",
+        "ssh.lan_access"),
+    Bad("floor opened by hand", f"{OPENINGS}+", opening(port=8080), "firewall.openings[1].port",
+        "8080", "set the scope"),
+    Bad("public without saying so", f"{OPENINGS}+", opening(sources=["0.0.0.0/0"]),
+        "firewall.openings[1].sources", "0.0.0.0/0", "public=True"),
+    Bad("public IPv6 without saying so", f"{OPENINGS}+", opening(sources=["::/0"]),
+        "firewall.openings[1].sources", "::/0", "public=True"),
+    Bad("half the internet", f"{OPENINGS}+", opening(sources=["128.0.0.0/1"]),
+        "firewall.openings[1].sources", "128.0.0.0/1", "public=True"),
+    Bad("public for nobody", f"{OPENINGS}+", opening(public=True), "firewall.openings[1].public",
+        "True", "remove it"),
+    Bad("unknown interface", f"{OPENINGS}+", opening(interface="eth7"),
+        "firewall.openings[1].interface", "eth7", "'eth1'"),
+    Bad("unknown interface of a service", f"{PHOTOS}/listens/0/interface", "eth9",
+        "services[0].listens[0].interface", "eth9", "'eth1'"),
+    Bad("the same opening twice", f"{OPENINGS}+", good()["rack"]["firewall"]["openings"][0],
+        "firewall.openings[1]", "the same again", "remove or rename one"),
+    Bad("an opening said differently", f"{OPENINGS}+",
+        good()["rack"]["firewall"]["openings"][0] | {"reason": "second thoughts"},
+        "firewall.openings[1].port", "8088", "keep one"),
+    Bad("container opening, no Docker", "rack/docker", None, "firewall.openings[0].container",
+        "True",
+        "declare docker"),
+    Bad("container service, no Docker", "station",
+        good()["station"] | {"docker": None, "services": listening(container=True)},
+        "services[0].listens[0].container", "True", "declare docker", "station"),
+    Bad("LAN without an interface", "rack/services+", listening(scope="lan",
+        sources=["10.0.0.0/8"])[0],
+        "services[1].listens[0].interface", "(missing)", "eth0, eth1"),
+    Bad("LAN without sources", "rack/services+", listening(scope="lan", interface="eth1")[0],
+        "services[1].listens[0].sources", "[]", "192.168.1.0/24"),
+    Bad("the internet as LAN", "rack/services+",
+        listening(scope="lan", interface="eth1", sources=["0.0.0.0/0"])[0],
+        "services[1].listens[0].sources", "0.0.0.0/0", "scope 'public'"),
+    Bad("sources for loopback", "rack/services+", listening(sources=["10.0.0.0/8"])[0],
+        "services[1].listens[0].sources", "10.0.0.0/8", "scope 'lan'"),
+    # Services and users.
+    Bad("service name of ours", "rack/services+", service(name="floor"), "services[1].name",
+        "'floor'", "rename it"),
+    Bad("service name twice", "rack/services+", service(name="photos"), "services[1].name",
+        "'photos'", "rename one"),
+    Bad("unit of another", "rack/services+", service(unit="holdfast-floor.service"),
+        "services[1].unit", "holdfast-floor.service", "own unit"),
+    Bad("user twice", "rack/services+", service(user="photos"), "services[1].user", "'photos'",
+        "svc-extra"),
+    Bad("the floor's user", "rack/services+", service(user="holdfast-floor"), "services[1].user",
+        "'holdfast-floor'", "svc-extra"),
+    Bad("root as a service", "rack/services+", service(user="root"), "services[1].user", "'root'",
+        "svc-extra"),
+    Bad("the operator as a service", "rack/services+", service(user="operator"), "services[1].user",
+        "'operator'", "svc-extra"),
+    Bad("health of another port", f"{PHOTOS}/health/url", "http://127.0.0.1:80/",
+        "services[0].health.url", "127.0.0.1:80", "its own ports"),
+    # Paths.
+    Bad("data of the system", f"{PHOTOS}/data/0/path", "/home", "services[0].data[0].path", "/home",
+        "for this purpose alone"),
+    Bad("data of Holdfast", f"{PHOTOS}/data/0/path", "/etc/holdfast/credentials",
+        "services[0].data[0].path", "/etc/holdfast/credentials", "for this purpose alone"),
+    Bad("a path twice", "rack/services+", service(data=[{"path": "/srv/photos",
+        "backup": "state"}]),
+        "services[1].data[0].path", "/srv/photos", "its own folder"),
+    Bad("a path inside another", "rack/services+",
+        service(data=[{"path": "/srv/photos/cache", "backup": "derived"}]),
+        "services[1].data[0].path", "/srv/photos/cache", "its own folder"),
+    Bad("everything backed up", "rack/backup/paths/0/path", "/", "backup.paths[0].path", "'/'",
+        "for this purpose alone"),
+    Bad("backup of what a service owns", "rack/backup/paths/0/path", "/srv",
+        "backup.paths[0].path", "'/srv'", "its own folder"),
+    Bad("mount over the system", "rack/storage/mounts+", mount(path="/usr/share"),
+        "storage.mounts[1].path", "/usr/share", "for this purpose alone"),
+    Bad("mount on a mount", "rack/storage/mounts+", mount(path="/mnt/nas/deep"),
+        "storage.mounts[1].path", "/mnt/nas/deep", "its own folder"),
+    # Storage and floor.
+    Bad("absent host", "rack/storage/mounts/0/server", "statoin", "storage.mounts[0].server",
+        "'statoin'", "write 'station'"),
+    Bad("mount name twice", "rack/storage/mounts+", mount(name="nas"), "storage.mounts[1].name",
+        "'nas'", "rename one"),
+    Bad("model on no mount", "rack/storage/models/0/source", "/srv/models/small.gguf",
+        "storage.models[0].source", "/srv/models/small.gguf", "below one of storage.mounts"),
+    Bad("models served from the NAS", "rack/storage/models_path", "/mnt/nas/models",
+        "storage.models_path", "/mnt/nas/models", "local folder"),
+    Bad("two models, one file", "rack/storage/models+", model(filename="small.gguf"),
+        "storage.models[1].filename", "small.gguf", "its own file name"),
+    Bad("undeclared model", "rack/floor/model", "smal", "floor.model", "'smal'", "write 'small'"),
+    Bad("model that cannot fit", "rack/floor/memory_max_mib", 256, "floor.memory_max_mib", "256",
+        "smaller model"),
+    Bad("model of another kind", "rack/storage/models/0/filename", "small.safetensors",
+        "floor.model", "'small'", ".gguf"),
+    Bad("floor on no tailnet", "rack",
+        good()["rack"] | {"tailnet": None, "ssh": {"lan_access": "keep"}}, "floor.scope",
+        "'tailnet'", "write 'loopback'"),
+    Bad("service on no tailnet", "station",
+        good()["station"] | {"tailnet": None, "ssh": {"lan_access": "keep"},
+                             "services": listening(scope="tailnet")},
+        "services[0].listens[0].scope", "'tailnet'", "another scope", "station"),
+    Bad("archive of another kind", "rack/floor/release/url", "https://example.org/b7500/llama.zip",
+        "floor.release.url", "llama.zip", ".tar.gz"),
+    Bad("mirror for the distribution", "rack/docker",
+        {"source": "distribution", "repository": mirror()}, "docker.repository.url",
+        "https://example.org/debian", "source 'vendor'"),
+    # Backup.
+    Bad("one place", "rack/backup/repositories/1", GONE, "backup.repositories", "nas.home.arpa",
+        "single_place_waiver"),
+    Bad("nothing kept twice under one name", f"{OFFSITE}/name", "nas",
+        "backup.repositories[1].name", "'nas'", "rename one"),
+    Bad("path repository without a path", f"{NAS}/path", GONE, "backup.repositories[0].path",
+        "(missing)", "write the path"),
+    Bad("rest repository with a path", f"{OFFSITE}/path", "/srv/b", "backup.repositories[1].path",
+        "/srv/b", "change the kind"),
+    Bad("user without a password", f"{OFFSITE}/user_password", GONE,
+        "backup.repositories[1].user_password", "(missing)", "write both"),
+    Bad("password in the clear", f"{OFFSITE}/url", "http://offsite.example:8000/rack",
+        "backup.repositories[1].url", "http://offsite.example:8000/rack", "https"),
+    Bad("append-only folder", f"{NAS}/append_only", True, "backup.repositories[0].append_only",
+        "True", "kind 'rest'"),
+    Bad("read-only mount", "rack/storage/mounts/0/read_only", True, "backup.repositories[0].path",
+        "/mnt/nas/backup", "make it writable"),
+    Bad("repository on no mount", f"{NAS}/path", "/mnt/other/backup", "backup.repositories[0].path",
+        "/mnt/other/backup", "declare it under storage.mounts"),
+    Bad("nothing to save", "station/backup",
+        {"repositories": [
+            {"name": "a", "kind": "path", "path": "/srv/b", "password": "NAS_BACKUP"}],
+         "single_place_waiver": "a test of something else"},
+        "backup.paths", "[]", "name a path", "station"),
+    # Between hosts.
+    Bad("hostname twice", "station/hostname", "rack", "hostname", "'rack'", "each host its own",
+        "station"),
+    Bad("two hosts with one tailnet name", "station/tailnet", {"hostname": "rack"},
+        "tailnet.hostname", "'rack'", "each host its own", "station"),
+    Bad("two hosts at one address", "station/lan_address", "192.168.1.40", "lan_address",
+        "192.168.1.40", "each host its own", "station"),
+    Bad("two hosts behind one name", "station/ssh_hostname", "rack", "ssh_hostname", "'rack'",
+        "each host its own", "station"),
+]  # fmt: skip
+
+
+def spoiled(path: str, value: Any) -> dict[str, dict[str, Any]]:
+    """`good()` with ``value`` put at ``path``."""
+    data = good()
+    place: Any = data
+    *folders, last = path.removesuffix("+").split("/")
+    for step in folders:
+        place = place[int(step)] if isinstance(place, list) else place.setdefault(step, {})
+    key: Any = int(last) if isinstance(place, list) else last
+    if path.endswith("+"):
+        place[key].append(value)
+    elif value is GONE:
+        del place[key]
+    else:
+        place[key] = value
+    return data
+
+
+def refusals_of(data: dict[str, dict[str, Any]]) -> list[str]:
+    """The sentences that refuse ``data``; none where it is accepted."""
+    try:
+        site.parse(data)
+    except Refused as refused:
+        return [str(refusal) for refusal in refused.refusals]
+    return []
+
+
+def test_the_good_inventory_is_accepted() -> None:
+    assert refusals_of(good()) == []
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[bad.name for bad in BAD])
+def test_one_mistake_is_one_sentence(bad: Bad) -> None:
+    with pytest.raises(Refused) as refused:
+        site.parse(spoiled(bad.put, bad.to))
+    assert len(refused.value.refusals) == 1, str(refused.value)
+    (refusal,) = refused.value.refusals
+    value, words = repr(refusal.value), f"{refusal.wrong}; {refusal.mend}"
+    assert str(refusal) == f"{bad.host}: {bad.key} = {value}: {words}."
+    assert bad.value in value
+    assert bad.mend in words
+    assert refusal.wrong
+    assert refusal.mend
+    assert "\n" not in str(refusal)
+
+
+def test_the_public_half_of_a_key_is_not_what_logs_in(tmp_path: Path) -> None:
+    public = tmp_path / "id_ed25519.pub"
+    public.write_text(KEY)
+    (sentence,) = refusals_of(spoiled("rack/ssh_key", str(public)))
+    assert sentence.endswith("this is the public half; write the private key's path.")
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    data = spoiled("rack/base/timezon", "x")
+    data["station"]["distribution"] = "debian11"
+    data["station"]["ssh_port"] = "22"
+    assert [line.split(" = ")[0] for line in refusals_of(data)] == [
+        "rack: base.timezon",
+        "station: distribution",
+        "station: ssh_port",
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", ["rack/floor/api_secret", "rack/note", "rack/base/locale", "rack/x"]
+)
+@pytest.mark.parametrize("secret", [*SECRETS.values(), "9fKq27xLmZp40wQr8vTb", f"{SHA256}"])
+def test_a_secret_in_the_wrong_place_is_never_shown(path: str, secret: str) -> None:
+    nested: Any = {"deep": [{"password": secret}]} if path.endswith("x") else secret
+    text = "\n".join(refusals_of(spoiled(path, nested)))
+    assert path.rpartition("/")[2] in text
+    assert secret not in text
+    assert "'...'" in text
+
+
+def test_no_value_of_env_is_in_any_refusal() -> None:
+    data = good()
+    for key in ("lan_address", "hostname", "ssh_user", "note"):
+        data["rack"][key] = SECRETS["FLOOR_API_KEY"]
+    with pytest.raises(Refused) as refused:
+        site.parse(data)
+    shown = str(refused.value) + repr(refused.value) + repr(refused.value.refusals)
+    assert "rack: hostname = '...'" in shown
+    for value in SECRETS.values():
+        assert value not in shown
+    assert refused.value.__cause__ is None
+    assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ({"FLOOR_API_KEY": ""}, "not set"),
+        ({"FLOOR_API_KEY": "kurz-27xLmZp40w"}, "it has 15 characters"),
+        ({"FLOOR_API_KEY": "aaaaaaaaaaaaaaaaaaaaaaaa"}, "repeats a few characters"),
+        ({"FLOOR_API_KEY": "please-change-me-27xLm"}, "like a placeholder"),
+        ({"FLOOR_API_KEY": SECRETS["TAILSCALE_AUTH_KEY"]}, "TAILSCALE_AUTH_KEY has the same value"),
+    ],
+)
+def test_a_secret_that_protects_nothing_is_refused(
+    changed: dict[str, str], wrong: str, secrets_folder: Path
+) -> None:
+    keep_secrets(secrets_folder, SECRETS | changed)
+    (sentence,) = refusals_of(good())
+    assert sentence.startswith("rack: floor.api_key = 'FLOOR_API_KEY': ")
+    assert wrong in sentence
+    assert not any(value and value in sentence for value in changed.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "wrong"),
+    [
+        ("FLOOR_API_KEY=a\nFLOOR_API_KEY=b\n", 0o600, "FLOOR_API_KEY stands twice"),
+        ("s3cr3t-value-alone\n", 0o600, "line 1 is not NAME=value"),
+        ("FLOOR_API_KEY=9fKq27xLmZp40wQr8vTb\n", 0o644, "lets others read it"),
+    ],
+)
+def test_a_bad_env_file_is_refused(text: str, mode: int, wrong: str, secrets_folder: Path) -> None:
+    (secrets_folder / ".env").write_text(text)
+    (secrets_folder / ".env").chmod(mode)
+    sentences = refusals_of(good())
+    assert len(sentences) == 1
+    assert wrong in sentences[0]
+    assert "s3cr3t" not in sentences[0]
+    assert "9fKq27" not in sentences[0]
+
+
+@pytest.fixture
+def door() -> Iterator[socket.socket]:
+    """A listening socket that remembers who knocked."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        yield server
+
+
+def _write_inventory(path: Path, port: int, timezone: str) -> None:
+    path.write_text(
+        textwrap.dedent(
+            f"""
+            _rack = {{
+                "hostname": "rack",
+                "distribution": "debian13",
+                "interfaces": {{"eth0": {{"role": "lan"}}}},
+                "lan_address": "127.0.0.1",
+                "ssh_hostname": "127.0.0.1",
+                "ssh_port": {port},
+                "ssh_user": "operator",
+                "_sudo": True,
+            }}
+            hosts = [
+                ("@rack/good", _rack),
+                (
+                    "@rack/bad",
+                    {{
+                        **_rack,
+                        "hostname": "bad",
+                        "ssh_port": {port} + 1,
+                        "base": {{"timezone": {timezone!r}}},
+                    }},
+                ),
+            ]
+            """
+        )
+    )
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=os.environ | {"PYINFRA_PROGRESS": "off"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _knocked(door: socket.socket) -> bool:
+    try:
+        door.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+REFUSAL = "bad: base.timezone = 'Mars/Base': no such time zone; write one such as Europe/Berlin"
+
+
+def test_pyinfra_refuses_before_any_connection(door: socket.socket, tmp_path: Path) -> None:
+    inventory, deploy = tmp_path / "inventory.py", tmp_path / "deploy.py"
+    _write_inventory(inventory, door.getsockname()[1], "Mars/Base")
+    deploy.write_text("")
+    result = _run("pyinfra", "-y", str(inventory), str(deploy))
+    assert result.returncode != 0
+    assert REFUSAL in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not _knocked(door)
+
+
+def test_pyinfra_does_connect_to_a_good_inventory(door: socket.socket, tmp_path: Path) -> None:
+    # The control: a socket that nobody would ever knock at proves nothing above.
+    inventory, deploy = tmp_path / "inventory.py", tmp_path / "deploy.py"
+    _write_inventory(inventory, door.getsockname()[1], "Etc/UTC")
+    deploy.write_text("")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pyinfra", "-y", str(inventory), str(deploy)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as run:
+        door.settimeout(30)
+        door.accept()[0].close()
+        run.kill()
+
+
+def test_the_check_command_says_the_same_without_pyinfra(tmp_path: Path) -> None:
+    inventory = tmp_path / "inventory.py"
+    _write_inventory(inventory, 22, "Mars/Base")
+    result = _run("holdfast", str(inventory))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(REFUSAL)
+
+
+def test_the_check_command_tells_inventories_from_other_files(tmp_path: Path) -> None:
+    files = {
+        "no host": ("hosts = []", "list one as @rack/NAME"),
+        "other connector": ("hosts = ['plain']", "write @rack/plain"),
+        "broken": ("hosts = [1 / 0]", "ZeroDivisionError"),
+    }
+    for name, (text, _) in files.items():
+        (tmp_path / name).write_text(text)
+    _write_inventory(tmp_path / "good", 22, "Etc/UTC")
+    # One process for all: starting Python costs more than the checks.
+    script = tmp_path / "script.py"
+    paths = [str(tmp_path / name) for name in ("good", "absent", *files)]
+    script.write_text(f"from holdfast.__main__ import main\nprint([main([p]) for p in {paths!r}])")
+    result = subprocess.run(
+        [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == "2 hosts, nothing to refuse\n[0, 1, 1, 1, 1]\n"
+    assert "no such file" in result.stderr
+    for _, mend in files.values():
+        assert mend in result.stderr

@@ -1,0 +1,172 @@
+"""The grammar of inventories: what is accepted, and that its page of docs says the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from holdfast import registry, types
+from holdfast.docs import SETTINGS_PAGE, settings_page
+from holdfast.grammar import walk
+from holdfast.settings import HostSettings
+from tests.unit.site_data import KEY, good
+
+
+@pytest.fixture
+def rack() -> HostSettings:
+    return HostSettings.model_validate(good()["rack"])
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    assert SETTINGS_PAGE.read_text() == settings_page(), "run `make docs`"
+
+
+def test_settings_do_not_change_after_parsing(rack: HostSettings) -> None:
+    with pytest.raises(ValidationError):
+        setattr(rack, "floor", None)  # noqa: B010
+
+
+def test_a_minimal_host_has_everything_but_floor_and_backup() -> None:
+    settings = HostSettings.model_validate(
+        {"hostname": "a", "distribution": "debian12", "interfaces": {"eth0": {"role": "lan"}}}
+    )
+    assert (settings.floor, settings.backup) == (None, None)
+    assert settings.ssh.lan_access == "until-tailnet"
+    assert settings.ssh.root_login == "never"
+    assert settings.base.held_back
+
+
+ACCEPTED: list[tuple[Any, list[str]]] = [
+    (
+        types.Calendar,
+        ["daily", "03:30", "*-*-* 03:30:00", "Mon..Fri *-*-* 09:00", "Sat,Sun 12:00:00"],
+    ),
+    (types.Calendar, ["*-*-01 04:00:00", "*:0/15", "*-*-* 00/6:00:00 Europe/Berlin"]),
+    (types.Cidr, ["10.0.0.0/8", "192.168.1.5/32", "fd00:1::/64", "0.0.0.0/0"]),
+    (types.HostOrAddress, ["nas", "nas.home.arpa", "10.0.0.3", "fe80::1%eth0", "rack-lan"]),
+    (types.Url, ["https://a.example", "http://10.0.2.2:8000/x", "https://[fd00::1]:8000/a"]),
+    (types.PinnedUrl, ["https://latest.example/v1/a.tar.gz", "https://a.example/mainline/a"]),
+    (types.Interface, ["enp5s0", "eth0", "wlp2s0", "enx001122aabbcc", "eth0.20", "brown0"]),
+    (types.PublicKey, [KEY, KEY.rpartition(" ")[0]]),
+    (types.UnitName, ["a.service", "photos@1.service", "b.socket", "c-d.timer"]),
+    (types.Locale, ["C.UTF-8", "de_DE.UTF-8"]),
+]
+REFUSED: list[tuple[Any, list[str]]] = [
+    (
+        types.Calendar,
+        ["", "sometimes", "24:00", "12:60", "* * * * *", "daily\nOnCalendar=minutely"],
+    ),
+    (types.Cidr, ["10.0.0.1/8", "fd00::1/64", "10.0.0.0/33", "lan", ""]),
+    (types.HostOrAddress, ["10.0.0.300", "1.2.3", "-oProxyCommand=x", "a b", "a..b", ".a", ""]),
+    (types.Url, ["ftp://a.example", "https://u:p@a.example", "https://a:99999", "https://", "a b"]),
+    (types.PinnedUrl, ["https://a.example/latest", "https://a/x/latest/y", "https://a/raw/HEAD/f"]),
+    (types.PinnedUrl, ["https://a.example/get?ref=master"]),
+    (
+        types.Interface,
+        ["lo", "docker0", "br-1a2b", "tailscale0", "veth12", "a" * 16, "../eth0", ""],
+    ),
+    (types.PublicKey, [KEY.replace("ed25519", "dss"), KEY[:-30], KEY + "\nssh-rsa AAAA", "AAAA"]),
+    (types.UnitName, ["a", "a.service\n", "../a.service", "a b.service", "a.mount"]),
+    (
+        types.AbsolutePath,
+        ["a", "/a/../b", "/a/./b", "/a//b", "/a/", "/a b", "/a\n", "~/a", "/$HOME"],
+    ),
+    (types.UserName, ["Root", "a b", "a;b", "9a", "a" * 32]),
+    (types.SecretName, ["floor", "FLOOR-KEY", "1KEY"]),
+    (types.Locale, ["de_DE", "en_US.ISO-8859-1", "C.UTF-8; reboot"]),
+    (types.Version, ["latest", "main", "v1/../2", ""]),
+]
+
+
+@pytest.mark.parametrize(("kind", "value"), [(k, v) for k, values in ACCEPTED for v in values])
+def test_accepted(kind: Any, value: str) -> None:
+    assert TypeAdapter(kind).validate_python(value) == value
+
+
+@pytest.mark.parametrize(("kind", "value"), [(k, v) for k, values in REFUSED for v in values])
+def test_refused_with_a_mend(kind: Any, value: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        TypeAdapter(kind).validate_python(value)
+    assert "; " in error.value.errors()[0]["msg"]
+
+
+def test_every_service_is_declared_once(rack: HostSettings) -> None:
+    services = {service.name: service for service in registry.declared_services(rack)}
+    assert list(services) == ["ssh", "tailscaled", "docker", "floor", "photos"]
+    floor = services["floor"]
+    assert (floor.unit, floor.user, floor.tier) == (
+        "holdfast-floor.service",
+        "holdfast-floor",
+        "T1",
+    )
+    assert [listen.model_dump(exclude_defaults=True) for listen in floor.listens] == [
+        {"port": 8080, "scope": "tailnet"}
+    ]
+    assert floor.health
+    assert floor.health.url == "http://127.0.0.1:8080/health"
+    assert {data.path: data.backup for data in floor.data} == {
+        "/var/lib/holdfast/floor": "state",
+        "/var/lib/holdfast/models/small.gguf": "derived",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ssh", "scopes"),
+    [
+        ({}, [("tailnet", None, [])]),
+        ({"lan_access": "keep"}, [("public", None, [])]),
+        (
+            {"lan_access": "keep", "lan_sources": ["10.0.0.0/8"]},
+            [("lan", name, ["10.0.0.0/8"]) for name in ("eth0", "eth1")],
+        ),
+    ],
+)
+def test_where_ssh_ends_up(ssh: dict[str, Any], scopes: list[tuple[Any, ...]]) -> None:
+    settings = HostSettings.model_validate(good()["rack"] | {"ssh": ssh})
+    listens = registry.ssh_service(settings).listens
+    assert [(item.scope, item.interface, item.sources) for item in listens] == scopes
+
+
+def test_registries_hold_what_a_host_claims(rack: HostSettings) -> None:
+    assert {(claim.owner, claim.protocol, claim.port) for claim in registry.port_claims(rack)} == {
+        ("ssh", "tcp", 22),
+        ("tailscaled", "udp", 41641),
+        ("floor", "tcp", 8080),
+        ("photos", "tcp", 2342),
+    }
+    assert {claim.user for claim in registry.user_claims(rack)} == {"holdfast-floor", "photos"}
+    assert {claim.key: claim.name for claim in registry.secret_claims(rack)} == {
+        "tailnet.auth_key": "TAILSCALE_AUTH_KEY",
+        "floor.api_key": "FLOOR_API_KEY",
+        "backup.repositories[0].password": "NAS_BACKUP",
+        "backup.repositories[1].password": "OFFSITE_BACKUP",
+        "backup.repositories[1].user_password": "OFFSITE_LOGIN",
+    }
+    assert {claim.path for claim in registry.path_claims(rack)} == {
+        "/mnt/nas",
+        "/var/lib/holdfast/models",
+        "/var/lib/holdfast/floor",
+        "/srv/photos",
+        "/mnt/nas/backup",
+        "/srv/data",
+    }
+    assert registry.gpu_claims(rack) == []
+
+
+def test_a_gpu_tenant_claims_its_memory() -> None:
+    data = good()["rack"]
+    data["services"][0]["gpu_mib"] = 20000
+    (claim,) = registry.gpu_claims(HostSettings.model_validate(data))
+    assert (claim.owner, claim.mib) == ("photos", 20000)
+
+
+def test_keys_are_written_as_an_operator_would(rack: HostSettings) -> None:
+    keys = {key for key, _, _ in walk(rack, HostSettings)}
+    assert {
+        "firewall.openings[0].port",
+        "interfaces.eth1.role",
+        "_sudo",
+        "ssh.authorised_keys.operator[0]",
+    } <= keys
