@@ -1,0 +1,49 @@
+"""Pinned downloads as they are on a host: which versions of a program are unpacked."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from pyinfra.api import FactBase
+
+ROOT = "/opt/holdfast"
+"""Programs live in ``<ROOT>/<program>/<version>``."""
+MARKER = ".sha256"
+"""Written last, with the checksum of the download that the directory was made from."""
+
+
+@dataclass(frozen=True)
+class InstalledVersion:
+    """One complete version; ``installed`` is in seconds since the epoch."""
+
+    version: str
+    sha256: str
+    installed: float
+
+
+class InstalledVersions(FactBase[list[InstalledVersion]]):
+    """The complete versions of ``program`` on the host, oldest first. One command."""
+
+    def command(self, program: str) -> str:
+        """Build the probe for ``program``."""
+        folder = shlex.quote(f"{ROOT}/{program}")
+        return (
+            f"find {folder} -mindepth 2 -maxdepth 2 -name {MARKER} -type f"
+            r" -printf '%T@ %h ' -exec cat '{}' \; 2>/dev/null; true"
+        )
+
+    @staticmethod
+    def default() -> list[InstalledVersion]:
+        """No version is installed."""
+        return []
+
+    def process(self, output: list[str]) -> list[InstalledVersion]:
+        """Parse the probe's output; a marker that holds no checksum is no version."""
+        versions = []
+        for line in output:
+            fields = line.split()
+            if len(fields) == 3:
+                installed, path, sha256 = fields
+                versions.append(InstalledVersion(path.rpartition("/")[2], sha256, float(installed)))
+        return sorted(versions, key=lambda version: version.installed)

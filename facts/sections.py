@@ -1,0 +1,26 @@
+"""One remote command that answers many questions: a heading before each answer."""
+
+from __future__ import annotations
+
+_HEADING = "#= "
+
+
+def probe(questions: dict[str, str]) -> str:
+    """One shell command that asks all ``questions``, from name to command.
+
+    A failing question is an empty answer: what is absent is a finding and not an error.
+    """
+    asked = "; ".join(f"echo '{_HEADING}{name}'; {command}" for name, command in questions.items())
+    return f"{{ {asked}; }} 2>/dev/null; true"
+
+
+def answers(output: list[str]) -> dict[str, list[str]]:
+    """The lines of each answer, by the name of its question."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in output:
+        if line.startswith(_HEADING):
+            lines = found.setdefault(line.removeprefix(_HEADING), [])
+        else:
+            lines.append(line)
+    return found

@@ -1,0 +1,102 @@
+"""Install a pinned download: fetched, proved by its checksum, unpacked beside, then renamed.
+
+A version has a directory of its own, so a unit that names it is rewritten, and restarted, when the
+version changes; the one before is kept for a quick way back and older ones are removed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+from typing import Literal
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from facts.artefacts import MARKER, ROOT, InstalledVersion, InstalledVersions
+from holdfast.settings import Artefact
+
+PACKAGES = ["bzip2", "ca-certificates", "curl"]
+"""Distribution packages that must be on the host before `installed` runs."""
+
+Unpack = Literal["tar.gz", "tar.bz2", "bz2", "none"]
+
+CURL = (
+    "curl --fail --silent --show-error --location --proto '=http,https' --connect-timeout 20"
+    " --retry 3 --speed-limit 1024 --speed-time 60"
+)
+"""A download that ends: it fails on an error page and gives up after a minute below 1 KiB/s."""
+
+
+def directory(program: str, artefact: Artefact) -> str:
+    """Where ``installed`` puts this version of ``program``."""
+    return f"{ROOT}/{program}/{artefact.version}"
+
+
+def _unpack_command(unpack: Unpack, file: str | None, strip_components: int) -> str:
+    if unpack in ("tar.gz", "tar.bz2"):
+        flag = "z" if unpack == "tar.gz" else "j"
+        return (
+            f'tar -x{flag}f "$work/download" -C "$work/tree" --no-same-owner'
+            f" --strip-components={strip_components}"
+        )
+    if file is None:
+        raise ValueError(f"unpack={unpack!r} makes one file; name it with file=")
+    target = f'"$work/tree/"{shlex.quote(file)}'
+    if unpack == "bz2":
+        return f'bzip2 -dc "$work/download" > {target} && chmod 755 {target}'
+    return f'mv "$work/download" {target} && chmod 755 {target}'
+
+
+def _install_script(program: str, artefact: Artefact, unpack: str) -> str:
+    parent, target = f"{ROOT}/{program}", directory(program, artefact)
+    refusal = shlex.quote(
+        f"{program} {artefact.version}: {artefact.url} has sha256 %s and the inventory wants"
+        f" {artefact.sha256}; nothing was installed\\n"
+    )
+    return "\n".join(
+        [
+            "set -eu; umask 022",
+            f"mkdir -p {parent}",
+            # Beside the target, so that the last step is a rename within one file system.
+            f"work=$(mktemp -d {parent}/.new.XXXXXX)",
+            "trap 'rm -rf \"$work\"' EXIT",
+            f'{CURL} --output "$work/download" {shlex.quote(artefact.url)}',
+            'got=$(sha256sum < "$work/download" | cut -c1-64)',
+            f'[ "$got" = {artefact.sha256} ] || {{ printf {refusal} "$got" >&2; exit 1; }}',
+            'mkdir "$work/tree"',
+            unpack,
+            'chmod -R u=rwX,go=rX "$work/tree"',
+            f'echo {artefact.sha256} > "$work/tree/{MARKER}"',
+            f'sync -f "$work/tree"; rm -rf {target}; mv -T "$work/tree" {target}',
+        ]
+    )
+
+
+@operation()
+def installed(
+    program: str,
+    artefact: Artefact,
+    unpack: Unpack = "none",
+    file: str | None = None,
+    strip_components: int = 0,
+) -> Generator[StringCommand, None, None]:
+    """Have ``artefact`` unpacked in ``/opt/holdfast/<program>/<version>``, owned by root.
+
+    ``tar.gz`` and ``tar.bz2`` unpack an archive, less ``strip_components`` leading folders; ``bz2``
+    and ``none`` make the one executable called ``file``. See `PACKAGES` for what the host needs.
+
+    Raises:
+        ValueError: one file is to be made and ``file`` does not name it.
+    """
+    versions: list[InstalledVersion] = host.get_fact(InstalledVersions, program=program)
+    others = [version for version in versions if version.version != artefact.version]
+    present = any(
+        (version.version, version.sha256) == (artefact.version, artefact.sha256)
+        for version in versions
+    )
+    if not present:
+        unpack_command = _unpack_command(unpack, file, strip_components)
+        yield StringCommand(_install_script(program, artefact, unpack_command))
+    for stale in others[:-1]:
+        yield StringCommand(f"rm -rf {shlex.quote(f'{ROOT}/{program}/{stale.version}')}")

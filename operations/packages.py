@@ -1,0 +1,29 @@
+"""Install distribution packages: one remote command when they are there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from facts.packages import InstalledPackages
+
+APT_GET = (
+    "DEBIAN_FRONTEND=noninteractive apt-get --quiet --assume-yes --no-install-recommends"
+    " -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0"
+    " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+)
+"""apt-get that asks nothing, waits five minutes for another one and keeps files edited here."""
+
+
+@operation()
+def present(packages: list[str]) -> Generator[StringCommand, None, None]:
+    """Have ``packages`` installed, in whatever version the host's sources offer."""
+    installed = host.get_fact(InstalledPackages, packages=packages)
+    missing = [package for package in packages if package not in installed]
+    if missing:
+        install = f"{APT_GET} install {' '.join(map(shlex.quote, missing))}"
+        # Package lists that are absent or older than the archive make the first attempt fail.
+        yield StringCommand(f"{install} || {{ {APT_GET} update && {install}; }}")

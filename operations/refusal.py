@@ -1,0 +1,22 @@
+"""Stop a run with one sentence, from inside an operation."""
+
+from __future__ import annotations
+
+from pyinfra import logger
+from pyinfra.api import FunctionCommand
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+
+def _say(state: State, host: Host, sentence: str) -> bool:
+    host.log_styled(sentence, fg="red", log_func=logger.error)
+    return False
+
+
+def stop(sentence: str) -> FunctionCommand:
+    """A command that fails with ``sentence``; what the operation yields after it does not run.
+
+    An exception in an operation would take the other hosts of the run down with it, and print a
+    traceback where one sentence is wanted.
+    """
+    return FunctionCommand(_say, [sentence], {})

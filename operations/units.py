@@ -1,0 +1,80 @@
+"""Bring systemd units to a state: enabled, running, and started after their files last changed.
+
+The decision is taken from the host's state, not from what this run changed: a run that died
+between writing a file and restarting its service is mended by the next one.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from facts.units import UnitState, UnitStates
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit as it should be.
+
+    ``restart_after`` names files that are read at start: the unit is restarted when one is newer
+    than its last start. ``reload`` reloads instead, where the unit can. ``masked`` overrides all.
+    """
+
+    name: str
+    enabled: bool = True
+    running: bool = True
+    restart_after: list[str] = field(default_factory=list)
+    reload: bool = False
+    masked: bool = False
+
+
+def _outdated(unit: Unit, state: UnitState) -> bool:
+    # A reload leaves the start time as it was, but it is a change of state.
+    read_at = state.changed if unit.reload else state.started
+    return read_at is not None and (state.newest_watched or 0) > read_at
+
+
+def _unread(unit: Unit, state: UnitState) -> bool:
+    # A unit file that was just written is unknown until systemd looks again.
+    wanted = (unit.enabled or unit.running) and not unit.masked
+    return state.needs_reload or (wanted and state.load == "not-found")
+
+
+@operation()
+def settle(units: list[Unit]) -> Generator[StringCommand, None, None]:
+    """Reload systemd when a unit file changed, then enable, start, restart or stop each unit."""
+    states = host.get_fact(
+        UnitStates,
+        watched={unit.name: unit.restart_after for unit in units},
+    )
+    if any(_unread(unit, states[unit.name]) for unit in units):
+        yield StringCommand("systemctl daemon-reload")
+
+    for unit in units:
+        state = states[unit.name]
+        name = shlex.quote(unit.name)
+        if unit.masked:
+            if state.file_state != "masked":
+                yield StringCommand(f"systemctl mask --now {name}")
+            continue
+        if state.load == "masked":
+            yield StringCommand(f"systemctl unmask {name}")
+        is_enabled = state.file_state in ("enabled", "static", "alias", "indirect", "generated")
+        if unit.enabled and not is_enabled:
+            yield StringCommand(f"systemctl enable {name}")
+        elif not unit.enabled and state.file_state == "enabled":
+            yield StringCommand(f"systemctl disable {name}")
+        is_running = state.active in ("active", "activating", "reloading")
+        if unit.running and not is_running:
+            yield StringCommand(
+                f"systemctl reset-failed {name} 2>/dev/null; systemctl start {name}"
+            )
+        elif unit.running and (state.needs_reload or _outdated(unit, state)):
+            verb = "reload-or-restart" if unit.reload and not state.needs_reload else "restart"
+            yield StringCommand(f"systemctl {verb} {name}")
+        elif not unit.running and is_running:
+            yield StringCommand(f"systemctl stop {name}")

@@ -1,0 +1,88 @@
+"""Units: the recorded states, and the steps from each state to the wanted one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facts.units import UnitState, UnitStates, seconds_of
+from operations.units import Unit, settle
+from tests.unit.local_host import LocalHost
+
+RECORDED = Path(__file__).parent / "recorded"
+RUNNING = UnitState(
+    load="loaded",
+    active="active",
+    file_state="enabled",
+    needs_reload=False,
+    started=100.0,
+    changed=100.0,
+    newest_watched=50.0,
+)
+
+
+def _plan(unit: Unit, **state: Any) -> list[str]:
+    host = LocalHost(facts={UnitStates: {unit.name: replace(RUNNING, **state)}})
+    return host.planned(settle, units=[unit])
+
+
+def test_recorded_units() -> None:
+    states = UnitStates().process((RECORDED / "unit_states.txt").read_text().splitlines())
+    ssh = states["ssh.service"]
+    assert (ssh.load, ssh.active, ssh.file_state) == ("loaded", "active", "enabled")
+    assert ssh.started == pytest.approx(1795235664.96586)
+    assert ssh.changed == pytest.approx(1795236216.445086)
+    assert ssh.newest_watched == 1778070812.0
+    assert states["systemd-timesyncd.service"].started is None
+    assert states["nonexistent.service"].load == "not-found"
+
+
+def test_never_has_no_seconds() -> None:
+    assert seconds_of("") is None
+
+
+def test_a_settled_unit_is_left_alone() -> None:
+    assert _plan(Unit("x.service")) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "state", "steps"),
+    [
+        (Unit("x.service"), {"active": "inactive"}, ["start"]),
+        (Unit("x.service"), {"active": "failed"}, ["start"]),
+        (Unit("x.service"), {"file_state": "disabled"}, ["enable"]),
+        (Unit("x.service", enabled=False), {}, ["disable"]),
+        (Unit("x.service", running=False), {}, ["stop"]),
+        (Unit("x.service"), {"file_state": "static"}, []),
+        (Unit("x.service", restart_after=["/f"]), {"newest_watched": 150.0}, ["restart"]),
+        (
+            Unit("x.service", restart_after=["/f"], reload=True),
+            {"newest_watched": 150.0},
+            ["reload-or-restart"],
+        ),
+        (
+            Unit("x.service", restart_after=["/f"], reload=True),
+            {"newest_watched": 150.0, "changed": 160.0},
+            [],
+        ),
+        (Unit("x.service"), {"needs_reload": True}, ["daemon-reload", "restart"]),
+        (
+            Unit("x.service"),
+            {"load": "not-found", "active": "inactive", "file_state": "", "started": None},
+            ["daemon-reload", "enable", "start"],
+        ),
+        (Unit("x.service", masked=True), {}, ["mask"]),
+        (Unit("x.service", masked=True), {"file_state": "masked", "load": "masked"}, []),
+        (
+            Unit("x.service"),
+            {"file_state": "masked", "load": "masked", "active": "inactive"},
+            ["unmask", "enable", "start"],
+        ),
+    ],
+)
+def test_each_state_has_its_steps(unit: Unit, state: dict[str, Any], steps: list[str]) -> None:
+    commands = [command.rpartition("systemctl ")[2] for command in _plan(unit, **state)]
+    assert [command.split()[0] for command in commands] == steps
