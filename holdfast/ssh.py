@@ -1,0 +1,83 @@
+"""What sshd must be told: pure decisions from settings."""
+
+from __future__ import annotations
+
+from holdfast.settings import HostSettings
+
+HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+"""The one key offered, and never made anew: every client since 2014 takes it. Debian's RSA key has
+3072 bits where ssh-audit wants 4096, and its ECDSA key is on a NIST curve: both stay on disk."""
+MODULI = "/etc/ssh/moduli.holdfast"
+"""A copy without the short groups; the original is a configuration file of the package, and an
+edit there would hold its updates back."""
+
+# ssh-audit's policy for Debian 12 passes with these, and paramiko 4 still finds a common set.
+_KEX = (
+    "sntrup761x25519-sha512,sntrup761x25519-sha512@openssh.com,curve25519-sha256,"
+    "curve25519-sha256@libssh.org,diffie-hellman-group16-sha512,diffie-hellman-group18-sha512,"
+    "diffie-hellman-group-exchange-sha256"
+)
+_CIPHERS = (
+    "chacha20-poly1305@openssh.com,aes256-gcm@openssh.com,aes256-ctr,aes192-ctr,"
+    "aes128-gcm@openssh.com,aes128-ctr"
+)
+_MACS = "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,umac-128-etm@openssh.com"
+
+
+def directives(settings: HostSettings, ports: list[int]) -> list[tuple[str, str]]:
+    """The lines of our sshd_config, in order. ``ports`` are all that sshd shall listen on."""
+    own = settings.ssh
+    return [
+        *(("Port", str(port)) for port in ports),
+        ("HostKey", HOST_KEY),
+        ("KexAlgorithms", _KEX),
+        ("Ciphers", _CIPHERS),
+        ("MACs", _MACS),
+        ("ModuliFile", MODULI),
+        ("AuthenticationMethods", "publickey"),
+        ("PubkeyAuthentication", "yes"),
+        ("PasswordAuthentication", "no"),
+        ("KbdInteractiveAuthentication", "no"),
+        ("PermitEmptyPasswords", "no"),
+        ("HostbasedAuthentication", "no"),
+        ("PermitRootLogin", "no" if own.root_login == "never" else "prohibit-password"),
+        # PAM opens the session (limits, systemd's user slice); it is asked for no password.
+        ("UsePAM", "yes"),
+        ("MaxAuthTries", "3"),
+        # A multiplexing client opens a second connection when it wants more.
+        ("MaxSessions", "4"),
+        ("LoginGraceTime", "30"),
+        ("MaxStartups", "10:30:60"),
+        ("AllowAgentForwarding", "no"),
+        ("AllowTcpForwarding", own.tcp_forwarding),
+        ("GatewayPorts", "no"),
+        ("PermitTunnel", "no"),
+        ("X11Forwarding", "no"),
+        ("PermitUserEnvironment", "no"),
+        # Encrypted probes find a dead client; TCP's own can be forged by a neighbour.
+        ("TCPKeepAlive", "no"),
+        ("ClientAliveInterval", "90"),
+        ("ClientAliveCountMax", "2"),
+        ("LogLevel", "VERBOSE"),
+        ("DebianBanner", "no"),
+    ]
+
+
+def in_force(settings: HostSettings, ports: list[int]) -> set[tuple[str, str]]:
+    """`directives` as ``sshd -T`` prints them."""
+    spelt = {"prohibit-password": "without-password"}
+    return {
+        (keyword.lower(), spelt.get(value, value))
+        for keyword, value in directives(settings, ports)
+        # Debian's own patch; on Debian 12 it is obeyed and not printed.
+        if keyword != "DebianBanner"
+    }
+
+
+def ports(settings: HostSettings, came_by: int | None) -> list[int]:
+    """What sshd listens on: the declared port, and the one this very login came by.
+
+    A run that moves sshd to another port so keeps its own way in; a later run that logs in on the
+    new port closes the old one.
+    """
+    return sorted({settings.ssh.port, came_by or settings.ssh.port})

@@ -1,0 +1,164 @@
+"""Configure sshd without locking anybody out.
+
+A change is validated by ``sshd -t``, armed with a timer that puts the former files back, read by
+sshd, and proved by a new login; only then is the timer disarmed and the run goes on.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+
+from pyinfra import host, logger
+from pyinfra.api import FunctionCommand, StringCommand, operation
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+from facts.ssh import ROLLBACK_UNIT, Sshd, SshState
+from holdfast import ssh
+from holdfast.connector import RackConnector
+from holdfast.render import render
+from holdfast.settings import HostSettings
+from operations.host_files import HostDirectory, HostFile, place
+
+DROP_IN = "/etc/ssh/sshd_config.d/00-holdfast.conf"
+_ROLLBACK = "/run/holdfast/ssh-rollback"
+_ROLLBACK_SECONDS = 120
+"""Longer than a slow machine needs for a reload and a login, shorter than a walk to its console."""
+
+# sshd -t knows no "what if": it is given a copy of the whole configuration with the new drop-in.
+_VALIDATE = (
+    "d=$(mktemp -d) && trap 'rm -rf $d' EXIT && install -d /run/sshd"
+    " && cp /etc/ssh/sshd_config.d/*.conf $d 2>/dev/null; cp {} $d/00-holdfast.conf"
+    ' && sed "s#/etc/ssh/sshd_config.d/#$d/#" /etc/ssh/sshd_config > $d/main'
+    " && sshd -t -f $d/main"
+)
+
+# Ubuntu lets systemd listen for sshd and derives its ports from sshd's files on daemon-reload.
+_RELOAD = (
+    "systemctl is-active --quiet ssh.socket"
+    " && { systemctl daemon-reload; systemctl restart ssh.socket; };"
+    " systemctl reload-or-restart ssh.service"
+)
+
+
+@operation()
+def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand, None, None]:
+    """Bring host keys, configuration and the declared users' keys to the settings.
+
+    Fails, with the former configuration back in force, when the new one is invalid, is overruled
+    by the host's main file, or a new login does not succeed.
+    """
+    state: SshState = host.get_fact(
+        Sshd,
+        host_key=ssh.HOST_KEY,
+        moduli=ssh.MODULI,
+        users=list(settings.ssh.authorised_keys),
+    )
+    yield from _materials(state)
+
+    ports = ssh.ports(settings, state.came_by)
+    wanted = ssh.in_force(settings, ports)
+    drop_in = render("ssh/sshd.conf.j2", directives=ssh.directives(settings, ports))
+    files = [HostFile(DROP_IN, drop_in, validate=_VALIDATE), *_key_files(settings, state)]
+    changes = list(
+        place._inner(
+            files=files,
+            directories=[
+                HostDirectory(f"{home.path}/.ssh", "700", user, home.group)
+                for user, home in state.homes.items()
+            ],
+        )
+    )
+    if changes or state.is_outdated or state.is_unproved or not wanted <= state.effective:
+        yield StringCommand(_arm([file.path for file in files]))
+        yield from changes
+        yield StringCommand(_RELOAD)
+        yield FunctionCommand(_prove, [wanted], {})
+
+
+def _materials(state: SshState) -> Generator[StringCommand, None, None]:
+    if not state.has_host_key:
+        yield StringCommand(f"ssh-keygen -q -t ed25519 -N '' -C '' -f {ssh.HOST_KEY}")
+    if not state.has_strong_moduli:
+        yield StringCommand(
+            f"umask 022; awk '$5 >= 3071' /etc/ssh/moduli > {ssh.MODULI}.new"
+            f" && mv {ssh.MODULI}.new {ssh.MODULI}"
+        )
+    for user in sorted(state.passwordless):
+        yield StringCommand(f"usermod --password '*' {shlex.quote(user)}")
+
+
+def _key_files(settings: HostSettings, state: SshState) -> list[HostFile]:
+    return [
+        HostFile(
+            path=f"{home.path}/.ssh/authorized_keys",
+            content="".join(f"{key}\n" for key in settings.ssh.authorised_keys[user]),
+            mode="600",
+            user=user,
+            group=home.group,
+        )
+        for user, home in state.homes.items()
+    ]
+
+
+def _arm(paths: list[str]) -> str:
+    """Keep the files as they are and start the timer that puts them back.
+
+    A timer that runs already guards an older change that nobody proved: its copy is the good one.
+    """
+    quoted = " ".join(shlex.quote(path) for path in paths)
+    restore = (
+        f"rm -f {quoted}; tar -xPpf {_ROLLBACK}.tar; {_RELOAD};"
+        f" logger -t holdfast 'ssh: the former configuration is back'"
+    )
+    return (
+        f"systemctl is-active --quiet {ROLLBACK_UNIT}.timer || {{ umask 077"
+        f" && mkdir -p /run/holdfast"
+        f" && tar -cPf {_ROLLBACK}.tar --ignore-failed-read --files-from /dev/null"
+        f" $(ls -d {quoted} 2>/dev/null)"
+        f" && echo {shlex.quote(restore)} > {_ROLLBACK}"
+        f" && systemctl reset-failed {ROLLBACK_UNIT}.service 2>/dev/null;"
+        f" systemd-run --quiet --collect --unit={ROLLBACK_UNIT} --on-active={_ROLLBACK_SECONDS}"
+        f" sh {_ROLLBACK}; }}"
+    )
+
+
+def _prove(state: State, host: Host, wanted: set[tuple[str, str]]) -> bool:
+    """Log in anew; disarm the rollback on success, run it at once otherwise."""
+    failure = _failure(host, wanted)
+    if failure is None:
+        return _run(
+            host, f"systemctl stop {ROLLBACK_UNIT}.timer; rm -f {_ROLLBACK} {_ROLLBACK}.tar"
+        )
+    _run(host, f"sh {_ROLLBACK}; systemctl stop {ROLLBACK_UNIT}.timer")
+    logger.error("%s: ssh: %s; the former configuration is back in force", host.name, failure)
+    return False
+
+
+def _failure(host: Host, wanted: set[tuple[str, str]]) -> str | None:
+    okay, output = host.run_shell_command(
+        StringCommand("sshd -T"), _sudo=bool(host.data.get("_sudo"))
+    )
+    effective = {tuple(line.split(" ", 1)) for line in output.stdout_lines}
+    if not okay:
+        return f"sshd -T rejects the configuration: {output.stderr.strip()}"
+    if overruled := sorted(wanted - effective):
+        keyword, value = overruled[0]
+        return (
+            f"sshd does not obey {DROP_IN}: {keyword} is not {value};"
+            " let /etc/ssh/sshd_config begin with Include /etc/ssh/sshd_config.d/*.conf"
+        )
+    if not isinstance(host.connector, RackConnector):
+        return None
+    try:
+        host.connector.new_login()
+    except ConnectError as error:
+        return str(error)
+    return None
+
+
+def _run(host: Host, command: str) -> bool:
+    okay, _ = host.run_shell_command(StringCommand(command), _sudo=bool(host.data.get("_sudo")))
+    return bool(okay)

@@ -1,0 +1,67 @@
+"""The same checks judge the drill's machine and a user's own: `make verify INVENTORY=...`.
+
+pytest is given an inventory; every test runs once for each of its hosts, over the same SSH
+configuration that pyinfra uses, with sudo where the inventory says so.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+from holdfast import inventory_file
+from holdfast.settings import HostSettings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--inventory",
+        default=os.environ.get("INVENTORY", ""),
+        help="pyinfra inventory whose hosts are checked",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "host_name" in metafunc.fixturenames:
+        metafunc.parametrize("host_name", sorted(_inventory(metafunc.config)), scope="session")
+
+
+@cache
+def _load(path: str) -> dict[str, HostSettings]:
+    return inventory_file.load(path)
+
+
+def _inventory(config: pytest.Config) -> dict[str, HostSettings]:
+    path = config.getoption("--inventory")
+    if not path or not Path(path).is_file():
+        raise pytest.UsageError("name an inventory: pytest tests/host --inventory inventories/x.py")
+    return _load(path)
+
+
+@pytest.fixture(scope="session")
+def settings(host_name: str, request: pytest.FixtureRequest) -> HostSettings:
+    """What the inventory says about the host under test."""
+    return _inventory(request.config)[host_name]
+
+
+@pytest.fixture(scope="session")
+def host(host_name: str, settings: HostSettings, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """The host under test, over one shared SSH connection, as root."""
+    address = settings.ssh_hostname or host_name
+    login = f"{settings.ssh_user}@{address}" if settings.ssh_user else address
+    sockets = tmp_path_factory.mktemp("ssh")
+    # A master connection: under emulation a handshake costs more than the check itself.
+    arguments = f"-o ControlMaster=auto -o ControlPersist=120 -o ControlPath={sockets}/%C"
+    options: dict[str, Any] = {"sudo": settings.sudo, "ssh_extra_args": arguments, "timeout": 60}
+    if settings.ssh_config_file:
+        options["ssh_config"] = settings.ssh_config_file
+    if settings.ssh_key:
+        options["ssh_identity_file"] = settings.ssh_key
+    port = f":{settings.ssh_port}" if settings.ssh_port else ""
+    return testinfra.get_host(f"ssh://{login}{port}", **options)

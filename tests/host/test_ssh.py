@@ -1,0 +1,144 @@
+"""What sshd really offers to a stranger, and who it really lets in."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from testinfra.host import Host
+
+from facts.sections import answers, probe
+from holdfast.settings import HostSettings
+
+Answers = dict[str, list[str]]
+
+# NIST curves and SHA-1 have no place here, nor has anything ssh-audit marks red.
+_KEX = {
+    *("sntrup761x25519-sha512", "sntrup761x25519-sha512@openssh.com"),
+    *("curve25519-sha256", "curve25519-sha256@libssh.org"),
+    *("diffie-hellman-group16-sha512", "diffie-hellman-group18-sha512"),
+    "diffie-hellman-group-exchange-sha256",
+    *("ext-info-s", "kex-strict-s-v00@openssh.com"),
+}
+_CIPHERS = {
+    *("chacha20-poly1305@openssh.com", "aes256-gcm@openssh.com", "aes128-gcm@openssh.com"),
+    *("aes256-ctr", "aes192-ctr", "aes128-ctr"),
+}
+_MACS = {
+    *("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com"),
+    "umac-128-etm@openssh.com",
+}
+
+
+@pytest.fixture(scope="module")
+def found(host: Host, settings: HostSettings) -> Answers:
+    client = (
+        f"timeout 60 ssh -vv -F none -p {settings.ssh.port} -o BatchMode=yes"
+        " -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    )
+    users = " ".join(map(shlex.quote, settings.ssh.authorised_keys)) or "''"
+    return answers(
+        host.check_output(
+            probe(
+                {
+                    # sshd on loopback is the sshd everybody meets; its own client is on every host.
+                    "stranger": f"{client} -o PreferredAuthentications=none root@127.0.0.1 2>&1",
+                    "nist": f"{client} -o KexAlgorithms=ecdh-sha2-nistp256 root@127.0.0.1 2>&1",
+                    "root": "sshd -T -C user=root,host=stranger,addr=192.0.2.1",
+                    "anyone": "sshd -T",
+                    "listens": "ss -Hltnp | grep '\"sshd\"'",
+                    "moduli": "awk '$5 < 3071' $(sshd -T | sed -n 's/^modulifile //p')",
+                    "keys": (
+                        f'for u in {users}; do h=$(getent passwd "$u" | cut -d: -f6);'
+                        ' stat -c "%U %a" "$h/.ssh" "$h/.ssh/authorized_keys";'
+                        ' sed "s/^/$u: /" "$h/.ssh/authorized_keys"; done'
+                    ),
+                    "rollback": "systemctl is-active holdfast-ssh-rollback.timer",
+                }
+            )
+        ).splitlines()
+    )
+
+
+def _offers(found: Answers, what: str) -> set[str]:
+    """What the server proposed; the client's own proposal comes first in the output."""
+    text = "\n".join(found["stranger"])
+    _, _, servers = text.partition("peer server KEXINIT proposal")
+    offered = re.search(rf"^debug2: {what}: (\S+)", servers, re.MULTILINE)
+    assert offered, text
+    return set(offered[1].split(","))
+
+
+def test_it_offers_no_weak_algorithm(found: Answers) -> None:
+    assert _offers(found, "KEX algorithms") <= _KEX
+    assert _offers(found, "ciphers stoc") <= _CIPHERS
+    assert _offers(found, "MACs stoc") <= _MACS
+    assert _offers(found, "host key algorithms") == {"ssh-ed25519"}
+    assert found["moduli"] == []
+
+
+def test_it_does_not_tell_its_patch_level(found: Answers) -> None:
+    (version,) = [line for line in found["stranger"] if "remote software version" in line]
+    assert "Debian" not in version
+    assert "Ubuntu" not in version
+
+
+def test_a_weak_key_exchange_is_refused(found: Answers) -> None:
+    assert "no matching key exchange method found" in "\n".join(found["nist"])
+
+
+def test_a_key_is_the_only_way_in(found: Answers) -> None:
+    assert "Permission denied (publickey)." in found["stranger"][-1]
+    for line in ("passwordauthentication no", "kbdinteractiveauthentication no"):
+        assert line in found["anyone"]
+    assert "permitemptypasswords no" in found["anyone"]
+
+
+def test_root_logs_in_only_where_the_inventory_says_so(
+    found: Answers, settings: HostSettings
+) -> None:
+    answer = {"never": "no", "key": "without-password"}[settings.ssh.root_login]
+    assert f"permitrootlogin {answer}" in found["root"]
+
+
+def test_it_listens_on_the_declared_port_only(found: Answers, settings: HostSettings) -> None:
+    ports = {int(line.split()[3].rpartition(":")[2]) for line in found["listens"]}
+    assert ports == {settings.ssh.port}
+
+
+def test_declared_users_have_exactly_their_declared_keys(
+    found: Answers, settings: HostSettings
+) -> None:
+    expected = []
+    for user, keys in settings.ssh.authorised_keys.items():
+        expected += [f"{user} 700", f"{user} 600", *(f"{user}: {key}" for key in keys)]
+    assert found["keys"] == expected
+
+
+def test_no_change_waits_for_its_proof(found: Answers) -> None:
+    assert found["rollback"] == ["inactive"]
+
+
+def test_a_good_key_lets_a_user_in_and_root_only_where_it_may(
+    host: Host, settings: HostSettings
+) -> None:
+    user = next(iter(settings.ssh.authorised_keys), settings.ssh_user) or "root"
+    # A second sshd with the same configuration, on loopback, that takes a key made for this test.
+    answer = host.run(
+        "d=$(mktemp -d -p /run) && chmod 755 $d && trap 'kill $sshd; rm -rf $d' EXIT"
+        " && ssh-keygen -q -t ed25519 -N '' -f $d/key"
+        " || exit 1; timeout 180 /usr/sbin/sshd -D -p 2922 -o ListenAddress=127.0.0.1"
+        " -o PidFile=none -o AuthorizedKeysFile=$d/key.pub >/dev/null 2>&1 & sshd=$!;"
+        " until ss -Hltn | grep -q 127.0.0.1:2922; do kill -0 $sshd || exit 1; done;"
+        f" for user in {shlex.quote(user)} root; do"
+        " timeout 60 ssh -F none -p 2922 -i $d/key -o BatchMode=yes -o LogLevel=ERROR"
+        " -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        " $user@127.0.0.1 id -un 2>&1; done; true"
+    )
+    first, second = answer.stdout.splitlines()
+    assert first == user
+    if settings.ssh.root_login == "key":
+        assert second == "root"
+    else:
+        assert second == "root@127.0.0.1: Permission denied (publickey)."
