@@ -1,0 +1,47 @@
+"""The container engine: guarded by the firewall from its first start on."""
+
+from __future__ import annotations
+
+from pyinfra.api.deploy import deploy
+
+from holdfast import docker
+from holdfast.firewall import DOCKER_USER_SCRIPT
+from holdfast.render import render
+from holdfast.settings import HostSettings
+from operations import apt_repository, docker_engine, host_files, packages, units
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
+
+
+@deploy("Docker")
+def apply(settings: HostSettings) -> None:
+    """Install the engine, merge our keys into its configuration and have it run with them."""
+    engine = settings.docker
+    if engine is None:
+        return
+    if engine.source == "vendor":
+        apt_repository.repository(
+            name="Know Docker's repository",
+            label="docker",
+            settings=engine.repository or docker.vendor_repository(settings.distribution),
+        )
+    # Before the package, which starts the engine at once.
+    host_files.place(
+        name="Tie the engine to the firewall",
+        directories=[HostDirectory(docker.DROP_IN.rpartition("/")[0])],
+        files=[
+            HostFile(
+                docker.DROP_IN,
+                render("docker/docker.service.conf.j2", docker_user=DOCKER_USER_SCRIPT),
+            )
+        ],
+    )
+    packages.present(
+        name="Install the engine",
+        packages=docker.packages(engine, settings.distribution),
+    )
+    docker_engine.configured(name="Merge the engine's configuration", settings=engine)
+    units.settle(
+        name="Run the engine with its configuration",
+        units=[Unit("docker.service", restart_after=[docker.DAEMON_JSON])],
+    )

@@ -1,0 +1,135 @@
+"""The whole firewall in one command: what ufw would load, what the kernel has, what is outside.
+
+`ufw status` hides its rules while it is inactive, so the rules are read from ufw's own files.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pyinfra.api import FactBase
+
+from facts import sections
+
+BLOCK_BEGIN = "# BEGIN holdfast DOCKER-USER"
+BLOCK_END = "# END holdfast DOCKER-USER"
+GUARD = "HOLDFAST-FORWARD"
+"""Our chain in the mangle table."""
+ROLLBACK_STATE = "/var/lib/holdfast/firewall"
+"""Where the last proved firewall is kept while a change waits for its proof."""
+
+
+_LINKS = (
+    'for link in /sys/class/net/*; do [ -d "$link" ] || continue;'
+    ' printf %s "${link##*/}"; [ -e "$link/device" ] && printf " device";'
+    ' for lower in "$link"/lower_*;'
+    ' do [ -e "$lower" ] && printf " %s" "${lower##*/lower_}"; done; echo; done'
+)
+
+
+@dataclass(frozen=True)
+class FamilyState:
+    """One address family.
+
+    ``rules`` are the tuples of ufw's rules file without their marker, ``block`` the lines of our
+    marker block in its after.rules, ``live`` the filter table as ``iptables -S`` prints it and
+    ``user_input_lines`` the number of rules that ufw's file has for its user input chain.
+    """
+
+    rules: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
+    live: tuple[str, ...] = ()
+    user_input_lines: int = 0
+
+
+@dataclass(frozen=True)
+class FirewallState:
+    """The firewall as it is.
+
+    ``options`` are the assignments in ufw's two configuration files, unquoted; empty without ufw.
+    ``external`` names the interfaces that lead off this machine; ``armed`` tells that a change
+    was applied and never proved.
+    """
+
+    options: dict[str, str]
+    v4: FamilyState
+    v6: FamilyState
+    ipv6_in_kernel: bool
+    external: frozenset[str]
+    armed: bool
+
+
+def _questions(suffix: str) -> dict[str, str]:
+    block = f"/^{BLOCK_BEGIN}/,/^{BLOCK_END}/p"
+    user_rules = f"/etc/ufw/user{suffix}.rules"
+    return {
+        f"rules{suffix}": f"sed -n 's/^### tuple ### //p' {user_rules}",
+        f"lines{suffix}": f"grep -c '^-A ufw{suffix}-user-input' {user_rules}",
+        f"block{suffix}": f"sed -n {shlex.quote(block)} /etc/ufw/after{suffix}.rules",
+        f"live{suffix}": (f"ip{suffix}tables -S; ip{suffix}tables -t mangle -S | grep -e {GUARD}"),
+    }
+
+
+def external_interfaces(links: list[str], routes: list[str]) -> frozenset[str]:
+    """Interfaces that lead off the machine.
+
+    Those with a device behind them, those built on one (VLAN, bond, bridge) and those that carry
+    a default route. Tailscale's is not: what comes from there was admitted by the tailnet.
+    ``links`` are lines ``name [device] [lower interface]...``, ``routes`` default routes.
+    """
+    lowers = {name: rest for name, *rest in map(str.split, links)}
+    found = {name for name, rest in lowers.items() if "device" in rest}
+    for route in routes:
+        words = route.split()
+        found |= {name for word, name in pairwise(words) if word == "dev"}
+    while grown := {name for name, rest in lowers.items() if found & set(rest)} - found:
+        found |= grown
+    ours = ("lo", "docker", "veth", "tailscale")
+    return frozenset(name for name in found if not name.startswith(ours))
+
+
+class Firewall(FactBase[FirewallState]):
+    """The firewall of this machine, ufw installed or not."""
+
+    def command(self) -> str:
+        """Build the probe."""
+        return sections.probe(
+            {
+                "options": "grep -hE '^[A-Z0-9_]+=' /etc/default/ufw /etc/ufw/ufw.conf",
+                **_questions(""),
+                **_questions("6"),
+                "links": _LINKS,
+                "routes": "ip -o route show default; ip -6 -o route show default",
+                "ipv6": "[ -e /proc/net/if_inet6 ] && echo yes",
+                "armed": f"[ -e {ROLLBACK_STATE}/armed ] && echo yes",
+            }
+        )
+
+    @staticmethod
+    def default() -> FirewallState:
+        """No firewall at all."""
+        return FirewallState({}, FamilyState(), FamilyState(), True, frozenset(), False)
+
+    def process(self, output: list[str]) -> FirewallState:
+        """Parse the probe's output."""
+        found = sections.answers([line for line in output if line.strip()])
+
+        def family(suffix: str) -> FamilyState:
+            return FamilyState(
+                rules=tuple(found[f"rules{suffix}"]),
+                block=tuple(found[f"block{suffix}"]),
+                live=tuple(line.rstrip() for line in found[f"live{suffix}"]),
+                user_input_lines=int((found[f"lines{suffix}"] or ["0"])[0]),
+            )
+
+        options = dict(line.split("=", 1) for line in found["options"])
+        return FirewallState(
+            options={key: value.strip("\"' ") for key, value in options.items()},
+            v4=family(""),
+            v6=family("6"),
+            ipv6_in_kernel=bool(found["ipv6"]),
+            external=external_interfaces(found["links"], found["routes"]),
+            armed=bool(found["armed"]),
+        )

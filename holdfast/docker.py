@@ -1,0 +1,112 @@
+"""What the container engine must be told, and where it comes from. No host is touched here."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from holdfast.settings import AptRepository, Distribution, Docker
+
+DAEMON_JSON = "/etc/docker/daemon.json"
+DROP_IN = "/etc/systemd/system/docker.service.d/holdfast.conf"
+
+VENDOR_KEY_SHA256 = "1500c1f56fa9e26b9b8f42452a553675796ade0807cdce11975eb98170b3a570"
+"""Checksum of https://download.docker.com/linux/debian/gpg, the same file for Ubuntu; its
+fingerprint is 9DC8 5822 9FC7 DD38 854A  E2D8 8D81 803C 0EBF CD88."""
+
+_SUITES: dict[Distribution, tuple[str, str]] = {
+    "debian12": ("debian", "bookworm"),
+    "debian13": ("debian", "trixie"),
+    "ubuntu2404": ("ubuntu", "noble"),
+    "ubuntu2604": ("ubuntu", "resolute"),
+}
+
+
+def vendor_repository(distribution: Distribution) -> AptRepository:
+    """Docker's own repository for ``distribution``."""
+    family, codename = _SUITES[distribution]
+    return AptRepository(
+        url=f"https://download.docker.com/linux/{family}",
+        key_url=f"https://download.docker.com/linux/{family}/gpg",
+        key_sha256=VENDOR_KEY_SHA256,
+        suite=codename,
+        components=["stable"],
+    )
+
+
+def packages(settings: Docker, distribution: Distribution) -> list[str]:
+    """The packages that make the engine."""
+    if settings.source == "vendor":
+        return [
+            "docker-ce",
+            "docker-ce-cli",
+            "containerd.io",
+            "docker-buildx-plugin",
+            "docker-compose-plugin",
+        ]
+    # Debian 13 took the command line out of the engine's package.
+    return ["docker.io", "docker-cli"] if distribution == "debian13" else ["docker.io"]
+
+
+def enforced(settings: Docker, major: int) -> dict[str, Any]:
+    """The keys of daemon.json that are not the user's to choose, for the engine's ``major``.
+
+    Left alone on purpose: ``userland-proxy`` (off means route_localnet, which shows loopback to
+    the neighbours), ``icc`` (compose files rely on it) and ``runtimes`` (NVIDIA's).
+    """
+    keys: dict[str, Any] = {
+        # A port published without an address is for this host, not for the LAN.
+        "ip": "127.0.0.1",
+        # An engine that is upgraded or reconfigured must not take the containers with it.
+        "live-restore": True,
+        "no-new-privileges": True,
+        # Of the drivers that rotate, the one every log shipper can read.
+        "log-driver": "json-file",
+        "log-opts": {
+            "max-size": f"{settings.log_max_mib}m",
+            "max-file": str(settings.log_max_files),
+        },
+    }
+    if major >= 24:
+        # "ip" speaks for the default bridge only; this, since Docker 24, for compose's networks.
+        keys["default-network-opts"] = {
+            "bridge": {"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"}
+        }
+    return keys
+
+
+def _merge(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(theirs)
+    for key, value in ours.items():
+        present = merged.get(key)
+        nested = isinstance(present, dict) and isinstance(value, dict)
+        merged[key] = _merge(present, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def merged(content: str | None, keys: dict[str, Any]) -> str | None:
+    """daemon.json with ``keys`` in force and all others as they were; None when it is that already.
+
+    Raises:
+        ValueError: the content cannot be merged; the text says why and what to do.
+    """
+    try:
+        theirs = json.loads(content) if content and content.strip() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{DAEMON_JSON} is not valid JSON ({error}): mend or remove it") from None
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{DAEMON_JSON} does not hold an object: mend or remove it")
+    if theirs.get("firewall-backend", "iptables") != "iptables":
+        raise ValueError(
+            f"{DAEMON_JSON} sets firewall-backend to {theirs['firewall-backend']!r}, which has no"
+            " DOCKER-USER and leaves published ports open: remove that key"
+        )
+    wanted = _merge(theirs, keys)
+    return None if wanted == theirs else json.dumps(wanted, indent=2) + "\n"
+
+
+def major_version(package_version: str | None) -> int | None:
+    """The engine's major version from its package's, such as 29 from ``5:29.1.3-1~debian.13``."""
+    if package_version is None:
+        return None
+    return int(package_version.rpartition(":")[2].partition(".")[0])

@@ -1,0 +1,398 @@
+"""What the firewall must be, and which commands bring it there. No host is touched here.
+
+Two walls, one for each way in: ufw's rules guard the programs of the host (INPUT), our chains
+guard the containers (FORWARD), which Docker would otherwise open past ufw.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Literal
+
+from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD, FamilyState, FirewallState
+from holdfast.services import Listen, Service
+from holdfast.settings import HostSettings, Opening
+
+Family = Literal[4, 6]
+FAMILIES: tuple[Family, Family] = (4, 6)
+ANYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
+
+DOCKER_USER = "DOCKER-USER"
+DOCKER_USER_SCRIPT = "/usr/local/lib/holdfast/docker-user"
+ROLLBACK_SCRIPT = "/usr/local/lib/holdfast/firewall-rollback"
+
+MARK = "holdfast:"
+"""How the comment of every rule begins that is ours."""
+UNTIL_TAILNET = "ssh until the tailnet is proved"
+"""Why SSH is open on the LAN at first; the rule is told from others by this reason."""
+
+OPTIONS = {
+    "IPV6": "yes",
+    "DEFAULT_INPUT_POLICY": "DROP",
+    "DEFAULT_OUTPUT_POLICY": "ACCEPT",
+    "DEFAULT_FORWARD_POLICY": "DROP",
+    # Managing the built-in chains means flushing them, Docker's and Tailscale's jumps included.
+    "MANAGE_BUILTINS": "no",
+    # ufw would apply its own sysctls after ours.
+    "IPT_SYSCTL": "",
+}
+"""What /etc/default/ufw must say."""
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Something reachable from off the machine: a port, from a source, perhaps on an interface.
+
+    ``source`` is a network of the family. ``container`` tells that Docker publishes the port.
+    """
+
+    family: Family
+    port: int
+    protocol: str
+    source: str
+    interface: str | None
+    container: bool
+    why: str
+
+    @property
+    def comment(self) -> str:
+        """The comment that marks the rule as ours."""
+        return f"{MARK} {self.why}"
+
+    @property
+    def identity(self) -> str:
+        """How ufw's rules file writes the rule, without its comment."""
+        anywhere = ANYWHERE[self.family]
+        direction = f"in_{self.interface}" if self.interface else "in"
+        source = self.source
+        if source.endswith(("/32", "/128")):
+            source = source.partition("/")[0]
+        return f"allow {self.protocol} {self.port} {anywhere} any {source} {direction}"
+
+    @property
+    def rule(self) -> str:
+        """How ufw's rules file writes the rule."""
+        return f"{self.identity} comment={self.comment.encode().hex()}"
+
+    @property
+    def command(self) -> str:
+        """The command that adds the rule, or gives it its comment."""
+        interface = f"in on {self.interface} " if self.interface else ""
+        return (
+            f"ufw allow {interface}proto {self.protocol} from {self.source}"
+            f" to any port {self.port} comment {shlex.quote(self.comment)}"
+        )
+
+    def container_rule(self, chain: str) -> str:
+        """The rule that lets the hole through ``chain``, written as ``iptables -S`` prints it.
+
+        After Docker's translation the port is the container's own: the one that was asked for is
+        the connection's original. Only translated connections count, or the same port of every
+        other container would be open to whoever routes to its address.
+        """
+        source = "" if self.source == ANYWHERE[self.family] else f"-s {self.source} "
+        interface = f"-i {self.interface} " if self.interface else ""
+        return (
+            f"-A {chain} {source}{interface}-p {self.protocol} -m conntrack --ctstate DNAT"
+            f" --ctorigdstport {self.port} --ctdir ORIGINAL"
+            f' -m comment --comment "{self.comment}" -j RETURN'
+        )
+
+
+def _holes(port: Listen | Opening, sources: list[str], why: str) -> list[Hole]:
+    networks = [ipaddress.ip_network(source) for source in sources]
+    return [
+        Hole(
+            family=family,
+            port=port.port,
+            protocol=port.protocol,
+            source=str(network),
+            interface=port.interface,
+            container=port.container,
+            why=why,
+        )
+        for family in FAMILIES
+        for network in networks
+        if network.version == family
+    ]
+
+
+def holes(settings: HostSettings, services: list[Service], *, lan_ssh: bool) -> list[Hole]:
+    """Every hole the inventory declares; ``lan_ssh`` adds the one that the tailnet will replace.
+
+    A service that listens on the tailnet needs none: Tailscale accepts what comes from its own
+    interface before ufw is asked, and who may reach what there is the tailnet policy's to say.
+    """
+    anywhere = list(ANYWHERE.values())
+    wanted: list[Hole] = []
+    if lan_ssh:
+        sources = settings.ssh.lan_sources or anywhere
+        wanted += _holes(Listen(port=settings.ssh.port), sources, UNTIL_TAILNET)
+    for service in services:
+        for listen in service.listens:
+            if listen.scope in ("lan", "public"):
+                sources = listen.sources if listen.scope == "lan" else anywhere
+                wanted += _holes(listen, sources, service.name)
+    for opening in settings.firewall.openings:
+        wanted += _holes(opening, opening.sources, opening.reason)
+    # Two declarations of one hole are one rule; the first says why.
+    unique = {(hole.identity, hole.container): hole for hole in reversed(wanted)}
+    return list(reversed(unique.values()))
+
+
+def container_rules(
+    chain: str, declared: list[Hole], external: set[str], family: Family
+) -> list[str]:
+    """The rules of ``chain`` for ``family``, written as ``iptables -S`` prints them.
+
+    Containers keep their way out and each other; the tailnet keeps its way to published ports;
+    from the ``external`` interfaces only what was declared gets in.
+    """
+    rule = f"-A {chain}"
+    outside = sorted(external)
+    holes = [hole for hole in declared if hole.container and hole.family == family]
+    return [
+        f"{rule} -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
+        f"{rule} -m conntrack --ctstate INVALID -j DROP",
+        f"{rule} -i tailscale0 -j RETURN",
+        *(hole.container_rule(chain) for hole in holes),
+        *(f"{rule} -i {name} -j DROP" for name in outside),
+        # What leaves by an external interface is somebody's way out, be it through a bridge that
+        # is named as Docker's are.
+        *(f"{rule} -o {name} -j RETURN" for name in outside),
+        f"{rule} -i docker0 -j RETURN",
+        f"{rule} -i br-+ -j RETURN",
+        # An interface that nobody knew of when this was written.
+        f"{rule} -o docker0 -j DROP",
+        f"{rule} -o br-+ -j DROP",
+        f"{rule} -j RETURN",
+    ]
+
+
+def block(declared: list[Hole], external: set[str], family: Family) -> list[str]:
+    """The marker block for after.rules; restoring it replaces both chains, each in one step.
+
+    The same rules stand twice. DOCKER-USER is the place Docker provides; but a Docker that starts
+    takes its jump out and puts it back, and containers that outlive their engine were reachable
+    for that moment (measured: 394 answers through two restarts). The other chain is asked first,
+    from a table that Docker leaves alone.
+    """
+    return [
+        BLOCK_BEGIN,
+        *("*filter", f":{DOCKER_USER} - [0:0]"),
+        *container_rules(DOCKER_USER, declared, external, family),
+        "COMMIT",
+        *("*mangle", f":{GUARD} - [0:0]"),
+        *container_rules(GUARD, declared, external, family),
+        "COMMIT",
+        BLOCK_END,
+    ]
+
+
+def external_interfaces(settings: HostSettings, state: FirewallState) -> set[str]:
+    """What leads off the machine: what was found there and what the inventory names."""
+    return {*state.external, *settings.interfaces}
+
+
+def _comment_of(rule: str) -> str:
+    found = re.search(r" comment=([0-9a-f]*)$", rule)
+    return bytes.fromhex(found.group(1)).decode(errors="replace") if found else ""
+
+
+def _identity_of(rule: str) -> str:
+    return re.sub(r" comment=[0-9a-f]*$", "", rule)
+
+
+def lan_ssh_rules(state: FirewallState) -> list[str]:
+    """The rules on the host that keep SSH open until the tailnet is proved, of both families."""
+    return [
+        rule
+        for family in (state.v4, state.v6)
+        for rule in family.rules
+        if _comment_of(rule) == f"{MARK} {UNTIL_TAILNET}"
+    ]
+
+
+def lan_ssh_wanted(settings: HostSettings, state: FirewallState) -> bool:
+    """Whether SSH must be open on the LAN for now.
+
+    At first, until `withdraw` has closed it. Once closed it stays closed, whatever else is being
+    repaired: a host that carries our rules without that one has been through the proof.
+    """
+    if settings.ssh.lan_access == "keep":
+        return False  # The ssh service says itself where it listens.
+    if settings.tailnet is None:
+        return True
+    ours = any(
+        _comment_of(rule).startswith(MARK)
+        for family in (state.v4, state.v6)
+        for rule in family.rules
+    )
+    return bool(lan_ssh_rules(state)) or not ours
+
+
+def describe(rule: str) -> str:
+    """A rule of ufw's file as an operator would read it."""
+    comment = _comment_of(rule)
+    return _identity_of(rule) + (f" ({comment})" if comment else "")
+
+
+def deletion(rule: str) -> str:
+    """The command that removes one rule of ufw's file, whoever wrote it."""
+    action, protocol, port, destination, source_port, source, *rest = _identity_of(rule).split()
+    direction = rest[-1]
+    applications = rest[:-1] or ["-", "-"]
+    routed = action.startswith("route:")
+    verb, _, log = action.removeprefix("route:").partition("_")
+
+    words = ["ufw", *(["route"] if routed else []), "delete", verb]
+    for part in direction.split("!"):
+        way, _, interface = part.partition("_")
+        if interface:
+            words += [way, "on", interface]
+        elif not routed:
+            words.append(way)
+    if log:
+        words.append(log)
+    named = applications != ["-", "-"]
+    if protocol != "any" and not named:
+        words += ["proto", protocol]
+    for word, address, its_port, application in (
+        ("from", source, source_port, applications[1]),
+        ("to", destination, port, applications[0]),
+    ):
+        words += [word, address]
+        if application != "-":
+            words += ["app", application.replace("%20", " ")]
+        elif its_port != "any":
+            words += ["port", its_port]
+    return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, in order, and which rules that somebody else wrote will be gone after it.
+
+    ``preparation`` changes files that nobody reads before ``action``; from there on it counts.
+    """
+
+    preparation: list[str]
+    action: list[str]
+    foreign: list[str]
+
+    @property
+    def commands(self) -> list[str]:
+        """All of it, in order; empty when the host is as it must be."""
+        return [*self.preparation, *self.action]
+
+
+def _chain(live: tuple[str, ...], name: str) -> list[str]:
+    return [line for line in live if line.startswith(f"-A {name} ")]
+
+
+def jump_is_first(live: tuple[str, ...]) -> bool:
+    """Whether FORWARD asks DOCKER-USER before anything of Docker's and before it accepts."""
+    deciding = [line for line in _chain(live, "FORWARD") if re.search(r" -j (DOCKER|ACCEPT)", line)]
+    return bool(deciding) and deciding[0] == "-A FORWARD -j DOCKER-USER"
+
+
+def _guarded(
+    live: tuple[str, ...], declared: list[Hole], external: set[str], family: Family
+) -> bool:
+    return (
+        jump_is_first(live)
+        and f"-A FORWARD -j {GUARD}" in live
+        and all(
+            _chain(live, chain) == container_rules(chain, declared, external, family)
+            for chain in (DOCKER_USER, GUARD)
+        )
+    )
+
+
+def _ufw_in_force(family: FamilyState, infix: str) -> bool:
+    policies = {"-P INPUT DROP", "-P FORWARD DROP", "-P OUTPUT ACCEPT"}
+    jumps = {f"-A {chain} -j ufw{infix}-before-{chain.lower()}" for chain in ("INPUT", "FORWARD")}
+    hook = f"-A ufw{infix}-before-input -j ufw{infix}-user-input"
+    loaded = len(_chain(family.live, f"ufw{infix}-user-input"))
+    return {*policies, *jumps, hook} <= {*family.live} and loaded == family.user_input_lines
+
+
+def _set_options(wanted: dict[str, str]) -> str:
+    path = "/etc/default/ufw"
+    lines = [
+        f'{key}="{value}"' if value in ("", "DROP", "ACCEPT") else f"{key}={value}"
+        for key, value in wanted.items()
+    ]
+    drop = "|".join(wanted)
+    new = f"{path}.holdfast-new"
+    return (
+        f"grep -vE '^({drop})=' {path} > {new}; printf '%s\\n' {shlex.join(lines)} >> {new}"
+        f" && chmod 644 {new} && mv -fT {new} {path}"
+    )
+
+
+def _write_block(path: str, lines: list[str]) -> str:
+    new = f"{path}.holdfast-new"
+    return (
+        f"umask 077; sed '/^{BLOCK_BEGIN}/,/^{BLOCK_END}/d' {path} > {new}"
+        f" && printf '%s\\n' {shlex.join(lines)} >> {new}"
+        f" && chmod 640 {new} && mv -fT {new} {path}"
+    )
+
+
+def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> Plan:
+    """The commands that make ``state`` what ``declared`` asks for; none when it is already so.
+
+    Rules are added before others are removed, and ufw is enabled last: at no point is there less
+    access than before and than there will be.
+    """
+    commands: list[str] = []
+    options = {key: value for key, value in OPTIONS.items() if state.options.get(key) != value}
+    if options:
+        commands.append(_set_options(options))
+
+    external = external_interfaces(settings, state)
+    blocks_changed = False
+    removals: list[str] = []
+    foreign: list[str] = []
+    families: dict[Family, FamilyState] = {4: state.v4, 6: state.v6}
+    for family, present in families.items():
+        suffix = "6" if family == 6 else ""
+        lines = block(declared, external, family)
+        if tuple(lines) != present.block:
+            blocks_changed = True
+            commands.append(_write_block(f"/etc/ufw/after{suffix}.rules", lines))
+        wanted = [hole for hole in declared if hole.family == family and not hole.container]
+        commands += [hole.command for hole in wanted if hole.rule not in present.rules]
+        identities = {hole.identity for hole in wanted}
+        for rule in present.rules:
+            if _identity_of(rule) not in identities:
+                removals.append(deletion(rule))
+                if not _comment_of(rule).startswith(MARK):
+                    foreign.append(describe(rule))
+    # Both families' rules may go with one command: an application's, for one.
+    commands += dict.fromkeys(removals)
+
+    enabled = state.options.get("ENABLED") == "yes"
+    in_force = _ufw_in_force(state.v4, "") and (
+        _ufw_in_force(state.v6, "6") or not state.ipv6_in_kernel
+    )
+    preparation = [] if enabled else commands
+    commands = commands if enabled else []
+    if not enabled:
+        commands.append("ufw --force enable")
+    elif options or not in_force:
+        commands.append("ufw reload")
+
+    if settings.docker is not None:
+        guarded = all(
+            _guarded(present.live, declared, external, family)
+            for family, present in families.items()
+            if family == 4 or state.ipv6_in_kernel
+        )
+        if blocks_changed or not guarded:
+            commands.append(DOCKER_USER_SCRIPT)
+    return Plan(preparation, commands, foreign)

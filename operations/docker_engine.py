@@ -1,0 +1,48 @@
+"""The container engine's configuration: ours merged into the user's, never over it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import FunctionCommand, StringCommand, operation
+
+from facts.docker import DockerEngine
+from holdfast.docker import DAEMON_JSON, enforced, major_version, merged
+from holdfast.settings import Docker
+from operations.refusal import stop
+
+
+@operation()
+def configured(settings: Docker) -> Generator[StringCommand | FunctionCommand, None, None]:
+    """Have our keys in daemon.json, nobody in the docker group, and the engine's chains in place.
+
+    One remote command when all is so. The engine itself judges the new file before it takes its
+    name. Stops, with nothing changed, when the present file cannot be merged.
+    """
+    state = host.get_fact(DockerEngine)
+    # Before it is installed, the plan assumes a recent one.
+    major = major_version(state.package_version) or 29
+    try:
+        content = merged(state.daemon_json, enforced(settings, major))
+    except ValueError as error:
+        yield stop(f"{error}.")
+        return
+
+    if content is not None:
+        new = f"{DAEMON_JSON}.holdfast-new"
+        # Docker has been able to judge a file since version 23.
+        judge = f" && dockerd --validate --config-file {new}" if major >= 23 else ""
+        yield StringCommand(
+            f"umask 077; mkdir -p -m 755 /etc/docker && cat > {new}{judge}"
+            f" && {{ [ ! -e {DAEMON_JSON} ] || chmod --reference={DAEMON_JSON} {new}; }}"
+            f" && mv -fT {new} {DAEMON_JSON} || {{ rm -f {new}; exit 1; }}",
+            _stdin=content,
+        )
+    elif state.unruled:
+        yield StringCommand("systemctl restart docker.service")
+
+    # Whoever may talk to the engine is root.
+    for member in state.group_members:
+        yield StringCommand(f"gpasswd --delete {shlex.quote(member)} docker")

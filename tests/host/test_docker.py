@@ -1,0 +1,103 @@
+"""The container engine: it answers, with our settings in force and the firewall before it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from facts import sections
+from holdfast.docker import DAEMON_JSON, enforced
+from holdfast.firewall import DOCKER_USER_SCRIPT
+from holdfast.settings import Docker, HostSettings
+
+Answers = dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def wanted(settings: HostSettings) -> Docker:
+    if settings.docker is None:
+        pytest.skip("the inventory gives this host no container engine")
+    return settings.docker
+
+
+@pytest.fixture(scope="module")
+def found(host: Host, wanted: Docker) -> Answers:
+    """Everything the tests below ask of the host, in one command."""
+    questions = {
+        "info": "docker info --format '{{json .}}'",
+        "bridge": "docker network inspect bridge --format '{{json .Options}}'",
+        "containers": "docker ps --quiet | xargs --no-run-if-empty docker inspect"
+        " --format '{{.Name}} {{json .HostConfig.LogConfig}}'",
+        "daemon.json": f"cat {DAEMON_JSON}; echo",
+        "times": 'date -d "$(systemctl show --property=InactiveExitTimestamp --value'
+        f' docker.service)" +%s; stat --format=%Y {DAEMON_JSON}',
+        "group": "getent group docker | cut -d: -f4",
+        "socket": "stat --format='%a %U %G' /run/docker.sock",
+        "order": "systemctl show --property=After --value docker.service",
+        "hooks": "systemctl show --property=ExecStartPre,ExecStartPost docker.service",
+    }
+    return sections.answers(host.run(sections.probe(questions)).stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def info(found: Answers) -> dict[str, Any]:
+    """What the engine says of itself."""
+    parsed: dict[str, Any] = json.loads("\n".join(found["info"]))
+    return parsed
+
+
+def test_it_answers(info: dict[str, Any]) -> None:
+    assert info["ServerVersion"], info.get("ServerErrors")
+
+
+def test_our_settings_are_in_its_file(found: Answers, info: dict[str, Any], wanted: Docker) -> None:
+    major = int(info["ServerVersion"].split(".")[0])
+    content = json.loads("\n".join(found["daemon.json"]))
+    for key, value in enforced(wanted, major).items():
+        if isinstance(value, dict):
+            assert value.items() <= content[key].items()
+        else:
+            assert content[key] == value
+
+
+def test_it_runs_with_them(found: Answers, info: dict[str, Any]) -> None:
+    assert info["LiveRestoreEnabled"] is True
+    assert info["LoggingDriver"] == "json-file"
+    assert any("no-new-privileges" in option for option in info["SecurityOptions"])
+    started, written = map(int, found["times"])
+    assert started >= written, "daemon.json was changed after the engine had read it"
+
+
+def test_its_firewall_is_the_one_that_has_our_chain(info: dict[str, Any]) -> None:
+    backend = info.get("FirewallBackend") or {"Driver": "iptables"}
+    assert backend["Driver"].startswith("iptables")
+
+
+def test_a_port_without_an_address_is_published_to_this_host_only(found: Answers) -> None:
+    options = json.loads("\n".join(found["bridge"]))
+    assert options["com.docker.network.bridge.host_binding_ipv4"] == "127.0.0.1"
+
+
+def test_the_logs_of_every_container_are_bounded(found: Answers, wanted: Docker) -> None:
+    unbounded = []
+    for line in found["containers"]:
+        name, _, text = line.partition(" ")
+        log = json.loads(text)
+        # A container may ask for another driver; one older than our settings writes without an end.
+        if log["Type"] == "json-file" and "max-size" not in (log["Config"] or {}):
+            unbounded.append(name)
+    assert unbounded == []
+
+
+def test_nobody_is_root_by_its_group(found: Answers) -> None:
+    assert found["group"] == [""]
+    assert found["socket"] == ["660 root docker"]
+
+
+def test_it_starts_behind_the_firewall(found: Answers) -> None:
+    assert "ufw.service" in found["order"][0].split()
+    hooks = {line.partition("=")[0] for line in found["hooks"] if DOCKER_USER_SCRIPT in line}
+    assert hooks == {"ExecStartPre", "ExecStartPost"}

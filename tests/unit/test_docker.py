@@ -1,0 +1,160 @@
+"""The engine's configuration: ours in force, the user's untouched; its packages and repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra.api import StringCommand
+from pyinfra.context import ctx_host
+
+from facts.docker import DockerEngine, DockerState
+from holdfast.docker import enforced, major_version, merged, packages, vendor_repository
+from holdfast.settings import Docker
+from operations.docker_engine import configured
+from tests.unit.local_host import LocalHost
+
+RECORDED = (Path(__file__).parent / "recorded" / "docker.txt").read_text().splitlines()
+KEYS = enforced(Docker(), 29)
+
+
+def test_recorded_state() -> None:
+    state = DockerEngine().process(RECORDED)
+    assert state.package_version == "26.1.5+dfsg1-9+deb13u1"
+    assert state.group_members == ()
+    assert not state.unruled
+    assert merged(state.daemon_json, enforced(Docker(), 26)) is None
+
+
+def test_a_machine_without_an_engine() -> None:
+    headings = [f"#= {name}" for name in ("daemon_json", "version", "group", "unruled")]
+    assert DockerEngine().process(headings) == DockerEngine.default()
+
+
+@pytest.mark.parametrize("content", [None, "", "\n", "{}"])
+def test_without_keys_of_the_user_it_is_ours_alone(content: str | None) -> None:
+    text = merged(content, KEYS)
+    assert text is not None
+    assert json.loads(text) == KEYS
+    assert merged(text, KEYS) is None
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}}},
+        {"features": {"cdi": True}, "data-root": "/srv/docker", "registry-mirrors": ["https://m"]},
+        {"log-opts": {"labels": "app"}, "experimental": True},
+        {"default-network-opts": {"overlay": {"mtu": "1400"}}},
+        {"firewall-backend": "iptables"},
+    ],
+)
+def test_the_user_s_keys_survive(theirs: dict[str, Any]) -> None:
+    text = merged(json.dumps(theirs), KEYS)
+    assert text is not None
+    found = json.loads(text)
+    for key, value in theirs.items():
+        if isinstance(value, dict):
+            assert value.items() <= found[key].items()
+        else:
+            assert found[key] == value
+    assert found["ip"] == "127.0.0.1"
+    assert found["log-opts"]["max-size"] == "10m"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ip", "0.0.0.0"),  # noqa: S104
+        ("live-restore", False),
+        ("log-driver", "syslog"),
+        ("log-opts", {"max-size": "10g"}),
+        ("default-network-opts", "nonsense"),
+    ],
+)
+def test_ours_are_enforced(key: str, value: Any) -> None:
+    text = merged(json.dumps({**KEYS, key: value}), KEYS)
+    assert text is not None
+    assert json.loads(text) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"debug": true,}', "not valid JSON"),
+        ("[]", "does not hold an object"),
+        ('{"firewall-backend": "nftables"}', "no DOCKER-USER"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_in_one_sentence(content: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refusal:
+        merged(content, KEYS)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_old_engine_is_not_given_keys_it_would_not_start_with() -> None:
+    assert "default-network-opts" not in enforced(Docker(), 20)
+    assert "default-network-opts" in enforced(Docker(), 24)
+
+
+@pytest.mark.parametrize(
+    ("version", "major"),
+    [
+        ("5:29.1.3-1~debian.13~trixie", 29),
+        ("26.1.5+dfsg1-9+deb13u1", 26),
+        ("20.10.24+dfsg1-1+deb12u1", 20),
+        (None, None),
+    ],
+)
+def test_major_version(version: str | None, major: int | None) -> None:
+    assert major_version(version) == major
+
+
+def test_packages_and_repository() -> None:
+    distribution = Docker(source="distribution")
+    assert packages(distribution, "debian13") == ["docker.io", "docker-cli"]
+    assert packages(distribution, "debian12") == ["docker.io"]
+    assert "docker-ce" in packages(Docker(), "ubuntu2404")
+    noble = vendor_repository("ubuntu2404")
+    assert (noble.url, noble.suite, noble.components) == (
+        "https://download.docker.com/linux/ubuntu",
+        "noble",
+        ["stable"],
+    )
+
+
+def _commands(state: DockerState) -> list[Any]:
+    with ctx_host.use(LocalHost(facts={DockerEngine: state})):
+        return list(configured._inner(settings=Docker()))
+
+
+GOOD = DockerState(json.dumps(enforced(Docker(), 29)), "5:29.1.3-1", (), unruled=False)
+
+
+def test_nothing_is_run_when_all_is_so() -> None:
+    assert _commands(GOOD) == []
+
+
+def test_the_engine_judges_a_new_file_where_it_can() -> None:
+    for version, judged in (("5:29.1.3-1", True), ("20.10.24+dfsg1-1", False)):
+        (command,) = _commands(DockerState(None, version, (), unruled=False))
+        text = command.get_raw_value()
+        assert ("dockerd --validate" in text) is judged
+        # The content may hold a proxy's password.
+        assert "live-restore" not in text
+
+
+def test_a_refusal_changes_nothing() -> None:
+    (command,) = _commands(DockerState("{,}", "5:29.1.3-1", ("eve",), unruled=True))
+    assert not isinstance(command, StringCommand)
+
+
+def test_flushed_chains_and_group_members_are_mended() -> None:
+    state = DockerState(GOOD.daemon_json, GOOD.package_version, ("eve", "mallory"), unruled=True)
+    assert [command.get_raw_value() for command in _commands(state)] == [
+        "systemctl restart docker.service",
+        "gpasswd --delete eve docker",
+        "gpasswd --delete mallory docker",
+    ]

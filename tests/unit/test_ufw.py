@@ -1,0 +1,207 @@
+"""The order of a firewall change, and that only a new login lets it stay."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pyinfra.api import FunctionCommand, StringCommand
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.state import State
+from pyinfra.context import ctx_host
+
+from facts.firewall import FamilyState, Firewall, FirewallState
+from holdfast.firewall import ANYWHERE, Family, Hole
+from holdfast.render import render
+from holdfast.settings import HostSettings
+from operations import apt_repository, ufw
+from tests.unit.local_host import LocalHost
+from tests.unit.test_firewall import BARE, RECORDED, _settings
+
+RACK = Firewall().process(RECORDED)
+
+
+def _with_lan_ssh(family: Family, state: FamilyState) -> FamilyState:
+    chain = "ufw-user-input" if family == 4 else "ufw6-user-input"
+    source = ANYWHERE[family]
+    hole = Hole(family, 22, "tcp", source, None, False, "ssh until the tailnet is proved")
+    return dataclasses.replace(
+        state,
+        rules=(*state.rules, hole.rule),
+        live=(*state.live, f"-A {chain} -p tcp -m tcp --dport 22 -j ACCEPT"),
+        user_input_lines=state.user_input_lines + 1,
+    )
+
+
+STILL_OPEN = dataclasses.replace(RACK, v4=_with_lan_ssh(4, RACK.v4), v6=_with_lan_ssh(6, RACK.v6))
+
+
+@dataclasses.dataclass
+class Connector:
+    """A way in that works or does not."""
+
+    open: dict[str | None, bool]
+
+    def new_login(self, path: str | None = None) -> None:
+        if not self.open[path]:
+            raise ConnectError("a new login failed")
+
+
+@dataclasses.dataclass
+class Host(LocalHost):
+    connector: Any = None
+    said: list[str] = dataclasses.field(default_factory=list)
+    print_prefix: str = "[here] "
+
+    def log_styled(self, message: str, **_: Any) -> None:
+        self.said.append(message)
+
+
+def _host(state: FirewallState, **paths: bool) -> Host:
+    ways: dict[str | None, bool] = {None: paths.get("present", True)}
+    return Host(
+        facts={Firewall: state},
+        connector=Connector({**ways, "tailnet": paths.get("tailnet", True)}),
+    )
+
+
+def _run(operation: Any, host: Host, settings: HostSettings | None = None) -> list[str]:
+    """What pyinfra would run: commands as text, and a function until the first that fails."""
+    done: list[str] = []
+    with ctx_host.use(host):
+        for command in operation._inner(settings=settings or _settings()):
+            if isinstance(command, FunctionCommand):
+                call = cast(Callable[..., bool], command.function)
+                if not call(cast(State, None), host, *command.args):
+                    return [*done, "FAILED"]
+                done.append("PROVED")
+            else:
+                assert isinstance(command, StringCommand)
+                done.append(command.get_raw_value())
+    return done
+
+
+def test_nothing_is_armed_when_nothing_changes() -> None:
+    assert _run(ufw.enforce, _host(RACK)) == []
+
+
+def test_a_change_is_armed_first_and_disarmed_only_after_its_proof() -> None:
+    disabled = dataclasses.replace(RACK, options={**RACK.options, "ENABLED": "no"})
+    host = _host(disabled)
+    with ctx_host.use(host):
+        commands = list(ufw.enforce._inner(settings=_settings()))
+    *before, enable, proof, disarm = commands
+    assert [each.get_raw_value().rpartition("/")[2] for each in before] == [
+        "firewall-rollback keep",
+        "firewall-rollback arm 180",
+    ]
+    assert enable.get_raw_value() == "ufw --force enable"
+    assert isinstance(proof, FunctionCommand)
+    assert disarm.get_raw_value().endswith("firewall-rollback disarm")
+
+
+def test_the_deadline_runs_only_while_something_could_lock_out() -> None:
+    done = _run(ufw.enforce, _host(BARE, present=False))
+    armed = next(i for i, command in enumerate(done) if "firewall-rollback arm" in command)
+    assert done[0].endswith("firewall-rollback keep")
+    assert all("enable" not in command for command in done[:armed])
+    assert done[armed + 1] == "ufw --force enable"
+
+
+def test_a_change_that_locks_out_is_never_disarmed() -> None:
+    host = _host(BARE, present=False)
+    done = _run(ufw.enforce, host)
+    assert done[-1] == "FAILED"
+    assert not any("disarm" in command for command in done)
+    assert host.said == [
+        "a new login failed; the host restores its former firewall within 180 seconds."
+    ]
+
+
+def test_a_change_that_did_not_take_is_never_disarmed() -> None:
+    # The stub's firewall stays what it was, whatever is run.
+    host = _host(BARE)
+    assert _run(ufw.enforce, host)[-1] == "FAILED"
+    assert "The firewall did not become what was asked" in host.said[0]
+
+
+def test_what_an_earlier_run_left_unproved_is_proved() -> None:
+    done = _run(ufw.enforce, _host(dataclasses.replace(RACK, armed=True)))
+    assert [command.rsplit("/", 1)[-1] for command in done] == [
+        "firewall-rollback keep",
+        "firewall-rollback arm 180",
+        "PROVED",
+        "firewall-rollback disarm",
+    ]
+
+
+def test_a_connector_that_cannot_prove_a_login_changes_nothing_for_good() -> None:
+    host = _host(dataclasses.replace(RACK, armed=True))
+    host.connector = object()
+    assert _run(ufw.enforce, host)[-1] == "FAILED"
+    assert "only the @rack connector" in host.said[0]
+
+
+def test_lan_ssh_is_kept_open_by_repairs_until_it_is_withdrawn() -> None:
+    assert _run(ufw.enforce, _host(STILL_OPEN)) == []
+
+
+def test_lan_ssh_is_not_withdrawn_without_a_login_over_the_tailnet() -> None:
+    host = _host(STILL_OPEN, tailnet=False)
+    assert _run(ufw.withdraw_lan_ssh, host) == ["FAILED"]
+    assert host.said == [
+        "a new login failed; SSH stays open on the LAN until the tailnet carries it."
+    ]
+
+
+def test_lan_ssh_is_withdrawn_after_one() -> None:
+    done = _run(ufw.withdraw_lan_ssh, _host(STILL_OPEN))
+    assert done[0] == "PROVED"
+    assert done[1].endswith("keep")
+    assert done[2].endswith("arm 180")
+    assert done[3:5] == [
+        "ufw delete allow in proto tcp from 0.0.0.0/0 to 0.0.0.0/0 port 22",
+        "ufw delete allow in proto tcp from ::/0 to ::/0 port 22",
+    ]
+
+
+def test_withdrawn_once_there_is_nothing_left_to_do() -> None:
+    assert _run(ufw.withdraw_lan_ssh, _host(RACK)) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "values"),
+    [
+        ("docker-user", {"begin": "# B", "end": "# E", "guard": "G"}),
+        (
+            "firewall-rollback",
+            {"begin": "# B", "end": "# E", "state": "/s", "docker_user": "/d"},
+        ),
+    ],
+)
+def test_the_scripts_parse(template: str, values: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / template
+    script.write_text(render(f"firewall/{template}.j2", **values))
+    assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+
+
+def test_a_key_is_told_by_its_suffix() -> None:
+    settings = _settings(
+        docker={
+            "repository": {
+                "url": "https://mirror.example/debian",
+                "key_url": "https://mirror.example/key.gpg",
+                "suite": "trixie",
+            }
+        }
+    )
+    assert settings.docker is not None
+    repository = settings.docker.repository
+    assert repository is not None
+    assert apt_repository.key_path("docker", repository) == "/etc/apt/keyrings/docker.gpg"
+    armoured = repository.model_copy(update={"key_url": "https://mirror.example/gpg"})
+    assert apt_repository.key_path("docker", armoured) == "/etc/apt/keyrings/docker.asc"
