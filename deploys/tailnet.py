@@ -1,0 +1,55 @@
+"""The tailnet: the private network that is the only way in."""
+
+from pyinfra.api.deploy import deploy
+
+from holdfast.render import render
+from holdfast.settings import HostSettings
+from holdfast.tailnet import vendor_repository
+from operations import apt_repository, host_files, packages, tailscale, units
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
+
+ENVIRONMENT = "/etc/holdfast/tailscaled.env"
+DROP_IN = "/etc/systemd/system/tailscaled.service.d/holdfast.conf"
+
+
+@deploy("Tailnet")
+def apply(settings: HostSettings) -> None:
+    """Install Tailscale from its repository, quiet from its first start, and join."""
+    tailnet = settings.tailnet
+    if tailnet is None:
+        return
+    apt_repository.repository(
+        name="Know Tailscale's repository",
+        label="tailscale",
+        settings=tailnet.repository or vendor_repository(settings.distribution),
+    )
+    # Before the package: its daemon starts at once, and must not call home even then. The package's
+    # own /etc/default/tailscaled stays untouched, so that no upgrade has to ask about it.
+    host_files.place(
+        name="Configure the daemon",
+        directories=[
+            HostDirectory(path="/etc/holdfast"),
+            HostDirectory(path="/etc/systemd/system/tailscaled.service.d"),
+        ],
+        files=[
+            HostFile(
+                path=ENVIRONMENT,
+                content=render("tailnet/tailscaled.env.j2", port=tailnet.port),
+            ),
+            HostFile(
+                path=DROP_IN,
+                content=render("tailnet/tailscaled.conf.j2", environment=ENVIRONMENT),
+            ),
+        ],
+    )
+    packages.present(name="Install Tailscale", packages=["tailscale"])
+    units.settle(
+        name="Run the daemon with its configuration",
+        units=[Unit(name="tailscaled.service", restart_after=[ENVIRONMENT, DROP_IN])],
+    )
+    tailscale.joined(
+        name="Join the tailnet",
+        settings=tailnet,
+        hostname=tailnet.hostname or settings.hostname,
+    )

@@ -1,0 +1,101 @@
+"""Membership of a tailnet, typed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+from pyinfra.api import FactBase, FactProcessError
+
+from holdfast.tailnet import Node
+
+_DIVIDER = "-- preferences --"
+
+
+def _addresses(status: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address | None]:
+    found = [ip_address(text) for text in status.get("TailscaleIPs") or []]
+    v4 = next((address for address in found if isinstance(address, IPv4Address)), None)
+    v6 = next((address for address in found if isinstance(address, IPv6Address)), None)
+    return v4, v6
+
+
+class TailnetNode(FactBase[Node]):
+    """The host as a node; an empty ``Node`` where no ``tailscaled`` answers. One command."""
+
+    def command(self) -> str:
+        """Build the probe; a daemon that hangs is one that does not answer.
+
+        One that has just been started is given half a minute to say what it is.
+        """
+        return (
+            "command -v tailscale >/dev/null || exit 0; for second in $(seq 30); do"
+            " status=$(timeout 20 tailscale status --json --peers=false 2>/dev/null) || exit 0;"
+            """ case $status in *'"BackendState": "NoState"'*|*'"BackendState": "Starting"'*)"""
+            " sleep 1;; *) break;; esac; done; printf '%s\\n' \"$status\""
+            f" && echo '{_DIVIDER}' && timeout 20 tailscale debug prefs 2>/dev/null; true"
+        )
+
+    @staticmethod
+    def default() -> Node:
+        """No tailnet."""
+        return Node()
+
+    def process(self, output: list[str]) -> Node:
+        """Parse the probe's output.
+
+        Raises:
+            FactProcessError: ``tailscale`` printed something that is not its JSON.
+        """
+        status_text, _, prefs_text = "\n".join(output).partition(_DIVIDER)
+        if not prefs_text.strip():
+            return Node()
+        try:
+            status, prefs = json.loads(status_text), json.loads(prefs_text)
+        except ValueError as error:
+            raise FactProcessError(f"tailscale did not print JSON: {error}") from error
+        me = status.get("Self") or {}
+        v4, v6 = _addresses(status)
+        return Node(
+            backend=status.get("BackendState", ""),
+            has_key=bool(status.get("HaveNodeKey")),
+            control_server=prefs.get("ControlURL", ""),
+            hostname=prefs.get("Hostname", ""),
+            name=me.get("DNSName", "").split(".")[0],
+            tags=tuple(me.get("Tags") or ()),
+            requested_tags=tuple(prefs.get("AdvertiseTags") or ()),
+            accept_dns=bool(prefs.get("CorpDNS")),
+            ssh=bool(prefs.get("RunSSH")),
+            shields_up=bool(prefs.get("ShieldsUp")),
+            online=bool(me.get("Online")),
+            expired=bool(me.get("Expired")),
+            health=tuple(status.get("Health") or ()),
+            v4=v4,
+            v6=v6,
+        )
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """The host's own addresses on the tailnet; None where it has none."""
+
+    v4: IPv4Address | None
+    v6: IPv6Address | None
+
+
+class TailnetAddresses(FactBase[Addresses]):
+    """Where tailnet peers reach this host. Ask inside an operation: a bare host has none yet."""
+
+    def command(self) -> str:
+        """Build the probe; it prints one address a line."""
+        return "timeout 20 tailscale ip 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> Addresses:
+        """Not on a tailnet."""
+        return Addresses(None, None)
+
+    def process(self, output: list[str]) -> Addresses:
+        """Parse the probe's output."""
+        return Addresses(*_addresses({"TailscaleIPs": [line.strip() for line in output if line]}))

@@ -1,0 +1,154 @@
+"""What a host must do to be on its tailnet as declared: settings and state to steps, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from holdfast.settings import AptRepository, Distribution, Tailnet
+
+VENDOR_CONTROL = "https://controlplane.tailscale.com"
+VENDOR_PACKAGES = "https://pkgs.tailscale.com/stable"
+# One key signs all of the vendor's suites; https://pkgs.tailscale.com/stable, fingerprint
+# 2596 A99E AAB3 3821 893C 0A79 458C A832 957F 5868.
+VENDOR_KEY_SHA256 = "3e03dacf222698c60b8e2f990b809ca1b3e104de127767864284e6c228f1fb39"
+
+_SUITES: dict[Distribution, str] = {
+    "debian12": "debian/bookworm",
+    "debian13": "debian/trixie",
+    "ubuntu2404": "ubuntu/noble",
+    "ubuntu2604": "ubuntu/resolute",
+}
+
+
+def vendor_repository(distribution: Distribution) -> AptRepository:
+    """Tailscale's own APT repository for ``distribution``."""
+    family, suite = _SUITES[distribution].split("/")
+    return AptRepository(
+        url=f"{VENDOR_PACKAGES}/{family}",
+        key_url=f"{VENDOR_PACKAGES}/{family}/{suite}.noarmor.gpg",
+        key_sha256=VENDOR_KEY_SHA256,
+        suite=suite,
+    )
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host as its own ``tailscaled`` and the control server see it.
+
+    ``backend`` is empty where no daemon answers. ``name`` is the label the tailnet knows the host
+    by, ``hostname`` the one it asks for.
+    """
+
+    backend: str = ""
+    has_key: bool = False
+    control_server: str = ""
+    hostname: str = ""
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    requested_tags: tuple[str, ...] = ()
+    accept_dns: bool = True
+    ssh: bool = False
+    shields_up: bool = False
+    online: bool = False
+    expired: bool = False
+    health: tuple[str, ...] = ()
+    v4: IPv4Address | None = None
+    v6: IPv6Address | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Whether the host is a member, be its link up or down."""
+        return self.has_key and not self.expired and self.backend not in ("", "NeedsLogin")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What to do, in this order. A ``refusal`` is one sentence and excludes the rest."""
+
+    refusal: str | None = None
+    join: bool = False
+    connect: bool = False
+    change: tuple[str, ...] = field(default=())
+    """Flags for ``tailscale set``, which leaves the link as it is."""
+    request_tags: bool = False
+
+
+def _control_server(settings: Tailnet) -> str:
+    return (settings.control_server or VENDOR_CONTROL).rstrip("/")
+
+
+def join_flags(settings: Tailnet, hostname: str) -> list[str]:
+    """Flags of ``tailscale up`` that describe the host, beside the key and the timeout.
+
+    A headscale binds tags to the key and refuses a host that asks for some; Tailscale lets the
+    host ask for tags that the key allows.
+    """
+    flags = [
+        "--reset",
+        f"--login-server={_control_server(settings)}",
+        f"--hostname={hostname}",
+        f"--accept-dns={str(settings.accept_dns).lower()}",
+    ]
+    if settings.tags and settings.control_server is None:
+        flags.append(f"--advertise-tags={','.join(sorted(settings.tags))}")
+    return flags
+
+
+def plan(settings: Tailnet, hostname: str, node: Node) -> Steps:
+    """The steps from ``node`` to the settings; none where they agree."""
+    if not node.joined:
+        return Steps(join=True)
+    current, wanted = node.control_server.rstrip("/") or VENDOR_CONTROL, _control_server(settings)
+    if current != wanted:
+        return Steps(
+            refusal=f"tailnet.control_server: the host is a member at {current} and the inventory"
+            f" says {wanted}; moving it drops every tailnet link, so run 'tailscale logout' over"
+            " the LAN or the console and deploy again"
+        )
+    change = []
+    if node.hostname != hostname:
+        change.append(f"--hostname={hostname}")
+    if node.accept_dns != settings.accept_dns:
+        change.append(f"--accept-dns={str(settings.accept_dns).lower()}")
+    if node.ssh:
+        # Tailscale's own SSH server would answer before the hardened sshd.
+        change.append("--ssh=false")
+    if node.shields_up:
+        change.append("--shields-up=false")
+    asks = set(settings.tags) if settings.control_server is None else set(node.requested_tags)
+    return Steps(
+        connect=node.backend == "Stopped",
+        change=tuple(change),
+        request_tags=set(node.requested_tags) != asks,
+    )
+
+
+def complaint(settings: Tailnet, hostname: str, node: Node, changed: bool) -> str | None:
+    """Why ``node`` is not what was declared, in one sentence, or None.
+
+    Being online and the name are judged only after a change: a control server that is away for an
+    hour is no reason to stop a deploy that arrived by the LAN.
+    """
+    reason = f" ({node.health[0]})" if node.health else ""
+    if not node.joined:
+        return f"tailnet: the host is not a member{reason}"
+    if node.backend != "Running":
+        return f"tailnet: the daemon got no further than {node.backend}{reason}"
+    if set(node.tags) != set(settings.tags):
+        return (
+            f"tailnet.tags: the control server gives the host {_list(node.tags)} and the inventory"
+            f" says {_list(settings.tags)}; tag the key or the node there and deploy again"
+        )
+    if changed and not node.online:
+        return "tailnet: the host joined but its control server does not see it online"
+    if changed and node.name and node.name != hostname:
+        return (
+            f"tailnet.hostname: the tailnet calls the host {node.name} and not {hostname}; delete"
+            f" or rename the other {hostname} at the control server, then rename this one"
+        )
+    return None
+
+
+def _list(tags: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(sorted(tags)) or "no tags"

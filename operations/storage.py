@@ -1,0 +1,75 @@
+"""Keep what is local: mount points that hold nothing, models that are what they claim to be."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from facts.storage import CHECK_SERVICE, PROOFS, StorageStates, beneath
+from holdfast.render import render
+from holdfast.settings import ModelFile, Storage
+from holdfast.storage import model_path, model_url, mount_of, unit_name
+from operations.artefact import CURL
+
+_SLOWEST_MIB_PER_SECOND = 1
+"""A copy slower than this has stalled: a hard mount whose server is gone never returns."""
+
+
+def _place_script(storage: Storage, model: ModelFile) -> str:
+    mount = mount_of(storage.mounts, model.source)
+    return render(
+        "storage/place_model.sh.j2",
+        model=model,
+        models_path=storage.models_path,
+        proofs=PROOFS,
+        url=model_url(model),
+        curl=CURL.replace("=http,", "=file,http,"),
+        is_local=model.source.startswith("/"),
+        source_timeout_seconds=mount.timeout_seconds + 10 if mount else 10,
+        timeout_seconds=120 + int(model.size_mib / _SLOWEST_MIB_PER_SECOND),
+        need_bytes=int(model.size_mib * 2**20),
+    )
+
+
+@operation()
+def kept(storage: Storage) -> Generator[StringCommand, None, None]:
+    """Make every mount point immutable beneath its mount, and every declared model right.
+
+    A mount that is no longer declared is unmounted and its units removed. A model is copied or
+    downloaded at low priority, resumed where it stopped, proved by its checksum, then renamed into
+    place. The checksum is taken again only when the file's size or mtime changed since, or when the
+    regular check failed: what it found is then mended.
+
+    Fails with one sentence when a source cannot be read, space is short or a checksum is wrong.
+    """
+    state = host.get_fact(
+        StorageStates,
+        models_path=storage.models_path,
+        filenames=[model.filename for model in storage.models],
+        mount_points=[mount.path for mount in storage.mounts],
+    )
+    for mount in storage.mounts:
+        if mount.path not in state.guarded:
+            yield StringCommand(beneath(mount.path, 'mkdir -p "$bare" && chattr +i "$bare"'))
+
+    declared = {unit_name(mount.path, "automount") for mount in storage.mounts}
+    for unit in sorted(state.mount_units - declared):
+        automount = shlex.quote(unit)
+        mount_unit = shlex.quote(unit.removesuffix(".automount") + ".mount")
+        yield StringCommand(
+            f"systemctl disable --now {automount}; systemctl stop {mount_unit};"
+            f" cd /etc/systemd/system && rm -f {automount} {mount_unit} && systemctl daemon-reload"
+        )
+
+    for model in storage.models:
+        present = state.models.get(model.filename)
+        if present is None or present.proved_sha256 != model.sha256 or state.check_failed:
+            yield StringCommand(_place_script(storage, model))
+        elif (present.mode, present.owner) != ("644", "root:root"):
+            path = shlex.quote(model_path(storage, model))
+            yield StringCommand(f"chown root:root {path} && chmod 644 {path}")
+    if state.check_failed:
+        yield StringCommand(f"systemctl reset-failed {CHECK_SERVICE}")

@@ -1,0 +1,151 @@
+"""Storage: the NAS answers a write, nothing hides beneath a mount, models are what they claim."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from testinfra.host import Host
+
+from facts.storage import PROOFS, beneath
+from holdfast.registry import declared_services
+from holdfast.settings import HostSettings, NfsMount, Storage
+from holdfast.storage import model_path, mount_of, unit_name, what
+
+
+@pytest.fixture(scope="module")
+def mounts(settings: HostSettings) -> list[NfsMount]:
+    if not settings.storage.mounts:
+        pytest.skip("this host mounts nothing")
+    return settings.storage.mounts
+
+
+@pytest.fixture(scope="module")
+def storage(settings: HostSettings) -> Storage:
+    if not settings.storage.models:
+        pytest.skip("this host keeps no models")
+    return settings.storage
+
+
+def _touch(mount: NfsMount) -> str:
+    return f"timeout -s KILL {mount.timeout_seconds + 10} stat -t {mount.path}/. > /dev/null"
+
+
+def test_first_use_mounts_with_the_options_that_keep_data(
+    host: Host, mounts: list[NfsMount]
+) -> None:
+    for mount in mounts:
+        automount, unit = (unit_name(mount.path, kind) for kind in ("automount", "mount"))
+        seen = host.check_output(
+            f"{_touch(mount)}; systemctl is-enabled {shlex.quote(automount)};"
+            f" systemctl is-active {shlex.quote(automount)} {shlex.quote(unit)};"
+            f" findmnt --noheadings --types nfs4 --output SOURCE,OPTIONS {mount.path}"
+        ).splitlines()
+        assert seen[:3] == ["enabled", "active", "active"]
+        source, options = seen[3].split()
+        assert source == what(mount)
+        wanted = {"vers=4.2", "hard", "proto=tcp", "nosuid", "nodev", "noexec"}
+        wanted.add("ro" if mount.read_only else "rw")
+        assert {re.sub(r"^proto=tcp6$", "proto=tcp", option) for option in options.split(",")} >= (
+            wanted
+        )
+
+
+def test_a_write_reaches_the_nas_and_comes_back(
+    host: Host, settings: HostSettings, mounts: list[NfsMount]
+) -> None:
+    places = [("root", mount.path) for mount in mounts if not mount.read_only]
+    for service in declared_services(settings):
+        for data in service.data:
+            mount = mount_of(mounts, data.path)
+            if mount is not None and not mount.read_only:
+                places.append((service.user, data.path))
+    for user, folder in places:
+        file = f"{folder}/.holdfast-probe"
+        # Only SIGKILL ends a wait for a hard mount whose server is away.
+        seen = host.run(
+            f'timeout -s KILL 120 runuser -u {user} -- sh -ec \'trap "rm -f {file}" EXIT;'
+            f" echo {user} | dd of={file} conv=fsync status=none; cat {file}'; ls {file}"
+        )
+        assert seen.stdout.strip() == user, seen.stderr
+
+
+def test_a_read_only_mount_takes_no_write(host: Host, mounts: list[NfsMount]) -> None:
+    for mount in (mount for mount in mounts if mount.read_only):
+        attempt = host.run(f"timeout -s KILL 30 touch {mount.path}/.holdfast-probe")
+        assert "Read-only file system" in attempt.stderr
+
+
+def test_nothing_can_be_written_beneath_a_mount(host: Host, mounts: list[NfsMount]) -> None:
+    for mount in mounts:
+        attempt = 'ls -A "$bare"; touch "$bare/stray" 2>&1; rm -f "$bare/stray"'
+        seen = host.run(beneath(mount.path, attempt)).stdout
+        # The first line is what lies there: nothing.
+        assert re.fullmatch(r"touch: .*: Operation not permitted\s*", seen), seen
+
+
+def test_a_boot_does_not_wait_for_the_nas(host: Host, mounts: list[NfsMount]) -> None:
+    assert host.run("grep -E '[[:space:]]nfs4?[[:space:]]' /etc/fstab").stdout == ""
+    for mount in mounts:
+        unit = shlex.quote(unit_name(mount.path, "mount"))
+        wanted_by = host.check_output(f"systemctl show --value -p WantedBy,RequiredBy {unit}")
+        assert "remote-fs.target" not in wanted_by
+        assert "multi-user.target" not in wanted_by
+
+
+def test_no_rpc_service_listens(host: Host, mounts: list[NfsMount]) -> None:
+    # rpcbind, statd, lockd and the callback service of NFS 4.0 show in one of these.
+    listening = host.check_output("ss -Htulpn; systemctl list-units --plain --no-legend 'rpc*'")
+    assert not re.search(r"rpcbind|rpc\.|:(111|20048|2049)\s", listening), listening
+    assert not re.search(r"rpcbind\.\S+\s+loaded active", listening), listening
+    # A kernel thread's socket has no process: every listener must be somebody's.
+    nobody = [line for line in host.check_output("ss -Htulpn").splitlines() if "users:" not in line]
+    assert nobody == []
+
+
+def test_models_have_the_declared_checksum_and_anyone_may_read_them(
+    host: Host, storage: Storage
+) -> None:
+    paths = {model_path(storage, model): model for model in storage.models}
+    seen = host.check_output(
+        f"stat -c '%n %a %U' {' '.join(paths)}; runuser -u nobody -- sha256sum {' '.join(paths)}"
+    )
+    for path, model in paths.items():
+        assert f"{path} 644 root" in seen.splitlines()
+        assert f"{model.sha256}  {path}" in seen.splitlines()
+
+
+def test_every_model_has_a_proof_that_fits_it(host: Host, storage: Storage) -> None:
+    for model in storage.models:
+        path = model_path(storage, model)
+        proof, stat = host.check_output(
+            f"cat {storage.models_path}/{PROOFS}/{model.filename}; stat -c '%s %.9Y' {path}"
+        ).splitlines()
+        assert proof == f"{model.sha256} {stat}"
+
+
+def test_nothing_half_copied_is_left(host: Host, storage: Storage) -> None:
+    assert host.check_output(f"find {storage.models_path} -name '*.part' -o -name '.new'") == ""
+
+
+def test_the_model_check_is_armed_and_last_found_nothing_wrong(
+    host: Host, storage: Storage
+) -> None:
+    seen = host.check_output(
+        "systemctl is-enabled holdfast-models-verify.timer;"
+        " systemctl is-active holdfast-models-verify.timer;"
+        " systemctl show --value -p Result holdfast-models-verify.service;"
+        " sha256sum < /etc/holdfast/models.sha256 > /dev/null && echo readable"
+    )
+    assert seen.splitlines() == ["enabled", "active", "success", "readable"]
+
+
+def test_the_model_check_runs_in_its_sandbox(host: Host, storage: Storage) -> None:
+    assert host.run("systemctl start holdfast-models-verify.service").succeeded
+    line = host.check_output(
+        "systemd-analyze security --no-pager holdfast-models-verify.service | tail -n 1"
+    )
+    exposure = re.search(r"service: ([0-9.]+)", line)
+    assert exposure is not None
+    assert float(exposure[1]) <= 2.0, line

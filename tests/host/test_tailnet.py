@@ -1,0 +1,105 @@
+"""The tailnet: a member as declared, quiet, and without a trace of the key it joined with."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from holdfast.settings import HostSettings, Tailnet
+from holdfast.tailnet import VENDOR_CONTROL
+
+
+@pytest.fixture(scope="module")
+def tailnet(settings: HostSettings) -> Tailnet:
+    if settings.tailnet is None:
+        pytest.skip("this host is on no tailnet")
+    return settings.tailnet
+
+
+@pytest.fixture(scope="module")
+def node(host: Host, tailnet: Tailnet) -> dict[str, Any]:
+    """What the daemon says of itself: `status` and `prefs`."""
+    command = (
+        'printf "%s\\n" "{\\"status\\":" "$(timeout 20 tailscale status --json --peers=false)"'
+        ' ",\\"prefs\\":" "$(timeout 20 tailscale debug prefs)" "}"'
+    )
+    answer: dict[str, Any] = json.loads(host.check_output(command))
+    return answer
+
+
+def test_it_is_online_and_its_membership_holds(node: dict[str, Any]) -> None:
+    me = node["status"]["Self"]
+    assert node["status"]["BackendState"] == "Running"
+    assert me["Online"], node["status"]["Health"]
+    assert not me.get("Expired", False)
+
+
+def test_it_has_the_declared_name_tags_and_control_server(
+    node: dict[str, Any], settings: HostSettings, tailnet: Tailnet
+) -> None:
+    me, preferences = node["status"]["Self"], node["prefs"]
+    hostname = tailnet.hostname or settings.hostname
+    assert me["DNSName"].split(".")[0] == hostname
+    assert preferences["Hostname"] == hostname
+    assert sorted(me.get("Tags") or []) == sorted(tailnet.tags)
+    control = preferences["ControlURL"] or VENDOR_CONTROL
+    assert control.rstrip("/") == (tailnet.control_server or VENDOR_CONTROL).rstrip("/")
+    assert preferences["CorpDNS"] == tailnet.accept_dns
+
+
+def test_it_has_an_address_of_each_family_on_its_interface(
+    host: Host, node: dict[str, Any]
+) -> None:
+    interface = host.check_output("ip -oneline address show dev tailscale0")
+    addresses = node["status"]["TailscaleIPs"]
+    assert {":" in address for address in addresses} == {True, False}
+    for address in addresses:
+        assert f" {address}/" in interface
+
+
+def test_ssh_on_the_tailnet_is_the_hardened_sshd(node: dict[str, Any]) -> None:
+    assert not node["prefs"]["RunSSH"]
+    assert not node["prefs"]["ShieldsUp"]
+
+
+def test_the_running_daemon_sends_no_logs_and_has_the_declared_port(
+    host: Host, tailnet: Tailnet
+) -> None:
+    environment, sockets = host.check_output(
+        "tr '\\0' '\\n' < /proc/$(systemctl show --value -p MainPID tailscaled)/environ;"
+        " echo ===; ss -Hulnp"
+    ).split("===")
+    assert "TS_NO_LOGS_NO_SUPPORT=true" in environment.splitlines()
+    ports = {
+        int(line.split()[3].rpartition(":")[2])
+        for line in sockets.splitlines()
+        if "tailscaled" in line
+    }
+    assert ports == {tailnet.port}
+
+
+def test_the_daemon_starts_with_the_host(host: Host, tailnet: Tailnet) -> None:
+    assert host.check_output("systemctl is-enabled tailscaled; systemctl is-active tailscaled") == (
+        "enabled\nactive"
+    )
+
+
+# The prefixes of Tailscale's and headscale's join keys, followed by enough to be one.
+_KEY = r"(tskey-auth-|hskey-auth-)[A-Za-z0-9_-]{12,}"
+
+
+def test_the_join_key_is_nowhere(host: Host, tailnet: Tailnet) -> None:
+    found = host.run(
+        f"""
+        ls -d /run/holdfast-join.* 2>/dev/null
+        cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -aoE '{_KEY}'
+        journalctl --quiet --no-pager --output=cat | grep -aoE '{_KEY}'
+        grep -rlE '{_KEY}' /etc /root /run /tmp /var/tmp /var/lib/holdfast 2>/dev/null
+        true"""
+    ).stdout
+    # A looser match than the one above would find this very command in the journal of sudo.
+    assert not re.search(r"\S", found), found

@@ -1,0 +1,192 @@
+"""Membership: the recorded node, the steps to the declared one, the sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pyinfra.api import FactProcessError
+
+from facts.tailnet import TailnetAddresses, TailnetNode
+from holdfast.settings import Distribution, Tailnet
+from holdfast.tailnet import Node, Steps, complaint, join_flags, plan, vendor_repository
+from operations.tailscale import joined
+from tests.unit.local_host import LocalHost
+
+RECORDED = Path(__file__).parent / "recorded"
+HEADSCALE = Tailnet(control_server="https://localhost:28443", tags=["tag:rack"], accept_dns=False)
+VENDOR = Tailnet(tags=["tag:rack", "tag:gpu"])
+
+
+def _recorded(name: str) -> Node:
+    return TailnetNode().process((RECORDED / f"tailnet-{name}.txt").read_text().splitlines())
+
+
+def test_a_member_as_tailscale_1_102_prints_it() -> None:
+    assert _recorded("joined") == Node(
+        backend="Running",
+        has_key=True,
+        control_server="https://localhost:28443",
+        hostname="rack",
+        name="rack",
+        tags=("tag:rack",),
+        accept_dns=False,
+        online=True,
+        v4=IPv4Address("100.64.0.1"),
+        v6=IPv6Address("fd7a:115c:a1e0::1"),
+    )
+
+
+def test_a_refused_host_is_no_member_and_says_why() -> None:
+    node = _recorded("refused")
+    assert not node.joined
+    assert "not a member" in (complaint(HEADSCALE, "rack", node, changed=True) or "")
+
+
+def test_no_daemon_is_an_empty_node() -> None:
+    assert TailnetNode().process(["-- preferences --"]) == Node()
+    assert TailnetNode.default() == Node()
+
+
+def test_what_is_not_json_is_no_answer() -> None:
+    with pytest.raises(FactProcessError):
+        TailnetNode().process(["{}", "-- preferences --", "access denied"])
+
+
+def test_addresses_of_both_families_or_none() -> None:
+    both = TailnetAddresses().process(["100.64.0.1", "fd7a:115c:a1e0::1"])
+    assert (str(both.v4), str(both.v6)) == ("100.64.0.1", "fd7a:115c:a1e0::1")
+    assert TailnetAddresses.default().v4 is None
+
+
+MEMBER = _recorded("joined")
+AT_VENDOR = replace(
+    MEMBER,
+    control_server="https://controlplane.tailscale.com",
+    tags=("tag:gpu", "tag:rack"),
+    requested_tags=("tag:gpu", "tag:rack"),
+    accept_dns=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "node", "steps"),
+    [
+        (HEADSCALE, MEMBER, Steps()),
+        (HEADSCALE, Node(), Steps(join=True)),
+        (HEADSCALE, replace(MEMBER, backend="NeedsLogin"), Steps(join=True)),
+        (HEADSCALE, replace(MEMBER, expired=True), Steps(join=True)),
+        (HEADSCALE, replace(MEMBER, backend="Stopped"), Steps(connect=True)),
+        (HEADSCALE, replace(MEMBER, hostname="old"), Steps(change=("--hostname=rack",))),
+        (HEADSCALE, replace(MEMBER, accept_dns=True), Steps(change=("--accept-dns=false",))),
+        (HEADSCALE, replace(MEMBER, ssh=True), Steps(change=("--ssh=false",))),
+        (HEADSCALE, replace(MEMBER, shields_up=True), Steps(change=("--shields-up=false",))),
+        (HEADSCALE, replace(MEMBER, control_server="https://localhost:28443/"), Steps()),
+        # A headscale decides tags by the key: a host's old request is left alone.
+        (HEADSCALE, replace(MEMBER, requested_tags=("tag:x",)), Steps()),
+        (VENDOR, AT_VENDOR, Steps()),
+        (VENDOR, replace(AT_VENDOR, control_server=""), Steps()),
+        (VENDOR, replace(AT_VENDOR, requested_tags=("tag:rack",)), Steps(request_tags=True)),
+    ],
+)
+def test_steps(settings: Tailnet, node: Node, steps: Steps) -> None:
+    assert plan(settings, "rack", node) == steps
+
+
+def test_another_control_server_is_refused_in_one_sentence() -> None:
+    steps = plan(VENDOR, "rack", MEMBER)
+    assert steps.refusal is not None
+    assert "https://localhost:28443" in steps.refusal
+    assert "https://controlplane.tailscale.com" in steps.refusal
+    assert steps == Steps(refusal=steps.refusal)
+
+
+def test_only_the_vendor_is_asked_for_tags() -> None:
+    assert "--advertise-tags=tag:gpu,tag:rack" in join_flags(VENDOR, "rack")
+    assert not any("tags" in flag for flag in join_flags(HEADSCALE, "rack"))
+
+
+@pytest.mark.parametrize(
+    ("change", "after_change", "words"),
+    [
+        ({}, True, None),
+        ({"tags": ()}, False, "gives the host no tags and the inventory says tag:rack"),
+        ({"tags": ("tag:rack", "tag:admin")}, False, "tag:admin, tag:rack"),
+        ({"online": False}, False, None),
+        ({"online": False}, True, "does not see it online"),
+        ({"name": "rack-1"}, False, None),
+        ({"name": "rack-1"}, True, "calls the host rack-1 and not rack"),
+        ({"expired": True}, False, "not a member"),
+        (
+            {"backend": "Starting", "tags": (), "health": ("no answer from control",)},
+            False,
+            "no further than Starting (no answer from control)",
+        ),
+    ],
+)
+def test_complaints(change: dict[str, Any], after_change: bool, words: str | None) -> None:
+    sentence = complaint(HEADSCALE, "rack", replace(MEMBER, **change), after_change)
+    assert (sentence is None) if words is None else (sentence is not None and words in sentence)
+
+
+def test_a_member_needs_no_key_and_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAILSCALE_AUTH_KEY", raising=False)
+    here = LocalHost(facts={TailnetNode: MEMBER})
+    assert here.planned(joined, settings=HEADSCALE, hostname="rack") == []
+
+
+def test_a_host_that_must_join_without_a_key_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILSCALE_AUTH_KEY", "")
+    monkeypatch.setenv("HOLDFAST_SECRETS", "/nonexistent")
+    here = LocalHost(facts={TailnetNode: Node()})
+    commands, failure = here.apply(joined, settings=HEADSCALE, hostname="rack")
+    assert len(commands) == 1
+    assert failure == (
+        "tailnet.auth_key: the host is not a member yet and TAILSCALE_AUTH_KEY is not set;"
+        " have the control server make a key and put it into .env"
+    )
+
+
+@pytest.fixture
+def fake_tailscale(tmp_path: Path) -> Path:
+    """A `tailscale` that notes its arguments and the key it was pointed to, and fails."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script = programs / "tailscale"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {tmp_path}/arguments\n'
+        'for word in "$@"; do case $word in --auth-key=file:*)\n'
+        f'  stat -c %a:%n "${{word#--auth-key=file:}}" > {tmp_path}/key-file\n'
+        f'  cat "${{word#--auth-key=file:}}" > {tmp_path}/key-seen ;;\n'
+        "esac; done\n"
+        "echo 'backend error: invalid key' >&2; exit 1\n"
+    )
+    script.chmod(0o755)
+    return programs
+
+
+def test_the_key_is_a_private_file_that_is_gone_even_when_the_join_fails(
+    fake_tailscale: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILSCALE_AUTH_KEY", "tskey-example")
+    # /run is root's; the script is the same wherever it makes its directory.
+    monkeypatch.setattr("operations.tailscale.RUN", str(tmp_path))
+    here = LocalHost(programs=fake_tailscale, facts={TailnetNode: Node()})
+    commands, failure = here.apply(joined, settings=HEADSCALE, hostname="rack")
+    assert "invalid key" in failure
+    assert not any("tskey-example" in command for command in commands)
+    assert (tmp_path / "key-seen").read_text().strip() == "tskey-example"
+    assert "tskey-example" not in (tmp_path / "arguments").read_text()
+    mode, _, path = (tmp_path / "key-file").read_text().strip().partition(":")
+    assert mode == "600"
+    assert not Path(path).parent.exists()
+
+
+@pytest.mark.parametrize("distribution", get_args(Distribution))
+def test_the_vendor_has_a_repository_for_every_distribution(distribution: Distribution) -> None:
+    repository = vendor_repository(distribution)
+    assert repository.key_url == f"{repository.url}/{repository.suite}.noarmor.gpg"
