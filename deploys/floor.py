@@ -1,0 +1,61 @@
+"""The floor: a small model on the CPU that answers when nothing else does."""
+
+from __future__ import annotations
+
+from pyinfra.api.deploy import deploy
+
+from holdfast import alerts, floor
+from holdfast.refusal import MASK, Refusal, Refused
+from holdfast.registry import floor_model, model_path
+from holdfast.secrets import require
+from holdfast.settings import HostSettings
+from operations import artefact, host_files, units
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
+
+
+@deploy("Floor")
+def apply(settings: HostSettings) -> None:
+    """Install llama.cpp's server, give it the model and the key, and have it answering."""
+    model = floor_model(settings)
+    if settings.floor is None or model is None:
+        return
+    key = require(settings.floor.api_key)
+    if problem := floor.key_problem(key):
+        name = f"secret {settings.floor.api_key}"
+        raise Refused([Refusal(settings.hostname, name, MASK, problem, "make a new one")])
+    release = settings.floor.release
+    release_directory = artefact.directory(floor.PROGRAM, release)
+    unit_files = floor.unit_files(settings, release_directory)
+
+    artefact.installed(
+        name="Install llama.cpp",
+        program=floor.PROGRAM,
+        artefact=release,
+        unpack="tar.gz",
+        strip_components=1,
+    )
+    host_files.place(
+        name="Write the floor's units and key",
+        directories=[
+            HostDirectory("/etc/holdfast"),
+            HostDirectory("/etc/holdfast/credentials", mode="700"),
+        ],
+        files=[
+            HostFile(floor.KEY_FILE, f"{key.get_secret_value()}\n", mode="600"),
+            HostFile(floor.PROBE_FILE, floor.probe(key), mode="600"),
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            *(HostFile(path, text) for path, text in unit_files.items()),
+        ],
+    )
+    by_name = {path.rpartition("/")[2]: path for path in unit_files}
+    read_at_start = {
+        floor.UNIT: [floor.KEY_FILE, floor.PROBE_FILE, model_path(settings, model)],
+    }
+    units.settle(
+        name="Have the floor answer",
+        units=[
+            Unit(name, restart_after=[path, *read_at_start.get(name, [])])
+            for name, path in by_name.items()
+        ],
+    )

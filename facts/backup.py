@@ -1,0 +1,65 @@
+"""What is on record about each backup repository, in one command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyinfra.api import FactBase
+
+from holdfast.backup import STATE
+
+
+@dataclass(frozen=True)
+class BackupState:
+    """Records by repository, as `holdfast.backup_program` writes them, and what systemd missed.
+
+    ``unread`` holds the backup units whose file changed since systemd read it: a timer would start
+    the old one.
+    """
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+
+
+class BackupStates(FactBase[BackupState]):
+    """The host's backups as they are. One command."""
+
+    def command(self) -> str:
+        """Build the probe."""
+        return (
+            f"grep -H '' {STATE}/*.json 2>/dev/null;"
+            " systemctl show --property=Id,NeedDaemonReload"
+            " 'holdfast-backup*.service' 'holdfast-restore*.service' 2>/dev/null; true"
+        )
+
+    @staticmethod
+    def default() -> BackupState:
+        """Nothing was ever backed up."""
+        return BackupState()
+
+    def process(self, output: list[str]) -> BackupState:
+        """Parse the probe's output; a record that is not JSON counts as none."""
+        texts: dict[str, list[str]] = {}
+        unread = []
+        unit = ""
+        for line in output:
+            if line.startswith(f"{STATE}/"):
+                path, _, text = line.partition(":")
+                name = path.removeprefix(f"{STATE}/").removesuffix(".json")
+                texts.setdefault(name, []).append(text)
+            elif line.startswith("Id="):
+                unit = line.removeprefix("Id=")
+            elif line == "NeedDaemonReload=yes":
+                unread.append(unit)
+        records = {name: _record(lines) for name, lines in texts.items()}
+        return BackupState(records, unread)
+
+
+def _record(lines: list[str]) -> dict[str, Any]:
+    try:
+        record = json.loads("\n".join(lines))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,129 @@
+"""The sandbox of a service's unit, decided from its declaration: user, tier, data, memory, network.
+
+Every unit starts from the same closed box. What a program cannot live without is opened by a
+`Directive` that says why, and the reason is written into the unit above the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast.services import Service
+
+LOOPBACK = ("127.0.0.1/32",)
+"""Not 127.0.0.0/8: that would open the stub resolver and the other tiers' routers."""
+TAILNET = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
+"""The ranges that Tailscale and headscale number their peers from."""
+EXPOSURE_MAX = 2.0
+"""Highest score `systemd-analyze security` may give a unit that runs as a user of its own."""
+EXPOSURE_MAX_ROOT = 2.5
+"""The same for a unit that must be root, because it reads or restores everyone's files."""
+
+
+@dataclass(frozen=True)
+class Directive:
+    """One line of a unit's [Service] section. ``reason`` says why it is wider than the rule."""
+
+    name: str
+    value: str
+    reason: str = ""
+
+
+_CLOSED = (
+    Directive("NoNewPrivileges", "yes"),
+    Directive("CapabilityBoundingSet", ""),
+    Directive("AmbientCapabilities", ""),
+    Directive("UMask", "0077"),
+    Directive("KeyringMode", "private"),
+    # A core dump would hold the credentials.
+    Directive("LimitCORE", "0"),
+    Directive("ProtectSystem", "strict"),
+    Directive("ProtectHome", "yes"),
+    Directive("PrivateTmp", "yes"),
+    Directive("PrivateDevices", "yes"),
+    Directive("DevicePolicy", "closed"),
+    Directive("PrivateUsers", "yes"),
+    Directive("PrivateIPC", "yes"),
+    Directive("RemoveIPC", "yes"),
+    Directive("ProtectClock", "yes"),
+    Directive("ProtectHostname", "yes"),
+    Directive("ProtectControlGroups", "yes"),
+    Directive("ProtectKernelLogs", "yes"),
+    Directive("ProtectKernelModules", "yes"),
+    Directive("ProtectKernelTunables", "yes"),
+    Directive("ProtectProc", "invisible"),
+    Directive("ProcSubset", "pid"),
+    Directive("RestrictNamespaces", "yes"),
+    Directive("RestrictRealtime", "yes"),
+    Directive("RestrictSUIDSGID", "yes"),
+    Directive("LockPersonality", "yes"),
+    Directive("MemoryDenyWriteExecute", "yes"),
+    Directive("SystemCallArchitectures", "native"),
+    Directive("SystemCallFilter", "@system-service"),
+    Directive("SystemCallFilter", "~@privileged @resources"),
+    Directive("SystemCallErrorNumber", "EPERM"),
+)
+
+
+def _network(service: Service, isolated: bool, peers: Sequence[str]) -> list[Directive]:
+    if isolated:
+        return [
+            Directive("PrivateNetwork", "yes"),
+            Directive("RestrictAddressFamilies", "AF_UNIX"),
+            Directive("IPAddressDeny", "any"),
+        ]
+    families = Directive("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6")
+    if service.tier != "T1":
+        return [families]
+    return [
+        families,
+        Directive("IPAddressDeny", "any"),
+        *(Directive("IPAddressAllow", network) for network in allowed(service, peers)),
+    ]
+
+
+def allowed(service: Service, peers: Sequence[str] = ()) -> list[str]:
+    """The networks a T1 service may exchange packets with, as CIDR.
+
+    They follow from where it listens; ``peers`` are those it calls itself, such as the NAS.
+    """
+    networks: list[str] = []
+    for listen in service.listens:
+        networks += LOOPBACK
+        networks += TAILNET if listen.scope == "tailnet" else ()
+        networks += listen.sources if listen.scope == "lan" else ()
+    return list(dict.fromkeys([*networks, *peers]))
+
+
+def sandbox(
+    service: Service,
+    *,
+    isolated: bool = False,
+    peers: Sequence[str] = (),
+    relaxed: Sequence[Directive] = (),
+) -> list[Directive]:
+    """The [Service] lines that confine ``service``, in the order they are written.
+
+    ``isolated`` takes the network away altogether, for a program that is reached through sockets
+    which systemd holds. ``peers`` are networks (CIDR) that a T1 service may call. Each ``relaxed``
+    directive replaces the rule's lines of that name, or is added where the rule has none.
+
+    Raises:
+        ValueError: a relaxation gives no reason.
+    """
+    unexplained = [directive.name for directive in relaxed if not directive.reason]
+    if unexplained:
+        raise ValueError(f"{service.unit}: say why {', '.join(unexplained)} is relaxed")
+    replaced = {directive.name for directive in relaxed}
+    writable = [data.path for data in service.data if data.backup == "state"]
+    lines = [
+        Directive("User", service.user),
+        *_CLOSED,
+        *_network(service, isolated, peers),
+        # The path may not exist before the first start.
+        *(Directive("ReadWritePaths", f"-{path}") for path in writable),
+    ]
+    if service.memory_max_mib is not None:
+        lines.append(Directive("MemoryMax", f"{service.memory_max_mib}M"))
+    return [*(line for line in lines if line.name not in replaced), *relaxed]

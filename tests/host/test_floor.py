@@ -1,0 +1,112 @@
+"""The floor: it answers, asks for its key, listens where it should, and comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from testinfra.host import Host
+
+from holdfast.floor import KEY_FILE, PROBE_FILE, UNIT
+from holdfast.registry import floor_model
+from holdfast.settings import Floor, HostSettings
+
+BACK_SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def floor(settings: HostSettings) -> Floor:
+    if settings.floor is None:
+        pytest.skip("this host has no floor")
+    return settings.floor
+
+
+def _ask(host: Host, floor: Floor, path: str, header: str) -> tuple[int, str]:
+    # The header travels on standard input: a key in argv is what this file forbids.
+    body = '{"prompt": "ready", "max_tokens": 4}'
+    data = f"--json '{body}'" if path != "/health" else ""
+    url = f"http://127.0.0.1:{floor.port}{path}"
+    answer = host.check_output(
+        f"{header} | curl --silent --max-time 120 --header @- {data}"
+        f" --write-out '\\n%{{http_code}}' {url}"
+    )
+    text, _, status = answer.rpartition("\n")
+    return int(status), text
+
+
+def test_it_completes_for_who_holds_the_key(host: Host, floor: Floor) -> None:
+    key = f'printf "Authorization: Bearer %s" "$(cat {KEY_FILE})"'
+    status, text = _ask(host, floor, "/v1/completions", key)
+    assert status == 200
+    assert json.loads(text)["choices"][0]["text"].strip()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/chat/completions"])
+@pytest.mark.parametrize("header", ["", "Authorization: Bearer not-the-key"])
+def test_it_refuses_who_does_not(host: Host, floor: Floor, path: str, header: str) -> None:
+    status, _ = _ask(host, floor, path, f"echo '{header}'")
+    assert status == 401
+
+
+def test_its_health_is_public(host: Host, floor: Floor) -> None:
+    status, text = _ask(host, floor, "/health", "echo")
+    assert (status, json.loads(text)) == (200, {"status": "ok"})
+
+
+def test_it_listens_only_where_it_is_declared(host: Host, floor: Floor) -> None:
+    lines = host.check_output(f"ss -Hltn 'sport = :{floor.port}'").splitlines()
+    listeners = {line.split()[3] for line in lines}
+    expected = {f"127.0.0.1%lo:{floor.port}"}
+    if floor.scope == "tailnet":
+        expected.add(f"*%tailscale0:{floor.port}")
+    assert listeners == expected
+
+
+def test_the_engine_has_no_network(host: Host, floor: Floor) -> None:
+    pid = host.check_output(f"systemctl show --property=MainPID --value {UNIT}")
+    links = host.check_output(f"nsenter --target {pid} --net ip -brief link").splitlines()
+    assert [line.split()[0] for line in links] == ["lo"]
+
+
+def test_its_weights_stay_in_memory(host: Host, floor: Floor, settings: HostSettings) -> None:
+    model = floor_model(settings)
+    assert model is not None
+    pid = host.check_output(f"systemctl show --property=MainPID --value {UNIT}")
+    locked_kib = int(host.check_output(f"awk '/^VmLck/ {{print $2}}' /proc/{pid}/status"))
+    size = int(
+        host.check_output(f"stat --format=%s {settings.storage.models_path}/{model.filename}")
+    )
+    # Metadata at the head of the file is read and not kept.
+    assert locked_kib * 1024 > 0.9 * size
+
+
+def test_its_limits_are_in_force(host: Host, floor: Floor) -> None:
+    properties = "MemoryMax,OOMScoreAdjust,Restart,NRestarts,User"
+    shown = host.check_output(f"systemctl show --property={properties} {UNIT}")
+    values = dict(line.split("=", 1) for line in shown.splitlines())
+    assert int(values["MemoryMax"]) == floor.memory_max_mib << 20
+    assert int(values["OOMScoreAdjust"]) < 0
+    assert (values["Restart"], values["User"]) == ("always", "holdfast-floor")
+
+
+def test_its_key_is_read_by_root_alone_and_is_nowhere_else(host: Host, floor: Floor) -> None:
+    modes = host.check_output(f"stat --format='%a %U' {KEY_FILE} {PROBE_FILE}").splitlines()
+    assert modes == ["600 root", "600 root"]
+    # The journal holds what sudo was asked to run, too.
+    leaks = host.run(
+        f"grep --files-with-matches --no-messages --text --fixed-strings --file={KEY_FILE}"
+        " /proc/[0-9]*/cmdline /proc/[0-9]*/environ;"
+        f" journalctl --no-pager --output=cat | grep --fixed-strings --file={KEY_FILE}"
+    )
+    assert leaks.stdout == ""
+
+
+def test_it_comes_back_when_it_is_killed(host: Host, floor: Floor) -> None:
+    back = host.run(
+        f"old=$(systemctl show --property=MainPID --value {UNIT}); kill -9 $old;"
+        f" timeout {BACK_SECONDS} sh -c '"
+        f"until [ $(systemctl show --property=MainPID --value {UNIT}) != '$old' ]"
+        f" && systemctl --quiet is-active {UNIT}; do sleep 1; done'"
+        f" && curl --config {PROBE_FILE}"
+    )
+    assert back.succeeded, back.stderr

@@ -1,0 +1,210 @@
+"""What is backed up follows from what is declared; what the units may do from where it goes."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from facts.backup import BackupState, BackupStates
+from holdfast import backup
+from holdfast.settings import HostSettings, Repository
+from operations.backup import proved
+from tests.unit.local_host import LocalHost
+
+NAS: dict[str, Any] = {
+    "name": "nas",
+    "kind": "path",
+    "path": "/mnt/nas/backup/rack",
+    "password": "NAS_PASSWORD",
+}
+OFFSITE: dict[str, Any] = {
+    "name": "offsite",
+    "kind": "rest",
+    "url": "https://offsite.example:8000/rack/",
+    "user": "rack",
+    "user_password": "OFFSITE_USER_PASSWORD",
+    "password": "OFFSITE_PASSWORD",
+    "append_only": True,
+}
+
+
+def _settings(**values: Any) -> HostSettings:
+    return HostSettings.model_validate(
+        {
+            "hostname": "rack",
+            "distribution": "debian13",
+            "interfaces": {"eth0": {"role": "lan"}},
+            "storage": {
+                "mounts": [
+                    {"name": "nas", "server": "10.77.0.30", "export": "/srv", "path": "/mnt/nas"}
+                ]
+            },
+            "backup": {"repositories": [NAS, OFFSITE], **values.pop("backup", {})},
+            **values,
+        }
+    )
+
+
+def _service(**data: str) -> dict[str, Any]:
+    return {
+        "name": "notes",
+        "unit": "notes.service",
+        "user": "notes",
+        "tier": "T1",
+        "data": [{"path": path, "backup": kind} for path, kind in data.items()],
+    }
+
+
+def test_what_a_service_declares_is_backed_up_by_its_class() -> None:
+    service = _service(**{"/srv/notes": "state", "/srv/notes/cache": "derived", "/srv/k": "secret"})
+    settings = _settings(services=[service])
+    assert {"/srv/notes", "/srv/k", "/etc/ssh", "/etc/holdfast"} <= set(backup.sources(settings))
+    assert "/srv/notes/cache" in backup.derived(settings)
+    assert "/var/lib/holdfast/models" in backup.derived(settings)
+
+
+def test_a_path_within_a_path_is_not_backed_up_twice() -> None:
+    service = _service(**{"/srv/notes": "state", "/srv/notes/keys": "secret"})
+    sources = backup.sources(_settings(services=[service]))
+    assert "/srv/notes" in sources
+    assert "/srv/notes/keys" not in sources
+
+
+def test_one_path_with_two_classes_is_refused() -> None:
+    extra = {"paths": [{"path": "/srv/notes", "backup": "derived"}]}
+    settings = _settings(services=[_service(**{"/srv/notes": "state"})], backup=extra)
+    with pytest.raises(ValueError, match="/srv/notes is declared both state and derived"):
+        backup.data(settings)
+
+
+@pytest.mark.parametrize(
+    ("repository", "password", "location"),
+    [
+        (NAS, None, "/mnt/nas/backup/rack"),
+        (OFFSITE, "p/w@:", "rest:https://rack:p%2Fw%40%3A@offsite.example:8000/rack/"),
+        (
+            {**OFFSITE, "user": None, "user_password": None},
+            None,
+            "rest:https://offsite.example:8000/rack/",
+        ),
+    ],
+)
+def test_the_location_carries_its_credentials(
+    repository: dict[str, Any], password: str | None, location: str
+) -> None:
+    secret = SecretStr(password) if password else None
+    found = backup.location(Repository.model_validate(repository), secret)
+    assert found.get_secret_value() == location
+
+
+@pytest.mark.parametrize(
+    ("url", "networks"),
+    [
+        ("https://10.0.2.2:8000/x", ["10.0.2.2/32"]),
+        ("https://[fd77::30]:8000/x", ["fd77::30/128"]),
+        ("https://offsite.drill:8000/x", ["10.0.2.2/32"]),
+        ("https://offsite.example/x", None),
+    ],
+)
+def test_a_repository_may_be_reached_and_nothing_else(url: str, networks: list[str] | None) -> None:
+    repository = Repository.model_validate({**OFFSITE, "url": url})
+    assert backup.peers(repository, {"offsite.drill": "10.0.2.2"}) == networks
+
+
+def _units(settings: HostSettings) -> dict[str, str]:
+    return {Path(path).name: text for path, text in backup.unit_files(settings).items()}
+
+
+def test_every_repository_is_backed_up_checked_and_restored_on_a_timer() -> None:
+    units = _units(_settings())
+    for repository in ("nas", "offsite"):
+        for stem in ("holdfast-backup", "holdfast-backup-check", "holdfast-restore-check"):
+            assert f"{stem}@{repository}.service" in units
+            assert "Persistent=true" in units[f"{stem}@{repository}.timer"]
+
+
+def test_a_repository_on_a_mount_waits_for_it_and_needs_no_network_of_its_own() -> None:
+    unit = _units(_settings())["holdfast-backup@nas.service"]
+    assert "RequiresMountsFor=/mnt/nas\n" in unit
+    assert "PrivateNetwork=yes" in unit
+    assert "/mnt/nas/backup/rack" not in unit.split("ExecStart=")[1].splitlines()[0]
+
+
+def test_a_repository_with_a_known_address_opens_that_address_only() -> None:
+    settings = _settings(base={"hosts": {"offsite.example": "10.0.2.2"}})
+    unit = _units(settings)["holdfast-backup@offsite.service"]
+    assert "IPAddressDeny=any" in unit
+    assert "IPAddressAllow=10.0.2.2/32" in unit
+    unknown = _units(_settings())["holdfast-backup@offsite.service"]
+    assert "IPAddressDeny=any" not in unknown
+
+
+RECORDED = """\
+/var/lib/holdfast/backup/nas.json:{
+/var/lib/holdfast/backup/nas.json: "backup": {
+/var/lib/holdfast/backup/nas.json:  "time": "2026-11-21T04:24:40+00:00",
+/var/lib/holdfast/backup/nas.json:  "paths": ["/etc/ssh"]
+/var/lib/holdfast/backup/nas.json: },
+/var/lib/holdfast/backup/nas.json: "restore_check": {"ok": true}
+/var/lib/holdfast/backup/nas.json:}
+/var/lib/holdfast/backup/torn.json:{
+/var/lib/holdfast/backup/torn.json: "backup": {
+Id=holdfast-backup@nas.service
+NeedDaemonReload=yes
+
+Id=holdfast-backup-check@nas.service
+NeedDaemonReload=no""".splitlines()
+
+
+def test_the_records_and_the_units_systemd_has_not_read_are_found() -> None:
+    state = BackupStates().process(RECORDED)
+    assert state.records["nas"]["restore_check"] == {"ok": True}
+    assert state.records["torn"] == {}
+    assert state.unread == ["holdfast-backup@nas.service"]
+
+
+PROVED = {"backup": {"paths": ["/a"]}, "restore_check": {"ok": True}}
+
+
+@pytest.mark.parametrize(
+    ("record", "owes"),
+    [
+        ({}, True),
+        ({"backup": {"paths": ["/a"]}}, True),
+        ({**PROVED, "restore_check": {"ok": False}}, True),
+        (PROVED, False),
+        ({**PROVED, "backup": {"paths": ["/a", "/b"]}}, True),
+        ({**PROVED, "backup": {"paths": ["/b"], "adopted": "2026-11-21"}}, False),
+    ],
+)
+def test_a_repository_owes_a_proof_until_one_is_on_record(
+    record: dict[str, Any], owes: bool
+) -> None:
+    assert backup.unproved(record, ["/a"]) is owes
+
+
+def test_nothing_is_done_where_everything_is_proved() -> None:
+    host = LocalHost(facts={BackupStates: BackupState({"nas": PROVED})})
+    assert host.planned(proved, paths={"nas": ["/a"]}) == []
+
+
+def test_one_repository_that_fails_does_not_keep_the_other_from_being_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, tried = tmp_path / "program", tmp_path / "tried"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tried}\n[ "$2" != nas ]\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("operations.backup.PROGRAM", str(program))
+    host = LocalHost(facts={BackupStates: BackupState()})
+    command = host.planned(proved, paths={"nas": ["/a"], "offsite": ["/a"]})[0]
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 1
+    assert tried.read_text() == "first nas\nfirst offsite\n"
+
+
+def test_a_unit_that_systemd_has_not_read_is_read_again() -> None:
+    host = LocalHost(facts={BackupStates: BackupState({"nas": PROVED}, ["x.service"])})
+    assert host.planned(proved, paths={"nas": ["/a"]}) == ["systemctl daemon-reload"]
