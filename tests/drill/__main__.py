@@ -1,0 +1,41 @@
+"""`python -m tests.drill`: the drill, its report, and an exit code that tells."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from tests.drill import report
+from tests.drill.converge import ROOT
+from tests.drill.scenario import Drill
+
+
+def main() -> int:
+    """Run one drill; 0 when every check held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
+    parser.add_argument("--audit", action="store_true", help="Lynis and ssh-audit as well")
+    parser.add_argument("--report", type=Path, default=None, help="folder for the report")
+    arguments = parser.parse_args()
+    drill = Drill(arguments.debian, arguments.audit)
+    record = drill.run()
+    folder = arguments.report or ROOT / "report" / f"debian-{arguments.debian}"
+    page = report.write(record, folder)
+    if hasattr(drill, "stage"):
+        shutil.copytree(drill.stage.logs, folder / "logs", dirs_exist_ok=True)
+    console = record.console
+    console.rule("[bold]result")
+    for phase in record.phases:
+        console.print(f"{phase.seconds:7.0f} s  {'' if phase.ok else '[red]'}{phase.name}")
+    console.print(f"report: {page}")
+    for check in record.failures:
+        console.print(f"[red]✗ {check.phase}: {check.name}[/]: {check.seen}")
+    failed = len(record.failures)
+    print(f"drill: {len(record.checks) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""A hostile neighbour on the rack's LAN tries every way in it knows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from tests.lab.machine import Machine
+
+RACK_V4, RACK_V6 = "10.77.0.10", "fd77::10"
+CUSTOM_NETWORK = "custom"
+DECLARED_PORT = 8088
+"""The one port that `inventories/drill.py` opens to the LAN."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container that somebody on the rack published, by mistake or by intent."""
+
+    name: str
+    publish: tuple[str, ...]
+    ports: tuple[int, ...]
+    network: str = "bridge"
+
+
+CONTAINERS = (
+    Container("default-bind", ("8081:80",), (8081,)),
+    Container("public-bind", ("0.0.0.0:8082:80", "[::]:8082:80"), (8082,)),
+    Container("loopback-bind", ("127.0.0.1:8083:80",), (8083,)),
+    Container("custom-bridge", ("0.0.0.0:8084:80", "[::]:8084:80"), (8084,), CUSTOM_NETWORK),
+    Container("declared", (f"0.0.0.0:{DECLARED_PORT}:80",), (DECLARED_PORT,)),
+)
+PUBLISHED = tuple(port for container in CONTAINERS for port in container.ports)
+
+
+def publish_containers(rack: Machine, image: str) -> None:
+    """Start the containers, back by themselves after every disturbance."""
+    rack.succeed(
+        # A bridge whose name no `br-+` rule matches, with IPv6 that a neighbour could route to.
+        f"docker network inspect {CUSTOM_NETWORK} >/dev/null 2>&1 || docker network create --ipv6"
+        f" --subnet fd99:7::/64 -o com.docker.network.bridge.name=lab0 {CUSTOM_NETWORK}"
+    )
+    for container in CONTAINERS:
+        publish = " ".join(f"-p {shlex.quote(item)}" for item in container.publish)
+        rack.succeed(
+            f"docker rm -f {container.name} >/dev/null 2>&1;"
+            f" docker run -d --restart=always --name {container.name}"
+            f" --network {container.network} {publish} {image}",
+            timeout_seconds=300,
+        )
+    wait_for_containers(rack)
+
+
+def wait_for_containers(rack: Machine) -> None:
+    """Wait until every container answers on the rack itself: else a closed port proves nothing."""
+    checks = " && ".join(f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'" for port in PUBLISHED)
+    rack.wait_until_succeeds(checks, timeout_seconds=300)
+
+
+def container_addresses(rack: Machine) -> list[str]:
+    """Addresses of the containers, IPv4 and IPv6, as the neighbour would guess them."""
+    names = " ".join(container.name for container in CONTAINERS)
+    shown = rack.succeed(
+        "docker inspect --format"
+        " '{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}} {{end}}' "
+        + names
+    )
+    return sorted(set(shown.split()))
+
+
+def scan(neighbour: Machine, *, udp: bool, ipv6: bool) -> list[int]:
+    """Ports of the rack that answer: all 65,535 of TCP, or the 100 commonest of UDP."""
+    what = "-sU --top-ports 100" if udp else "-sS -p-"
+    target = f"-6 {RACK_V6}" if ipv6 else RACK_V4
+    shown = neighbour.succeed(
+        # A silent port costs a retry and no more: the LAN is quiet and loses nothing.
+        f"nmap -n -Pn {what} -T5 --min-rate 4000 --max-retries 1 --host-timeout 15m -oG - {target}",
+        timeout_seconds=1200,
+    )
+    if "Status: Timeout" in shown or "Host: " not in shown:
+        raise RuntimeError(f"the scan did not end: {shown}")
+    return sorted(int(port) for port in re.findall(r"(\d+)/open/", shown))
+
+
+def reach(neighbour: Machine, rack_containers: list[str]) -> dict[str, list[str]]:
+    """Which published ports and container addresses the neighbour can talk to directly."""
+    attempts = {
+        "published ports, IPv4": [f"{RACK_V4}:{port}" for port in PUBLISHED],
+        "published ports, IPv6": [f"[{RACK_V6}]:{port}" for port in PUBLISHED],
+        "containers directly": [
+            f"[{address}]:80" if ":" in address else f"{address}:80" for address in rack_containers
+        ],
+    }
+    for address in rack_containers:
+        family, gateway = ("-6", RACK_V6) if ":" in address else ("-4", RACK_V4)
+        neighbour.succeed(f"ip {family} route replace {address} via {gateway} dev eth1")
+    targets = [target for group in attempts.values() for target in group]
+    # All at once: a closed door costs the whole timeout.
+    tries = " ".join(
+        f"(curl -gs -o /dev/null -m 8 http://{target}/ && echo {target}) &"
+        for target in map(shlex.quote, targets)
+    )
+    answered = set(neighbour.succeed(f"{tries} wait; true", timeout_seconds=180).split())
+    return {
+        name: [target for target in group if target in answered] for name, group in attempts.items()
+    }

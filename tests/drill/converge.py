@@ -1,0 +1,79 @@
+"""One run of the site by the very command that a user types, and what it changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PYINFRA = Path(sys.executable).with_name("pyinfra")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one converge did. ``seconds`` is wall time, connection included."""
+
+    label: str
+    ok: bool
+    seconds: float
+    operations: int
+    changed: list[str]
+    failed: list[str]
+    log: Path
+
+
+def command(inventory: Path) -> list[str]:
+    """The run a user types, with its result as JSON."""
+    return [str(PYINFRA), "-y", "--json", str(inventory), "deploys/site.py"]
+
+
+def start(inventory: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Begin a converge and leave it running: for those who mean to interrupt it."""
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            command(inventory), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=sink, env=_environment()
+        )
+
+
+def converge(inventory: Path, label: str, logs: Path, timeout_seconds: int = 2400) -> Outcome:
+    """Run the site to its end; the log is kept under ``logs``."""
+    log = logs / f"converge-{label.replace(' ', '-')}.log"
+    began = time.monotonic()
+    with log.open("wb") as sink:
+        done = subprocess.run(
+            command(inventory),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            env=_environment(),
+            timeout=timeout_seconds,
+            check=False,
+        )
+    seconds = time.monotonic() - began
+    with log.open("ab") as sink:
+        sink.write(done.stdout)
+    try:
+        results = json.loads(done.stdout)["results"]
+    except (json.JSONDecodeError, KeyError):
+        # Nothing is printed when the only host fails; the log says why.
+        return Outcome(label, False, seconds, 0, [], ["the run ended without a result"], log)
+    operations = results["operations"]
+    failed = [operation["name"] for operation in operations if operation["error"]]
+    return Outcome(
+        label=label,
+        ok=done.returncode == 0 and not failed and not results["failed_hosts"],
+        seconds=seconds,
+        operations=len(operations),
+        changed=[operation["name"] for operation in operations if operation["success"]],
+        failed=failed,
+        log=log,
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYINFRA_PROGRESS": "off"}

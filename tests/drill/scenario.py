@@ -1,0 +1,341 @@
+"""The drill: nothing -> hardened and serving -> attacked -> disturbed -> lost -> rebuilt."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from xml.etree import ElementTree
+
+import httpx
+
+from tests.drill import attack, audit
+from tests.drill.converge import ROOT, Outcome, converge, start
+from tests.drill.record import Record
+from tests.drill.stage import INVENTORY, Stage
+from tests.lab.machine import acceleration_works
+
+DATA = "/srv/data"
+"""A path that `inventories/drill.py` declares as state."""
+REPOSITORIES = ("nas", "offsite")
+
+
+class Drill:
+    """One pass over everything Holdfast promises, on one rack."""
+
+    def __init__(self, debian: int, audit: bool) -> None:
+        self.debian = debian
+        self.audit = audit
+        self.record = Record(
+            title=f"Holdfast drill, Debian {debian}",
+            began=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+        self.stage: Stage
+
+    def run(self) -> Record:
+        """Run every phase; a phase that cannot go on ends the drill and stands in the record."""
+        try:
+            self._act()
+        except Exception as error:
+            self.record.console.print(f"[red]the drill ends here: {error}")
+        finally:
+            if hasattr(self, "stage"):
+                self._keep_evidence()
+                self.stage.lower_curtain()
+        return self.record
+
+    def _act(self) -> None:
+        with self.record.phase("build images and artefacts", vital=True):
+            self.stage = Stage(self.debian)
+            os.environ["HOLDFAST_LAB"] = str(self.stage.folder / "lab.json")
+            os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
+        self._raise_rack()
+        self._disturb_rack()
+        self._lose_rack()
+
+    def _raise_rack(self) -> None:
+        record, rack = self.record, self.stage.lab.rack
+        with record.phase("boot bare machines", vital=True):
+            self.stage.raise_curtain()
+            bare = attack.scan(self.stage.lab.neighbour, udp=False, ipv6=False)
+            # The control: a scanner that sees nothing on a bare machine would prove nothing later.
+            record.check("the neighbour's scan sees SSH on the bare rack", 22 in bare, bare, True)
+            rack.succeed(f"mkdir {DATA} && head -c 8M /dev/urandom > {DATA}/state.bin")
+        with record.phase("converge a bare machine", vital=True):
+            self._converge("bare", fatal=True)
+        with record.phase("converge again"):
+            self._expect_nothing("again")
+        with record.phase("verify"):
+            self._verify("after the first converge")
+        with record.phase("publish containers"):
+            rack.copy_to(self.stage.container_archive, "/root/probe.tar")
+            rack.succeed("docker load -i /root/probe.tar", timeout_seconds=300)
+            attack.publish_containers(rack, self.stage.container_image)
+        with record.phase("attack from the LAN"):
+            self._attack("serving")
+            self._ask_floor("serving")
+
+    def _disturb_rack(self) -> None:
+        record, rack = self.record, self.stage.lab.rack
+        with record.phase("mend what a hand has changed"):
+            self._mend()
+        with record.phase("reboot"):
+            began = time.monotonic()
+            rack.reboot()
+            attack.wait_for_containers(rack)
+            record.figures["reboot until containers answer"] = f"{time.monotonic() - began:.0f} s"
+            self._attack("after reboot")
+            self._ask_floor("after reboot")
+            self._verify("after reboot")
+        with record.phase("restart Docker, reload the firewall"):
+            rack.succeed("systemctl restart docker", timeout_seconds=300)
+            attack.wait_for_containers(rack)
+            self._attack("after docker restart", full=False)
+            rack.succeed("ufw reload", timeout_seconds=120)
+            self._attack("after ufw reload")
+
+    def _lose_rack(self) -> None:
+        record, before = self.record, ""
+        with record.phase("keep data in two places"):
+            before = self._keep_data()
+        if self.audit:
+            with record.phase("audit"):
+                self._audit()
+        with record.phase("lose the rack, cut power in mid-rebuild", vital=True):
+            self.stage.wipe_rack()
+            self._interrupted_converge()
+        with record.phase("rebuild", vital=True):
+            self._converge("rebuild", fatal=True)
+            self._expect_nothing("after rebuild")
+        with record.phase("restore"):
+            for repository in REPOSITORIES:
+                after = self._restore(repository)
+                same = bool(before) and before == after
+                seen = f"{len(after.splitlines())} files"
+                record.check(f"every byte is back from {repository}", same, seen)
+            self.stage.lab.rack.succeed(f"cp -a /srv/restored-{REPOSITORIES[0]}{DATA} {DATA}")
+        with record.phase("verify the rebuilt rack"):
+            self._verify("after rebuild")
+            self._ask_floor("after rebuild")
+            self._versions()
+
+    def _converge(self, label: str, fatal: bool = False) -> Outcome:
+        outcome = converge(INVENTORY, label, self.stage.logs)
+        self.record.converged(outcome)
+        seen = "" if outcome.ok else f"{outcome.failed}; see {outcome.log}"
+        self.record.check(f"converge ({label}) succeeds", outcome.ok, seen, fatal)
+        return outcome
+
+    def _expect_nothing(self, label: str) -> None:
+        outcome = self._converge(label)
+        seen = outcome.changed or "0 changes"
+        self.record.check(f"converge ({label}) changes nothing", not outcome.changed, seen)
+
+    def _verify(self, when: str) -> None:
+        report = self.stage.logs / f"verify-{when.replace(' ', '-')}.xml"
+        log = report.with_suffix(".log")
+        with log.open("wb") as sink:
+            code = subprocess.run(
+                [sys.executable, "-m", "pytest", "tests/host", "--inventory", str(INVENTORY)]
+                + [f"--junit-xml={report}", "-p", "no:cacheprovider"],
+                cwd=ROOT,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        if not report.exists():
+            self.record.check(f"host tests run {when}", False, log.read_text()[-1500:])
+            return
+        suite = next(ElementTree.parse(report).iter("testsuite"))
+        counted = {
+            key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")
+        }
+        failed = [
+            case.get("name")
+            for case in suite.iter("testcase")
+            if case.find("failure") is not None or case.find("error") is not None
+        ]
+        ok = code == 0 and counted["tests"] > counted["skipped"]
+        skipped = f", {counted['skipped']} do not apply here" if counted["skipped"] else ""
+        seen = failed or f"{counted['tests'] - counted['skipped']} hold{skipped}"
+        self.record.check(f"host tests {when}", ok, seen)
+
+    def _attack(self, when: str, full: bool = True) -> None:
+        neighbour, rack = self.stage.lab.neighbour, self.stage.lab.rack
+        declared = [attack.DECLARED_PORT]
+        if full:
+            for ipv6, udp in ((False, False), (True, False), (False, True), (True, True)):
+                name = (
+                    f"{'UDP, top 100' if udp else 'TCP, all ports'}, {'IPv6' if ipv6 else 'IPv4'}"
+                )
+                expected = declared if not (ipv6 or udp) else []
+                seen = attack.scan(neighbour, udp=udp, ipv6=ipv6)
+                self._cell(when, name, list(map(str, seen)), list(map(str, expected)))
+        published = [f"{attack.RACK_V4}:{attack.DECLARED_PORT}"]
+        found = attack.reach(neighbour, attack.container_addresses(rack))
+        for name, seen_targets in found.items():
+            self._cell(when, name, seen_targets, published if name.endswith("IPv4") else [])
+
+    def _cell(self, when: str, path: str, seen: list[str], expected: list[str]) -> None:
+        extra = [item for item in seen if item not in expected]
+        shown = ", ".join(seen) or "nothing"
+        if expected and seen == expected:
+            shown = f"nothing but the declared {', '.join(expected)}"
+        self.record.attacked(when, path, shown)
+        self.record.check(
+            f"{when}: {path}: only what is declared", not extra and seen == expected, shown
+        )
+
+    def _ask_floor(self, when: str) -> None:
+        tailnet = self.stage.services.tailnet
+        url = f"http://{tailnet.addresses('rack')[0]}:8080/v1/chat/completions"
+        question = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 8}
+        key = {"Authorization": f"Bearer {self.stage.secret('FLOOR_API_KEY')}"}
+        began = time.monotonic()
+        answer = self._post_until_up(url, question, key)
+        seconds = time.monotonic() - began
+        good = answer.status_code == 200 and bool(answer.json()["choices"])
+        seen = f"HTTP {answer.status_code} in {seconds:.1f} s"
+        self.record.check(f"{when}: the floor completes over the tailnet", good, seen)
+        refused = tailnet.post(url, json=question)
+        self.record.check(
+            f"{when}: the floor refuses a caller without a key",
+            refused.status_code == 401,
+            f"HTTP {refused.status_code}",
+        )
+
+    def _post_until_up(
+        self, url: str, question: dict[str, object], headers: dict[str, str]
+    ) -> httpx.Response:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                answer = self.stage.services.tailnet.post(url, json=question, headers=headers)
+                if answer.status_code < 500 or time.monotonic() > deadline:
+                    return answer
+            except httpx.HTTPError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
+
+    def _mend(self) -> None:
+        rack = self.stage.lab.rack
+        rack.succeed("ufw disable", timeout_seconds=120)
+        self._expect_mended("after ufw disable", "Firewall")
+        status = rack.succeed("ufw status", timeout_seconds=60)
+        self.record.check("the firewall is on again", "Status: active" in status)
+
+        unit = "/etc/systemd/system/holdfast-floor.service"
+        original = rack.succeed(f"sha256sum {unit}")
+        rack.succeed(f"sed -i 's/^Restart=.*/Restart=no/' {unit}")
+        self._expect_mended("after a unit was edited", "Floor")
+        self.record.check("the unit is as declared", rack.succeed(f"sha256sum {unit}") == original)
+
+        rack.succeed(
+            "python3 - <<'END'\n"
+            "import json, pathlib\n"
+            "path = pathlib.Path('/etc/docker/daemon.json')\n"
+            "daemon = json.loads(path.read_text())\n"
+            "daemon['shutdown-timeout'] = 21\n"
+            "daemon['ip'] = '0.0.0.0'\n"
+            "path.write_text(json.dumps(daemon))\n"
+            "END"
+        )
+        self._expect_mended("after daemon.json was edited", "Docker")
+        daemon = rack.succeed("cat /etc/docker/daemon.json")
+        kept = '"shutdown-timeout": 21' in daemon
+        self.record.check("the user's key in daemon.json survives", kept, "shutdown-timeout")
+        self.record.check("our key in daemon.json is back", '"0.0.0.0"' not in daemon)
+        attack.wait_for_containers(rack)
+
+    def _expect_mended(self, label: str, capability: str) -> None:
+        outcome = self._converge(label)
+        elsewhere = [name for name in outcome.changed if not name.startswith(f"{capability} | ")]
+        self.record.check(
+            f"converge ({label}) mends {capability} and only that",
+            bool(outcome.changed) and not elsewhere,
+            outcome.changed,
+        )
+
+    def _keep_data(self) -> str:
+        rack = self.stage.lab.rack
+        rack.succeed(
+            f"mkdir {DATA}/notes && for i in $(seq 20);"
+            f" do head -c 5000 /dev/urandom > {DATA}/notes/$i; done"
+        )
+        for repository in REPOSITORIES:
+            began = time.monotonic()
+            rack.succeed(f"systemctl start holdfast-backup@{repository}", timeout_seconds=900)
+            took = f"{time.monotonic() - began:.0f} s"
+            self.record.figures[f"backup to {repository}"] = took
+        return self._digests(DATA)
+
+    def _digests(self, folder: str) -> str:
+        return self.stage.lab.rack.succeed(
+            f"cd {folder} && find . -type f -print0 | sort -z | xargs -0 sha256sum"
+        )
+
+    def _restore(self, repository: str) -> str:
+        target = f"/srv/restored-{repository}"
+        began = time.monotonic()
+        self.stage.lab.rack.succeed(
+            f"holdfast-restore {repository} --to {target}", timeout_seconds=900
+        )
+        took = f"{time.monotonic() - began:.0f} s"
+        self.record.figures[f"restore from {repository}"] = took
+        return self._digests(f"{target}{DATA}")
+
+    def _interrupted_converge(self) -> None:
+        rack = self.stage.lab.rack
+        run = start(INVENTORY, self.stage.logs / "converge-interrupted.log")
+        try:
+            # In the middle: the firewall stands, Docker is being unpacked, nothing serves yet.
+            rack.wait_until_succeeds(
+                "test -e /var/lib/dpkg/info/containerd.list || test -e /usr/bin/containerd",
+                timeout_seconds=1200,
+            )
+            rack.crash()
+        finally:
+            run.kill()
+            run.wait()
+        self.stage.lab.start("rack")
+        self.record.check("the rack boots after the power cut", True)
+
+    def _audit(self) -> None:
+        score = audit.lynis(self.stage)
+        self.record.figures["Lynis hardening index"] = str(score)
+        self.record.check(
+            f"Lynis index is at least {audit.LYNIS_AIM}", score >= audit.LYNIS_AIM, score
+        )
+        failures = audit.ssh_audit(self.stage)
+        self.record.figures["ssh-audit failures"] = str(len(failures))
+        self.record.check("ssh-audit finds no weak algorithm", not failures, "; ".join(failures))
+
+    def _versions(self) -> None:
+        shown = self.stage.lab.rack.succeed(
+            "uname -r; docker --version; tailscale version | head -n 1;"
+            " ufw --version | head -n 1; systemctl --version | head -n 1; sshd -V 2>&1 | head -n 1"
+        ).splitlines()
+        names = ("kernel", "docker", "tailscale", "ufw", "systemd", "openssh")
+        self.record.versions |= dict(zip(names, shown, strict=False))
+        self.record.versions |= {
+            "pyinfra": version("pyinfra"),
+            "python": platform.python_version(),
+            "accelerated": "no (software emulation)" if not self._accelerated() else "yes",
+        }
+
+    def _accelerated(self) -> bool:
+        return acceleration_works(self.stage.lab.rack.image)
+
+    def _keep_evidence(self) -> None:
+        for machine in self.stage.lab:
+            if machine.running():
+                try:
+                    journal = machine.journal()
+                except Exception as error:
+                    journal = f"no journal: {error}"
+                (self.stage.logs / f"journal-{machine.name}.log").write_text(journal)

@@ -1,0 +1,115 @@
+"""The drill's stage: the lab's machines and services, and the inventory data that names them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+
+from tests.drill.converge import ROOT
+from tests.lab.artefacts import container
+from tests.lab.images import OPERATOR, lab_key
+from tests.lab.lab import Lab
+from tests.lab.services import Services
+
+FOLDER = ROOT / ".lab"
+INVENTORY = ROOT / "inventories" / "drill.py"
+NAS_EXPORT = "/srv/holdfast"
+AUTH_KEY = "TAILSCALE_AUTH_KEY"
+OTHER_SECRETS = ("FLOOR_API_KEY", "RESTIC_NAS_PASSWORD", "RESTIC_OFFSITE_PASSWORD")
+OFFSITE_PASSWORD = "OFFSITE_USER_PASSWORD"
+
+
+class Stage:
+    """A rack, a neighbour and a NAS on one LAN, with what the controller serves beside them."""
+
+    def __init__(self, debian: int, folder: Path = FOLDER) -> None:
+        self.debian = debian
+        self.folder = folder
+        self.logs = folder / "logs"
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
+        self.services = Services(folder / "services")
+        self.lab: Lab = Lab.create(folder / "machines", release=f"debian-{debian}")
+
+    @property
+    def container_archive(self) -> Path:
+        """The image of the probe container, as `docker load` takes it."""
+        return self.services.artefacts["container"].file("holdfast-probe.tar")
+
+    @property
+    def container_image(self) -> str:
+        """Its name and tag."""
+        return container.IMAGE
+
+    def raise_curtain(self) -> None:
+        """Start services and machines, and write what `inventories/drill.py` reads."""
+        self.services.start()
+        self.lab.start()
+        model = self.services.artefacts["gguf"].file("tiny.gguf")
+        self.lab.nas.copy_to(model, f"{NAS_EXPORT}/models/{model.name}")
+        self.write_inventory_data()
+
+    def write_inventory_data(self) -> None:
+        """Write `lab.json`, the SSH configuration and the secrets of this lab."""
+        facts = self.services.facts()
+        facts |= {"debian": self.debian, "ssh_config": str(self.folder / "ssh_config")}
+        (self.folder / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
+        self._write_ssh_config()
+        for name in OTHER_SECRETS:
+            if not self._secret(name).exists():
+                self._keep_secret(name, secrets.token_urlsafe(32))
+        password = Path(facts["offsite"]["password_file"]).read_text().strip()
+        self._keep_secret(OFFSITE_PASSWORD, password)
+        self.invite_rack()
+
+    def invite_rack(self) -> None:
+        """Mint a key for one join, and forget a rack of that name which is no more."""
+        self.services.headscale.delete_node("rack")
+        key = self.services.headscale.create_preauth_key("rack", tags=("tag:rack",))
+        self._keep_secret(AUTH_KEY, key.read_text().strip())
+        key.unlink()
+
+    def wipe_rack(self) -> None:
+        """Cut the rack's power, give it an empty disk and boot it: the machine was lost."""
+        rack = self.lab.rack
+        rack.crash()
+        rack.wipe()
+        self.lab.start("rack")
+        # A new machine has new host keys; the operator who replaced it knows that.
+        rack.known_hosts.touch()
+        self.invite_rack()
+
+    def secret(self, name: str) -> str:
+        """The value of a secret, for the drill's own logins."""
+        return self._secret(name).read_text().strip()
+
+    def lower_curtain(self) -> None:
+        """Stop everything; logs and disks stay for a look."""
+        self.lab.power_off()
+        self.services.stop()
+
+    def _secret(self, name: str) -> Path:
+        return self.folder / "secrets" / name
+
+    def _keep_secret(self, name: str, value: str) -> None:
+        path = self._secret(name)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(value + "\n")
+
+    def _write_ssh_config(self) -> None:
+        rack = self.lab.rack
+        rack.known_hosts.touch()
+        by_lan = self.lab.write_ssh_config().read_text()
+        by_tailnet = (
+            "Host rack\n"
+            f"    ProxyCommand {self.services.tailnet.proxy_command()}\n"
+            f"    User {OPERATOR}\n"
+            f"    IdentityFile {lab_key()}\n"
+            "    IdentitiesOnly yes\n"
+            f"    UserKnownHostsFile {rack.known_hosts}\n"
+            "    StrictHostKeyChecking accept-new\n"
+        )
+        (self.folder / "ssh_config").write_text(by_lan + by_tailnet)
