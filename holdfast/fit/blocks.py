@@ -1,0 +1,179 @@
+"""How vLLM cuts the memory left for the cache into blocks, and how many a request needs.
+
+The arithmetic of vLLM 0.32 (`v1/core/kv_cache_utils.py`, `v1/kv_cache_interface.py`,
+`platforms/interface.py`), to the block. All groups of layers draw blocks of one size from one
+pool; block sizes are stretched or padded until one block of every group has that size. Tokens in
+the log are concurrency x context length, so what a request needs is what counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from holdfast.fit.architecture import Attends, Layer, NotUnderstood, Remembers
+
+BLOCK_TOKENS = 16
+"""vLLM's default --block-size on CUDA."""
+LATENT_BLOCK_TOKENS = 64
+"""Tokens in a block of FlashMLA (Hopper and later); Triton's kernel (Ampere) has 16."""
+HYBRID_LATENT_ALIGNMENT = 128
+"""Hybrids with latent attention use multiples of this (`_align_hybrid_block_size`)."""
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """What the engine's scheduler holds on to besides the tokens of a request."""
+
+    block_tokens: int | None = None
+    """--block-size in tokens; None is the default of the kernels."""
+    batched_tokens: int = 2048
+    """--max-num-batched-tokens: a sliding window frees nothing of the batches in flight."""
+    batches_in_flight: int = 2
+    """Two with asynchronous scheduling (the default), else one."""
+    prefix_caching: bool = True
+    """With it a recurrent layer keeps a second state, the one at the last full block."""
+    draft_tokens: int = 0
+    """Drafted tokens: a recurrent layer keeps a state for each."""
+    vllm_minor: int = 32
+    """Of version 0.N. Read in the sources of 0.24, 0.27, 0.29, 0.31 and 0.32: since 0.25 or later
+    a window waits for the batches in flight, since 0.28 or 0.29 one block is kept back from the
+    longest request, since 0.32 Mamba 2 keeps a third state. Since 0.21 the logged tokens are
+    concurrency x context, before that they were the blocks of one group (vllm#43308)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that share a block table."""
+
+    layer: Layer
+    block_tokens: int
+
+    def blocks(self, context_tokens: int, scheduling: Scheduling) -> int:
+        """Blocks one request of ``context_tokens`` takes in this group."""
+        if isinstance(self.layer, Remembers):
+            states = 1 + scheduling.draft_tokens
+            if scheduling.prefix_caching:
+                has_third = self.layer.is_mamba2 and scheduling.vllm_minor >= 32
+                states += 2 if has_third else 1
+            return states
+        window = self.layer.window_tokens
+        if window is None:
+            return _up(context_tokens, self.block_tokens)
+        batches = scheduling.batches_in_flight if scheduling.vllm_minor >= 25 else 1
+        in_flight = scheduling.batched_tokens * batches
+        kept = min(window - 1 + in_flight, context_tokens)
+        # One more, since a window rarely begins where a block does.
+        return _up(kept, self.block_tokens) + 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The cache of one card as a pool of equal blocks."""
+
+    block_bytes: int
+    groups: tuple[Group, ...]
+    scheduling: Scheduling
+
+    def blocks(self, available_bytes: int) -> int:
+        """Blocks that fit in ``available_bytes``."""
+        return max(0, available_bytes) // self.block_bytes
+
+    def blocks_per_request(self, context_tokens: int) -> int:
+        """Blocks that one request of this length holds at most."""
+        return sum(group.blocks(context_tokens, self.scheduling) for group in self.groups)
+
+    def concurrency(self, blocks: int, context_tokens: int) -> float:
+        """Requests of this length at once: vLLM's "Maximum concurrency"."""
+        return blocks / self.blocks_per_request(context_tokens)
+
+    def longest(self, blocks: int, limit_tokens: int) -> int:
+        """The longest request, in tokens, that is served."""
+        usable = blocks - 1 if self.scheduling.vllm_minor >= 28 else blocks
+        low, high = 0, limit_tokens
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.blocks_per_request(middle) <= usable
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def logged_tokens(self, blocks: int, context_tokens: int) -> int:
+        """vLLM's "GPU KV cache size", in tokens."""
+        if self.scheduling.vllm_minor < 21:
+            return blocks // len(self.groups) * self.block_tokens
+        return int(self.concurrency(blocks, context_tokens) * context_tokens)
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in a block of the layers that attend (vLLM's `block_size` label)."""
+        sizes = [g.block_tokens for g in self.groups if isinstance(g.layer, Attends)]
+        return min(sizes, default=0)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether any group keeps recurrent states."""
+        return any(isinstance(group.layer, Remembers) for group in self.groups)
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def pool(layers: Sequence[Layer], scheduling: Scheduling) -> Pool:
+    """The pool vLLM makes of these layers.
+
+    Raises:
+        NotUnderstood: nothing is cached, or the layers cannot share blocks.
+    """
+    if not layers:
+        raise NotUnderstood("no layer of this model caches anything: it is not served by blocks")
+    attending = [layer for layer in layers if isinstance(layer, Attends)]
+    states = [layer for layer in layers if isinstance(layer, Remembers)]
+    if not attending:
+        # vLLM offers no prefix caching to models without any attention.
+        scheduling = replace(scheduling, prefix_caching=False)
+    tokens = _block_tokens(attending, states, scheduling)
+    if not states and len({layer.window_tokens for layer in attending}) == 1:
+        # All alike in what they keep: one group, one block table.
+        return Pool(
+            sum(layer.bytes_per_token for layer in attending) * tokens,
+            (Group(attending[0], tokens),),
+            scheduling,
+        )
+    pages = {layer: _page(layer, tokens) for layer in layers}
+    page = max(pages.values())
+    groups = []
+    counts = Counter(layers)
+    size = _group_size(list(counts.values()))
+    for layer, count in counts.items():
+        # A smaller page holds more tokens where that comes out even, else its end is padding.
+        stretch = page // pages[layer] if page % pages[layer] == 0 else 1
+        if isinstance(layer, Attends) and layer.is_latent and page % pages[layer]:
+            raise NotUnderstood("layers with latent attention cannot be padded to share blocks")
+        groups += [Group(layer, tokens * stretch)] * _up(count, size)
+    return Pool(page * size, tuple(groups), scheduling)
+
+
+def _page(layer: Layer, tokens: int) -> int:
+    if isinstance(layer, Remembers):
+        return layer.bytes_per_sequence
+    return layer.bytes_per_token * tokens
+
+
+def _block_tokens(attending: list[Attends], states: list[Remembers], scheduling: Scheduling) -> int:
+    is_latent = any(layer.is_latent for layer in attending)
+    tokens = scheduling.block_tokens or (LATENT_BLOCK_TOKENS if is_latent else BLOCK_TOKENS)
+    if not states or not attending:
+        return tokens
+    # In a hybrid a block holds so many tokens that one layer's keys and values are no smaller
+    # than one layer's state.
+    step = max(tokens, HYBRID_LATENT_ALIGNMENT) if is_latent else tokens
+    state = max(layer.bytes_per_sequence for layer in states)
+    per_token = next(a.bytes_per_token for a in attending)
+    return max(tokens, step * _up(state, step * per_token))
+
+
+def _group_size(counts: list[int]) -> int:
+    """Layers in a group: of the rarest kind, or of the commonest if they are nearly as many."""
+    return max(counts) if max(counts) < min(counts) * 1.5 else min(counts)

@@ -1,0 +1,162 @@
+"""How many bytes of weights one card holds, from the headers of the safetensors files.
+
+A safetensors file begins with eight bytes (the length, little-endian) and that much JSON, so the
+standard library reads it; `hf-mem`, the maintained tool for this, fetches from the network and
+does not split across cards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.fit.architecture import NotUnderstood, text_config
+
+_LARGEST_HEADER_BYTES = 100_000_000
+"""The format's own limit (safetensors 0.6, `MAX_HEADER_SIZE`)."""
+
+# Each card holds these whole: vLLM makes them `ReplicatedLinear` or plain parameters.
+_REPLICATED = re.compile(
+    r"norm|(gate|router|classifier)\.(weight|bias|e_score)|q_a_proj|kv_a_proj|\.indexer\."
+    r"|e_score_correction|(^|\.)(A_log|D|dt_bias)$|scale$"
+)
+_KEY_VALUE = re.compile(r"\.(k_proj|v_proj)\.")
+_DRAFT = re.compile(r"(^|\.)(mtp|nextn|eagle)\b|(^|\.)mtp\.")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_ENCODER = re.compile(r"(^|\.)(visual|vision_\w+|audio_\w+|multi_modal_projector|embed_vision)\.")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the checkpoint."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a checkpoint as they lie on disk."""
+
+    tensors: tuple[Tensor, ...] = ()
+    """From the headers; empty when only an index was there."""
+    total_bytes: int = 0
+    """All of them, drafting heads and encoders included."""
+
+    @property
+    def by_dtype(self) -> dict[str, int]:
+        """Bytes of each number format in the files, largest first."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors:
+            sizes[tensor.dtype] += tensor.size_bytes
+        return dict(sizes.most_common())
+
+    def on_one_card(self, config: Mapping[str, Any], cards: int, with_draft: bool = False) -> int:
+        """Bytes on each of ``cards`` cards.
+
+        From headers: norms, routers and the low-rank halves of latent attention are on each card
+        whole, key and value projections as often as heads must be repeated, all else is divided.
+        The heads that draft are left out unless they are used. From an index alone: an even share
+        of everything, a little too much where a drafting head is in the files.
+        """
+        if not self.tensors:
+            return -(-self.total_bytes // cards)
+        text = text_config(config)
+        layers = int(text.get("num_hidden_layers") or 10**9)
+        kv_shards = min(cards, int(text.get("num_key_value_heads") or cards))
+        is_tied = bool(text.get("tie_word_embeddings"))
+        total = 0
+        for tensor in self.tensors:
+            layer = _LAYER.search(tensor.name)
+            is_encoder = bool(_ENCODER.search(tensor.name))
+            is_draft = bool(_DRAFT.search(tensor.name)) or (
+                not is_encoder and layer is not None and int(layer[1]) >= layers
+            )
+            if (is_draft and not with_draft) or (is_tied and tensor.name.startswith("lm_head.")):
+                continue
+            shards = cards
+            if len(tensor.shape) < 2 or _REPLICATED.search(tensor.name):
+                shards = 1
+            elif _KEY_VALUE.search(tensor.name) and not is_encoder:
+                shards = kv_shards
+            total += -(-tensor.size_bytes // shards)
+        return total
+
+
+def header(path: Path) -> list[Tensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        NotUnderstood: the file is not safetensors or was cut short.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= _LARGEST_HEADER_BYTES:
+            raise NotUnderstood(f"{path} is not a safetensors file: copy it again")
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        return [
+            Tensor(
+                name,
+                entry["dtype"],
+                tuple(entry["shape"]),
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        ]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise NotUnderstood(f"{path} is cut short or damaged: copy it again") from error
+
+
+def read(folder: Path) -> Weights:
+    """The weights in ``folder``: from headers, else from model.safetensors.index.json.
+
+    Raises:
+        NotUnderstood: there are neither, or a file named in the index is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    listing = json.loads(index.read_text()) if index.is_file() else {}
+    names = sorted(set(listing.get("weight_map", {}).values()))
+    files = [folder / name for name in names] or sorted(folder.glob("*.safetensors"))
+    present = [file for file in files if file.is_file()]
+    if present and len(present) < len(files):
+        missing = next(file for file in files if file not in present)
+        raise NotUnderstood(f"{missing} is named in the index and missing: copy it again")
+    if present:
+        tensors = tuple(tensor for file in present for tensor in header(file))
+        return Weights(tensors, sum(tensor.size_bytes for tensor in tensors))
+    total = listing.get("metadata", {}).get("total_size")
+    if not total:
+        raise NotUnderstood(
+            f"{folder} holds no safetensors files and no index with their total_size: copy one of"
+            " them there, or give the size of the weights"
+        )
+    return Weights(total_bytes=int(total))
+
+
+def quantisation(config: Mapping[str, Any]) -> str:
+    """What the checkpoint calls its number format, for people: bfloat16, fp8, awq int4, nvfp4."""
+    text = text_config(config)
+    found = config.get("quantization_config") or text.get("quantization_config")
+    found = found or config.get("compression_config")
+    if not found:
+        return str(text.get("dtype") or text.get("torch_dtype") or "bfloat16")
+    method = str(found.get("quant_method", "")).replace("_", "-")
+    inner = found.get("quantization") or found
+    if algorithm := inner.get("quant_algo"):
+        return f"{method or 'modelopt'} {algorithm}".lower()
+    if layout := found.get("format"):
+        return f"{method} {layout}"
+    bits = found.get("bits") or found.get("w_bit")
+    return f"{method} int{bits}" if bits else method

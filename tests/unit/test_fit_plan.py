@@ -1,0 +1,185 @@
+"""The whole plan: cards, what binds, what would fit, and the command."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from holdfast.fit import Card, EngineSettings, Fit, NotUnderstood, load, plan, table
+from holdfast.fit.__main__ import main
+from holdfast.fit.weights import Weights
+
+DATA = Path("tests/unit/data/fit")
+GLM = DATA / "glm-4.5-air-awq"
+RTX_3090 = Card(name="3090", total_mib=24576)
+
+
+def planned(name: str, cards: list[Card], **settings: Any) -> Fit:
+    known = Weights(total_bytes=10 * 2**30)
+    engine = EngineSettings(tensor_parallel=len(cards), **settings)
+    return plan(load(DATA / name, known), cards, engine)
+
+
+def changed(engine: EngineSettings, words: str) -> EngineSettings:
+    """The settings that one of `Fit.nearest` speaks of."""
+    pairs = dict(part.split(" ") for part in words.split(", "))
+    values = {**engine.model_dump(), **pairs}
+    return EngineSettings.model_validate(values, strict=False)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_num_seqs": 8}, {"max_num_batched_tokens": 8192}, {"utilisation": 0.88}]
+)
+def test_glm_on_four_3090_is_refused_by_default_and_every_way_out_fits(
+    settings: dict[str, Any],
+) -> None:
+    model = load(GLM)
+    engine = EngineSettings(tensor_parallel=4, max_model_len=131_072, **settings)
+    fit = plan(model, [RTX_3090] * 4, engine)
+    assert not fit.fits
+    assert "holds one request of" in fit.binds
+    assert fit.nearest
+    for words in fit.nearest:
+        other = changed(engine, words)
+        assert plan(model, [RTX_3090] * other.tensor_parallel, other).fits, words
+
+
+def test_the_seeds_models_fit_where_they_are_said_to() -> None:
+    glm = EngineSettings(
+        tensor_parallel=4,
+        max_model_len=131_072,
+        kv_dtype="fp8",
+        max_num_seqs=8,
+        utilisation=0.92,
+    )
+    assert plan(load(GLM), [RTX_3090] * 4, glm).fits
+    # NVFP4 weights of 30 G parameters; 31.4 GiB usable (field notes 10).
+    rtx_5090 = Card(total_mib=32607, usable_mib=int(31.4 * 1024))
+    nano = load(DATA / "nemotron-3-nano-30b-a3b-fp8", Weights(total_bytes=int(18.6 * 2**30)))
+    assert plan(nano, [rtx_5090], EngineSettings(max_model_len=180_000)).fits
+
+
+def test_budget_weights_reserve_and_cache_add_up() -> None:
+    fit = planned("qwen3-14b", [Card(total_mib=49152)])
+    card = fit.cards[0]
+    assert card.budget_bytes == int(int(49152 * 0.98) * 2**20 * 0.80)
+    parts = card.weight_bytes + card.reserve.total_bytes + card.cache_bytes
+    assert parts == card.budget_bytes
+    assert fit.context_tokens == 40_960
+
+
+def test_the_card_with_least_memory_decides() -> None:
+    alike = planned("qwen3-14b", [RTX_3090] * 2)
+    uneven = planned("qwen3-14b", [Card(total_mib=49152), RTX_3090])
+    assert uneven.blocks == alike.blocks
+
+
+@pytest.mark.parametrize(
+    ("settings", "grows"),
+    [
+        ({"enforce_eager": True}, True),
+        ({"kv_dtype": "fp8"}, True),
+        ({"max_num_seqs": 8}, True),
+        ({"utilisation": 0.9}, True),
+        ({"max_num_batched_tokens": 32768}, False),
+        ({"utilisation": 0.7}, False),
+        ({"reserve_mib": 8000}, False),
+    ],
+)
+def test_settings_move_the_cache(settings: dict[str, Any], grows: bool) -> None:
+    before = planned("qwen3-14b", [RTX_3090]).blocks
+    after = planned("qwen3-14b", [RTX_3090], **settings).blocks
+    assert (after > before) if grows else (after < before)
+
+
+def test_encoders_are_measured_unless_left_out() -> None:
+    with_encoder = planned("qwen3.8-27b", [Card(total_mib=49152)])
+    without = planned("qwen3.8-27b", [Card(total_mib=49152)], text_only=True)
+    assert without.cards[0].cache_bytes - with_encoder.cards[0].cache_bytes == 2**30
+
+
+def test_a_hybrid_needs_a_block_for_each_sequence() -> None:
+    card = [Card(total_mib=97887)]
+    # vLLM refused Qwen3.8 27B with 939 blocks and 1024 sequences (vllm-project/recipes#831).
+    settings: dict[str, Any] = {"kv_cache_mib": 939 * 51_380_224 / 2**20, "max_num_seqs": 1024}
+    fit = planned("qwen3.8-27b", card, **settings)
+    assert (fit.fits, fit.blocks) == (False, 939)
+    assert "1024 sequences need a state each" in fit.binds
+    assert planned("qwen3.8-27b", card, **{**settings, "max_num_seqs": 939}).fits
+    assert planned("qwen3.8-27b", card, **settings, enforce_eager=True).fits
+
+
+def test_weights_over_the_budget_are_named() -> None:
+    fit = planned("qwen3-14b", [Card(total_mib=8192)])
+    assert not fit.fits
+    assert re.match(r"weights and reserve are \d+\.\d\d GiB over the budget", fit.binds)
+    assert fit.longest_tokens == 0
+
+
+def test_yarn_stretches_the_context() -> None:
+    assert load(DATA / "gpt-oss-120b").longest_tokens == 131_072
+    assert load(DATA / "llama-3.1-8b").longest_tokens == 131_072
+
+
+def test_a_model_that_tells_no_context_needs_one() -> None:
+    model = load(DATA / "gemma-3-27b", Weights(total_bytes=1))
+    text = {k: v for k, v in model.config["text_config"].items() if not k.startswith("max_pos")}
+    silent = replace(model, config={**model.config, "text_config": text})
+    with pytest.raises(NotUnderstood, match="give max_model_len"):
+        plan(silent, [RTX_3090], EngineSettings())
+    assert plan(silent, [RTX_3090], EngineSettings(max_model_len=8192)).context_tokens == 8192
+
+
+def test_cards_and_tensor_parallel_must_agree() -> None:
+    with pytest.raises(NotUnderstood, match="name as many cards"):
+        plan(load(GLM), [RTX_3090], EngineSettings(tensor_parallel=4))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotUnderstood, match=r"no config\.json"):
+        load(tmp_path)
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(NotUnderstood, match=r"llama\.cpp"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(NotUnderstood, match="not JSON"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(NotUnderstood, match="not the description"):
+        load(tmp_path)
+
+
+def test_the_table_shows_every_card_and_the_way_out() -> None:
+    console = Console(width=120, file=io.StringIO())
+    fit = plan(load(GLM), [RTX_3090] * 4, EngineSettings(tensor_parallel=4, max_model_len=131_072))
+    console.print(table(fit))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("3090") == 4
+    assert "awq int4" in shown
+    assert "does not fit" in shown
+    assert f"would fit: {fit.nearest[0]}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([str(GLM), "--card", "24576", "--tp", "4", "--max-model-len", "131072"], 1),
+        ([str(GLM), "--card", "24576", "--tp", "4", "--max-model-len", "8192"], 0),
+        ([str(GLM), "--card", "24576", "--tp", "3"], 2),
+        ([str(GLM), "--card", "24576", "--utilisation", "1.5"], 2),
+        ([str(DATA / "qwen3-next-80b-a3b"), "--card", "97887", "--weights-gib", "45"], 0),
+        (["/nowhere", "--card", "24576"], 2),
+    ],
+)
+def test_the_command_says_whether_it_fits(
+    arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.out if status < 2 else captured.err
