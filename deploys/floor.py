@@ -48,14 +48,26 @@ def apply(settings: HostSettings) -> None:
             *(HostFile(path, text) for path, text in unit_files.items()),
         ],
     )
-    by_name = {path.rpartition("/")[2]: path for path in unit_files}
-    read_at_start = {
-        floor.UNIT: [floor.KEY_FILE, floor.PROBE_FILE, model_path(settings, model)],
-    }
+    system = "/etc/systemd/system"
+    read_at_start = [
+        f"{system}/{floor.UNIT}",
+        floor.KEY_FILE,
+        floor.PROBE_FILE,
+        model_path(settings, model),
+    ]
     units.settle(
         name="Have the floor answer",
         units=[
-            Unit(name, restart_after=[path, *read_at_start.get(name, [])])
-            for name, path in by_name.items()
+            Unit(floor.UNIT, restart_after=read_at_start),
+            *(
+                Unit(
+                    unit,
+                    enabled=door.is_open,
+                    running=door.is_open,
+                    restart_after=[f"{system}/{unit}"],
+                )
+                for door in floor.doors(settings.floor)
+                for unit in (door.socket, door.proxy)
+            ),
         ],
     )

@@ -37,6 +37,7 @@ class Door:
     interface: str
     wanted_by: str
     peers: tuple[str, ...]
+    is_open: bool = True
 
     @property
     def socket(self) -> str:
@@ -50,16 +51,20 @@ class Door:
 
 
 def doors(floor: Floor) -> list[Door]:
-    """Where the floor can be reached; interfaces are the only thing that tells them apart."""
-    loopback = Door("loopback", f"127.0.0.1:{floor.port}", "lo", "sockets.target", LOOPBACK)
-    tailnet = Door(
-        "tailnet",
-        str(floor.port),
-        "tailscale0",
-        "sys-subsystem-net-devices-tailscale0.device",
-        TAILNET,
-    )
-    return [loopback, tailnet] if floor.scope == "tailnet" else [loopback]
+    """Where the floor can be reached, and where it could be: a door that is shut stays described,
+    so that a host whose scope was narrowed closes it.
+    """
+    return [
+        Door("loopback", f"127.0.0.1:{floor.port}", "lo", "sockets.target", LOOPBACK),
+        Door(
+            "tailnet",
+            str(floor.port),
+            "tailscale0",
+            "sys-subsystem-net-devices-tailscale0.device",
+            TAILNET,
+            is_open=floor.scope == "tailnet",
+        ),
+    ]
 
 
 def key_problem(key: Secret) -> str | None:

@@ -63,14 +63,23 @@ def test_the_engine_and_its_proxies_have_no_network() -> None:
         assert _values(text, "RestrictAddressFamilies") == ["AF_UNIX"]
 
 
-@pytest.mark.parametrize("scope", ["loopback", "tailnet"])
-def test_every_port_is_bound_to_an_interface(scope: str) -> None:
-    sockets = {name: text for name, text in _units(scope=scope).items() if name.endswith("socket")}
-    interfaces = {value for text in sockets.values() for value in _values(text, "BindToDevice")}
-    assert interfaces == ({"lo"} if scope == "loopback" else {"lo", "tailscale0"})
+def test_every_port_is_bound_to_an_interface() -> None:
+    sockets = {name: text for name, text in _units().items() if name.endswith(".socket")}
+    interfaces = [value for text in sockets.values() for value in _values(text, "BindToDevice")]
+    assert interfaces == ["lo", "tailscale0"]
     loopback = sockets["holdfast-floor-loopback.socket"]
     assert _values(loopback, "ListenStream") == ["127.0.0.1:8080"]
     assert all(_values(text, "IPAddressDeny") == ["any"] for text in sockets.values())
+
+
+@pytest.mark.parametrize(("scope", "is_open"), [("loopback", False), ("tailnet", True)])
+def test_the_tailnet_door_is_open_only_where_the_scope_says_so(scope: str, is_open: bool) -> None:
+    declared = _settings(scope=scope).floor
+    assert declared is not None
+    assert {door.name: door.is_open for door in floor.doors(declared)} == {
+        "loopback": True,
+        "tailnet": is_open,
+    }
 
 
 def test_the_key_is_a_credential_and_on_no_command_line() -> None:
