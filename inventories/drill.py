@@ -46,7 +46,7 @@ hosts = [
                         "container": True,
                         "reason": "container declared for the LAN",
                     }
-                ]
+                ],
             },
             "docker": {"source": "distribution"},
             "tailnet": {

@@ -34,6 +34,9 @@ from tests.lab.process import alive, connect_unix, output_of, stop
 BOOT_TIMEOUT_SECONDS = 1200
 """An emulated guest boots in 15 s on an idle machine, and in ten minutes among a dozen others."""
 
+DEAD_GUEST = ("Kernel panic - not syncing", "systemd[1]: Freezing execution")
+"""Last words on a console: waiting longer would only hide them."""
+
 COMMAND_TIMEOUT_SECONDS = 900
 POLL_SECONDS = 0.25
 
@@ -79,6 +82,7 @@ class Machine:
         self._disk = directory / DISK
         self._port_file = directory / "ssh.port"
         self._process: subprocess.Popen[bytes] | None = None
+        self._console_start = _size(self.console_log)
 
     # ---- power
 
@@ -129,13 +133,12 @@ class Machine:
             self._process.wait()
 
     def reboot(self, timeout_seconds: float = BOOT_TIMEOUT_SECONDS) -> None:
-        """Reboot from inside and wait until the new boot takes commands and SSH."""
+        """Reboot from inside and wait until the new boot takes commands; SSH may be shut by now."""
         before = self.succeed("cat /proc/sys/kernel/random/boot_id")
         # A guest may be down before its agent could answer.
         with contextlib.suppress(MachineError):
             self.execute("systemctl --no-block reboot")
         self.wait_for_boot(timeout_seconds, other_than=before)
-        self.wait_for_ssh(timeout_seconds)
 
     def wipe(self) -> None:
         """Put a fresh disk in: a new machine, with new host keys, and no snapshots."""
@@ -380,6 +383,7 @@ class Machine:
             self._port_file.write_text(str(_free_port()))
         for stale in ("qmp.sock", "agent.sock"):
             (self.directory / stale).unlink(missing_ok=True)
+        self._console_start = _size(self.console_log)
         command = self.command(self.ssh_port)
         if snapshot is not None:
             command += ["-loadvm", snapshot]
@@ -469,6 +473,9 @@ class Machine:
                 raise MachineError(str(error)) from None
             except (OSError, ValueError, LabError) as error:
                 last = f" ({error})"
+            dead = next((words for words in DEAD_GUEST if words in self._since_start()), None)
+            if powered and dead is not None:
+                raise MachineError(f"{self.name} died ({dead}){self._console()}")
             if powered and not self.running():
                 raise MachineError(
                     f"{self.name} lost power before it could {what}{self._console()}"
@@ -479,6 +486,14 @@ class Machine:
                     f"{self._console()}"
                 )
             time.sleep(POLL_SECONDS)
+
+    def _since_start(self) -> str:
+        """What the console said since this process gave the machine its power."""
+        if not self.console_log.exists():
+            return ""
+        with self.console_log.open("rb") as console:
+            console.seek(self._console_start)
+            return console.read().decode(errors="replace")
 
     def _console(self, lines: int = 15) -> str:
         text = ""
@@ -502,6 +517,10 @@ def base_of(directory: Path) -> Path | None:
         return None
     info = json.loads(output_of(["qemu-img", "info", "--force-share", "--output=json", disk]))
     return Path(info["full-backing-filename"]).parent
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

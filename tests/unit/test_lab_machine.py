@@ -19,6 +19,7 @@ import pytest
 from tests.lab import acceleration, agent
 from tests.lab.images import Image, LabError
 from tests.lab.lab import SPECS, Lab, destroy
+from tests.lab.machine import Machine, MachineError
 from tests.lab.process import alive, stop
 
 
@@ -199,3 +200,33 @@ def test_machines_differ_where_they_must() -> None:
     assert len(set(numbers)) == len(numbers)
     assert SPECS["rack"].lan_ipv4 == "10.77.0.10"
     assert SPECS["rack"].lan_ipv6 == "fd77::10"
+
+
+def unplugged(directory: Path) -> Machine:
+    """A machine that was started once, on a port where nobody listens any more."""
+    machine = Machine(directory, SPECS["rack"], IMAGE)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        (directory / "ssh.port").write_text(str(listener.getsockname()[1]))
+    return machine
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[    2.1] Kernel panic - not syncing: VFS: Unable to mount root fs",
+        "[  642.180140] systemd[1]: Freezing execution.",
+    ],
+)
+def test_a_dead_guest_is_not_waited_for(tmp_path: Path, words: str) -> None:
+    machine = unplugged(tmp_path)
+    machine.console_log.write_text(f"booting\n{words}\n")
+    with pytest.raises(MachineError, match="rack died") as error:
+        machine.wait_for_ssh(timeout_seconds=60)
+    assert words in str(error.value)
+
+
+def test_what_killed_an_earlier_boot_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_text("Kernel panic - not syncing\n")
+    with pytest.raises(MachineError, match="rack lost power before it could answer SSH"):
+        unplugged(tmp_path).wait_for_ssh(timeout_seconds=60)
