@@ -42,7 +42,8 @@ class PathStates(FactBase[dict[str, PathState]]):
         # stat and sha256sum fail on what is absent, which here is an answer and not an error.
         return (
             f"stat --printf='S|%F|%a|%U|%G|%n|%N\\n' -- {quoted} 2>/dev/null; "
-            f"sha256sum -- {quoted} 2>/dev/null; true"
+            # Ended by NUL, else it escapes a backslash, which the names of systemd units may hold.
+            f"sha256sum -z -- {quoted} 2>/dev/null | tr '\\0' '\\n'; true"
         )
 
     @staticmethod

@@ -66,6 +66,8 @@ hosts = [
                         "server": "10.77.0.30",
                         "export": "/srv/holdfast",
                         "path": "/mnt/nas",
+                        # Under emulation the first mount took longer than the default.
+                        "timeout_seconds": 150,
                     }
                 ],
                 "models": [

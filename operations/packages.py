@@ -25,5 +25,10 @@ def present(packages: list[str]) -> Generator[StringCommand, None, None]:
     missing = [package for package in packages if package not in installed]
     if missing:
         install = f"{APT_GET} install {' '.join(map(shlex.quote, missing))}"
+        # A power cut in the middle of an installation leaves packages unpacked, and apt-get refuses
+        # to go on before they are configured.
+        yield StringCommand(
+            "DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure -a"
+        )
         # Package lists that are absent or older than the archive make the first attempt fail.
         yield StringCommand(f"{install} || {{ {APT_GET} update && {install}; }}")

@@ -186,7 +186,8 @@ def test_missing_packages_are_installed_and_present_ones_left_alone() -> None:
     assert installed == {"tzdata": "2026f-0+deb13u1"}
     host = LocalHost(facts={InstalledPackages: installed})
     assert host.planned(packages.present, packages=["tzdata"]) == []
-    (command,) = host.planned(packages.present, packages=["tzdata", "locales"])
+    finish, command = host.planned(packages.present, packages=["tzdata", "locales"])
+    assert finish.endswith("--configure -a")
     assert command.endswith("install locales; }")
     assert "tzdata" not in command
 

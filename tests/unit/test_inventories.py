@@ -28,7 +28,7 @@ def test_nothing_is_refused(name: str, tmp_path: Path) -> None:
         env={"HOLDFAST_SECRETS": str(tmp_path), "HOLDFAST_LAB": str(DATA / "lab.json")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert result.stderr == ""

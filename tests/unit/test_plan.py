@@ -30,7 +30,7 @@ def _plan(tmp_path: Path, ground: str) -> subprocess.CompletedProcess[str]:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

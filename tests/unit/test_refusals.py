@@ -503,7 +503,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -569,7 +569,7 @@ def test_the_check_command_tells_inventories_from_other_files(tmp_path: Path) ->
     paths = [str(tmp_path / name) for name in ("good", "absent", *files)]
     script.write_text(f"from holdfast.__main__ import main\nprint([main([p]) for p in {paths!r}])")
     result = subprocess.run(
-        [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
     )
     assert result.stdout == "2 hosts, nothing to refuse\n[0, 1, 1, 1, 1]\n"
     assert "no such file" in result.stderr
