@@ -6,9 +6,10 @@ from pyinfra.api.deploy import deploy
 
 from holdfast import alerts, floor
 from holdfast.refusal import MASK, Refusal, Refused
-from holdfast.registry import floor_model, model_path
+from holdfast.registry import floor_model
 from holdfast.secrets import require
 from holdfast.settings import HostSettings
+from holdfast.storage import model_path
 from operations import artefact, host_files, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
@@ -53,7 +54,7 @@ def apply(settings: HostSettings) -> None:
         f"{system}/{floor.UNIT}",
         floor.KEY_FILE,
         floor.PROBE_FILE,
-        model_path(settings, model),
+        model_path(settings.storage, model),
     ]
     units.settle(
         name="Have the floor answer",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from holdfast import alerts
+from holdfast import alerts, storage
 from holdfast.registry import declared_services
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
@@ -80,13 +80,8 @@ def derived(settings: HostSettings) -> list[str]:
 
 def mount_of(settings: HostSettings, repository: Repository) -> str | None:
     """Where the declared mount that holds a ``path`` repository is mounted, if one does."""
-    path = repository.path or ""
-    points = [mount.path for mount in settings.storage.mounts]
-    return max(
-        (point for point in points if path == point or path.startswith(f"{point}/")),
-        key=len,
-        default=None,
-    )
+    mount = storage.mount_of(settings.storage.mounts, repository.path or "")
+    return mount.path if mount else None
 
 
 def job(settings: HostSettings, repository: Repository, restic: str) -> dict[str, Any]:

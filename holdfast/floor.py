@@ -11,12 +11,13 @@ import json
 from dataclasses import dataclass
 
 from holdfast import alerts
-from holdfast.registry import floor_model, floor_service, model_path
+from holdfast.registry import floor_model, floor_service
 from holdfast.render import render
 from holdfast.sandbox import LOOPBACK, TAILNET, sandbox
 from holdfast.secrets import Secret
 from holdfast.services import Service
 from holdfast.settings import Floor, HostSettings
+from holdfast.storage import model_path
 
 PROGRAM = "llama.cpp"
 UNIT = "holdfast-floor.service"
@@ -96,7 +97,7 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
         UNIT: render(
             "floor/holdfast-floor.service.j2",
             floor=floor,
-            model=model_path(settings, model),
+            model=model_path(settings.storage, model),
             release_directory=release_directory,
             runtime_directory=RUNTIME_DIRECTORY,
             socket=SOCKET,

@@ -13,6 +13,7 @@ from typing import Literal
 from holdfast.grammar import names_a_secret, walk
 from holdfast.services import DataPath, HealthCheck, Listen, Service
 from holdfast.settings import Floor, HostSettings, ModelFile
+from holdfast.storage import model_path
 
 FLOOR_USER = "holdfast-floor"
 FLOOR_STATE = "/var/lib/holdfast/floor"
@@ -24,11 +25,6 @@ def floor_model(settings: HostSettings) -> ModelFile | None:
     return next((model for model in settings.storage.models if model.name == wanted), None)
 
 
-def model_path(settings: HostSettings, model: ModelFile) -> str:
-    """Where ``model`` lies on the host's local disk."""
-    return f"{settings.storage.models_path}/{model.filename}"
-
-
 def floor_service(settings: HostSettings) -> Service | None:
     """The floor as a service, or None where the host has none."""
     floor: Floor | None = settings.floor
@@ -37,7 +33,7 @@ def floor_service(settings: HostSettings) -> Service | None:
     model = floor_model(settings)
     data = [DataPath(path=FLOOR_STATE, backup="state")]
     if model is not None:
-        data.append(DataPath(path=model_path(settings, model), backup="derived"))
+        data.append(DataPath(path=model_path(settings.storage, model), backup="derived"))
     return Service(
         name="floor",
         unit="holdfast-floor.service",
