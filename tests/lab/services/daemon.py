@@ -88,12 +88,16 @@ def end(pid_file: Path) -> None:
 
 
 def _ended(pid: int) -> bool:
-    """Whether a process is gone or a zombie: its command line vanishes before its ports do."""
+    """Whether a process is gone or a zombie: its command line vanishes before its ports do.
+
+    A first thread can be a zombie while others still hold the ports.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"
+    return stat.rpartition(")")[2].split()[0] in "ZX" and len(threads) <= 1
 
 
 class Daemon(ABC):
