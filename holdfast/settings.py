@@ -18,7 +18,9 @@ from holdfast.types import (
     Cidr,
     ControllerPath,
     DnsName,
+    DriverBranch,
     FileName,
+    GpuUuid,
     HostLabel,
     HostOrAddress,
     Interface,
@@ -26,6 +28,8 @@ from holdfast.types import (
     Model,
     Name,
     PackagePrefix,
+    PciAddress,
+    PciDevice,
     PinnedUrl,
     Port,
     PublicKey,
@@ -247,6 +251,68 @@ class Backup(Model):
     keep_monthly: int = Field(default=12, ge=0)
 
 
+class GpuCard(Model):
+    """One NVIDIA card that must be there, as its owner bought and plugged it."""
+
+    name: Name
+    """What its owner calls it, for every message: the slot, the riser, the shelf."""
+    device: PciDevice
+    """Which card it is: ``2204`` is a GeForce RTX 3090."""
+    vram_mib: int = Field(ge=1024)
+    """Memory as ``nvidia-smi`` counts it, MiB; cards reserve a little, so 1 % is tolerated."""
+    uuid: GpuUuid | None = None
+    """The one card meant, once known (`make gpus`); what a cap or an engine is tied to."""
+    pci_address: PciAddress | None = None
+    """The slot it is in, once known."""
+    link_width: Literal[1, 2, 4, 8, 16] = 16
+    """PCIe lanes that its slot and riser give it."""
+    power_cap_w: int | None = Field(default=None, ge=50, le=1500)
+    """Power limit, W, within the card's own range; its default when absent."""
+    clock_max_mhz: int | None = Field(default=None, ge=210, le=4000)
+    """Highest graphics clock, MHz: for cards whose lowest power limit is still too much."""
+    role: Literal["compute", "passthrough"] = "compute"
+    """``passthrough`` belongs to a guest: bound to vfio-pci, and no driver here touches it."""
+
+
+class GpuDriver(Model):
+    """The kernel module and user space that make the cards usable."""
+
+    branch: DriverBranch = "580"
+    source: Literal["auto", "distribution", "vendor"] = "auto"
+    """``auto`` takes the distribution's packages where they drive every declared card."""
+    flavour: Literal["auto", "open", "proprietary"] = "auto"
+    """``auto`` takes the open modules wherever every declared card can use them."""
+    repository: AptRepository | None = None
+    """A mirror of the vendor's repository; only where the vendor's packages are used."""
+    reboot: Literal["when-needed", "never"] = "when-needed"
+    """``when-needed`` reboots once, announced, when the loaded module is not the installed one."""
+
+
+class PowerSupply(Model):
+    """One power supply and the cards that hang on it."""
+
+    name: Name
+    watts: int = Field(ge=100, le=20000)
+    """What its label promises, W."""
+    cards: list[Name] = []
+    """Cards it feeds; empty: whichever no other supply names."""
+
+
+class Gpus(Model):
+    """The machine's NVIDIA cards, believed only after a check."""
+
+    cards: list[GpuCard] = Field(min_length=1)
+    driver: GpuDriver = GpuDriver()
+    power_supplies: list[PowerSupply] = []
+    """Empty: the power budget is not checked."""
+    machine_w: int = Field(default=200, ge=0)
+    """What the machine draws beside its cards, from the first supply, W."""
+    containers: bool = True
+    """Whether containers may use the cards (NVIDIA's container toolkit, by CDI)."""
+    container_toolkit_repository: AptRepository | None = None
+    """A mirror of the vendor's repository of the container toolkit."""
+
+
 class HostSettings(Model):
     """Everything an inventory says about one host."""
 
@@ -262,6 +328,8 @@ class HostSettings(Model):
     """None: no container engine."""
     tailnet: Tailnet | None = Tailnet()
     """None: no tailnet; then SSH must stay open on the LAN."""
+    gpus: Gpus | None = None
+    """None: no NVIDIA card is managed here."""
     storage: Storage = Storage()
     floor: Floor | None = None
     """None: no floor."""

@@ -286,6 +286,26 @@ Reason = Annotated[
         r"[A-Za-z0-9 .,()/-]{3,60}",
     ),
 ]
+PciAddress = Annotated[
+    str,
+    Word(
+        "a PCI address as `lspci -D` writes it",
+        "0000:01:00.0",
+        r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]",
+    ),
+]
+PciDevice = Annotated[
+    str, Word("a PCI device id of four hex digits (`lspci -nn`)", "2204", r"[0-9a-f]{4}")
+]
+GpuUuid = Annotated[
+    str,
+    Word(
+        "a GPU's UUID as `nvidia-smi -L` prints it",
+        "GPU-8f1c3a52-...",
+        r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    ),
+]
+DriverBranch = Annotated[str, Word("an NVIDIA driver branch", "580", r"[3-9][0-9]{2}")]
 LocalUrl = Annotated[
     str,
     Word(
