@@ -25,10 +25,11 @@ def present(packages: list[str]) -> Generator[StringCommand, None, None]:
     missing = [package for package in packages if package not in installed]
     if missing:
         install = f"{APT_GET} install {' '.join(map(shlex.quote, missing))}"
-        # A power cut in the middle of an installation leaves packages unpacked, and apt-get refuses
-        # to go on before they are configured.
+        # A first attempt fails on package lists that are absent or older than the archive, and on
+        # packages that a power cut left unpacked. It waits for whoever holds dpkg's lock, such as
+        # the upgrades of a machine that has just booted; dpkg itself would give up at once.
         yield StringCommand(
-            "DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure -a"
+            f"{install} || {{ DEBIAN_FRONTEND=noninteractive"
+            " dpkg --force-confdef --force-confold --configure -a"
+            f" && {APT_GET} update && {install}; }}"
         )
-        # Package lists that are absent or older than the archive make the first attempt fail.
-        yield StringCommand(f"{install} || {{ {APT_GET} update && {install}; }}")

@@ -61,7 +61,8 @@ def converge(inventory: Path, label: str, logs: Path, timeout_seconds: int = 240
         results = json.loads(done.stdout)["results"]
     except (json.JSONDecodeError, KeyError):
         # Nothing is printed when the only host fails; the log says why.
-        return Outcome(label, False, seconds, 0, [], ["the run ended without a result"], log)
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        return Outcome(label, False, seconds, 0, [], [f"no result; it ended with:\n{last}\n"], log)
     operations = results["operations"]
     failed = [operation["name"] for operation in operations if operation["error"]]
     return Outcome(

@@ -126,7 +126,7 @@ class Drill:
     def _converge(self, label: str, fatal: bool = False) -> Outcome:
         outcome = converge(INVENTORY, label, self.stage.logs)
         self.record.converged(outcome)
-        seen = "" if outcome.ok else f"{outcome.failed}; see {outcome.log}"
+        seen = "" if outcome.ok else f"{'; '.join(outcome.failed)}; see {outcome.log}"
         self.record.check(f"converge ({label}) succeeds", outcome.ok, seen, fatal)
         return outcome
 
@@ -173,7 +173,7 @@ class Drill:
                     f"{'UDP, top 100' if udp else 'TCP, all ports'}, {'IPv6' if ipv6 else 'IPv4'}"
                 )
                 expected = declared if not (ipv6 or udp) else []
-                seen = attack.scan(neighbour, udp=udp, ipv6=ipv6)
+                seen = attack.scan(neighbour, udp=udp, ipv6=ipv6, known=expected)
                 self._cell(when, name, list(map(str, seen)), list(map(str, expected)))
         published = [f"{attack.RACK_V4}:{attack.DECLARED_PORT}"]
         found = attack.reach(neighbour, attack.container_addresses(rack))

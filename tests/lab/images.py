@@ -207,7 +207,14 @@ rm -f "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/*
 cat > "$root/etc/apt/sources.list.d/{origin}.sources" <<'SOURCES'
 {guest_sources}
 SOURCES
-rm -f "$root"/etc/apt/apt.conf.d/99mmdebstrap
+rm -f "$root"/etc/apt/apt.conf.d/*mmdebstrap
+# What keeps services from starting while an image is built would keep them from it for ever, and
+# on a real machine a package's service starts the moment it is installed.
+rm -f "$root/usr/sbin/policy-rc.d"
+[ ! -e "$root/sbin/start-stop-daemon.REAL" ] ||
+    mv -f "$root/sbin/start-stop-daemon.REAL" "$root/sbin/start-stop-daemon"
+# The machine boots from the initrd beside its disk; making another takes minutes under emulation.
+echo 'update_initramfs=no' > "$root/etc/initramfs-tools/update-initramfs.conf"
 printf '%s' '{guest_proxy}' > "$root/etc/apt/apt.conf.d/90proxy"
 [ -s "$root/etc/apt/apt.conf.d/90proxy" ] || rm "$root/etc/apt/apt.conf.d/90proxy"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/apt/*

@@ -186,10 +186,40 @@ def test_missing_packages_are_installed_and_present_ones_left_alone() -> None:
     assert installed == {"tzdata": "2026f-0+deb13u1"}
     host = LocalHost(facts={InstalledPackages: installed})
     assert host.planned(packages.present, packages=["tzdata"]) == []
-    finish, command = host.planned(packages.present, packages=["tzdata", "locales"])
-    assert finish.endswith("--configure -a")
-    assert command.endswith("install locales; }")
+    (command,) = host.planned(packages.present, packages=["tzdata", "locales"])
     assert "tzdata" not in command
+
+
+APT = """#!/bin/sh
+# As apt-get: nothing is installed while dpkg is interrupted or the package lists are missing.
+for word; do
+    case $word in
+        update) touch {0}/lists; exit 0 ;;
+        install) [ -e {0}/lists ] && [ ! -e {0}/interrupted ] || exit 100 ;;
+    esac
+done
+touch {0}/installed
+"""
+DPKG = """#!/bin/sh
+case "$*" in *--configure*) rm -f {0}/interrupted ;; esac
+"""
+
+
+@pytest.mark.parametrize("trouble", [(), ("interrupted",), ("lists",), ("interrupted", "lists")])
+def test_an_installation_survives_what_a_power_cut_leaves(
+    tmp_path: Path, trouble: tuple[str, ...]
+) -> None:
+    for name, program in (("apt-get", APT), ("dpkg", DPKG)):
+        (tmp_path / name).write_text(program.format(tmp_path))
+        (tmp_path / name).chmod(0o755)
+    if "interrupted" in trouble:
+        (tmp_path / "interrupted").touch()
+    if "lists" not in trouble:
+        (tmp_path / "lists").touch()
+    host = LocalHost(programs=tmp_path, facts={InstalledPackages: {}})
+    _, complaint = host.apply(packages.present, packages=["locales"])
+    assert not complaint
+    assert (tmp_path / "installed").exists()
 
 
 def test_held_back_prefixes_become_anchored_patterns() -> None:
