@@ -39,18 +39,18 @@ class UnitStates(FactBase[dict[str, UnitState]]):
 
     def command(self, watched: dict[str, list[str]]) -> str:
         """Build the probe for the units in ``watched``."""
-        parts = []
-        for name, paths in watched.items():
-            unit = shlex.quote(name)
-            files = " ".join(shlex.quote(path) for path in paths)
-            parts.append(f"echo unit={unit}")
-            parts.append(
-                "systemctl show --timestamp=us+utc --property="
-                "LoadState,ActiveState,UnitFileState,NeedDaemonReload,"
-                f"InactiveExitTimestamp,StateChangeTimestamp {unit}"
-            )
-            if files:
-                parts.append(f"stat --printf='mtime=%.6Y\\n' -- {files} 2>/dev/null")
+        asked = [shlex.quote(" ".join(["unit", name, *paths])) for name, paths in watched.items()]
+        names = " ".join(map(shlex.quote, watched))
+        files = " ".join(shlex.quote(path) for paths in watched.values() for path in paths)
+        parts = [
+            # Its own question goes before the answer, in which systemd uses names of its own.
+            f"printf '%s\\n' {' '.join(asked)}",
+            "systemctl show --timestamp=us+utc --property="
+            "LoadState,ActiveState,UnitFileState,NeedDaemonReload,"
+            f"InactiveExitTimestamp,StateChangeTimestamp -- {names}",
+        ]
+        if files:
+            parts.append(f"echo; stat --printf='mtime %.6Y %n\\n' -- {files} 2>/dev/null")
         return "; ".join([*parts, "true"])
 
     @staticmethod
@@ -59,26 +59,38 @@ class UnitStates(FactBase[dict[str, UnitState]]):
         return {}
 
     def process(self, output: list[str]) -> dict[str, UnitState]:
-        """Parse the probe's output."""
-        blocks: dict[str, list[tuple[str, str]]] = {}
-        current: list[tuple[str, str]] = []
+        """Parse the probe's output: questions, one block of properties a unit, times of files."""
+        watched: dict[str, set[str]] = {}
+        mtimes: dict[str, float] = {}
+        blocks: list[dict[str, str]] = []
+        fresh = True
         for line in output:
-            key, _, value = line.partition("=")
-            if key == "unit":
-                current = blocks.setdefault(value, [])
+            word, _, rest = line.partition(" ")
+            if word == "unit":
+                name, *paths = rest.split(" ")
+                watched[name] = set(paths)
+            elif word == "mtime":
+                seconds, _, path = rest.partition(" ")
+                mtimes[path] = float(seconds)
+            elif not line:
+                fresh = True
             else:
-                current.append((key, value))
-        states = {}
-        for name, pairs in blocks.items():
-            values = dict(pairs)
-            mtimes = [float(value) for key, value in pairs if key == "mtime"]
-            states[name] = UnitState(
+                if fresh:
+                    blocks.append({})
+                    fresh = False
+                key, _, value = line.partition("=")
+                blocks[-1][key] = value
+        return {
+            name: UnitState(
                 load=values.get("LoadState", ""),
                 active=values.get("ActiveState", ""),
                 file_state=values.get("UnitFileState", ""),
                 needs_reload=values.get("NeedDaemonReload") == "yes",
                 started=seconds_of(values.get("InactiveExitTimestamp", "")),
                 changed=seconds_of(values.get("StateChangeTimestamp", "")),
-                newest_watched=max(mtimes, default=None),
+                newest_watched=max(
+                    (mtimes[path] for path in paths if path in mtimes), default=None
+                ),
             )
-        return states
+            for (name, paths), values in zip(watched.items(), blocks, strict=True)
+        }

@@ -70,9 +70,7 @@ def container_addresses(rack: Machine) -> list[str]:
     return sorted(set(shown.split()))
 
 
-def scan(
-    neighbour: Machine, *, udp: bool, ipv6: bool, known: Collection[int] = ()
-) -> list[int]:
+def scan(neighbour: Machine, *, udp: bool, ipv6: bool, known: Collection[int] = ()) -> list[int]:
     """Ports of the rack that answer: all 65,535 of TCP, or the 100 commonest of UDP.
 
     A scan that misses one of the ``known`` open ports was deaf, as when an emulated rack still

@@ -33,11 +33,13 @@ def test_recorded_units() -> None:
     states = UnitStates().process((RECORDED / "unit_states.txt").read_text().splitlines())
     ssh = states["ssh.service"]
     assert (ssh.load, ssh.active, ssh.file_state) == ("loaded", "active", "enabled")
-    assert ssh.started == pytest.approx(1795235664.96586)
-    assert ssh.changed == pytest.approx(1795236216.445086)
+    assert ssh.started == pytest.approx(1795246974.995118)
+    assert ssh.changed == pytest.approx(1795246978.455689)
     assert ssh.newest_watched == 1778070812.0
-    assert states["systemd-timesyncd.service"].started is None
-    assert states["nonexistent.service"].load == "not-found"
+    assert states["systemd-timesyncd.service"].newest_watched is None
+    absent = states["nonexistent.service"]
+    assert (absent.load, absent.started) == ("not-found", None)
+    assert absent.newest_watched == 1795246824.0
 
 
 def test_never_has_no_seconds() -> None:
