@@ -21,6 +21,8 @@ from tests.lab.machine import acceleration_works
 
 DATA = "/srv/data"
 """A path that `inventories/drill.py` declares as state."""
+MODELS = "/mnt/nas/models"
+"""A path that it declares to be on the NAS."""
 REPOSITORIES = ("nas", "offsite")
 
 
@@ -83,13 +85,18 @@ class Drill:
         record, rack = self.record, self.stage.lab.rack
         with record.phase("mend what a hand has changed"):
             self._mend()
-        with record.phase("reboot"):
+        with record.phase("reboot, the NAS away"):
+            lan = self.stage.lab.network
+            lan.cut("rack", "nas")
             began = time.monotonic()
             rack.reboot()
             attack.wait_for_containers(rack)
             record.figures["reboot until containers answer"] = f"{time.monotonic() - began:.0f} s"
             self._attack("after reboot")
-            self._ask_floor("after reboot")
+            self._ask_floor("after reboot, the NAS away")
+            lan.heal("rack", "nas")
+            rack.wait_until_succeeds(f"timeout 60 ls {MODELS}", timeout_seconds=300)
+            record.check("the NAS is back on its mount without anybody's help", True)
             self._verify("after reboot")
         with record.phase("restart Docker, reload the firewall"):
             rack.succeed("systemctl restart docker", timeout_seconds=300)

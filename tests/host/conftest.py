@@ -58,6 +58,8 @@ def host(host_name: str, settings: HostSettings, tmp_path_factory: pytest.TempPa
     sockets = tmp_path_factory.mktemp("ssh")
     # A master connection: under emulation a handshake costs more than the check itself.
     arguments = f"-o ControlMaster=auto -o ControlPersist=120 -o ControlPath={sockets}/%C"
+    if settings.ssh_known_hosts_file:
+        arguments += f" -o UserKnownHostsFile={settings.ssh_known_hosts_file}"
     options: dict[str, Any] = {"sudo": settings.sudo, "ssh_extra_args": arguments, "timeout": 60}
     if settings.ssh_config_file:
         options["ssh_config"] = settings.ssh_config_file
