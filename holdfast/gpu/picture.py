@@ -6,6 +6,9 @@ The types are what acceptance and the deploys decide on; the parsers below them 
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,8 +42,8 @@ class SmiCard:
     """A card as ``nvidia-smi`` tells it; None where the driver or the card does not know.
 
     Power in W, memory in MiB. ``address`` is lower case with a four-digit domain, as in sysfs.
-    ``clock_limit_mhz`` is the highest graphics clock that was locked, None when not locked or not
-    known. ``throttle`` is the bit mask of ``clocks_event_reasons.active``.
+    ``throttle`` is the bit mask of ``clocks_event_reasons.active``. ``recovery_action`` is the
+    driver's word, which is ``"None"`` where nothing is to be done.
     """
 
     index: int
@@ -115,12 +118,12 @@ class BusErrors:
 class Picture:
     """Everything about the cards of one machine.
 
-    ``smi`` is None where ``nvidia-smi`` is not installed or failed; ``smi_exit`` its exit status
-    (nvidia-smi(1): 6 no such device, 8 external power missing, 9 driver not loaded, 12 library
-    not found, 15 fell off the bus, 18 driver and library versions differ), None where it is not
-    installed; ``smi_said`` its error text. ``links`` is ``nvidia-smi topo -m`` between cards: two
-    addresses, and ``NV12``, ``PIX``, ``PHB``, ``SYS`` or the like. ``nvswitches`` counts
-    NVSwitch bridges in sysfs.
+    ``smi`` is None where ``nvidia-smi`` is not installed or failed before it had listed a card;
+    ``smi_exit`` its exit status (nvidia-smi(1): 6 no such device, 8 external power missing, 9
+    driver not loaded, 12 library not found, 15 fell off the bus, 18 driver and library versions
+    differ; 124 and 137: it hung), None where it is not installed; ``smi_said`` its error text.
+    ``links`` is ``nvidia-smi topo -m`` between cards: two addresses, and ``NV12``, ``PIX``,
+    ``PHB``, ``SYS`` or the like. ``nvswitches`` counts NVSwitch bridges in sysfs.
     """
 
     pci: tuple[PciCard, ...] = ()
@@ -132,3 +135,263 @@ class Picture:
     bus_errors: tuple[BusErrors, ...] = ()
     links: tuple[tuple[str, str, str], ...] = ()
     nvswitches: int = 0
+
+
+SMI_FIELDS = {
+    "index": "index",
+    "name": "name",
+    "uuid": "uuid",
+    "address": "pci.bus_id",
+    "device": "pci.device_id",
+    "vbios": "vbios_version",
+    "compute_capability": "compute_cap",
+    "driver_version": "driver_version",
+    "persistence": "persistence_mode",
+    "link_generation": "pcie.link.gen.current",
+    "link_generation_max": "pcie.link.gen.max",
+    "link_width": "pcie.link.width.current",
+    "link_width_max": "pcie.link.width.max",
+    "power_limit_w": "power.limit",
+    "power_default_w": "power.default_limit",
+    "power_min_w": "power.min_limit",
+    "power_max_w": "power.max_limit",
+    "memory_total_mib": "memory.total",
+    "memory_used_mib": "memory.used",
+    "display_active": "display_active",
+    "ecc": "ecc.mode.current",
+    "mig": "mig.mode.current",
+    "recovery_action": "gpu_recovery_action",
+    "throttle": "clocks_event_reasons.active",
+    "throttle_before_535": "clocks_throttle_reasons.active",
+    "remapped_rows_pending": "remapped_rows.pending",
+    "remapped_rows_failed": "remapped_rows.failure",
+}
+"""What ``nvidia-smi --query-gpu`` is asked for, by the name it has here, where it knows it."""
+
+_ADDRESS = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?")
+_XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),? *(.*)")
+_FELL_OFF = re.compile(r"NVRM: The NVIDIA GPU ([0-9a-fA-F:.]+)\b.*fallen off the bus", re.DOTALL)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def parse(answers: dict[str, list[str]]) -> Picture:
+    """The picture in the answers to the questions of `facts.gpu.GpuPicture`, by question.
+
+    Never raises: what cannot be read is None, and a card that cannot be read is not listed.
+    """
+    devices = _devices(answers.get("pci", []))
+    smi, smi_exit, smi_said = _smi(answers.get("smi", []))
+    return Picture(
+        pci=tuple(_pci_card(device) for device in devices if device["class"].startswith("0x03")),
+        smi=smi,
+        smi_exit=smi_exit,
+        smi_said=smi_said,
+        driver=_driver(answers),
+        xids=tuple(_xids(answers.get("journal", []), _first(answers, "boot"))),
+        bus_errors=tuple(_bus_errors(d) for d in devices if d["class"].startswith("0x03")),
+        links=tuple(_links(answers.get("topology", []), smi or ())),
+        nvswitches=sum(device["class"].startswith("0x0680") for device in devices),
+    )
+
+
+def address_of(text: str) -> str | None:
+    """The PCI address in ``text`` as sysfs writes it; None where there is none.
+
+    The driver writes eight digits of domain, upper-case hex, and leaves the function out at times:
+    ``00000000:2D:00.0`` and ``0000:2D:00`` are both ``0000:2d:00.0``.
+    """
+    match = _ADDRESS.search(text)
+    if match is None:
+        return None
+    domain, bus, device, function = match.groups()
+    return f"{int(domain, 16):04x}:{bus}:{device}.{function or 0}".lower()
+
+
+def _first(answers: dict[str, list[str]], name: str) -> str:
+    return next(iter(answers.get(name, [])), "").strip()
+
+
+def _number(text: str) -> float | None:
+    """A number of sysfs or nvidia-smi, whatever unit follows; None where it is no number."""
+    match = re.match(r"-?\d+(\.\d+)?", text.strip())
+    return float(match.group()) if match else None
+
+
+def _whole(text: str) -> int | None:
+    number = _number(text)
+    return None if number is None else int(number)
+
+
+def _mask(text: str) -> int | None:
+    return int(text, 16) if re.fullmatch(r"0x[0-9a-fA-F]+", text) else None
+
+
+def _truth(text: str) -> bool | None:
+    if text.lower() in ("enabled", "yes", "1"):
+        return True
+    return False if text.lower() in ("disabled", "no", "0") else None
+
+
+def _text(text: str) -> str | None:
+    # "[N/A]", "[Not Supported]", "[Unknown Error]", "[GPU requires reset]" and the like.
+    return None if not text or text.startswith("[") or text == "N/A" else text
+
+
+def _devices(lines: list[str]) -> list[dict[str, str]]:
+    devices: list[dict[str, str]] = []
+    for line in lines:
+        if line.startswith("device="):
+            devices.append({"address": line.removeprefix("device="), "class": ""})
+        elif devices:
+            name, _, value = line.partition(":")
+            # Of the lines of an AER file the last one, which is the total, remains.
+            devices[-1][name] = value.strip()
+    return devices
+
+
+def _pci_card(device: dict[str, str]) -> PciCard:
+    def hexadecimal(name: str) -> str:
+        return device.get(name, "").removeprefix("0x").lower()
+
+    def width(name: str) -> int:
+        # A device that no longer answers reads as all ones: 63 lanes.
+        lanes = _whole(device.get(name, "")) or 0
+        return lanes if lanes <= 32 else 0
+
+    numa_node = _whole(device.get("numa_node", ""))
+    return PciCard(
+        address=device["address"],
+        device=hexadecimal("device"),
+        subsystem=f"{hexadecimal('subsystem_vendor')}:{hexadecimal('subsystem_device')}",
+        link_width=width("current_link_width"),
+        link_width_max=width("max_link_width"),
+        link_speed=_number(device.get("current_link_speed", "")) or 0.0,
+        link_speed_max=_number(device.get("max_link_speed", "")) or 0.0,
+        iommu_group=_whole(device.get("iommu_group", "")),
+        numa_node=-1 if numa_node is None else numa_node,
+        driver=device.get("driver") or None,
+        boot_vga=device.get("boot_vga") == "1",
+    )
+
+
+def _bus_errors(device: dict[str, str]) -> BusErrors:
+    def total(name: str) -> int:
+        return _whole(device.get(f"aer_dev_{name}", "").rpartition(" ")[2]) or 0
+
+    return BusErrors(device["address"], total("correctable"), total("nonfatal"), total("fatal"))
+
+
+def _smi(lines: list[str]) -> tuple[tuple[SmiCard, ...] | None, int | None, str]:
+    """Cards, exit status and whatever was said that is no card."""
+    fields: list[str] = []
+    status: int | None = None
+    cards: list[SmiCard] = []
+    said: list[str] = []
+    for line in lines:
+        if line.startswith("fields "):
+            fields = line.removeprefix("fields ").split(",")
+        elif line.startswith("exit "):
+            status = _whole(line.removeprefix("exit "))
+        elif line.strip():
+            values = [value.strip() for value in line.split(",")]
+            card = _smi_card(dict(zip(fields, values, strict=False)))
+            if card is not None and len(values) == len(fields):
+                cards.append(card)
+            else:
+                said.append(line.strip())
+    listed = cards or status == 0
+    return tuple(cards) if listed else None, status, "\n".join(said)
+
+
+def _smi_card(row: dict[str, str]) -> SmiCard | None:
+    values = {name: row.get(field, "") for name, field in SMI_FIELDS.items()}
+    index, address = _whole(values["index"]), address_of(values["address"])
+    if index is None or address is None:
+        return None
+    throttle = _mask(values["throttle"])
+    return SmiCard(
+        index=index,
+        name=_text(values["name"]) or "",
+        uuid=_text(values["uuid"]) or "",
+        address=address,
+        # 0x220410DE: the device, then the vendor.
+        device=values["device"].removeprefix("0x")[:4].lower() if _mask(values["device"]) else "",
+        vbios=_text(values["vbios"]),
+        compute_capability=_text(values["compute_capability"]),
+        driver_version=_text(values["driver_version"]) or "",
+        persistence=_truth(values["persistence"]),
+        link_generation=_whole(values["link_generation"]),
+        link_generation_max=_whole(values["link_generation_max"]),
+        link_width=_whole(values["link_width"]),
+        link_width_max=_whole(values["link_width_max"]),
+        power_limit_w=_number(values["power_limit_w"]),
+        power_default_w=_number(values["power_default_w"]),
+        power_min_w=_number(values["power_min_w"]),
+        power_max_w=_number(values["power_max_w"]),
+        memory_total_mib=_whole(values["memory_total_mib"]),
+        memory_used_mib=_whole(values["memory_used_mib"]),
+        display_active=_truth(values["display_active"]),
+        ecc=_truth(values["ecc"]),
+        mig=_truth(values["mig"]),
+        recovery_action=_text(values["recovery_action"]),
+        throttle=_mask(values["throttle_before_535"]) if throttle is None else throttle,
+        remapped_rows_pending=_truth(values["remapped_rows_pending"]),
+        remapped_rows_failed=_truth(values["remapped_rows_failed"]),
+    )
+
+
+def _driver(answers: dict[str, list[str]]) -> DriverState:
+    running_flavour = _first(answers, "loaded-flavour")
+    on_disk, licence = [*answers.get("on-disk", []), "", ""][:2]
+    library = re.search(r"libnvidia-ml\.so\.(\d+\.[\d.]+)$", _first(answers, "library"))
+    # Four bytes of attributes, then the variable.
+    secure_boot = _first(answers, "secure-boot").split()
+    return DriverState(
+        loaded=_first(answers, "loaded") or None,
+        loaded_flavour=_flavour(running_flavour, "Open Kernel Module"),
+        on_disk=on_disk or None,
+        on_disk_flavour=_flavour(licence, "MIT"),
+        library=library.group(1) if library else None,
+        running_kernel=_first(answers, "running-kernel"),
+        newest_kernel=_first(answers, "newest-kernel"),
+        nouveau_loaded=bool(answers.get("nouveau")),
+        secure_boot=secure_boot[4] == "1" if len(secure_boot) == 5 else None,
+    )
+
+
+def _flavour(text: str, open_mark: str) -> Flavour | None:
+    if not text:
+        return None
+    return "open" if open_mark in text else "proprietary"
+
+
+def _xids(lines: list[str], boot: str) -> Iterator[Xid]:
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            message = entry["MESSAGE"]
+            this_boot = entry["_BOOT_ID"] == boot.replace("-", "")
+            match, fell_off = _XID.search(message), _FELL_OFF.search(message)
+        except (ValueError, KeyError, TypeError):
+            continue
+        if match:
+            address, code, text = match.groups()
+            yield Xid(address_of(address) or address, int(code), text, this_boot)
+        elif fell_off:
+            # While it is probed, a card that falls off the bus is named without an Xid.
+            address = fell_off.group(1)
+            text = "fallen off the bus, found when the driver was loaded"
+            yield Xid(address_of(address) or address, 79, text, this_boot)
+
+
+def _links(lines: list[str], cards: tuple[SmiCard, ...]) -> Iterator[tuple[str, str, str]]:
+    """Each pair of cards once; the matrix has a row and a column per card, then network cards."""
+    addresses = {f"GPU{card.index}": card.address for card in cards}
+    rows = [_COLOUR.sub("", line).split() for line in lines]
+    columns = [cell for cell in next(iter(rows), []) if cell.startswith("GPU") and cell != "GPU"]
+    for row in rows[1:]:
+        if not row or row[0] not in addresses:
+            continue
+        for column, kind in zip(columns, row[1:], strict=False):
+            if column in addresses and columns.index(column) > columns.index(row[0]):
+                yield addresses[row[0]], addresses[column], kind
