@@ -1,0 +1,144 @@
+"""A machine's NVIDIA cards in two commands: the picture of them, and how they run while watched."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import zlib
+from functools import cache
+from shlex import quote
+
+import pynvml
+from pyinfra.api import FactBase
+
+from facts import sections
+from holdfast.gpu import picture, probe
+from holdfast.gpu.picture import SMI_FIELDS, Picture
+from holdfast.gpu.probe import Samples
+
+_SMI = "timeout --kill-after=5 60 nvidia-smi"
+"""A sick driver hangs it; 60 s is ample for eight cards that have to be woken up."""
+_SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+"""UEFI's global variable. Read directly: mokutil need not be installed."""
+_HISTORY = "-7days"
+_HISTORY_LINES = 100
+
+_DEVICE_FILES = (
+    "class device subsystem_vendor subsystem_device current_link_speed max_link_speed"
+    " current_link_width max_link_width numa_node boot_vga"
+    " aer_dev_correctable aer_dev_nonfatal aer_dev_fatal"
+)
+
+
+class GpuPicture(FactBase[Picture]):
+    """Everything about the cards that needs no load on them, installed driver or not."""
+
+    def command(self, root: str = "") -> str:
+        """Build the probe.
+
+        Args:
+            root: prefix of /sys, /proc, /lib and /boot; for tests.
+        """
+        root = root and quote(root)
+        newest = (
+            f"$(for m in {root}/lib/modules/*; do"
+            f' [ -e {root}/boot/vmlinuz-"${{m##*/}}" ] && echo "${{m##*/}}"; done'
+            " | sort -V | tail -n 1)"
+        )
+        fields = " ".join(SMI_FIELDS.values())
+        questions = {
+            # Asked first: it loads the driver where it is installed and not loaded yet. Only what
+            # its own help lists is asked for; one unknown field and it answers nothing.
+            "smi": (
+                "command -v nvidia-smi >/dev/null && {"
+                ' known=$(timeout --kill-after=5 20 nvidia-smi --help-query-gpu); fields="";'
+                f' for field in {fields}; do case $known in *"\\"$field\\""*)'
+                ' fields="$fields,$field";; esac; done; fields=${fields:-,index,pci.bus_id};'
+                ' fields=${fields#,}; echo "fields $fields";'
+                f' {_SMI} --query-gpu="$fields" --format=csv,noheader,nounits 2>&1; smi=$?;'
+                ' echo; echo "exit $smi"; }'
+            ),
+            "topology": f'[ "$smi" = 0 ] && {_SMI} topo -m',
+            "pci": (
+                f"for path in {root}/sys/bus/pci/devices/*; do"
+                ' read -r vendor <"$path/vendor" && [ "$vendor" = 0x10de ] || continue;'
+                ' read -r class <"$path/class"; case $class in 0x0300*|0x0302*|0x0680*) ;;'
+                ' *) continue;; esac; echo "device=${path##*/}";'
+                f' (cd "$path" && grep -H "" {_DEVICE_FILES};'
+                " for link in driver iommu_group; do"
+                ' to=$(readlink $link) && echo "$link:${to##*/}"; done); done'
+            ),
+            "loaded": f"cat {root}/sys/module/nvidia/version",
+            "loaded-flavour": f"cat {root}/proc/driver/nvidia/version",
+            "running-kernel": f"cat {root}/proc/sys/kernel/osrelease",
+            "newest-kernel": f'newest={newest}; echo "$newest"',
+            # Debian's own packages call the module nvidia-current[-open].
+            "on-disk": (
+                "for module in nvidia nvidia-current nvidia-current-open; do"
+                ' version=$(modinfo -k "$newest" -F version $module) && [ "$version" ]'
+                ' && echo "$version" && modinfo -k "$newest" -F license $module && break; done'
+            ),
+            # "libc6,": of this machine's own word size.
+            "library": (
+                "library=$(ldconfig -p | sed -n 's/^[[:space:]]*libnvidia-ml.so.1 (libc6,.*=> //p'"
+                ' | head -n 1); [ "$library" ] && readlink -f "$library"'
+            ),
+            "nouveau": f"ls -d {root}/sys/module/nouveau",
+            "secure-boot": f"od -An -tu1 {root}/sys/firmware/efi/efivars/{_SECURE_BOOT}",
+            "boot": f"cat {root}/proc/sys/kernel/random/boot_id",
+            # Not --dmesg, which means this boot alone.
+            "journal": (
+                "timeout --kill-after=5 30 journalctl --quiet --no-pager --output=json"
+                f" --output-fields=MESSAGE,_BOOT_ID --since={_HISTORY} _TRANSPORT=kernel"
+                " | grep -e 'NVRM: Xid' -e 'fallen off the bus'"
+                f" | tail -n {_HISTORY_LINES}"
+            ),
+        }
+        # A login that is not root's may lack the directories of modinfo and ldconfig.
+        return f"PATH=$PATH:/usr/sbin:/sbin; {sections.probe(questions)}"
+
+    @staticmethod
+    def default() -> Picture:
+        """Nothing of NVIDIA's is there."""
+        return Picture()
+
+    def process(self, output: list[str]) -> Picture:
+        """Parse the probe's output."""
+        return picture.parse(sections.answers(output))
+
+
+class GpuSamples(FactBase[Samples]):
+    """How the cards run while they are watched: ask while a load is on them, or idle.
+
+    The program and the NVML bindings that this controller has travel in the command, so that the
+    host needs Python 3 and nothing else.
+    """
+
+    def command(self, seconds: float = 5.0) -> str:
+        """Build the probe, which watches for ``seconds``."""
+        return (
+            f"timeout --kill-after=5 {seconds + 60:.0f}"
+            f" python3 -c {quote(_program())} {seconds} 2>&1; true"
+        )
+
+    @staticmethod
+    def default() -> Samples:
+        """Nothing could be read."""
+        return Samples(error="the probe said nothing")
+
+    def process(self, output: list[str]) -> Samples:
+        """Parse the probe's output."""
+        return probe.parse(output)
+
+
+@cache
+def _program() -> str:
+    """The probe with its bindings as one line of Python, 70 kB; the kernel allows 128 KiB."""
+    program = (
+        "import sys, types\n"
+        "sys.modules['pynvml'] = pynvml = types.ModuleType('pynvml')\n"
+        f"exec({inspect.getsource(pynvml)!r}, pynvml.__dict__)\n"
+        f"exec({inspect.getsource(probe)!r})\n"
+    )
+    packed = base64.b64encode(zlib.compress(program.encode(), 9)).decode()
+    return f'import base64, zlib; exec(zlib.decompress(base64.b64decode("{packed}")))'

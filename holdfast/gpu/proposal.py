@@ -1,0 +1,70 @@
+"""The ``gpus`` block of an inventory as a live machine would have it: measured, ready to paste."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+from holdfast.gpu.picture import PciCard, Picture, SmiCard
+from holdfast.settings import GpuCard
+
+_WIDTHS = get_args(GpuCard.model_fields["link_width"].annotation)
+
+
+def proposal(host: str, picture: Picture) -> str:
+    """What ``host`` may declare of its cards, as Python; a sentence where it has none.
+
+    Nothing is judged: what looks wrong is said in a comment beside the value, for the owner alone
+    knows what was bought and where it was plugged.
+    """
+    if not picture.pci:
+        return f"# {host}: no NVIDIA card answers on its PCI bus."
+    count = f"{len(picture.pci)} card{'' if len(picture.pci) == 1 else 's'}"
+    driver = f"driver {picture.driver.loaded}" if picture.driver.loaded else "no driver loaded"
+    seen = {card.address: card for card in picture.smi or ()}
+    lines = [
+        f"# {host}: {count}, {driver}. Its power supplies cannot be seen: declare them.",
+        '"gpus": {',
+        '    "cards": [',
+    ]
+    for card in picture.pci:
+        lines.append("        {")
+        lines += [f"            {line}" for line in _card(card, seen.get(card.address))]
+        lines.append("        },")
+    return "\n".join([*lines, "    ],", "},"])
+
+
+def _card(card: PciCard, smi: SmiCard | None) -> Iterator[str]:
+    domain, bus, _ = card.address.split(":")
+    label = bus if domain == "0000" else f"{domain}-{bus}"
+    what = smi.name if smi else "not seen by a driver"
+    yield f'"name": "gpu-{label}",  # {what}; name it after its slot, riser or shelf'
+    yield f'"device": "{card.device}",'
+    if smi and smi.memory_total_mib:
+        yield f'"vram_mib": {smi.memory_total_mib},'
+    else:
+        yield '"vram_mib": 0,  # not known until a driver sees it: write what was bought'
+    if smi and smi.uuid:
+        yield f'"uuid": "{smi.uuid}",'
+    yield f'"pci_address": "{card.address}",'
+    yield _link_width(card)
+    if smi and (cap := _cap(smi)):
+        yield cap
+    if card.driver == "vfio-pci":
+        yield '"role": "passthrough",'
+
+
+def _link_width(card: PciCard) -> str:
+    if card.link_width not in _WIDTHS:
+        return '"link_width": 16,  # its link is down now: write what its slot gives'
+    line = f'"link_width": {card.link_width},'
+    if card.link_width < card.link_width_max:
+        line += f"  # the card can do x{card.link_width_max}: is this what slot and riser give?"
+    return line
+
+
+def _cap(smi: SmiCard) -> str | None:
+    limit, default = smi.power_limit_w, smi.power_default_w
+    if limit is None or default is None or round(limit) == round(default):
+        return None
+    return f'"power_cap_w": {limit:.0f},  # as it is set now; its default is {default:.0f}'
