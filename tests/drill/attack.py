@@ -54,9 +54,14 @@ def publish_containers(rack: Machine, image: str) -> None:
 
 
 def wait_for_containers(rack: Machine) -> None:
-    """Wait until every container answers on the rack itself: else a closed port proves nothing."""
-    checks = " && ".join(f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'" for port in PUBLISHED)
-    rack.wait_until_succeeds(checks, timeout_seconds=300)
+    """Wait until every container answers on the rack itself: else a closed port proves nothing.
+
+    An answer, not a connection: Docker's proxy takes connections long before the container runs.
+    """
+    checks = " && ".join(
+        f"curl -sf -m 20 -o /dev/null http://127.0.0.1:{port}/" for port in PUBLISHED
+    )
+    rack.wait_until_succeeds(checks, timeout_seconds=600)
 
 
 def container_addresses(rack: Machine) -> list[str]:
