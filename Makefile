@@ -15,13 +15,13 @@ setup: ## uv and the locked Python packages
 setup-lab: setup ## what the virtual rack needs on this controller
 	@tests/lab/setup
 
-check: setup ## the fast tier: lint, types, unit tests, golden plans
+check: setup-lab ## the fast tier: lint, types, unit tests, golden plans
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) pytest -n 2
 
-test: setup-lab check drill ## everything that must hold before a merge
+test: check drill ## everything that must hold before a merge
 
 drill: setup-lab ## nothing -> virtual rack -> hardened, serving, attacked, rebooted -> report
 	$(RUN) python -m tests.drill --debian $(DEBIAN)
