@@ -66,7 +66,9 @@ def test_our_settings_are_in_its_file(found: Answers, info: dict[str, Any], want
 def test_it_runs_with_them(found: Answers, info: dict[str, Any]) -> None:
     assert info["LiveRestoreEnabled"] is True
     assert info["LoggingDriver"] == "json-file"
-    assert any("no-new-privileges" in option for option in info["SecurityOptions"])
+    # Before 23 (Debian 12 has 20.10) the engine does not tell what it read in its file.
+    if int(info["ServerVersion"].partition(".")[0]) >= 23:
+        assert any("no-new-privileges" in option for option in info["SecurityOptions"])
     started, written = map(int, found["times"])
     assert started >= written, "daemon.json was changed after the engine had read it"
 
