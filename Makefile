@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup check test drill drill-all plan deploy verify bench docs
+.PHONY: help setup setup-lab check test drill drill-all plan gpus deploy verify bench docs
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,9 @@ plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)
 	$(RUN) pyinfra --dry $(INVENTORY) deploys/site.py
 
+gpus: setup ## the gpus block of each live host, ready to paste
+	@$(RUN) python -m holdfast.gpu $(INVENTORY)
+
 deploy: setup ## make the machines match the inventory
 	$(RUN) pyinfra -y $(INVENTORY) deploys/site.py
 
@@ -46,3 +49,4 @@ bench: setup-lab ## the cost of a run that changes nothing
 docs: setup ## the generated parts of docs/
 	$(RUN) python -m holdfast.docs
 	$(RUN) python -m holdfast.fit.cases
+	$(RUN) python -m holdfast.gpu.table

@@ -2,7 +2,20 @@
 
 from pyinfra import host
 
-from deploys import backup, base, docker, firewall, floor, ssh, storage, tailnet
+from deploys import (
+    backup,
+    base,
+    docker,
+    firewall,
+    floor,
+    gpu_acceptance,
+    gpu_containers,
+    gpu_driver,
+    gpu_limits,
+    ssh,
+    storage,
+    tailnet,
+)
 from holdfast.site import settings_of
 
 settings = settings_of(host)
@@ -10,9 +23,16 @@ settings = settings_of(host)
 base.apply(settings=settings)
 ssh.apply(settings=settings)
 firewall.apply(settings=settings)
+gpu_acceptance.before_driver(settings=settings)
+gpu_driver.apply(settings=settings)
+gpu_acceptance.before_caps(settings=settings)
+gpu_limits.apply(settings=settings)
+gpu_acceptance.after_driver(settings=settings)
 docker.apply(settings=settings)
+gpu_containers.apply(settings=settings)
 tailnet.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
 backup.apply(settings=settings)
 firewall.withdraw_lan_ssh(settings=settings)
+gpu_containers.look(settings=settings)

@@ -228,7 +228,7 @@ class GpuClaim:
 
 
 def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
-    """The tenants of this host's GPUs. What the cards offer is not declared yet, so no sum."""
+    """The tenants of this host's GPUs; `holdfast.checks.gpus` compares them with the cards."""
     return [
         GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib)
         for index, service in enumerate(settings.services)

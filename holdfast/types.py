@@ -267,7 +267,9 @@ Timezone = Annotated[
 Locale = Annotated[
     str, Word("a UTF-8 locale", "C.UTF-8", r"(C|[a-z]{2,3}_[A-Z]{2})\.UTF-8(@[a-z]+)?")
 ]
-Suite = Annotated[str, Word("an APT suite", "bookworm", r"[a-z0-9][a-z0-9./-]*")]
+Suite = Annotated[
+    str, Word("an APT suite, / for a flat one", "bookworm", r"/|[a-z0-9][a-z0-9./-]*")
+]
 PackagePrefix = Annotated[
     str, Word("the beginning of a package name", "nvidia-", r"[a-z0-9][a-z0-9.+-]+")
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from holdfast.checks import access, data, network, services
+from holdfast.checks import access, data, gpu_driver, gpu_limits, gpus, network, services
 from holdfast.checks.finding import Finding, Findings
 from holdfast.grammar import walk
 from holdfast.refusal import Refusal
@@ -30,6 +30,12 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *services.users(settings),
         *services.docker(settings),
         *services.floor(settings),
+        *gpus.cards(settings),
+        *gpus.power_supplies(settings),
+        *gpus.memory(settings),
+        *gpu_driver.driver(settings),
+        *gpu_limits.limits(settings),
+        *gpu_limits.containers(settings),
         *data.paths(settings),
         *data.storage(settings, hosts),
         *data.backup(settings),

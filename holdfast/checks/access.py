@@ -77,9 +77,12 @@ def trust(settings: HostSettings) -> Findings:
         yield Finding(
             f"base.trusted_cas.{name}", path, wrong, "write the path of the authority's .pem"
         )
+    gpus = settings.gpus
     mirrors = {
         "docker.repository": settings.docker.repository if settings.docker else None,
         "tailnet.repository": settings.tailnet.repository if settings.tailnet else None,
+        "gpus.driver.repository": gpus.driver.repository if gpus else None,
+        "gpus.container_toolkit_repository": gpus.container_toolkit_repository if gpus else None,
     }
     for key, mirror in mirrors.items():
         if mirror is None or mirror.key_sha256 or mirror.key_url.startswith("https://"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
+from holdfast.gpu.cards import KNOWN
 from holdfast.gpu.picture import PciCard, Picture, SmiCard
-from holdfast.settings import GpuCard
+from holdfast.settings import GpuCard, Gpus
 
 _WIDTHS = get_args(GpuCard.model_fields["link_width"].annotation)
 
@@ -34,11 +35,41 @@ def proposal(host: str, picture: Picture) -> str:
     return "\n".join([*lines, "    ],", "},"])
 
 
-def _card(card: PciCard, smi: SmiCard | None) -> Iterator[str]:
+def declared(picture: Picture) -> Gpus:
+    """The proposal as settings: the cards declared as they are now, with default driver.
+
+    Raises ValueError where there is no card, or one whose memory neither a driver nor
+    `holdfast.gpu.cards` knows.
+    """
+    seen = {card.address: card for card in picture.smi or ()}
+    return Gpus(cards=[_declared(card, seen.get(card.address)) for card in picture.pci])
+
+
+def _declared(card: PciCard, smi: SmiCard | None) -> GpuCard:
+    known = KNOWN.get(card.device)
+    width = card.link_width if card.link_width in _WIDTHS else 16
+    return GpuCard.model_validate(
+        {
+            "name": _name(card),
+            "device": card.device,
+            "vram_mib": (smi and smi.memory_total_mib) or (known.vram_mib if known else 0),
+            "uuid": (smi and smi.uuid) or None,
+            "pci_address": card.address,
+            "link_width": width,
+            "power_cap_w": _cap(smi) if smi else None,
+            "role": "passthrough" if card.driver == "vfio-pci" else "compute",
+        }
+    )
+
+
+def _name(card: PciCard) -> str:
     domain, bus, _ = card.address.split(":")
-    label = bus if domain == "0000" else f"{domain}-{bus}"
+    return f"gpu-{bus if domain == '0000' else f'{domain}-{bus}'}"
+
+
+def _card(card: PciCard, smi: SmiCard | None) -> Iterator[str]:
     what = smi.name if smi else "not seen by a driver"
-    yield f'"name": "gpu-{label}",  # {what}; name it after its slot, riser or shelf'
+    yield f'"name": "{_name(card)}",  # {what}; name it after its slot, riser or shelf'
     yield f'"device": "{card.device}",'
     if smi and smi.memory_total_mib:
         yield f'"vram_mib": {smi.memory_total_mib},'
@@ -49,7 +80,8 @@ def _card(card: PciCard, smi: SmiCard | None) -> Iterator[str]:
     yield f'"pci_address": "{card.address}",'
     yield _link_width(card)
     if smi and (cap := _cap(smi)):
-        yield cap
+        default = smi.power_default_w
+        yield f'"power_cap_w": {cap},  # as it is set now; its default is {default:.0f}'
     if card.driver == "vfio-pci":
         yield '"role": "passthrough",'
 
@@ -63,8 +95,9 @@ def _link_width(card: PciCard) -> str:
     return line
 
 
-def _cap(smi: SmiCard) -> str | None:
+def _cap(smi: SmiCard) -> int | None:
+    """The limit where it is not the default, W."""
     limit, default = smi.power_limit_w, smi.power_default_w
     if limit is None or default is None or round(limit) == round(default):
         return None
-    return f'"power_cap_w": {limit:.0f},  # as it is set now; its default is {default:.0f}'
+    return round(limit)

@@ -8,6 +8,7 @@ import pytest
 from testinfra.host import Host
 
 from holdfast import backup, floor
+from holdfast.gpu import containers, limits
 from holdfast.sandbox import EXPOSURE_MAX, EXPOSURE_MAX_ROOT
 from holdfast.settings import HostSettings
 
@@ -17,30 +18,34 @@ def _units(paths: dict[str, str]) -> list[str]:
     return [name for name in names if name.endswith(".service")]
 
 
-def _limits(settings: HostSettings) -> dict[str, float]:
-    limits: dict[str, float] = {}
+def _most_exposed(settings: HostSettings) -> dict[str, float]:
+    most: dict[str, float] = {}
     if settings.floor is not None:
-        limits |= dict.fromkeys(_units(floor.unit_files(settings, "/")), EXPOSURE_MAX)
+        most |= dict.fromkeys(_units(floor.unit_files(settings, "/")), EXPOSURE_MAX)
     if settings.backup is not None:
-        limits |= dict.fromkeys(_units(backup.unit_files(settings)), EXPOSURE_MAX_ROOT)
-    return limits
+        most |= dict.fromkeys(_units(backup.unit_files(settings)), EXPOSURE_MAX_ROOT)
+    if settings.gpus is not None:
+        most |= dict.fromkeys(_units(limits.unit_files()), EXPOSURE_MAX_ROOT)
+        if containers.wants_containers(settings):
+            most |= dict.fromkeys(_units(containers.unit_files()), EXPOSURE_MAX_ROOT)
+    return most
 
 
 def test_systemd_finds_every_unit_as_closed_as_declared(host: Host, settings: HostSettings) -> None:
-    limits = _limits(settings)
-    if not limits:
+    most = _most_exposed(settings)
+    if not most:
         pytest.skip("this host has no sandboxed service of ours")
     # One by one: the overview leaves out what is not loaded, as a job between two runs.
     verdicts = host.check_output(
-        f"for unit in {' '.join(limits)};"
+        f"for unit in {' '.join(most)};"
         " do systemd-analyze security --no-pager $unit | tail -n 1; done"
     )
     scores = {
         unit: float(score)
         for unit, score in re.findall(r"exposure level for (\S+): ([\d.]+)", verdicts)
     }
-    assert set(scores) == set(limits)
-    assert {unit: score for unit, score in scores.items() if score > limits[unit]} == {}
+    assert set(scores) == set(most)
+    assert {unit: score for unit, score in scores.items() if score > most[unit]} == {}
 
 
 def test_the_kernel_enforces_what_units_may_reach(host: Host) -> None:

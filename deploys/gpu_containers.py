@@ -1,0 +1,52 @@
+"""Cards in containers: NVIDIA's toolkit, known to the engine, and a fresh CDI specification."""
+
+from __future__ import annotations
+
+from pyinfra.api.deploy import deploy
+
+from holdfast import alerts
+from holdfast.docker import DAEMON_JSON
+from holdfast.gpu import containers
+from holdfast.settings import HostSettings
+from operations import apt_repository, gpu_containers, host_files, packages, units
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
+
+
+@deploy("GPU containers")
+def apply(settings: HostSettings) -> None:
+    """Let containers use the cards. Expects the driver loaded and the engine installed."""
+    if settings.gpus is None or not containers.wants_containers(settings):
+        return
+    mirror = settings.gpus.container_toolkit_repository
+    apt_repository.repository(
+        name="Know the container toolkit's repository",
+        label="nvidia-container-toolkit",
+        settings=mirror or containers.vendor_repository(),
+    )
+    packages.present(name="Install the container toolkit", packages=containers.PACKAGES)
+    host_files.place(
+        name="Describe how the cards are specified to containers",
+        directories=[HostDirectory(containers.SPECIFICATION_FOLDER)],
+        files=[
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            *(HostFile(path, text) for path, text in containers.unit_files().items()),
+        ],
+    )
+    gpu_containers.engine_knows(name="Let the engine know the cards")
+    units.settle(
+        name="Run the engine with the cards",
+        units=[
+            Unit("docker.service", restart_after=[DAEMON_JSON]),
+            *(Unit(unit, masked=True) for unit in containers.VENDOR_UNITS),
+            Unit(containers.SERVICE, running=False),
+        ],
+    )
+    gpu_containers.specified(name="Have the cards specified as they are")
+
+
+@deploy("GPU containers, a last look")
+def look(settings: HostSettings) -> None:
+    """Name the containers that a reload of systemd has cost their cards; last of the whole run."""
+    if containers.wants_containers(settings):
+        gpu_containers.still_reached(name="See that running containers reach their cards")

@@ -1,0 +1,44 @@
+"""Caps and clocks: each card within the limits that the inventory gives it, whatever happens."""
+
+from __future__ import annotations
+
+from pyinfra.api.deploy import deploy
+
+from holdfast import alerts
+from holdfast.gpu import limits
+from holdfast.settings import HostSettings
+from operations import gpu_limits, host_files, packages, units
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
+
+INTERPRETER = "python3"
+
+
+@deploy("GPU limits")
+def apply(settings: HostSettings) -> None:
+    """Install the unit that holds the limits, and stop the run where a card does not have them.
+
+    Expects the driver loaded. A card without a declared limit is given its default.
+    """
+    gpus = settings.gpus
+    if gpus is None:
+        return
+    packages.present(name="Install what the cards' limits need", packages=[INTERPRETER])
+    unit_files = limits.unit_files()
+    host_files.place(
+        name="Declare the cards' limits",
+        directories=[HostDirectory("/etc/holdfast")],
+        files=[
+            HostFile(limits.PROGRAM, limits.program(), mode="755"),
+            HostFile(limits.CONFIG, limits.config(gpus)),
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            *(HostFile(path, text) for path, text in unit_files.items()),
+        ],
+    )
+    # The service comes and goes with its timer, and is enabled along with it.
+    timer_file = f"{limits.SYSTEM}/{limits.TIMER}"
+    units.settle(
+        name="Watch the cards' limits",
+        units=[Unit(limits.TIMER, restart_after=[timer_file])],
+    )
+    gpu_limits.held(name="Have every card at its limits", gpus=gpus)

@@ -1,0 +1,111 @@
+"""What containers are given with a card, and whether those that run still have theirs."""
+
+from __future__ import annotations
+
+import re
+from shlex import quote
+
+from pyinfra.api import FactBase
+
+from facts import sections
+from holdfast.gpu.containers import (
+    OVERRIDES,
+    SERVICE,
+    SPECIFICATION,
+    ContainersState,
+    GpuContainer,
+)
+
+_UUID = "GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_SMI = "timeout --kill-after=5 60 nvidia-smi"
+_PROBE_SECONDS = 30
+
+
+class GpuContainers(FactBase[ContainersState]):
+    """The CDI specification beside the cards and the driver it should be made for. One command."""
+
+    def command(self, specification: str = SPECIFICATION) -> str:
+        """Build the probe; ``specification`` is another path in tests only."""
+        path = quote(specification)
+        return sections.probe(
+            {
+                "cards": f"{_SMI} --query-gpu=uuid,driver_version,mig.mode.current"
+                " --format=csv,noheader",
+                "specification": f"[ -e {path} ] && echo present"
+                f" && grep -oE '{_UUID}|libcuda\\.so\\.[0-9]+\\.[0-9.]+' {path} | sort -u",
+                "overrides": f"ls -d {' '.join(OVERRIDES)}",
+                "unit": f"systemctl show --property=LoadState,NeedDaemonReload {SERVICE}",
+            }
+        )
+
+    @staticmethod
+    def default() -> ContainersState:
+        """Nothing is there."""
+        return ContainersState()
+
+    def process(self, output: list[str]) -> ContainersState:
+        """Parse the probe's output."""
+        found = sections.answers(output)
+        rows = [
+            [value.strip() for value in line.split(",")]
+            for line in found.get("cards", [])
+            if line.startswith("GPU-")
+        ]
+        words = found.get("specification", [])
+        versions = [word.split(".so.")[1] for word in words if word.startswith("libcuda")]
+        unit = found.get("unit", [])
+        # A card that is split by MIG is handed out in parts, under other names.
+        whole = frozenset(uuid for uuid, _, mig in rows if mig != "Enabled")
+        return ContainersState(
+            uuids=whole if rows else None,
+            driver=rows[0][1] if rows else None,
+            specified=frozenset(w for w in words if re.fullmatch(_UUID, w)) if words else None,
+            specified_driver=versions[0] if versions else None,
+            overridden=bool(found.get("overrides")),
+            unread="NeedDaemonReload=yes" in unit or "LoadState=not-found" in unit,
+        )
+
+
+class GpuContainerAccess(FactBase[list[GpuContainer]]):
+    """The running containers that were given cards, and whether they reach them. One command.
+
+    A daemon-reload can take a card's device file away from a running container, which notices
+    when it next opens it (NVIDIA/nvidia-container-toolkit#48, #1227). So the file is opened, by
+    the container's own nvidia-smi, or by its shell where it has none; a container that has
+    neither is taken for well.
+    """
+
+    def command(self) -> str:
+        """Build the probe."""
+        exec_in = f'timeout --kill-after=5 {_PROBE_SECONDS} docker exec "$name"'
+        about = (
+            "{{.Name}} {{.HostConfig.Runtime}} {{json .HostConfig.DeviceRequests}}"
+            " {{json .HostConfig.Devices}}"
+        )
+        return (
+            "{ docker ps --quiet --no-trunc"
+            f" | xargs --no-run-if-empty docker inspect --format {quote(about)}"
+            " | while read -r name about; do"
+            ' case $about in nvidia" "*|*\'"gpu"\'*|*nvidia.com/gpu*|*/dev/nvidia*) ;;'
+            " *) continue;; esac;"
+            " name=${name#/};"
+            f" said=$({exec_in} nvidia-smi -L 2>&1 </dev/null); status=$?;"
+            " case $status in 126|127)"
+            f" said=$({exec_in} sh -c ': <>/dev/nvidiactl' 2>&1 </dev/null); status=$?;; esac;"
+            ' echo "$status $name $(echo "$said" | head -n 1)"; done; } 2>/dev/null; true'
+        )
+
+    @staticmethod
+    def default() -> list[GpuContainer]:
+        """No container."""
+        return []
+
+    def process(self, output: list[str]) -> list[GpuContainer]:
+        """Parse the probe's output: exit status, name, and the first line said."""
+        containers = []
+        for line in output:
+            status, name, said = (line + "  ").split(" ", 2)
+            well = status in ("0", "126", "127")
+            said = said.strip() or f"its probe exited with status {status}"
+            containers.append(GpuContainer(name, None if well else said))
+        return containers

@@ -1,0 +1,70 @@
+"""The cards' limits as they are now, and how the unit that holds them fares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyinfra.api import FactBase
+
+from facts import sections
+from holdfast.gpu.limits import SERVICE
+from holdfast.gpu.limits_program import (
+    FIELDS,
+    FORMAT,
+    RECORD,
+    SMI_SECONDS,
+    Seen,
+    locked_in,
+    seen_in,
+)
+
+
+@dataclass(frozen=True)
+class LimitsState:
+    """What is in force.
+
+    ``locked`` maps the UUID of a card to the highest clock (MHz) the unit locked it to since boot;
+    the driver itself does not tell. ``has_run`` is since boot, ``succeeded`` the last run's end.
+    ``unread`` tells that the unit's file is newer than what systemd knows.
+    """
+
+    cards: tuple[Seen, ...] = ()
+    locked: dict[str, int] = field(default_factory=dict)
+    has_run: bool = False
+    succeeded: bool = False
+    unread: bool = False
+
+
+class GpuLimits(FactBase[LimitsState]):
+    """Power limits by card, locked clocks, and the last run of the unit. One command."""
+
+    def command(self) -> str:
+        """Build the probe."""
+        return sections.probe(
+            {
+                "cards": f"timeout --kill-after=5 {SMI_SECONDS}"
+                f" nvidia-smi --query-gpu={FIELDS} --format={FORMAT}",
+                "locked": f"cat {RECORD}",
+                "unit": "systemctl show --property="
+                "LoadState,NeedDaemonReload,Result,ExecMainExitTimestampMonotonic"
+                f" {SERVICE}",
+            }
+        )
+
+    @staticmethod
+    def default() -> LimitsState:
+        """No card and no unit."""
+        return LimitsState()
+
+    def process(self, output: list[str]) -> LimitsState:
+        """Parse the probe's output."""
+        found = sections.answers(output)
+        cards, _ = seen_in("\n".join(found.get("cards", [])))
+        unit = dict(line.split("=", 1) for line in found.get("unit", []) if "=" in line)
+        return LimitsState(
+            cards=tuple(cards),
+            locked=locked_in("\n".join(found.get("locked", []))),
+            has_run=unit.get("ExecMainExitTimestampMonotonic", "0") != "0",
+            succeeded=unit.get("Result") == "success",
+            unread=unit.get("NeedDaemonReload") == "yes" or unit.get("LoadState") == "not-found",
+        )

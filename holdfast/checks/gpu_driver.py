@@ -1,0 +1,32 @@
+"""The GPU driver: choices that no machine needs to be asked to refuse."""
+
+from __future__ import annotations
+
+from holdfast.checks.finding import Finding, Findings
+from holdfast.gpu.driver import Unplannable, plan
+from holdfast.settings import HostSettings
+
+
+def driver(settings: HostSettings) -> Findings:
+    """A driver that would not drive the declared cards here, or a mirror that nobody would use."""
+    gpus = settings.gpus
+    if gpus is None:
+        return
+    try:
+        planned = plan(gpus, settings.distribution)
+    except Unplannable as no:
+        yield Finding(f"gpus.{no.key}", no.value, no.wrong, no.mend)
+        return
+    mirror = gpus.driver.repository
+    if mirror and planned.source != "vendor":
+        why = (
+            f"{settings.distribution}'s own packages drive these cards"
+            if planned.source
+            else "every card belongs to a guest"
+        )
+        yield Finding(
+            "gpus.driver.repository.url",
+            mirror.url,
+            f"{why}, and NVIDIA's repository is not used",
+            "remove it, or write driver.source 'vendor'",
+        )

@@ -1,0 +1,38 @@
+"""Limits that no card could be given."""
+
+from __future__ import annotations
+
+from holdfast.checks.finding import Finding, Findings
+from holdfast.settings import HostSettings
+
+
+def limits(settings: HostSettings) -> Findings:
+    """Limits of a card that cannot be told from its neighbours."""
+    for index, card in enumerate(settings.gpus.cards if settings.gpus else []):
+        if card.role != "compute" or card.uuid or card.pci_address:
+            continue
+        for field in ("power_cap_w", "clock_max_mhz"):
+            if (limit := getattr(card, field)) is not None:
+                yield Finding(
+                    f"gpus.cards[{index}].{field}",
+                    limit,
+                    f"nobody can tell which card {card.name} is",
+                    "give its uuid, or its pci_address until you know it (`make gpus` shows both)",
+                )
+
+
+def containers(settings: HostSettings) -> Findings:
+    """A repository of the container toolkit that would not be used."""
+    gpus = settings.gpus
+    if gpus is None or gpus.container_toolkit_repository is None:
+        return
+    if settings.docker is None or not gpus.containers:
+        why = (
+            "this host has no container engine" if settings.docker is None else "containers is off"
+        )
+        yield Finding(
+            "gpus.container_toolkit_repository.url",
+            gpus.container_toolkit_repository.url,
+            f"{why}, so nothing is taken from there",
+            "remove it",
+        )

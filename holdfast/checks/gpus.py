@@ -1,0 +1,106 @@
+"""The declared cards: what no machine needs to be asked to refuse."""
+
+from __future__ import annotations
+
+from holdfast import registry
+from holdfast.checks.finding import Finding, Findings
+from holdfast.gpu import power
+from holdfast.gpu.cards import KNOWN, VRAM_TOLERANCE
+from holdfast.settings import GpuCard, HostSettings
+
+
+def cards(settings: HostSettings) -> Findings:
+    """Cards that are declared twice, or as their model cannot be."""
+    holders: dict[str, str] = {}
+    for index, card in enumerate(settings.gpus.cards if settings.gpus else []):
+        key = f"gpus.cards[{index}]"
+        for field, value in (("uuid", card.uuid), ("pci_address", card.pci_address)):
+            holder = holders.setdefault(value, card.name) if value else card.name
+            if holder != card.name:
+                yield Finding(
+                    f"{key}.{field}",
+                    value,
+                    f"{holder} has it too, and no two cards can",
+                    "write what `make gpus` shows of this card",
+                )
+        yield from _cap(key, card)
+        yield from _model(key, card)
+
+
+def _cap(key: str, card: GpuCard) -> Findings:
+    cap, known = card.power_cap_w, KNOWN.get(card.device)
+    if card.role == "passthrough":
+        for field, limit in (("power_cap_w", cap), ("clock_max_mhz", card.clock_max_mhz)):
+            if limit is not None:
+                yield Finding(
+                    f"{key}.{field}",
+                    limit,
+                    f"{card.name} belongs to a guest, and no driver here can limit it",
+                    "remove it and limit the card in the guest",
+                )
+    elif cap is not None and known and cap < known.power_min_w:
+        yield Finding(
+            f"{key}.power_cap_w",
+            cap,
+            f"an {known.name} refuses less than {known.power_min_w} W",
+            f"write {known.power_min_w} or more, or hold it lower by clock_max_mhz",
+        )
+    elif cap is not None and known and known.power_max_w and cap > known.power_max_w:
+        yield Finding(
+            f"{key}.power_cap_w",
+            cap,
+            f"an {known.name} takes {known.power_max_w} W at most",
+            f"write {known.power_max_w} or less",
+        )
+
+
+def _model(key: str, card: GpuCard) -> Findings:
+    known = KNOWN.get(card.device)
+    if known is None:
+        return
+    if known.vram_mib and abs(card.vram_mib - known.vram_mib) > VRAM_TOLERANCE * known.vram_mib:
+        yield Finding(
+            f"{key}.vram_mib",
+            card.vram_mib,
+            f"an {known.name} ({card.device}) has {known.vram_mib} MiB",
+            "write that, or the device id of the card that it is",
+        )
+    if card.link_width > known.lanes:
+        yield Finding(
+            f"{key}.link_width",
+            card.link_width,
+            f"an {known.name} has {known.lanes} lanes",
+            f"write {known.lanes} or less",
+        )
+
+
+def power_supplies(settings: HostSettings) -> Findings:
+    """Supplies that are wired as nobody can, or asked for more than they should give."""
+    gpus = settings.gpus
+    if gpus is None:
+        return
+    names = [supply.name for supply in gpus.power_supplies]
+    for fault in power.faults(gpus):
+        index = names.index(fault.supply)
+        yield Finding(f"gpus.power_supplies[{index}]", fault.supply, fault.wrong, fault.mend)
+
+
+def memory(settings: HostSettings) -> Findings:
+    """Services that claim more GPU memory than there is."""
+    claims = registry.gpu_claims(settings)
+    if settings.gpus is None:
+        for claim in claims:
+            yield Finding(
+                claim.key, claim.mib, "this host declares no card", "declare gpus, or remove it"
+            )
+        return
+    offered = sum(card.vram_mib for card in settings.gpus.cards if card.role == "compute")
+    claimed = sum(claim.mib for claim in claims)
+    if claimed > offered:
+        tenants = ", ".join(f"{claim.owner} {claim.mib}" for claim in claims)
+        yield Finding(
+            claims[-1].key,
+            claims[-1].mib,
+            f"the services claim {claimed} MiB ({tenants}) and the compute cards have {offered}",
+            "claim less, or move one to another host",
+        )

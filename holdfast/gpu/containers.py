@@ -1,0 +1,132 @@
+"""Cards in containers: the toolkit, the engine's keys, and whether the CDI specification is fresh.
+
+CDI tells the engine which device files and libraries a container gets with a card. It names
+libraries by the driver's version, so it is as old as the driver and the cards it was made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast import alerts
+from holdfast.gpu.limits import SYSTEM, driver_access
+from holdfast.render import render
+from holdfast.sandbox import Directive, sandbox
+from holdfast.services import Service
+from holdfast.settings import AptRepository, HostSettings
+
+PACKAGES = ["nvidia-container-toolkit"]
+SERVICE = "holdfast-gpu-cdi.service"
+SPECIFICATION_FOLDER = "/etc/cdi"
+SPECIFICATION = f"{SPECIFICATION_FOLDER}/nvidia.yaml"
+OVERRIDES = ["/run/cdi/nvidia.yaml", "/run/cdi/nvidia.json"]
+"""What the engine would believe more: CDI takes /run/cdi before /etc/cdi."""
+VENDOR_UNITS = ["nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"]
+"""The toolkit's own, since 1.18. They run after multi-user.target, when containers that start at
+boot have long failed, and not at all where the module is Debian's nvidia-current-open.ko."""
+
+
+@dataclass(frozen=True)
+class ContainersState:
+    """What containers would be given, and what there is.
+
+    ``uuids`` are the cards that the driver shows and that are not split by MIG, None where it shows
+    none; ``specified`` the UUIDs in the specification, None where there is no such file, and
+    ``specified_driver`` the version of its libraries. ``overridden`` tells that another file is
+    believed more. ``unread``: the unit's file is newer than what systemd knows.
+    """
+
+    uuids: frozenset[str] | None = None
+    driver: str | None = None
+    specified: frozenset[str] | None = None
+    specified_driver: str | None = None
+    overridden: bool = False
+    unread: bool = False
+
+
+@dataclass(frozen=True)
+class GpuContainer:
+    """A running container that was given cards. ``lost`` is what its nvidia-smi says without."""
+
+    name: str
+    lost: str | None = None
+
+
+def wants_containers(settings: HostSettings) -> bool:
+    """Whether containers of this host may use its cards."""
+    return settings.docker is not None and settings.gpus is not None and settings.gpus.containers
+
+
+def vendor_repository() -> AptRepository:
+    """NVIDIA's repository of the toolkit, one for all distributions.
+
+    Its key is not pinned: NVIDIA publishes no checksum of it, so it is trusted as the site is.
+    """
+    return AptRepository(
+        url="https://nvidia.github.io/libnvidia-container/stable/deb",
+        key_url="https://nvidia.github.io/libnvidia-container/gpgkey",
+        # A flat repository: the suite is its folder and there are no components.
+        suite="amd64/",
+        components=[],
+    )
+
+
+def daemon_keys(major: int) -> dict[str, Any]:
+    """The keys of the engine's daemon.json that give containers cards, for its ``major`` version.
+
+    The runtime is what ``nvidia-ctk runtime configure`` writes.
+    """
+    keys: dict[str, Any] = {
+        "runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}},
+    }
+    if major >= 25:
+        # Docker 25 brought CDI; later ones have it on by default.
+        keys["features"] = {"cdi": True}
+    return keys
+
+
+def stale(state: ContainersState) -> str | None:
+    """Why the specification must be made anew; None where it is fresh, or nobody can tell."""
+    if state.uuids is None:
+        return None
+    if state.specified is None:
+        return "there is none"
+    if state.specified_driver != state.driver:
+        return f"it is made for driver {state.specified_driver} and {state.driver} is loaded"
+    if missing := sorted(state.uuids - state.specified):
+        return f"it lacks {', '.join(missing)}"
+    if gone := sorted(state.specified - state.uuids):
+        return f"it names {', '.join(gone)}, which the driver does not show"
+    return None
+
+
+def complaint(containers: Sequence[GpuContainer]) -> str | None:
+    """The sentence about running containers that have lost their cards; None where none has."""
+    lost = [container for container in containers if container.lost is not None]
+    if not lost:
+        return None
+    named = "; ".join(f"{container.name} ({container.lost})" for container in lost)
+    restart = " ".join(container.name for container in lost)
+    return (
+        f"These containers cannot reach their GPUs any more: {named}. When it suits you, run"
+        f" `docker restart {restart}`; Holdfast restarts nobody's container."
+    )
+
+
+def unit_files() -> dict[str, str]:
+    """Path to text of the unit that makes the specification."""
+    service = Service(name="gpu-cdi", unit=SERVICE, user="root", tier="T1")
+    relaxed = [
+        *driver_access(),
+        Directive("ReadWritePaths", SPECIFICATION_FOLDER, "what it makes lies there"),
+        Directive("UMask", "0022", "whoever starts containers must be able to read it"),
+    ]
+    text = render(
+        "gpu_containers/holdfast-gpu-cdi.service.j2",
+        specification=SPECIFICATION,
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    )
+    return {f"{SYSTEM}/{SERVICE}": text}

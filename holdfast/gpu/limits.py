@@ -1,0 +1,96 @@
+"""Power limits and clocks: what the unit on the host is to hold, and whether the cards have it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+from holdfast import alerts
+from holdfast.gpu import limits_program
+from holdfast.gpu.limits_program import Seen, Wanted
+from holdfast.render import render
+from holdfast.sandbox import Directive, sandbox
+from holdfast.services import Service
+from holdfast.settings import Gpus
+
+CONFIG = limits_program.CONFIG
+PROGRAM = "/usr/local/sbin/holdfast-gpu-limits"
+SERVICE = "holdfast-gpu-limits.service"
+TIMER = "holdfast-gpu-limits.timer"
+SYSTEM = "/etc/systemd/system"
+
+DEVICES = ("char-nvidia", "char-nvidia-frontend", "char-nvidiactl", "char-nvidia-caps")
+"""The driver's character devices; which of the names it uses depends on its version."""
+
+
+def declared(gpus: Gpus) -> list[Wanted]:
+    """The cards whose limits are held here: those of this machine that can be told apart."""
+    return [
+        Wanted(card.name, card.uuid, card.pci_address, card.power_cap_w, card.clock_max_mhz)
+        for card in gpus.cards
+        if card.role == "compute" and (card.uuid or card.pci_address)
+    ]
+
+
+def config(gpus: Gpus) -> str:
+    """What the program reads."""
+    return json.dumps([asdict(card) for card in declared(gpus)], indent=1) + "\n"
+
+
+def driver_access() -> list[Directive]:
+    """What a root service that talks to the driver needs beside the closed box."""
+    return [
+        Directive("PrivateDevices", "no", "the driver is reached through its device files"),
+        *(Directive("DeviceAllow", f"{name} rw", "the same") for name in DEVICES),
+        Directive("ProcSubset", "all", "the driver describes itself in /proc/driver"),
+        Directive("PrivateUsers", "no", "the driver serves the machine's own root alone"),
+    ]
+
+
+def unit_files() -> dict[str, str]:
+    """Path to text of the units."""
+    service = Service(name="gpu-limits", unit=SERVICE, user="root", tier="T1")
+    relaxed = [
+        *driver_access(),
+        # NV_IS_SUSER() of the kernel module is capable(CAP_SYS_ADMIN).
+        Directive(
+            "CapabilityBoundingSet",
+            "CAP_SYS_ADMIN",
+            "the driver asks for it before it sets a limit",
+        ),
+    ]
+    return {
+        f"{SYSTEM}/{SERVICE}": render(
+            "gpu_limits/holdfast-gpu-limits.service.j2",
+            program=PROGRAM,
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+        ),
+        f"{SYSTEM}/{TIMER}": render("gpu_limits/holdfast-gpu-limits.timer.j2", service=SERVICE),
+    }
+
+
+def program() -> str:
+    """The text of the program that hosts run."""
+    return inspect.getsource(limits_program)
+
+
+def not_held(
+    wanted: Sequence[Wanted], cards: Sequence[Seen], locked: Mapping[str, int]
+) -> Iterator[str]:
+    """Names of the cards that are not as declared; ``locked`` maps UUID to MHz.
+
+    A card that keeps a locked clock which nobody declares is named by its UUID.
+    """
+    undeclared = dict(locked)
+    for card in wanted:
+        seen = limits_program.matching(card, cards)
+        if seen is None:
+            yield card.name
+            continue
+        clock = undeclared.pop(seen.uuid, None)
+        if limits_program.has_lost_its_limit(card, seen) or clock != card.clock_max_mhz:
+            yield card.name
+    yield from undeclared

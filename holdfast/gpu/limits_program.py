@@ -1,0 +1,331 @@
+#!/usr/bin/python3
+"""Hold each card's power limit and highest clock: what holdfast-gpu-limits.service runs on a host.
+
+Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
+``/etc/holdfast/gpu-limits.json``, sets what differs, reads back, and exits 1 with a sentence for
+each card that is not as declared; one card that fails does not keep the others from being set.
+
+A card without a declared power limit is given its default. The driver tells no one to which clocks
+a card is locked: a declared clock is locked again in every run, and the record of what was locked
+is how a clock that is no longer declared is found and released.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG = "/etc/holdfast/gpu-limits.json"
+RECORD = "/run/holdfast/gpu-limits/clocks.json"
+
+FIELDS = (
+    "uuid,pci.bus_id,persistence_mode,power.limit,power.default_limit,power.min_limit,"
+    "power.max_limit,clocks.current.graphics"
+)
+"""What ``nvidia-smi --query-gpu`` is asked for, in the order of `Seen`."""
+FORMAT = "csv,noheader,nounits"
+
+POWER_TOLERANCE_W = 0.5
+"""The driver counts in mW and prints hundredths of a W."""
+CLOCK_TOLERANCE_MHZ = 15
+"""Clocks go in steps, of 15 MHz on a GeForce: the driver takes the nearest one."""
+CLOCK_PAUSES_SECONDS: Sequence[float] = (0, 1, 3)
+"""A card under load takes a moment to come down."""
+SMI_SECONDS = 60
+"""A sick driver hangs nvidia-smi; ample for nine cards that have to be woken up."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A card as it is declared: power in W, clock in MHz, None where the default is meant."""
+
+    name: str
+    uuid: str | None = None
+    pci_address: str | None = None
+    power_cap_w: int | None = None
+    clock_max_mhz: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The card's name, and what it is known by."""
+        return f"gpu {self.name} ({self.uuid or self.pci_address})"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A card as nvidia-smi shows it: power in W, clock in MHz, None where it does not tell."""
+
+    uuid: str
+    address: str
+    persistence: bool | None
+    power_w: float | None
+    default_w: float | None
+    min_w: float | None
+    max_w: float | None
+    clock_mhz: float | None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _address(text: str) -> str:
+    # The driver writes eight digits of domain and upper case, sysfs and the inventory do not.
+    domain, _, rest = text.partition(":")
+    return f"{domain[-4:]}:{rest}".lower()
+
+
+def seen_in(text: str) -> tuple[list[Seen], str]:
+    """The cards in an answer to `FIELDS`, and whatever else was said, in one line."""
+    cards: list[Seen] = []
+    said: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        values = [value.strip() for value in line.split(",")]
+        if len(values) != FIELDS.count(",") + 1 or not values[0].startswith("GPU-"):
+            said.append(line)
+            continue
+        persistence = {"Enabled": True, "Disabled": False}.get(values[2])
+        numbers = map(_number, values[3:])
+        cards.append(Seen(values[0], _address(values[1]), persistence, *numbers))
+    return cards, " ".join(said)
+
+
+def matching(card: Wanted, cards: Iterable[Seen]) -> Seen | None:
+    """The card that is meant: by UUID, by its slot where no UUID is declared."""
+    for seen in cards:
+        known, found = (card.uuid, seen.uuid) if card.uuid else (card.pci_address, seen.address)
+        if known == found:
+            return seen
+    return None
+
+
+def target_w(card: Wanted, seen: Seen) -> float | None:
+    """The power limit it is to have, W; None where there is nothing to hold."""
+    return card.power_cap_w or seen.default_w
+
+
+def out_of_range(card: Wanted, seen: Seen) -> str | None:
+    """Why the card cannot have the power limit that is declared; None where it can."""
+    cap = card.power_cap_w
+    if cap is None:
+        return None
+    if seen.min_w is None or seen.max_w is None:
+        return (
+            f"{card.label}: power_cap_w = {cap} is declared and this card lets nobody limit its"
+            " power; remove it, or hold the card lower by clock_max_mhz"
+        )
+    if cap < seen.min_w:
+        return (
+            f"{card.label}: power_cap_w = {cap} is declared and the card takes"
+            f" {seen.min_w:g} to {seen.max_w:g} W; write {seen.min_w:g} or more, and hold it lower"
+            " by clock_max_mhz"
+        )
+    if cap > seen.max_w:
+        return (
+            f"{card.label}: power_cap_w = {cap} is declared and the card takes"
+            f" {seen.min_w:g} to {seen.max_w:g} W; write {seen.max_w:g} or less"
+        )
+    return None
+
+
+def has_lost_its_limit(card: Wanted, seen: Seen) -> bool:
+    """Whether its power limit is another than the one it is to have."""
+    target = target_w(card, seen)
+    if target is None:
+        return False
+    return seen.power_w is None or abs(seen.power_w - target) > POWER_TOLERANCE_W
+
+
+def _is_too_fast(card: Wanted, seen: Seen) -> bool:
+    if card.clock_max_mhz is None or seen.clock_mhz is None:
+        return False
+    return seen.clock_mhz > card.clock_max_mhz + CLOCK_TOLERANCE_MHZ
+
+
+def _smi(*arguments: str) -> tuple[int, str]:
+    """Exit status and everything said."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SMI_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        return 127, "nvidia-smi is not installed"
+    except subprocess.TimeoutExpired:
+        return 124, f"nvidia-smi did not answer within {SMI_SECONDS} s"
+    return done.returncode, done.stdout
+
+
+def _look() -> tuple[list[Seen], str]:
+    status, text = _smi(f"--query-gpu={FIELDS}", f"--format={FORMAT}")
+    cards, said = seen_in(text)
+    return cards, said or (f"nvidia-smi exited with status {status}" if status else "")
+
+
+def _set(seen: Seen, *arguments: str) -> str:
+    """What nvidia-smi said where it did not do as it was told; "" where it did."""
+    status, text = _smi("-i", seen.uuid, *arguments)
+    if status == 0:
+        return ""
+    said = re.sub(r"\s*Terminating early due to previous errors\.", "", text)
+    return " ".join(said.split()) or f"exit status {status}"
+
+
+class Run:
+    """One run over all cards. ``locked`` maps UUID to MHz: what the last run had locked."""
+
+    def __init__(self, wanted: Sequence[Wanted], locked: Mapping[str, int]) -> None:
+        self.wanted = wanted
+        self.locked = dict(locked)
+        self.done: list[str] = []
+        self._refused: dict[str, str] = {}
+
+    def problems(self) -> Iterator[str]:
+        """Set what differs and yield a sentence for each thing that is not as declared then."""
+        cards, said = _look()
+        if not cards and self.wanted:
+            yield f"no card can be limited: {said or 'nvidia-smi shows none'}"
+            return
+        held: list[Wanted] = []
+        for card in self.wanted:
+            seen = matching(card, cards)
+            if seen is None:
+                yield self._gone(card, cards, said)
+                continue
+            if wrong := out_of_range(card, seen):
+                yield wrong
+            else:
+                held.append(card)
+                self._power(card, seen)
+            yield from self._clock(card, seen)
+        yield from self._release(cards)
+        yield from self._read_back(held)
+
+    def _gone(self, card: Wanted, cards: Iterable[Seen], said: str) -> str:
+        in_its_slot = next((c.uuid for c in cards if c.address == card.pci_address), None)
+        if in_its_slot:
+            return (
+                f"{card.label} is gone: {in_its_slot} is in its slot {card.pci_address}; if the"
+                " cards were exchanged, declare the new uuid"
+            )
+        return (
+            f"{card.label} is gone: the driver does not show it{f' ({said})' if said else ''};"
+            " look at its riser, slot and power, and at `journalctl -k | grep Xid`"
+        )
+
+    def _power(self, card: Wanted, seen: Seen) -> None:
+        target = target_w(card, seen)
+        if target is None or not has_lost_its_limit(card, seen):
+            return
+        self._refused[card.name] = _set(seen, "-pl", f"{target:g}")
+        before = "unknown" if seen.power_w is None else f"{seen.power_w:g} W"
+        self.done.append(f"{card.label}: power limit {target:g} W, was {before}")
+
+    def _clock(self, card: Wanted, seen: Seen) -> Iterator[str]:
+        if card.clock_max_mhz is None:
+            return
+        refused = _set(seen, "-lgc", f"0,{card.clock_max_mhz}")
+        if refused:
+            yield (
+                f"{card.label}: its clock could not be held at {card.clock_max_mhz} MHz:"
+                f" nvidia-smi says: {refused}"
+            )
+        elif self.locked.get(seen.uuid) != card.clock_max_mhz:
+            self.done.append(f"{card.label}: clock {card.clock_max_mhz} MHz at most")
+        if not refused:
+            self.locked[seen.uuid] = card.clock_max_mhz
+
+    def _release(self, cards: Sequence[Seen]) -> Iterator[str]:
+        declared = {
+            seen.uuid
+            for card in self.wanted
+            if card.clock_max_mhz and (seen := matching(card, cards))
+        }
+        for seen in cards:
+            if seen.uuid not in self.locked or seen.uuid in declared:
+                continue
+            if refused := _set(seen, "-rgc"):
+                yield f"gpu {seen.uuid}: its clock was not released: nvidia-smi says: {refused}"
+            else:
+                del self.locked[seen.uuid]
+                self.done.append(f"gpu {seen.uuid}: clock released")
+
+    def _read_back(self, held: Sequence[Wanted]) -> Iterator[str]:
+        cards: list[Seen] = []
+        for pause in CLOCK_PAUSES_SECONDS:
+            time.sleep(pause)
+            cards, _ = _look()
+            found = [(card, matching(card, cards)) for card in self.wanted]
+            if not any(seen and _is_too_fast(card, seen) for card, seen in found):
+                break
+        for card in self.wanted:
+            seen = matching(card, cards)
+            if seen is None:
+                if card in held:
+                    yield f"{card.label} went away while its limits were set"
+                continue
+            if card in held and has_lost_its_limit(card, seen):
+                yield self._not_held(card, seen)
+            if _is_too_fast(card, seen):
+                yield (
+                    f"{card.label}: clock_max_mhz = {card.clock_max_mhz} is declared and it runs"
+                    f" at {seen.clock_mhz:g} MHz; see whether this card can lock its clocks, by"
+                    f" `nvidia-smi -i {seen.uuid} -lgc 0,{card.clock_max_mhz}`"
+                )
+
+    def _not_held(self, card: Wanted, seen: Seen) -> str:
+        reads = "cannot be read" if seen.power_w is None else f"reads {seen.power_w:g} W"
+        if refused := self._refused.get(card.name):
+            why = f"nvidia-smi says: {refused}"
+        elif seen.persistence is False:
+            why = (
+                "without persistence mode the driver forgets it with its last client; see"
+                " `systemctl status nvidia-persistenced`"
+            )
+        else:
+            why = "the driver ignored it in silence; hold the card by clock_max_mhz instead"
+        return f"{card.label}: its power limit, set to {target_w(card, seen):g} W, {reads}: {why}"
+
+
+def locked_in(text: str) -> dict[str, int]:
+    """UUID to MHz in the record of a run; empty where it cannot be read."""
+    try:
+        record: Any = json.loads(text)
+        return {str(uuid): int(mhz) for uuid, mhz in record.items()}
+    except (ValueError, AttributeError, TypeError):
+        return {}
+
+
+def main(config: str = CONFIG, record: str = RECORD) -> int:
+    """Hold the limits that the file ``config`` declares; 1 where a card is not as declared."""
+    wanted = [Wanted(**card) for card in json.loads(Path(config).read_text(encoding="utf-8"))]
+    kept = Path(record)
+    run = Run(wanted, locked_in(kept.read_text(encoding="utf-8") if kept.exists() else ""))
+    problems = list(run.problems())
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(run.locked) + "\n", encoding="utf-8")
+    in_journal = "JOURNAL_STREAM" in os.environ
+    for level, lines in ((5, run.done), (3, problems)):
+        for line in lines:
+            print(f"<{level}>{line}" if in_journal else line, file=sys.stderr)  # noqa: T201
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""The power budget: what the cards draw from each power supply, and what it may be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from holdfast.gpu.cards import KNOWN
+from holdfast.settings import GpuCard, Gpus, PowerSupply
+
+SUSTAINED_SHARE = 0.8
+"""Of a label, for hours. The label itself is promised for a new supply in cool air, and cards
+reach their limits only on average; 80 % is what electricians allow a circuit under continuous load
+(NEC 210.20), and we take it for the supply behind it."""
+
+SURGE_SHARE = 1.35
+"""Of a label, for 10 ms: what a supply without a 12VHPWR connector must stand by Intel's ATX 3.0
+design guide (table 3-3; 160 % with one). Older supplies promise nothing."""
+
+SURGE_FACTOR = 1.3
+"""Of the default limit, where no one measured the card: an RTX 3090 has 450 / 350, an RTX 5090
+738 / 575 (see `cards`)."""
+
+NO_LIMITS: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one supply is asked for, W. ``unknown`` are cards whose power nobody knows yet."""
+
+    supply: PowerSupply
+    cards: tuple[str, ...]
+    sustained_w: float
+    surge_w: float
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def sustained_limit_w(self) -> float:
+        """What it may be asked for all day."""
+        return self.supply.watts * SUSTAINED_SHARE
+
+    @property
+    def surge_limit_w(self) -> float:
+        """What it may be asked for at once."""
+        return self.supply.watts * SURGE_SHARE
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one supply. ``wrong`` and ``mend`` as in `holdfast.refusal.Refusal`."""
+
+    supply: str
+    wrong: str
+    mend: str
+
+
+def fed(gpus: Gpus) -> dict[str, tuple[str, ...]]:
+    """The cards on each supply, by the supply's name."""
+    named = {card for supply in gpus.power_supplies for card in supply.cards}
+    rest = [card.name for card in gpus.cards if card.name not in named]
+    return {supply.name: tuple(supply.cards or rest) for supply in gpus.power_supplies}
+
+
+def loads(gpus: Gpus, limits: Mapping[str, float] = NO_LIMITS) -> list[Load]:
+    """What each supply is asked for; ``limits`` are default limits that the cards told, W."""
+    cards = {card.name: card for card in gpus.cards}
+    feeding = fed(gpus)
+    return [
+        _load(
+            supply,
+            [cards[name] for name in feeding[supply.name] if name in cards],
+            limits,
+            gpus.machine_w if index == 0 else 0,
+        )
+        for index, supply in enumerate(gpus.power_supplies)
+    ]
+
+
+def _load(
+    supply: PowerSupply, cards: list[GpuCard], limits: Mapping[str, float], others_w: int
+) -> Load:
+    sustained, surge, unknown = float(others_w), float(others_w), []
+    for card in cards:
+        known = KNOWN.get(card.device)
+        default = limits.get(card.name) or (known.power_default_w if known else None)
+        limit = card.power_cap_w or default
+        if limit is None:
+            unknown.append(card.name)
+            continue
+        sustained += limit
+        # A limit holds on average, over far more than 10 ms: a spike is none the lower for it.
+        usual = SURGE_FACTOR * (default or limit)
+        surge += max(known.surge_w if known and known.surge_w else usual, limit)
+    names = tuple(card.name for card in cards)
+    return Load(supply, names, sustained, surge, tuple(unknown))
+
+
+def faults(gpus: Gpus, limits: Mapping[str, float] = NO_LIMITS) -> list[Fault]:
+    """What is wrong with the supplies; none where none is declared. ``limits`` as in `loads`.
+
+    Loads are judged only where it is clear what hangs on which supply, and for what is known.
+    """
+    return list(_wiring(gpus)) or list(_overloads(gpus, limits))
+
+
+def _wiring(gpus: Gpus) -> Iterator[Fault]:
+    supplies = gpus.power_supplies
+    cards = {card.name for card in gpus.cards}
+    holders: dict[str, str] = {}
+    for supply in supplies:
+        for card in supply.cards:
+            holder = holders.setdefault(card, supply.name)
+            if card not in cards:
+                yield Fault(
+                    supply.name,
+                    f"it feeds {card}, and no card of this name is declared",
+                    "write the name of a declared card",
+                )
+            elif holder != supply.name:
+                yield Fault(
+                    supply.name,
+                    f"it feeds {card}, and so does {holder}",
+                    "name each card once; to give one card two supplies is to tie their grounds"
+                    " and currents together through it",
+                )
+    left = sorted(cards - set(holders))
+    unnamed = [supply.name for supply in supplies if not supply.cards]
+    if left and len(unnamed) > 1:
+        yield Fault(
+            unnamed[1],
+            f"neither it nor {unnamed[0]} names its cards, so nobody knows which feeds"
+            f" {', '.join(left)}",
+            "name the cards of each, or declare supplies that share one load as one",
+        )
+    elif supplies and left and not unnamed:
+        yield Fault(
+            supplies[-1].name,
+            f"every supply names its cards, and none names {', '.join(left)}",
+            "write on which supply it hangs",
+        )
+
+
+def _overloads(gpus: Gpus, limits: Mapping[str, float]) -> Iterator[Fault]:
+    for index, load in enumerate(loads(gpus, limits)):
+        drawers = f"{_counted(load.cards)}{' and the machine' if index == 0 else ''}"
+        label = f"{load.supply.watts} W"
+        if load.sustained_w > load.sustained_limit_w:
+            yield Fault(
+                load.supply.name,
+                f"{drawers} draw {load.sustained_w:.0f} W by their limits, and a supply of {label}"
+                f" carries {load.sustained_limit_w:.0f} W day and night",
+                "lower power_cap_w, or hang fewer cards on it",
+            )
+        elif load.surge_w > load.surge_limit_w:
+            yield Fault(
+                load.supply.name,
+                f"{drawers} surge to {load.surge_w:.0f} W for milliseconds, caps or not, and a"
+                f" supply of {label} stands {load.surge_limit_w:.0f} W",
+                "hang fewer cards on it, or use a larger supply",
+            )
+
+
+def _counted(cards: tuple[str, ...]) -> str:
+    return "its card" if len(cards) == 1 else f"its {len(cards)} cards"
+
+
+def table(gpus: Gpus) -> str:
+    """The budget, one line a supply; empty where no supply is declared."""
+    lines = []
+    for load in loads(gpus):
+        drawn = (
+            f"unknown: {', '.join(load.unknown)}"
+            if load.unknown
+            else f"{load.sustained_w:6.0f} of {load.sustained_limit_w:6.0f} W"
+            f"   surge {load.surge_w:6.0f} of {load.surge_limit_w:6.0f} W"
+        )
+        lines.append(
+            f"{load.supply.name:16} {load.supply.watts:6} W  cards {len(load.cards):2}   {drawn}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""Give containers the cards: the engine's keys, a fresh specification, and a last look."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import FunctionCommand, StringCommand, operation
+
+from facts.docker import DockerEngine
+from facts.gpu_containers import GpuContainerAccess, GpuContainers
+from holdfast.gpu import containers
+from holdfast.gpu.containers import GpuContainer
+from operations.docker_engine import major_of, rewritten
+from operations.gpu_limits import run_unit
+from operations.refusal import stop
+
+
+@operation()
+def engine_knows() -> Generator[StringCommand | FunctionCommand, None, None]:
+    """Merge the runtime and CDI into daemon.json; every other key stays as it is.
+
+    Stops, with nothing changed, when the present file cannot be merged.
+    """
+    state = host.get_fact(DockerEngine)
+    try:
+        command = rewritten(state, containers.daemon_keys(major_of(state)))
+    except ValueError as error:
+        yield stop(f"{error}.")
+        return
+    if command is not None:
+        yield command
+
+
+@operation()
+def specified() -> Generator[StringCommand, None, None]:
+    """Have the CDI specification made for the cards and the driver that are there.
+
+    Expects the toolkit and the unit in place. Fails with what the toolkit said, or where the new
+    specification still lacks a card or the driver's libraries.
+    """
+    state = host.get_fact(GpuContainers)
+    if state.unread:
+        yield StringCommand("systemctl daemon-reload")
+    if state.overridden:
+        yield StringCommand(f"rm -f {' '.join(containers.OVERRIDES)}")
+    if containers.stale(state):
+        yield StringCommand(run_unit(containers.SERVICE))
+        yield StringCommand(_read_back(sorted(state.uuids or ()), state.driver))
+
+
+def _read_back(uuids: list[str], driver: str | None) -> str:
+    wanted = [*uuids, f"libcuda.so.{driver}"]
+    return (
+        f"for word in {' '.join(map(shlex.quote, wanted))}; do"
+        f' grep -qF -- "$word" {containers.SPECIFICATION} || {{'
+        f' echo "{containers.SPECIFICATION} was made anew and lacks $word:"'
+        " 'run `nvidia-ctk cdi generate` by hand and read what it warns of.' >&2;"
+        " exit 1; }; done"
+    )
+
+
+@operation()
+def still_reached() -> Generator[FunctionCommand, None, None]:
+    """Stop with their names where running containers have lost their cards.
+
+    Any daemon-reload, ours or another's, can do that. Changes nothing: a container is its owner's
+    to restart.
+    """
+    running: list[GpuContainer] = host.get_fact(GpuContainerAccess)
+    if complaint := containers.complaint(running):
+        yield stop(complaint)

@@ -1,0 +1,228 @@
+"""Install the planned GPU driver and have it run, with one announced reboot where it takes one."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Generator
+
+from paramiko import SSHException
+from pyinfra import host, logger
+from pyinfra.api import FunctionCommand, StringCommand, operation
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+from facts.gpu import GpuPicture
+from facts.gpu_driver import REBOOT_MARKER, DriverHost, GpuDriverHost
+from holdfast.connector import RackConnector
+from holdfast.gpu import driver
+from holdfast.gpu.driver import DriverPlan, Verdict
+from holdfast.gpu.picture import Picture
+from operations.packages import APT_GET, present
+from operations.refusal import stop
+from operations.units import Unit, settle
+
+Commands = Generator[StringCommand | FunctionCommand, None, None]
+
+_BOOT_SECONDS = 1200
+"""A server with much memory and many cards counts and trains them for up to 15 minutes."""
+_POLL_SECONDS = 5
+_COMMAND_SECONDS = 30
+
+
+@operation()
+def running(
+    plan: DriverPlan,
+    reboot: str,
+    picture: Picture,
+    touched: Callable[[], bool],
+) -> Commands:
+    """Have the planned packages installed, their module loaded, and every card persistent.
+
+    One remote command when all is so. Reboots at most once for the same situation, and never into
+    a kernel that has no module. Stops with one sentence where it cannot go on.
+
+    Args:
+        plan: what to install and bind.
+        reboot: whether it may; as `holdfast.settings.GpuDriver.reboot`.
+        picture: the machine as it was when the plan was made.
+        touched: whether anything was changed on it since.
+    """
+    state = state_of_host(plan)
+    yield from _install(plan, state)
+    if state.stale_initramfs:
+        yield StringCommand("update-initramfs -u -k all")
+    if _is_installed(plan, state) and not touched() and _is_well(plan, state, picture):
+        return
+
+    if plan.vfio:
+        yield from settle._inner(
+            units=[Unit(driver.VFIO_UNIT, restart_after=[driver.VFIO, driver.VFIO_PROGRAM])]
+        )
+    seen = host.get_fact(GpuPicture)
+    verdict = driver.verdict(plan, seen)
+    if verdict.reboot:
+        if refusal := _no_reboot(verdict, reboot, state):
+            yield stop(f"gpus.driver: {refusal}.")
+            return
+        yield FunctionCommand(
+            reboot_once, [f"gpus.driver: {verdict.reboot}", verdict.situation], {}
+        )
+        seen = host.get_fact(GpuPicture)
+        verdict = driver.verdict(plan, seen)
+    if problem := verdict.stop or verdict.reboot:
+        yield stop(f"gpus.driver: {problem}.")
+        return
+    yield StringCommand(f"rm -f {REBOOT_MARKER}")
+    yield from _serve(plan, seen)
+
+
+def state_of_host(plan: DriverPlan) -> DriverHost:
+    """Packages and services of ``plan`` on the present host."""
+    state: DriverHost = host.get_fact(
+        GpuDriverHost,
+        packages=_all_packages(plan),
+        units=list(plan.units),
+        configuration=driver.NOUVEAU,
+    )
+    return state
+
+
+def _all_packages(plan: DriverPlan) -> list[str]:
+    return [package for group in plan.packages for package in group]
+
+
+def _is_installed(plan: DriverPlan, state: DriverHost) -> bool:
+    return set(_all_packages(plan)) <= set(state.versions)
+
+
+def _install(plan: DriverPlan, state: DriverHost) -> Commands:
+    """The missing groups, each after a look at the lists that the group before it changed."""
+    if _is_installed(plan, state):
+        return
+    # The archive's further components and the pins have just been written.
+    yield StringCommand(f"{APT_GET} update")
+    for group in plan.packages:
+        yield from present._inner(packages=list(group))
+
+
+def _is_well(plan: DriverPlan, state: DriverHost, picture: Picture) -> bool:
+    return (
+        driver.verdict(plan, picture) == Verdict()
+        and not state.idle
+        and not _forgetful(plan, picture)
+    )
+
+
+def _forgetful(plan: DriverPlan, picture: Picture) -> bool:
+    """Whether a card would lose its settings with its last client."""
+    return plan.source is not None and any(card.persistence is False for card in picture.smi or ())
+
+
+def _no_reboot(verdict: Verdict, reboot: str, state: DriverHost) -> str | None:
+    """Why a reboot is due and not to be had, or None."""
+    if state.rebooted_for == verdict.situation:
+        return (
+            f"{verdict.reboot}, and a reboot for that has not helped; look at `journalctl --boot"
+            f" --dmesg --grep 'nvidia|NVRM|vfio'`, mend it, remove {REBOOT_MARKER} and deploy again"
+        )
+    if reboot == "never":
+        return (
+            f"{verdict.reboot}, and driver.reboot is 'never'; reboot this host when it suits you"
+            " and deploy again, for no service can use its cards before"
+        )
+    return None
+
+
+def _serve(plan: DriverPlan, picture: Picture) -> Commands:
+    if plan.fabric_manager:
+        versions = state_of_host(plan).versions
+        problem = driver.fabric_problem(
+            versions.get(plan.fabric_package), picture.driver.on_disk or ""
+        )
+        if problem:
+            yield stop(f"gpus.driver: {problem}.")
+            return
+    if not plan.units:
+        return
+    read_at_start = {driver.PERSISTENCE_UNIT: [driver.PERSISTENCE]}
+    settled = list(
+        settle._inner(
+            units=[Unit(unit, restart_after=read_at_start.get(unit, [])) for unit in plan.units]
+        )
+    )
+    yield from settled
+    if not settled and _forgetful(plan, picture):
+        # Somebody turned it off by hand; the daemon sets it when it starts.
+        yield StringCommand(f"systemctl restart {driver.PERSISTENCE_UNIT}")
+
+
+def reboot_once(state: State, host: Host, sentence: str, situation: str) -> bool:
+    """Reboot ``host`` for ``situation`` and wait until a new login finds another boot.
+
+    False, with the reason logged, when it does not come back in time.
+    """
+    before = _boot_id(host)
+    host.log_styled(f"{sentence}: rebooting this host once", fg="yellow", log_func=logger.warning)
+    # The timer lets this command return before the connection goes.
+    folder = REBOOT_MARKER.rpartition("/")[0]
+    asked = _answer(
+        host,
+        f"install -d -m 755 {folder} && printf '%s\\n' {shlex.quote(situation)} >{REBOOT_MARKER}"
+        " && sync && systemd-run --quiet --on-active=2 systemctl reboot && echo asked",
+    )
+    if before is None or asked is None:
+        host.log_styled("it could not be rebooted", fg="red", log_func=logger.error)
+        return False
+    connector = host.connector
+    path = (
+        (connector.data["ssh_hostname"], connector.via)
+        if isinstance(connector, RackConnector)
+        else None
+    )
+    deadline = time.monotonic() + _BOOT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        if isinstance(connector, RackConnector) and path:
+            # A login that failed by the tailnet left the connector on the LAN.
+            connector.data["ssh_hostname"], connector.via = path
+        if _log_in_anew(host) and _boot_id(host) not in (None, before):
+            return True
+    host.log_styled(
+        f"{sentence}: it was rebooted and has not come back for {_BOOT_SECONDS // 60} minutes;"
+        " look at its console",
+        fg="red",
+        log_func=logger.error,
+    )
+    return False
+
+
+def _log_in_anew(host: Host) -> bool:
+    try:
+        host.disconnect()
+    except (OSError, EOFError, SSHException) as error:
+        logger.debug("%s: the former connection: %s", host.name, error)
+    host.connected = False
+    try:
+        host.connect(show_errors=False, raise_exceptions=True)
+    except (ConnectError, OSError, EOFError, SSHException) as error:
+        logger.debug("%s: not back yet: %s", host.name, error)
+        return False
+    return True
+
+
+def _boot_id(host: Host) -> str | None:
+    return _answer(host, "cat /proc/sys/kernel/random/boot_id")
+
+
+def _answer(host: Host, command: str) -> str | None:
+    """The first line a command prints, None where it failed or the connection did."""
+    try:
+        okay, output = host.run_shell_command(
+            StringCommand(command), _sudo=bool(host.data.get("_sudo")), _timeout=_COMMAND_SECONDS
+        )
+    except (OSError, EOFError, SSHException) as error:
+        logger.debug("%s: %s", host.name, error)
+        return None
+    return next(iter(output.stdout_lines), None) if okay else None
