@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pynvml
 
+from holdfast.gpu import containers, limits
 from tests.doubles import library
 from tests.doubles.rack import Rack
 from tests.doubles.sysfs import sysfs
@@ -36,6 +37,8 @@ def hardware(rack: Rack, folder: Path) -> None:
     units = folder / "etc/systemd/system"
     _copy("boot/holdfast-rack-pci", folder / _PRIVATE, mode=0o755)
     _copy("boot/holdfast-rack-pci.service", units)
+    for unit in (limits.SERVICE, containers.SERVICE):
+        _copy("boot/fake-driver.conf", units / f"{unit}.d")
     _copy("boot/60-holdfast-rack.rules", folder / "etc/udev/rules.d")
     wanted = units / "sysinit.target.wants" / "holdfast-rack-pci.service"
     wanted.parent.mkdir(exist_ok=True)
