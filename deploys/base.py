@@ -8,7 +8,7 @@ from pyinfra import host
 from pyinfra.api.deploy import deploy
 
 from facts.base import AUTHORITIES
-from holdfast import base
+from holdfast import alerts, base, integrity
 from holdfast.refusal import Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -53,12 +53,13 @@ def apply(settings: HostSettings) -> None:
     )
     ground.settled(name="Settle names, accounts and kernel settings", settings=settings)
     units.settle(
-        name="Run time synchronisation, the journal, audit and unattended upgrades",
+        name="Run time synchronisation, the journal, audit, integrity and unattended upgrades",
         units=[
             Unit("systemd-journald.service", restart_after=[_JOURNAL]),
             Unit("systemd-timesyncd.service", restart_after=[_TIME]),
             Unit("apparmor.service"),
             Unit("auditd.service"),
+            Unit(integrity.TIMER, restart_after=[f"{integrity.SYSTEM}/{integrity.TIMER}"]),
             Unit("apt-daily.timer"),
             Unit("apt-daily-upgrade.timer"),
         ],
@@ -95,6 +96,12 @@ def _files(settings: HostSettings) -> list[HostFile]:
             render("base/audit.rules.j2", rules=sorted(base.audit_rules())),
             mode="640",
         ),
+        HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+        *(HostFile(path, text) for path, text in integrity.config_files().items()),
+        *(HostFile(path, text) for path, text in integrity.unit_files().items()),
+        # It lists what should be restarted; a restart stops every model that is being served.
+        HostFile("/etc/needrestart/conf.d/holdfast.conf", "$nrconf{restart} = 'l';\n"),
+        HostFile("/etc/profile.d/holdfast.sh", render("base/profile.sh.j2")),
         HostFile("/etc/issue", issue),
         HostFile("/etc/issue.net", issue),
     ]

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from facts.base import AUTHORITIES, BaseState
+from holdfast import integrity
 from holdfast.refusal import Refusal
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
@@ -53,7 +54,7 @@ modules_disabled. ufw would undo some of it: `firewall` tells it to set no sysct
 
 BLACKLISTED_MODULES = [
     *("dccp", "sctp", "rds", "tipc"),
-    *("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus"),
+    *("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus", "udf"),
     # FireWire gives whoever plugs in a cable direct access to memory. USB storage stays: people
     # carry models and backups on it.
     *("firewire-ohci", "firewire-core"),
@@ -84,15 +85,19 @@ MODES: dict[str, str] = {
 
 _PACKAGES = [
     "apparmor",  # Docker confines containers with it
+    "apt-listchanges",  # what an upgrade breaks is read before it
     "auditd",
     "ca-certificates",
     "dbus",
     "kmod",
     "libpam-pwquality",  # passwords still count at the console and for sudo
+    "libpam-tmpdir",  # nobody plants a file where another's script will write
+    "needrestart",  # a patched library protects nobody until its users have been restarted
     "procps",
     "systemd-timesyncd",
     "tzdata",
     "unattended-upgrades",
+    *integrity.PACKAGES,
 ]
 
 _ROOT_FREE_MIB = 256

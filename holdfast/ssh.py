@@ -44,8 +44,10 @@ def directives(settings: HostSettings, ports: list[int]) -> list[tuple[str, str]
         # PAM opens the session (limits, systemd's user slice); it is asked for no password.
         ("UsePAM", "yes"),
         ("MaxAuthTries", "3"),
+        # zlib has no business reading what comes from the network; what is large is compressed.
+        ("Compression", "no"),
         # A multiplexing client opens a second connection when it wants more.
-        ("MaxSessions", "4"),
+        ("MaxSessions", "2"),
         ("LoginGraceTime", "30"),
         ("MaxStartups", "10:30:60"),
         ("AllowAgentForwarding", "no"),

@@ -11,11 +11,15 @@ from pyinfra.api import StringCommand, operation
 from facts.packages import InstalledPackages
 
 APT_GET = (
-    "DEBIAN_FRONTEND=noninteractive apt-get --quiet --assume-yes --no-install-recommends"
+    "DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=holdfast"
+    " apt-get --quiet --assume-yes --no-install-recommends"
     " -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0"
     " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
 )
-"""apt-get that asks nothing, waits five minutes for another one and keeps files edited here."""
+"""apt-get that asks nothing, waits five minutes for another one and keeps files edited here.
+
+needrestart looks after upgrades; what Holdfast installs, it starts itself.
+"""
 
 
 @operation()

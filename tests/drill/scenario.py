@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 
 import httpx
 
+from holdfast import integrity
 from tests.drill import attack, audit
 from tests.drill.converge import ROOT, Outcome, converge, start
 from tests.drill.record import Record
@@ -238,7 +240,10 @@ class Drill:
 
         unit = "/etc/systemd/system/holdfast-floor.service"
         original = rack.succeed(f"sha256sum {unit}")
+        self._changed_since_last_look()
         rack.succeed(f"sed -i 's/^Restart=.*/Restart=no/' {unit}")
+        told = self._changed_since_last_look()
+        self.record.check("the journal tells which unit was edited", told == [unit], told)
         self._expect_mended("after a unit was edited", "Floor")
         self.record.check("the unit is as declared", rack.succeed(f"sha256sum {unit}") == original)
 
@@ -258,6 +263,15 @@ class Drill:
         self.record.check("the user's key in daemon.json survives", kept, "shutdown-timeout")
         self.record.check("our key in daemon.json is back", '"0.0.0.0"' not in daemon)
         attack.wait_for_containers(rack)
+
+    def _changed_since_last_look(self) -> list[str]:
+        rack = self.stage.lab.rack
+        rack.succeed(f"systemctl start {integrity.SERVICE}", timeout_seconds=300)
+        report = rack.succeed(
+            "journalctl --output=cat --no-pager"
+            f" _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {integrity.SERVICE})"
+        )
+        return re.findall(r"^[fdl][^:]*: (/\S+)$", report, re.MULTILINE)
 
     def _expect_mended(self, label: str, capability: str) -> None:
         outcome = self._converge(label)

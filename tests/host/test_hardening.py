@@ -6,6 +6,7 @@ import pytest
 from testinfra.host import Host
 
 from facts.sections import answers, probe
+from holdfast import integrity
 from holdfast.base import BLACKLISTED_MODULES, SYSCTLS
 
 Answers = dict[str, list[str]]
@@ -105,3 +106,20 @@ def test_programs_are_confined(found: Answers) -> None:
 
 def test_no_unit_has_failed(found: Answers) -> None:
     assert found["failed"] == []
+
+
+def test_what_changes_is_told_every_day(host: Host) -> None:
+    assert host.run(f"systemctl start {integrity.SERVICE}").succeeded
+    timer, mode, told = host.check_output(
+        f"systemctl is-active {integrity.TIMER}; stat -c %a {integrity.DATABASE};"
+        f" journalctl --output=cat --unit={integrity.SERVICE} --grep='^  Total number of entries'"
+        " --lines=1"
+    ).splitlines()
+    assert (timer, mode) == ("active", "600")
+    assert int(told.split()[-1]) > 1000
+
+
+def test_a_person_s_new_files_are_their_own(host: Host) -> None:
+    login = "bash --login -c 'umask; echo $TMOUT; ulimit -c'"
+    assert host.check_output(f"runuser -u nobody -- {login}").split() == ["0027", "3600", "0"]
+    assert host.check_output(login).split() == ["0022", "3600", "0"]
