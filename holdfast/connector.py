@@ -50,7 +50,8 @@ class RackConnector(SSHConnector):
         super().__init__(state, host)
 
     def _connect(self) -> None:
-        lan_address = self.host.data.get("lan_address")
+        lan_address, named = self.host.data.get("lan_address"), self.data["ssh_hostname"]
+        self.via = "tailnet"
         try:
             super()._connect()
         except (OSError, EOFError, SSHException) as error:
@@ -59,7 +60,11 @@ class RackConnector(SSHConnector):
             logger.debug("%s does not answer on the tailnet: %s", self.host.name, error)
             self.data["ssh_hostname"] = lan_address
             self.via = "lan"
-            super()._connect()
+            try:
+                super()._connect()
+            finally:
+                # The next connection, after a reboot say, tries the tailnet first again.
+                self.data["ssh_hostname"] = named
         _disable_nagle(self.client)
 
     def new_login(self, path: Path | None = None) -> None:

@@ -15,7 +15,6 @@ from pyinfra.api.state import State
 
 from facts.gpu import GpuPicture
 from facts.gpu_driver import REBOOT_MARKER, DriverHost, GpuDriverHost
-from holdfast.connector import RackConnector
 from holdfast.gpu import driver
 from holdfast.gpu.driver import DriverPlan, Verdict
 from holdfast.gpu.picture import Picture
@@ -175,18 +174,9 @@ def reboot_once(state: State, host: Host, sentence: str, situation: str) -> bool
     if before is None or asked is None:
         host.log_styled("it could not be rebooted", fg="red", log_func=logger.error)
         return False
-    connector = host.connector
-    path = (
-        (connector.data["ssh_hostname"], connector.via)
-        if isinstance(connector, RackConnector)
-        else None
-    )
     deadline = time.monotonic() + _BOOT_SECONDS
     while time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        if isinstance(connector, RackConnector) and path:
-            # A login that failed by the tailnet left the connector on the LAN.
-            connector.data["ssh_hostname"], connector.via = path
         if _log_in_anew(host) and _boot_id(host) not in (None, before):
             return True
     host.log_styled(
