@@ -15,6 +15,8 @@ from pyinfra.api import StringCommand, operation
 
 from facts.units import UnitState, UnitStates
 
+SYSTEM = "/etc/systemd/system"
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -47,11 +49,19 @@ def _unread(unit: Unit, state: UnitState) -> bool:
 @operation()
 def settle(units: list[Unit]) -> Generator[StringCommand, None, None]:
     """Reload systemd when a unit file changed, then enable, start, restart or stop each unit."""
-    states = host.get_fact(
-        UnitStates,
-        watched={unit.name: unit.restart_after for unit in units},
-    )
-    if any(_unread(unit, states[unit.name]) for unit in units):
+    watched = {unit.name: unit.restart_after for unit in units}
+    # An automount is restarted for its mount's file, which systemd must have read before.
+    beside = {
+        path.rpartition("/")[2]
+        for paths in watched.values()
+        for path in paths
+        if path.rpartition("/")[0] == SYSTEM
+    }
+    asked = {**{name: [] for name in sorted(beside)}, **watched}
+    states = host.get_fact(UnitStates, watched=asked)
+    if any(states[name].needs_reload for name in beside) or any(
+        _unread(unit, states[unit.name]) for unit in units
+    ):
         yield StringCommand("systemctl daemon-reload")
 
     for unit in units:

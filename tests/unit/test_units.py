@@ -50,6 +50,17 @@ def test_a_settled_unit_is_left_alone() -> None:
     assert _plan(Unit("x.service")) == []
 
 
+def test_a_mount_s_new_options_are_read_before_its_automount_is_restarted() -> None:
+    unit = Unit("mnt-nas.automount", restart_after=["/etc/systemd/system/mnt-nas.mount"])
+    automount = replace(RUNNING, newest_watched=150.0)
+    mount = replace(RUNNING, needs_reload=True)
+    host = LocalHost(facts={UnitStates: {unit.name: automount, "mnt-nas.mount": mount}})
+    assert host.planned(settle, units=[unit]) == [
+        "systemctl daemon-reload",
+        "systemctl restart mnt-nas.automount",
+    ]
+
+
 @pytest.mark.parametrize(
     ("unit", "state", "steps"),
     [
