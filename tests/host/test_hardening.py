@@ -112,7 +112,7 @@ def test_what_changes_is_told_every_day(host: Host) -> None:
     assert host.run(f"systemctl start {integrity.SERVICE}").succeeded
     timer, mode, told = host.check_output(
         f"systemctl is-active {integrity.TIMER}; stat -c %a {integrity.DATABASE};"
-        f" journalctl --output=cat --unit={integrity.SERVICE} --grep='^  Total number of entries'"
+        f" journalctl --output=cat --unit={integrity.SERVICE} --grep='umber of entries:'"
         " --lines=1"
     ).splitlines()
     assert (timer, mode) == ("active", "600")
