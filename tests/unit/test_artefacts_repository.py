@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.artefacts import tailscale_repo
+from tests.lab.artefacts import apt_repo, tailscale_repo
 
 TOOLS = ("apt-ftparchive", "apt-get", "dpkg-deb", "gpg")
 pytestmark = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as cache:
         patch.setenv("XDG_CACHE_HOME", cache)
         deb = tailscale_repo.package(binary, source, VERSION, folder)
-        tailscale_repo.publish(deb, folder / "base")
+        apt_repo.publish([deb], folder / "base", tailscale_repo.CODENAMES, "Tailscale", "Tailscale")
         yield folder / "base"
 
 
@@ -51,7 +51,7 @@ def _apt(
     (state / "lists/partial").mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
     key = base / f"{codename}.noarmor.gpg"
-    line = f"deb [signed-by={key} arch=amd64] file:{base} {codename} {tailscale_repo.COMPONENT}"
+    line = f"deb [signed-by={key} arch=amd64] file:{base} {codename} {apt_repo.COMPONENT}"
     (state / "sources.list").write_text(line + "\n")
     options = {
         "Dir::State": state,

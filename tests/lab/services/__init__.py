@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import artefacts
-from tests.lab.artefacts import container, tailscale_repo
+from tests.lab.artefacts import apt_repo, container, tailscale_repo
 from tests.lab.artefacts.store import sha256
 from tests.lab.services.ca import NAMES, Authority
 from tests.lab.services.connect_proxy import ConnectProxy
@@ -117,8 +117,8 @@ class Services:
                 "key_urls": {
                     name: f"{base}/{name}.noarmor.gpg" for name in tailscale_repo.CODENAMES
                 },
-                "key_fingerprint": tailscale_repo.fingerprint(),
-                "component": tailscale_repo.COMPONENT,
+                "key_fingerprint": apt_repo.fingerprint(),
+                "component": apt_repo.COMPONENT,
             },
             "headscale": {
                 "url": self.headscale.url,
