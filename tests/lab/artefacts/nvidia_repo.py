@@ -1,0 +1,190 @@
+"""Signed APT repositories laid out like NVIDIA's, with stand-ins for what a Debian rack is given.
+
+Names of packages and what they leave behind are NVIDIA's; inside are the doubles of
+`tests/doubles`. DKMS builds the kernel module for the lab's kernel, in a chroot on the controller:
+seconds there, minutes in a guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.doubles import guest
+from tests.doubles.rack import DRIVER_VERSION
+from tests.lab.artefacts import apt_repo, store
+from tests.lab.images import RELEASES, Image, recipe_for
+from tests.lab.process import LabError, output_of
+
+CODENAME = "trixie"
+RELEASE = "debian-13"
+DRIVER = "driver"
+"""Folder of the driver's repository below an entry."""
+TOOLKIT = "toolkit"
+"""Folder of the container toolkit's."""
+KEY = f"{CODENAME}.noarmor.gpg"
+
+_DOUBLES = Path(guest.__file__).parent
+_BRANCH = DRIVER_VERSION.partition(".")[0]
+_CONTROL = """Package: {name}
+Version: {version}
+Architecture: amd64
+Maintainer: Holdfast lab <lab@holdfast.invalid>
+{depends}Section: misc
+Priority: optional
+Description: stand-in of the lab's for NVIDIA's package of this name
+"""
+
+
+@dataclass(frozen=True)
+class _Package:
+    name: str
+    depends: str = ""
+    after_install: str = ""
+
+    def build(self, tree: Path, folder: Path) -> Path:
+        """Pack what lies in ``tree``."""
+        control = tree / "DEBIAN"
+        control.mkdir(parents=True)
+        version = f"{DRIVER_VERSION}-1"
+        depends = f"Depends: {self.depends}\n" if self.depends else ""
+        text = _CONTROL.format(name=self.name, version=version, depends=depends)
+        (control / "control").write_text(text)
+        if self.after_install:
+            script = control / "postinst"
+            script.write_text(f"#!/bin/sh\nset -e\n{self.after_install}\n")
+            script.chmod(0o755)
+        return apt_repo.build(tree, folder / f"{self.name}_{version}_amd64.deb")
+
+
+def kernel_release(image: Image) -> str:
+    """What ``uname -r`` says on a machine of this image.
+
+    Read where the x86 boot protocol keeps it: 0x20E holds its offset, less 0x200.
+    """
+    data = image.kernel.read_bytes()
+    start = int.from_bytes(data[0x20E:0x210], "little") + 0x200
+    return data[start : data.index(b" ", start)].decode("ascii")
+
+
+def build(image: Image) -> store.Entry:
+    """Both repositories, for machines of ``image``; `DRIVER` and `TOOLKIT` are their folders.
+
+    Raises:
+        LabError: the module could not be built.
+    """
+    kernel = kernel_release(image)
+    module = store.stored(
+        "nvidia-module",
+        {"kernel": kernel, "version": DRIVER_VERSION, "source": _digest(_DOUBLES / "module")},
+        lambda target: _build_module(kernel, target),
+    )
+    inputs = {
+        "module": module.directory.name,
+        "recipe": _digest(Path(__file__)),
+        "doubles": _digest(_DOUBLES),
+        "key": apt_repo.fingerprint(),
+    }
+    return store.stored("nvidia-repository", inputs, lambda target: _build(module, kernel, target))
+
+
+def _digest(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file() and "__pycache__" not in file.parts:
+            digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _build_module(kernel: str, target: Path) -> str:
+    recipe = recipe_for(
+        RELEASES[RELEASE],
+        "rack",
+        public_key="",
+        index_targets=output_of(["apt-get", "indextargets"]),
+        apt_config_dump=output_of(["apt-config", "dump"]),
+    )
+    with tempfile.TemporaryDirectory(prefix="holdfast-module-") as name:
+        work = Path(name)
+        work.chmod(0o711)
+        guest.module(DRIVER_VERSION, work / "root")
+        (work / "out").mkdir()
+        (work / "out").chmod(0o777)
+        built = f'"$1"/lib/modules/{kernel}/updates/dkms/nvidia.ko*'
+        command = [
+            "mmdebstrap",
+            "--variant=minbase",
+            f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+            "--format=null",
+            f"--include=dkms,linux-headers-{kernel}",
+            *(f'--aptopt={option} "{url}"' for option, url in recipe.proxies),
+            f'--customize-hook=cp -r {work}/root/. "$1"/',
+            f'--customize-hook=chroot "$1" dkms install nvidia/{DRIVER_VERSION} -k {kernel}',
+            f"--customize-hook=cp {built} {work}/out/",
+            recipe.suite,
+            "/dev/null",
+            *recipe.sources,
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/")
+        if done.returncode != 0:
+            raise LabError(f"the module for {kernel} could not be built:\n{done.stderr[-3000:]}")
+        for file in (work / "out").iterdir():
+            shutil.copyfile(file, target / file.name)
+    return DRIVER_VERSION
+
+
+def _build(module: store.Entry, kernel: str, target: Path) -> str:
+    with tempfile.TemporaryDirectory(prefix="holdfast-nvidia-") as scratch:
+        folder = Path(scratch)
+        drivers = [
+            _Package(f"nvidia-driver-pinning-{_BRANCH}").build(folder / "pinning", folder),
+            _kernel_module(module, kernel, folder),
+            _user_space(folder),
+            _persistence(folder),
+        ]
+        apt_repo.publish(drivers, target / DRIVER, [CODENAME], "NVIDIA", "NVIDIA CUDA")
+        toolkit = [_toolkit(folder)]
+        apt_repo.publish(toolkit, target / TOOLKIT, [CODENAME], "NVIDIA", "libnvidia-container")
+    return DRIVER_VERSION
+
+
+def _kernel_module(module: store.Entry, kernel: str, folder: Path) -> Path:
+    tree = folder / "module"
+    guest.module(DRIVER_VERSION, tree)
+    place = tree / "lib/modules" / kernel / "updates/dkms"
+    place.mkdir(parents=True)
+    for file in module.directory.glob("nvidia.ko*"):
+        shutil.copyfile(file, place / file.name)
+    return _Package("nvidia-kernel-open-dkms", after_install=f"depmod {kernel}").build(tree, folder)
+
+
+def _user_space(folder: Path) -> Path:
+    tree = folder / "user-space"
+    guest.user_space(DRIVER_VERSION, tree)
+    return _Package("nvidia-driver-cuda", "python3", "ldconfig").build(tree, folder)
+
+
+def _persistence(folder: Path) -> Path:
+    tree = folder / "persistence"
+    _copy("nvidia-persistenced", tree / "usr/bin", 0o755)
+    _copy("nvidia-persistenced.service", tree / "usr/lib/systemd/system")
+    return _Package("nvidia-persistenced", "nvidia-driver-cuda").build(tree, folder)
+
+
+def _toolkit(folder: Path) -> Path:
+    tree = folder / "toolkit"
+    _copy("nvidia-ctk", tree / "usr/bin", 0o755)
+    (tree / "usr/bin/nvidia-container-runtime").symlink_to("/usr/sbin/runc")
+    return _Package("nvidia-container-toolkit").build(tree, folder)
+
+
+def _copy(name: str, folder: Path, mode: int = 0o644) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_DOUBLES / "packages" / name, folder / name)
+    (folder / name).chmod(mode)
