@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 
 from paramiko import SSHException
 from pyinfra import host, logger
@@ -175,10 +177,11 @@ def reboot_once(state: State, host: Host, sentence: str, situation: str) -> bool
         host.log_styled("it could not be rebooted", fg="red", log_func=logger.error)
         return False
     deadline = time.monotonic() + _BOOT_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        if _log_in_anew(host) and _boot_id(host) not in (None, before):
-            return True
+    with _paramiko_silent():
+        while time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            if _log_in_anew(host) and _boot_id(host) not in (None, before):
+                return True
     host.log_styled(
         f"{sentence}: it was rebooted and has not come back for {_BOOT_SECONDS // 60} minutes;"
         " look at its console",
@@ -186,6 +189,18 @@ def reboot_once(state: State, host: Host, sentence: str, situation: str) -> bool
         log_func=logger.error,
     )
     return False
+
+
+@contextmanager
+def _paramiko_silent() -> Iterator[None]:
+    """No traceback for each login that a machine does not answer while it boots."""
+    log = logging.getLogger("paramiko.transport")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _log_in_anew(host: Host) -> bool:
