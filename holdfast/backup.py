@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from holdfast import alerts, storage
+from holdfast import alerts, integrity, storage
 from holdfast.registry import declared_services
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
@@ -33,6 +33,8 @@ HOUSE = (
     DataPath(path="/etc/holdfast", backup="secret"),
     DataPath(path=STATE, backup="derived"),
     DataPath(path="/var/lib/holdfast/firewall", backup="derived"),
+    DataPath(path="/var/lib/holdfast/gpu-reboot", backup="derived"),
+    DataPath(path=integrity.STATE, backup="derived"),
 )
 """What a host has whatever it serves."""
 

@@ -268,7 +268,7 @@ class Drill:
 
     def _changed_since_last_look(self) -> list[str]:
         rack = self.stage.lab.rack
-        rack.succeed(f"systemctl start {integrity.SERVICE}", timeout_seconds=300)
+        rack.start_unit(integrity.SERVICE, timeout_seconds=300)
         report = rack.succeed(
             "journalctl --output=cat --no-pager"
             f" _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {integrity.SERVICE})"
@@ -292,7 +292,7 @@ class Drill:
         )
         for repository in REPOSITORIES:
             began = time.monotonic()
-            rack.succeed(f"systemctl start holdfast-backup@{repository}", timeout_seconds=900)
+            rack.start_unit(f"holdfast-backup@{repository}.service", timeout_seconds=900)
             took = f"{time.monotonic() - began:.0f} s"
             self.record.figures[f"backup to {repository}"] = took
         return self._digests(DATA)

@@ -235,6 +235,17 @@ class Machine:
 
         self._wait(active, f"have {unit} active", timeout_seconds)
 
+    def start_unit(self, unit: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> None:
+        """Start a systemd unit and wait until it is active or, a oneshot, has ended well.
+
+        Raises MachineError with the last of the unit's journal where it has not.
+        """
+        quoted = shlex.quote(unit)
+        done = self.run(f"systemctl start {quoted}", timeout_seconds=timeout_seconds)
+        if done.returncode != 0:
+            journal = self.execute(f"journalctl --output=cat --no-pager -n 20 -u {quoted}")[1]
+            raise MachineError(f"{self.name}: {unit} did not start\n{journal}")
+
     def wait_until_succeeds(
         self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
     ) -> str:

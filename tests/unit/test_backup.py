@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from holdfast import backup
 from holdfast.settings import HostSettings, Repository
 from operations.backup import proved
 from tests.unit.local_host import LocalHost
+from tests.unit.site_data import good
 
 NAS: dict[str, Any] = {
     "name": "nas",
@@ -49,6 +51,9 @@ def _settings(**values: Any) -> HostSettings:
     )
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def _service(**data: str) -> dict[str, Any]:
     return {
         "name": "notes",
@@ -65,6 +70,22 @@ def test_what_a_service_declares_is_backed_up_by_its_class() -> None:
     assert {"/srv/notes", "/srv/k", "/etc/ssh", "/etc/holdfast"} <= set(backup.sources(settings))
     assert "/srv/notes/cache" in backup.derived(settings)
     assert "/var/lib/holdfast/models" in backup.derived(settings)
+
+
+def test_whatever_we_keep_on_a_host_is_declared() -> None:
+    # A path nobody declared makes the next backup fail, a day after the deploy that brought it.
+    kept: set[str] = set()
+    for folder in ("deploys", "facts", "holdfast", "operations", "templates"):
+        for path in sorted((ROOT / folder).rglob("*.*")):
+            if path.suffix in (".py", ".j2"):
+                text = path.read_text()
+                kept |= set(re.findall(r"/var/lib/holdfast/[a-z][a-z-]*", text))
+                units = re.findall(r"^StateDirectory=(holdfast/[a-z-]+)", text, re.MULTILINE)
+                kept |= {f"/var/lib/{name}" for name in units}
+    settings = HostSettings.model_validate(good()["rack"])
+    declared = {item.path for item in backup.data(settings)}
+    assert "/var/lib/holdfast/backup" in kept
+    assert kept <= declared
 
 
 def test_a_path_within_a_path_is_not_backed_up_twice() -> None:
