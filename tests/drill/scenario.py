@@ -152,6 +152,8 @@ class Drill:
         with log.open("wb") as sink:
             code = subprocess.run(
                 [sys.executable, "-m", "pytest", "tests/host", "--inventory", str(INVENTORY)]
+                # Two files at a time: most of a host test is waiting for an emulated answer.
+                + ["-n", "2", "--dist", "loadfile"]
                 + [f"--junit-xml={report}", "-p", "no:cacheprovider"],
                 cwd=ROOT,
                 stdout=sink,
