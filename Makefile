@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-all plan gpus deploy verify bench docs
+.PHONY: help setup setup-lab check test drill drill-gpu drill-all plan gpus deploy verify bench docs
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,9 +26,13 @@ test: check drill ## everything that must hold before a merge
 drill: setup-lab ## nothing -> virtual rack -> hardened, serving, attacked, rebooted -> report
 	$(RUN) python -m tests.drill --debian $(DEBIAN)
 
-drill-all: setup-lab ## the drill on Debian 12 and 13, with Lynis and ssh-audit
+drill-gpu: setup-lab ## the drill of the cards: driver, caps, containers, a card that vanishes
+	$(RUN) python -m tests.drill --gpu
+
+drill-all: setup-lab ## every drill: Debian 12 and 13, with Lynis, ssh-audit and sabotage, and the cards
 	$(RUN) python -m tests.drill --debian 12 --audit
-	$(RUN) python -m tests.drill --debian 13 --audit
+	$(RUN) python -m tests.drill --debian 13 --audit --sabotage
+	$(RUN) python -m tests.drill --gpu
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)

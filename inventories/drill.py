@@ -33,6 +33,7 @@ hosts = [
                 # A virtual disk of a few GiB, most of which stays free.
                 "disks": [{"path": "/", "free_gib": 2}],
             },
+            "ssh": {"authorised_keys": {"operator": [_lab["operator_key"]]}},
             "firewall": {
                 # Under emulation one login took 49 seconds.
                 "rollback_seconds": 300,

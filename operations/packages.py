@@ -11,14 +11,14 @@ from pyinfra.api import StringCommand, operation
 from facts.packages import InstalledPackages
 
 APT_GET = (
-    "DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=holdfast"
+    "DEBIAN_FRONTEND=noninteractive APT_LISTCHANGES_FRONTEND=none NEEDRESTART_SUSPEND=holdfast"
     " apt-get --quiet --assume-yes --no-install-recommends"
     " -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0"
     " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
 )
 """apt-get that asks nothing, waits five minutes for another one and keeps files edited here.
 
-needrestart looks after upgrades; what Holdfast installs, it starts itself.
+apt-listchanges and needrestart look after upgrades; what Holdfast installs, it starts itself.
 """
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.drill import report
 from tests.drill.converge import ROOT
+from tests.drill.gpu import GpuDrill
 from tests.drill.scenario import Drill
 
 
@@ -16,12 +17,19 @@ def main() -> int:
     """Run one drill; 0 when every check held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
+    parser.add_argument("--gpu", action="store_true", help="the drill of the cards instead")
     parser.add_argument("--audit", action="store_true", help="Lynis and ssh-audit as well")
+    parser.add_argument(
+        "--sabotage", action="store_true", help="in the end, see each host test turn red"
+    )
     parser.add_argument("--report", type=Path, default=None, help="folder for the report")
     arguments = parser.parse_args()
-    drill = Drill(arguments.debian, arguments.audit)
+    drill: Drill | GpuDrill = GpuDrill()
+    if not arguments.gpu:
+        drill = Drill(arguments.debian, audit=arguments.audit, sabotage=arguments.sabotage)
     record = drill.run()
-    folder = arguments.report or ROOT / "report" / f"debian-{arguments.debian}"
+    name = "gpu" if arguments.gpu else f"debian-{arguments.debian}"
+    folder = arguments.report or ROOT / "report" / name
     page = report.write(record, folder)
     if hasattr(drill, "stage"):
         shutil.copytree(drill.stage.logs, folder / "logs", dirs_exist_ok=True)

@@ -27,12 +27,9 @@ class Outcome:
     log: Path
 
 
-SITE = Path("deploys/site.py")
-
-
-def command(inventory: Path, site: Path = SITE) -> list[str]:
+def command(inventory: Path) -> list[str]:
     """The run a user types, with its result as JSON."""
-    return [str(PYINFRA), "-y", "--json", str(inventory), str(site)]
+    return [str(PYINFRA), "-y", "--json", str(inventory), "deploys/site.py"]
 
 
 def start(inventory: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -43,15 +40,13 @@ def start(inventory: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def converge(
-    inventory: Path, label: str, logs: Path, timeout_seconds: int = 2400, site: Path = SITE
-) -> Outcome:
+def converge(inventory: Path, label: str, logs: Path, timeout_seconds: int = 2400) -> Outcome:
     """Run the site to its end; the log is kept under ``logs``."""
     log = logs / f"converge-{label.replace(' ', '-')}.log"
     began = time.monotonic()
     with log.open("wb") as sink:
         done = subprocess.run(
-            command(inventory, site),
+            command(inventory),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=sink,

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
-from xml.etree import ElementTree
 
 import httpx
 
 from holdfast import integrity
-from tests.drill import attack, audit
-from tests.drill.converge import ROOT, Outcome, converge, start
+from tests.drill import attack, audit, sabotage, sabotages
+from tests.drill.converge import start
 from tests.drill.record import Record
+from tests.drill.site import Site, keep_journals, versions
 from tests.drill.stage import INVENTORY, Stage
-from tests.lab.machine import acceleration_works
 
 DATA = "/srv/data"
 """A path that `inventories/drill.py` declares as state."""
 NAS = "/mnt/nas"
 """Where it declares the NAS to be mounted."""
 REPOSITORIES = ("nas", "offsite")
+VERSIONS = {
+    "kernel": "uname -r",
+    "docker": "docker --version",
+    "tailscale": "tailscale version | head -n 1",
+    "ufw": "ufw --version | head -n 1",
+    "systemd": "systemctl --version | head -n 1",
+    "openssh": "sshd -V 2>&1 | head -n 1",
+}
+"""What the report names, and what tells it on the rack."""
 
 
 class Drill:
     """One pass over everything Holdfast promises, on one rack."""
 
-    def __init__(self, debian: int, audit: bool) -> None:
+    def __init__(self, debian: int, *, audit: bool = False, sabotage: bool = False) -> None:
+        """Prepare it; with ``sabotage`` the rack is hurt in the end in every way we know."""
         self.debian = debian
         self.audit = audit
+        self.sabotage = sabotage
         self.record = Record(
             title=f"Holdfast drill, Debian {debian}",
             began=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
         self.stage: Stage
+        self.site: Site
 
     def run(self) -> Record:
         """Run every phase; a phase that cannot go on ends the drill and stands in the record."""
@@ -48,18 +55,23 @@ class Drill:
             self.record.console.print(f"[red]the drill ends here: {error}")
         finally:
             if hasattr(self, "stage"):
-                self._keep_evidence()
+                keep_journals(self.stage.lab, self.stage.logs)
                 self.stage.lower_curtain()
         return self.record
 
     def _act(self) -> None:
         with self.record.phase("build images and artefacts", vital=True):
             self.stage = Stage(self.debian)
+            self.site = Site(self.record, INVENTORY, self.stage.logs)
             os.environ["HOLDFAST_LAB"] = str(self.stage.folder / "lab.json")
             os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
         self._raise_rack()
         self._disturb_rack()
         self._lose_rack()
+        if self.sabotage:
+            with self.record.phase("sabotage"):
+                self._load_image()
+                sabotage.commit(self.site, self.stage.lab.rack, sabotages.SITE)
 
     def _raise_rack(self) -> None:
         record, rack = self.record, self.stage.lab.rack
@@ -70,18 +82,22 @@ class Drill:
             record.check("the neighbour's scan sees SSH on the bare rack", 22 in bare, bare, True)
             rack.succeed(f"mkdir {DATA} && head -c 8M /dev/urandom > {DATA}/state.bin")
         with record.phase("converge a bare machine", vital=True):
-            self._converge("bare", fatal=True)
+            self.site.converge("bare", fatal=True)
         with record.phase("converge again"):
-            self._expect_nothing("again")
+            self.site.expect_nothing("again")
         with record.phase("verify"):
-            self._verify("after the first converge")
+            self.site.verify("after the first converge")
         with record.phase("publish containers"):
-            rack.copy_to(self.stage.container_archive, "/root/probe.tar")
-            rack.succeed("docker load -i /root/probe.tar", timeout_seconds=300)
+            self._load_image()
             attack.publish_containers(rack, self.stage.container_image)
         with record.phase("attack from the LAN"):
             self._attack("serving")
             self._ask_floor("serving")
+
+    def _load_image(self) -> None:
+        rack = self.stage.lab.rack
+        rack.copy_to(self.stage.container_archive, "/root/probe.tar")
+        rack.succeed("docker load -i /root/probe.tar", timeout_seconds=300)
 
     def _disturb_rack(self) -> None:
         record, rack = self.record, self.stage.lab.rack
@@ -101,7 +117,7 @@ class Drill:
             lan.heal("rack", "nas")
             rack.wait_until_succeeds(f"timeout 60 ls {NAS}/models", timeout_seconds=300)
             record.check("the NAS is back on its mount without anybody's help", True)
-            self._verify("after reboot")
+            self.site.verify("after reboot")
         with record.phase("restart Docker, reload the firewall"):
             rack.succeed("systemctl restart docker", timeout_seconds=300)
             attack.wait_for_containers(rack)
@@ -120,8 +136,8 @@ class Drill:
             self.stage.wipe_rack()
             self._interrupted_converge()
         with record.phase("rebuild", vital=True):
-            self._converge("rebuild", fatal=True)
-            self._expect_nothing("after rebuild")
+            self.site.converge("rebuild", fatal=True)
+            self.site.expect_nothing("after rebuild")
         with record.phase("restore"):
             for repository in REPOSITORIES:
                 after = self._restore(repository)
@@ -130,52 +146,9 @@ class Drill:
                 record.check(f"every byte is back from {repository}", same, seen)
             self.stage.lab.rack.succeed(f"cp -a /srv/restored-{REPOSITORIES[0]}{DATA} {DATA}")
         with record.phase("verify the rebuilt rack"):
-            self._verify("after rebuild")
+            self.site.verify("after rebuild")
             self._ask_floor("after rebuild")
-            self._versions()
-
-    def _converge(self, label: str, fatal: bool = False) -> Outcome:
-        outcome = converge(INVENTORY, label, self.stage.logs)
-        self.record.converged(outcome)
-        seen = "" if outcome.ok else f"{'; '.join(outcome.failed)}; see {outcome.log}"
-        self.record.check(f"converge ({label}) succeeds", outcome.ok, seen, fatal)
-        return outcome
-
-    def _expect_nothing(self, label: str) -> None:
-        outcome = self._converge(label)
-        seen = outcome.changed or "0 changes"
-        self.record.check(f"converge ({label}) changes nothing", not outcome.changed, seen)
-
-    def _verify(self, when: str) -> None:
-        report = self.stage.logs / f"verify-{when.replace(' ', '-')}.xml"
-        log = report.with_suffix(".log")
-        with log.open("wb") as sink:
-            code = subprocess.run(
-                [sys.executable, "-m", "pytest", "tests/host", "--inventory", str(INVENTORY)]
-                # Two files at a time: most of a host test is waiting for an emulated answer.
-                + ["-n", "2", "--dist", "loadfile"]
-                + [f"--junit-xml={report}", "-p", "no:cacheprovider"],
-                cwd=ROOT,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
-        if not report.exists():
-            self.record.check(f"host tests run {when}", False, log.read_text()[-1500:])
-            return
-        suite = next(ElementTree.parse(report).iter("testsuite"))
-        counted = {
-            key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")
-        }
-        failed = [
-            case.get("name")
-            for case in suite.iter("testcase")
-            if case.find("failure") is not None or case.find("error") is not None
-        ]
-        ok = code == 0 and counted["tests"] > counted["skipped"]
-        skipped = f", {counted['skipped']} do not apply here" if counted["skipped"] else ""
-        seen = failed or f"{counted['tests'] - counted['skipped']} hold{skipped}"
-        self.record.check(f"host tests {when}", ok, seen)
+            record.versions |= versions(self.stage.lab.rack, VERSIONS)
 
     def _attack(self, when: str, full: bool = True) -> None:
         neighbour, rack = self.stage.lab.neighbour, self.stage.lab.rack
@@ -278,7 +251,7 @@ class Drill:
         return re.findall(r"^[fdl][^:]*: (/\S+)$", report, re.MULTILINE)
 
     def _expect_mended(self, label: str, capability: str) -> None:
-        outcome = self._converge(label)
+        outcome = self.site.converge(label)
         elsewhere = [name for name in outcome.changed if not name.startswith(f"{capability} | ")]
         self.record.check(
             f"converge ({label}) mends {capability} and only that",
@@ -339,28 +312,3 @@ class Drill:
         failures = audit.ssh_audit(self.stage)
         self.record.figures["ssh-audit failures"] = str(len(failures))
         self.record.check("ssh-audit finds no weak algorithm", not failures, "; ".join(failures))
-
-    def _versions(self) -> None:
-        shown = self.stage.lab.rack.succeed(
-            "uname -r; docker --version; tailscale version | head -n 1;"
-            " ufw --version | head -n 1; systemctl --version | head -n 1; sshd -V 2>&1 | head -n 1"
-        ).splitlines()
-        names = ("kernel", "docker", "tailscale", "ufw", "systemd", "openssh")
-        self.record.versions |= dict(zip(names, shown, strict=False))
-        self.record.versions |= {
-            "pyinfra": version("pyinfra"),
-            "python": platform.python_version(),
-            "accelerated": "no (software emulation)" if not self._accelerated() else "yes",
-        }
-
-    def _accelerated(self) -> bool:
-        return acceleration_works(self.stage.lab.rack.image)
-
-    def _keep_evidence(self) -> None:
-        for machine in self.stage.lab:
-            if machine.running():
-                try:
-                    journal = machine.journal()
-                except Exception as error:
-                    journal = f"no journal: {error}"
-                (self.stage.logs / f"journal-{machine.name}.log").write_text(journal)

@@ -54,7 +54,11 @@ class Stage:
     def write_inventory_data(self) -> None:
         """Write `lab.json`, the SSH configuration and the secrets of this lab."""
         facts = self.services.facts()
-        facts |= {"debian": self.debian, "ssh_config": str(self.folder / "ssh_config")}
+        facts |= {
+            "debian": self.debian,
+            "ssh_config": str(self.folder / "ssh_config"),
+            "operator_key": lab_key().with_suffix(".pub").read_text().strip(),
+        }
         (self.folder / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
         self._write_ssh_config()
         for name in OTHER_SECRETS:

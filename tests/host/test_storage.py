@@ -72,7 +72,10 @@ def test_a_write_reaches_the_nas_and_comes_back(
 
 
 def test_a_read_only_mount_takes_no_write(host: Host, mounts: list[NfsMount]) -> None:
-    for mount in (mount for mount in mounts if mount.read_only):
+    read_only = [mount for mount in mounts if mount.read_only]
+    if not read_only:
+        pytest.skip("this host mounts nothing read-only")
+    for mount in read_only:
         attempt = host.run(f"timeout -s KILL 30 touch {mount.path}/.holdfast-probe")
         assert "Read-only file system" in attempt.stderr
 

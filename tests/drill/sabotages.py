@@ -1,0 +1,602 @@
+"""What a hand, a package or an intruder may do to a rack, and the host tests that must tell."""
+
+from __future__ import annotations
+
+from facts.firewall import GUARD, ROLLBACK_STATE
+from holdfast import backup, floor, integrity
+from holdfast.docker import DAEMON_JSON
+from holdfast.firewall import DOCKER_USER
+from holdfast.gpu import containers, limits
+from operations.sshd import DROP_IN as SSHD
+from tests.drill.sabotage import Sabotage, configured, edited, lying
+from tests.lab.artefacts.container import IMAGE
+
+_ZONE = "/etc/localtime"
+_MODEL = "/var/lib/holdfast/models/tiny.gguf"
+_MOUNT = "/etc/systemd/system/mnt-nas.mount"
+_REMOUNT = "systemctl daemon-reload && systemctl stop mnt-nas.mount"
+_BARE = "mkdir -p /run/bare && mount --bind / /run/bare && chattr {} /run/bare/mnt/nas; umount {}"
+_RELOAD_SSH = "systemctl reload ssh"
+_NAS = f"{backup.STATE}/nas.json"
+_LOOSE_DOCKER = (
+    "python3 - <<'END'\n"
+    "import json, pathlib\n"
+    f"path = pathlib.Path('{DAEMON_JSON}')\n"
+    "daemon = json.loads(path.read_text())\n"
+    "daemon |= {'ip': '0.0.0.0', 'log-opts': {}}\n"
+    "path.write_text(json.dumps(daemon))\n"
+    "END\n"
+)
+
+
+def _both(rule: str, six: str | None = None) -> str:
+    return f"iptables {rule} && ip6tables {six or rule}"
+
+
+BASE = (
+    Sabotage(
+        "the machine runs another release",
+        ("base::the_host_is_the_one_the_inventory_means",),
+        *edited("/etc/os-release", "s/^VERSION_ID=.*/VERSION_ID=11/"),
+    ),
+    Sabotage(
+        "its name is another after a boot",
+        ("base::its_name_survives_a_reboot",),
+        *edited("/etc/hostname", "s/.*/stray/"),
+    ),
+    Sabotage(
+        "a declared name leads elsewhere",
+        ("base::declared_names_resolve",),
+        *edited("/etc/hosts", "s/^10.0.2.2\\(.*offsite\\)/10.0.2.9\\1/"),
+    ),
+    Sabotage(
+        "its clock shows another zone",
+        ("base::time_zone_and_locale",),
+        f"cp -a {_ZONE} /root/zone && ln -sfn /usr/share/zoneinfo/Pacific/Apia {_ZONE}",
+        f"rm {_ZONE} && mv /root/zone {_ZONE}",
+    ),
+    Sabotage(
+        "nobody keeps the clock",
+        ("base::the_clock_is_kept_from_the_declared_servers",),
+        "systemctl stop systemd-timesyncd",
+        "systemctl start systemd-timesyncd",
+    ),
+    Sabotage(
+        "upgrades may reboot it",
+        ("base::security_updates_come_by_themselves_and_leave_the_gpu_alone",),
+        "echo 'Unattended-Upgrade::Automatic-Reboot \"true\";' > /etc/apt/apt.conf.d/99stray",
+        "rm /etc/apt/apt.conf.d/99stray",
+    ),
+    Sabotage(
+        "the journal's bound is another",
+        ("base::the_journal_of_this_boot_is_on_disk_and_bounded",),
+        "printf '[Journal]\\nSystemMaxUse=9G\\n' > /etc/systemd/journald.conf.d/zz-stray.conf",
+        "rm /etc/systemd/journald.conf.d/zz-stray.conf",
+    ),
+    Sabotage(
+        "a service's user is given a shell",
+        ("base::service_users_exist_and_cannot_log_in",),
+        "usermod --shell /bin/bash holdfast-floor",
+        "usermod --shell /usr/sbin/nologin holdfast-floor",
+    ),
+    Sabotage(
+        "a private authority is gone",
+        ("base::private_authorities_are_trusted",),
+        *edited("/usr/local/share/ca-certificates/holdfast/lab.crt", "d"),
+    ),
+)
+
+HARDENING = (
+    Sabotage(
+        "kernel addresses are shown",
+        ("hardening::kernel_settings_are_in_force",),
+        "sysctl --write kernel.kptr_restrict=0",
+        "sysctl --write kernel.kptr_restrict=2",
+    ),
+    Sabotage(
+        "an interface takes redirects",
+        ("hardening::no_interface_takes_or_sends_redirects",),
+        "sysctl --write net.ipv4.conf.eth1.accept_redirects=1",
+        "sysctl --write net.ipv4.conf.eth1.accept_redirects=0",
+    ),
+    Sabotage(
+        "an unused protocol may be loaded",
+        ("hardening::unused_protocols_cannot_be_loaded",),
+        *edited("/etc/modprobe.d/holdfast.conf", "/^install sctp/d"),
+    ),
+    Sabotage(
+        "crashed programs leave their memory",
+        ("hardening::memory_does_not_land_on_disk",),
+        "printf '%s - core unlimited\\n' '*' root > /etc/security/limits.d/zz-stray.conf",
+        "rm /etc/security/limits.d/zz-stray.conf",
+    ),
+    Sabotage(
+        "anybody may write into configuration",
+        ("hardening::nobody_else_can_change_configuration",),
+        "touch /etc/stray && chmod 666 /etc/stray && mkdir --mode=777 /srv/stray",
+        "rm /etc/stray && rmdir /srv/stray",
+    ),
+    Sabotage(
+        "password hashes can be read",
+        ("hardening::secrets_of_the_system_are_root_s",),
+        "chmod 644 /etc/shadow",
+        "chmod 640 /etc/shadow",
+    ),
+    Sabotage(
+        "there is a second root",
+        ("hardening::root_is_alone_and_every_account_has_a_lock",),
+        *edited("/etc/passwd", "$a stray:x:0:0::/:/bin/sh"),
+    ),
+    Sabotage(
+        "nobody keeps the record",
+        ("hardening::a_change_of_configuration_is_on_record",),
+        "pkill -x auditd; while systemctl is-active --quiet auditd; do sleep 0.2; done",
+        "systemctl start auditd",
+    ),
+    Sabotage(
+        "no program is confined",
+        ("hardening::programs_are_confined",),
+        "mount --bind /dev/null /sys/kernel/security/apparmor/profiles",
+        "umount /sys/kernel/security/apparmor/profiles",
+    ),
+    Sabotage(
+        "a unit has failed",
+        ("hardening::no_unit_has_failed",),
+        "systemd-run --quiet --wait --unit=stray false; true",
+        "systemctl reset-failed stray",
+    ),
+    Sabotage(
+        "nobody looks for what changed",
+        ("hardening::what_changes_is_told_every_day",),
+        f"systemctl stop {integrity.TIMER}",
+        f"systemctl start {integrity.TIMER}",
+    ),
+    Sabotage(
+        "a person's files are everybody's",
+        ("hardening::a_person_s_new_files_are_their_own",),
+        *edited("/etc/profile.d/holdfast.sh", "s/umask 027/umask 022/"),
+    ),
+)
+
+SANDBOX = (
+    Sabotage(
+        "a unit's walls are taken down",
+        ("sandbox::systemd_finds_every_unit_as_closed_as_declared",),
+        *configured(
+            integrity.SERVICE,
+            [
+                *("ProtectSystem=no", "CapabilityBoundingSet=~", "PrivateNetwork=no"),
+                *("SystemCallFilter=", "PrivateDevices=no"),
+            ],
+        ),
+    ),
+    Sabotage(
+        "systemd leaves IPAddressDeny= out",
+        ("sandbox::the_kernel_enforces_what_units_may_reach",),
+        *lying(
+            "systemd-run",
+            'for word; do case $word in IPAddress*) word=Description=stray ;; esac; set -- "$@"'
+            ' "$word"; shift; done; exec /usr/bin/systemd-run "$@"',
+        ),
+    ),
+)
+
+SSH = (
+    Sabotage(
+        "a file read before ours opens sshd",
+        (
+            "ssh::it_offers_no_weak_algorithm",
+            "ssh::it_does_not_tell_its_patch_level",
+            "ssh::a_weak_key_exchange_is_refused",
+            "ssh::a_key_is_the_only_way_in",
+            "ssh::root_logs_in_only_where_the_inventory_says_so",
+            "ssh::it_listens_on_the_declared_port_only",
+            "ssh::a_good_key_lets_a_user_in_and_root_only_where_it_may",
+        ),
+        f"cat > $(dirname {SSHD})/00-a-stray.conf <<'END'\n"
+        "Port 2222\nKexAlgorithms +ecdh-sha2-nistp256\nDebianBanner yes\n"
+        "PasswordAuthentication yes\nPermitRootLogin yes\n"
+        f"END\n{_RELOAD_SSH}",
+        f"rm $(dirname {SSHD})/00-a-stray.conf && {_RELOAD_SSH}",
+    ),
+    Sabotage(
+        "a user has a key that nobody declared",
+        ("ssh::declared_users_have_exactly_their_declared_keys",),
+        *edited("/home/operator/.ssh/authorized_keys", "$a ssh-ed25519 AAAA stray"),
+    ),
+    Sabotage(
+        "a change of sshd was never proved",
+        ("ssh::no_change_waits_for_its_proof",),
+        "systemd-run --quiet --unit=holdfast-ssh-rollback --on-active=1h true",
+        "systemctl stop holdfast-ssh-rollback.timer",
+    ),
+)
+
+FIREWALL = (
+    Sabotage(
+        "what nobody declared is let in",
+        ("firewall::what_nobody_declared_is_dropped",),
+        _both("-P INPUT ACCEPT"),
+        _both("-P INPUT DROP"),
+    ),
+    Sabotage(
+        "a port is opened by hand",
+        ("firewall::the_kernel_lets_in_exactly_what_is_declared",),
+        _both(
+            "-A ufw-user-input -p tcp --dport 2222 -j ACCEPT",
+            "-A ufw6-user-input -p tcp --dport 2222 -j ACCEPT",
+        ),
+        _both(
+            "-D ufw-user-input -p tcp --dport 2222 -j ACCEPT",
+            "-D ufw6-user-input -p tcp --dport 2222 -j ACCEPT",
+        ),
+    ),
+    Sabotage(
+        "a rule stands before ufw's",
+        ("firewall::nothing_is_let_in_ahead_of_ufw",),
+        _both("-I INPUT -p tcp --dport 2222 -j ACCEPT"),
+        _both("-D INPUT -p tcp --dport 2222 -j ACCEPT"),
+    ),
+    Sabotage(
+        "something listens to everybody",
+        ("firewall::only_declared_ports_listen_off_this_host",),
+        "systemd-run --quiet --unit=stray --socket-property=ListenStream=2222 cat",
+        "systemctl stop stray.socket",
+    ),
+    Sabotage(
+        "containers are let through",
+        ("firewall::containers_are_reached_only_as_declared",),
+        _both(f"-I {DOCKER_USER} -j RETURN") + " && " + _both(f"-t mangle -I {GUARD} -j RETURN"),
+        _both(f"-D {DOCKER_USER} -j RETURN") + " && " + _both(f"-t mangle -D {GUARD} -j RETURN"),
+    ),
+    Sabotage(
+        "another rule is asked before the guard",
+        ("firewall::the_guard_of_containers_is_asked_first",),
+        _both("-I FORWARD -j ACCEPT"),
+        _both("-D FORWARD -j ACCEPT"),
+    ),
+    Sabotage(
+        "ufw is off after a boot",
+        ("firewall::a_boot_brings_the_same_rules_back",),
+        *edited("/etc/ufw/ufw.conf", "s/^ENABLED=yes/ENABLED=no/"),
+    ),
+    Sabotage(
+        "nftables may flush the rules",
+        ("firewall::nothing_else_loads_or_flushes_rules",),
+        "systemctl unmask nftables.service",
+        "systemctl mask nftables.service",
+    ),
+    Sabotage(
+        "a change of the firewall was never proved",
+        ("firewall::no_change_waits_for_its_proof",),
+        f"mkdir -p {ROLLBACK_STATE} && touch {ROLLBACK_STATE}/armed",
+        f"rm {ROLLBACK_STATE}/armed",
+    ),
+)
+
+DOCKER = (
+    Sabotage(
+        "our keys in daemon.json are changed",
+        ("docker::our_settings_are_in_its_file", "docker::it_runs_with_them"),
+        *edited(DAEMON_JSON, 's/"live-restore": true/"live-restore": false/'),
+    ),
+    Sabotage(
+        "the engine publishes to everybody and logs without an end",
+        (
+            "docker::a_port_without_an_address_is_published_to_this_host_only",
+            "docker::the_logs_of_every_container_are_bounded",
+        ),
+        f"cp -a {DAEMON_JSON} /root/daemon.json && {_LOOSE_DOCKER}systemctl restart docker"
+        f" && docker run --detach --name stray {IMAGE}",
+        "docker rm --force stray"
+        f" && cp -a /root/daemon.json {DAEMON_JSON} && systemctl restart docker",
+    ),
+    Sabotage(
+        "the engine writes its rules where ours are not asked",
+        ("docker::its_firewall_is_the_one_that_has_our_chain",),
+        *lying(
+            "docker",
+            '/usr/bin/docker "$@" | sed \'1s/^{/{"FirewallBackend": {"Driver": "nftables"},/\'',
+        ),
+    ),
+    Sabotage(
+        "somebody is root by the engine's group",
+        ("docker::nobody_is_root_by_its_group",),
+        "gpasswd --add operator docker",
+        "gpasswd --delete operator docker",
+    ),
+    Sabotage(
+        "the engine starts without its guard",
+        ("docker::it_starts_behind_the_firewall",),
+        *configured("docker.service", ["ExecStartPre="]),
+    ),
+    Sabotage(
+        "the engine is stopped",
+        ("docker::it_answers",),
+        "systemctl stop docker.socket docker.service",
+        "systemctl start docker.socket docker.service",
+    ),
+)
+
+TAILNET = (
+    Sabotage(
+        "the daemon is offline, has another name, and lets Tailscale's own SSH in",
+        (
+            "tailnet::it_is_online_and_its_membership_holds",
+            "tailnet::it_has_the_declared_name_tags_and_control_server",
+            "tailnet::ssh_on_the_tailnet_is_the_hardened_sshd",
+        ),
+        # Said, not done: the tests come by the tailnet.
+        *lying(
+            "tailscale",
+            '/usr/bin/tailscale "$@" | sed -e \'s/"Online": true/"Online": false/\''
+            ' -e \'s/"Hostname": "rack"/"Hostname": "stray"/\''
+            ' -e \'s/"RunSSH": false/"RunSSH": true/\'',
+        ),
+    ),
+    Sabotage(
+        "its interface has lost an address",
+        ("tailnet::it_has_an_address_of_each_family_on_its_interface",),
+        "ip address del $(tailscale ip -6)/128 dev tailscale0",
+        "ip address add $(tailscale ip -6)/128 dev tailscale0",
+    ),
+    Sabotage(
+        "the daemon has another port",
+        ("tailnet::the_running_daemon_sends_no_logs_and_has_the_declared_port",),
+        *edited(
+            "/etc/holdfast/tailscaled.env",
+            "s/^PORT=.*/PORT=41999/",
+            "systemctl restart tailscaled"
+            " && until tailscale status --peers=false; do sleep 1; done",
+        ),
+    ),
+    Sabotage(
+        "the daemon does not start with the host",
+        ("tailnet::the_daemon_starts_with_the_host",),
+        "systemctl disable tailscaled",
+        "systemctl enable tailscaled",
+    ),
+    Sabotage(
+        "a join key was left behind",
+        ("tailnet::the_join_key_is_nowhere",),
+        "printf '%s%s' hskey-auth- ABCDEFGHIJKLMNOPQRSTUVWX > /root/stray",
+        "rm /root/stray",
+    ),
+)
+
+STORAGE = (
+    Sabotage(
+        "the NAS is mounted so that data may be lost",
+        ("storage::first_use_mounts_with_the_options_that_keep_data",),
+        *edited(_MOUNT, "s/\\bhard\\b/soft/", _REMOUNT),
+    ),
+    Sabotage(
+        "the NAS takes no writes",
+        ("storage::a_write_reaches_the_nas_and_comes_back",),
+        *edited(_MOUNT, "s/\\brw\\b/ro/", _REMOUNT),
+    ),
+    Sabotage(
+        "the folder beneath the mount can be written",
+        ("storage::nothing_can_be_written_beneath_a_mount",),
+        _BARE.format("-i", "/run/bare"),
+        _BARE.format("+i", "/run/bare"),
+    ),
+    Sabotage(
+        "a boot waits for the NAS",
+        ("storage::a_boot_does_not_wait_for_the_nas",),
+        *edited("/etc/fstab", "$a 10.77.0.30:/srv/holdfast /mnt/stray nfs4 defaults 0 0"),
+    ),
+    Sabotage(
+        "rpcbind listens",
+        ("storage::no_rpc_service_listens",),
+        "systemctl unmask rpcbind.socket rpcbind.service && systemctl start rpcbind.socket",
+        "systemctl stop rpcbind.socket rpcbind.service"
+        " && systemctl mask rpcbind.socket rpcbind.service",
+    ),
+    Sabotage(
+        "a byte of a model is another",
+        ("storage::models_have_the_declared_checksum_and_anyone_may_read_them",),
+        f"cp -a {_MODEL} /root/model && printf x | dd of={_MODEL} conv=notrunc status=none",
+        f"cp -a /root/model {_MODEL} && rm /root/model",
+    ),
+    Sabotage(
+        "a model was written after it was proved",
+        ("storage::every_model_has_a_proof_that_fits_it",),
+        f"cp -a {_MODEL} /root/model && touch {_MODEL}",
+        f"cp -a /root/model {_MODEL} && rm /root/model",
+    ),
+    Sabotage(
+        "a model lies half copied",
+        ("storage::nothing_half_copied_is_left",),
+        f"touch {_MODEL}.part",
+        f"rm {_MODEL}.part",
+    ),
+    Sabotage(
+        "nobody checks the models",
+        ("storage::the_model_check_is_armed_and_last_found_nothing_wrong",),
+        "systemctl stop holdfast-models-verify.timer",
+        "systemctl start holdfast-models-verify.timer",
+    ),
+    Sabotage(
+        "the models' check is let out of its sandbox",
+        ("storage::the_model_check_runs_in_its_sandbox",),
+        *configured(
+            "holdfast-models-verify.service",
+            [
+                *("DynamicUser=no", "ProtectSystem=no", "CapabilityBoundingSet=~"),
+                *("PrivateNetwork=no", "SystemCallFilter="),
+            ],
+        ),
+    ),
+)
+
+FLOOR = (
+    Sabotage(
+        "the floor's key is another",
+        ("floor::it_completes_for_who_holds_the_key",),
+        *edited(floor.KEY_FILE, "s/.*/stray/"),
+    ),
+    Sabotage(
+        "the floor's key can be read",
+        ("floor::its_key_is_read_by_root_alone_and_is_nowhere_else",),
+        f"chmod 644 {floor.KEY_FILE}",
+        f"chmod 600 {floor.KEY_FILE}",
+    ),
+    Sabotage(
+        "somebody else listens on the floor's port",
+        ("floor::it_listens_only_where_it_is_declared",),
+        "systemd-run --quiet --unit=stray --socket-property=ListenStream=8080"
+        " --socket-property=BindToDevice=eth1 cat",
+        "systemctl stop stray.socket",
+    ),
+    Sabotage(
+        "the floor asks for no key",
+        ("floor::it_refuses_who_does_not",),
+        *edited(
+            f"/etc/systemd/system/{floor.UNIT}",
+            "/--api-key-file/d",
+            f"systemctl daemon-reload && systemctl restart {floor.UNIT}",
+        ),
+    ),
+    Sabotage(
+        "the floor's unit is let loose",
+        (
+            "floor::the_engine_has_no_network",
+            "floor::its_weights_stay_in_memory",
+            "floor::its_limits_are_in_force",
+            "floor::it_comes_back_when_it_is_killed",
+        ),
+        *configured(
+            floor.UNIT,
+            ["PrivateNetwork=no", "LimitMEMLOCK=0", "MemoryMax=700M", "Restart=no"],
+            f"systemctl restart {floor.UNIT}",
+        ),
+    ),
+    Sabotage(
+        "the floor is stopped",
+        ("floor::its_health_is_public",),
+        f"systemctl stop {floor.UNIT}",
+        f"systemctl start {floor.UNIT}",
+    ),
+)
+
+BACKUP = (
+    Sabotage(
+        "nobody asks how old the backup is",
+        ("backup::every_timer_is_armed_now_and_at_boot",),
+        "systemctl stop holdfast-backup-check@nas.timer",
+        "systemctl start holdfast-backup-check@nas.timer",
+    ),
+    Sabotage(
+        "the last restore was not what was backed up",
+        (
+            "backup::the_newest_snapshot_is_fresh_and_whole_in_every_place",
+            "backup::every_place_was_restored_and_compared",
+        ),
+        *edited(_NAS, 's/"ok": true/"ok": false/', "systemctl reset-failed"),
+    ),
+    Sabotage(
+        "the snapshot lacks what is declared",
+        ("backup::what_is_declared_is_what_is_in_the_snapshot",),
+        *edited(_NAS, 's#"/srv/data"#"/srv/stray"#'),
+    ),
+    Sabotage(
+        "a repository's password can be read",
+        ("backup::its_secrets_are_read_by_root_alone_and_are_nowhere_else",),
+        f"chmod 644 {backup.CREDENTIALS}/backup-nas-password",
+        f"chmod 600 {backup.CREDENTIALS}/backup-nas-password",
+    ),
+    Sabotage(
+        "a restore check left its copy",
+        ("backup::nothing_of_a_restore_check_is_left_on_disk",),
+        f"mkdir {backup.STATE}/staging-nas",
+        f"rmdir {backup.STATE}/staging-nas",
+    ),
+    Sabotage(
+        "a restore does not ask what lies where it goes",
+        ("backup::a_restore_never_goes_over_live_data",),
+        *edited(backup.PROGRAM, "s/if target == Path(source) or/if False and/"),
+    ),
+)
+
+_NO_TIMER = f"systemctl stop {limits.TIMER}"
+_LOOK = f"systemctl start {limits.SERVICE} {limits.TIMER}"
+_RACK = "/etc/holdfast-rack.json"
+_ONE_GONE = (
+    f"cp -a {_RACK} /root/rack.json && python3 - <<'END'\n"
+    "import json, os\n"
+    f"rack = json.load(open('{_RACK}'))\n"
+    "rack['cards'][2]['state'] = 'gone'\n"
+    f"json.dump(rack, open('{_RACK}.new', 'w'))\n"
+    f"os.replace('{_RACK}.new', '{_RACK}')\n"
+    "END\n"
+)
+_ALL_BACK = f"cp -a /root/rack.json {_RACK}.new && mv {_RACK}.new {_RACK}"
+
+CARDS = (
+    Sabotage(
+        "a card is not on the bus",
+        ("gpu::every_declared_card_is_there_with_its_lanes",),
+        "mv /run/holdfast-rack-pci/0000:44:00.0 /run/",
+        "mv /run/0000:44:00.0 /run/holdfast-rack-pci/",
+    ),
+    Sabotage(
+        "the driver does not show a card, nor can it be limited",
+        (
+            "gpu::the_driver_shows_every_card_of_this_host",
+            "gpu::the_last_look_at_the_limits_succeeded",
+        ),
+        f"{_NO_TIMER} && {_ONE_GONE}systemctl start {limits.SERVICE}; true",
+        f"{_ALL_BACK} && {_LOOK}",
+    ),
+    Sabotage(
+        "a card has fallen off the bus",
+        ("gpu::no_card_has_fallen_off_the_bus_since_boot",),
+        "echo 'kernel: NVRM: Xid (PCI:0000:44:00): 79, pid=1' > /dev/kmsg",
+        "journalctl --rotate; while journalctl --quiet --dmesg --grep='Xid .*: 79'; do"
+        " journalctl --vacuum-time=1s; sleep 1; done",
+    ),
+    Sabotage(
+        "the driver goes with its last client",
+        ("gpu::the_driver_stays_in_place_without_clients",),
+        f"{_NO_TIMER} && nvidia-smi -pm 0",
+        f"nvidia-smi -pm 1 && {_LOOK}",
+    ),
+    Sabotage(
+        "a card is at another limit",
+        ("gpu::every_limit_reads_back_as_declared",),
+        f"{_NO_TIMER} && nvidia-smi -i 0 -pl 300",
+        _LOOK,
+    ),
+    Sabotage(
+        "nobody watches the limits",
+        ("gpu::the_limits_are_watched_now_and_at_boot",),
+        _NO_TIMER,
+        _LOOK,
+    ),
+    Sabotage(
+        "containers are told of another card",
+        ("gpu::containers_are_given_the_cards_and_libraries_of_today",),
+        *edited(containers.SPECIFICATION, "s/GPU-./GPU-0/"),
+    ),
+    Sabotage(
+        "the specification is not made at boot",
+        ("gpu::the_specification_is_made_at_every_boot_by_us_alone",),
+        f"systemctl disable {containers.SERVICE}",
+        f"systemctl enable {containers.SERVICE}",
+    ),
+    Sabotage(
+        "a container cannot reach its card",
+        ("gpu::running_containers_reach_their_cards",),
+        # The stand-ins have no device file, and nobody else than root can make one.
+        "docker run --detach --name stray --user 65534 --device nvidia.com/gpu=all " + IMAGE,
+        "docker rm --force stray",
+    ),
+)
+"""For a rack of `make drill-gpu`."""
+
+SITE = (
+    *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *DOCKER),
+    *(*TAILNET, *STORAGE, *FLOOR, *BACKUP),
+)
+"""For a rack of `inventories/drill.py`."""
