@@ -1,22 +1,26 @@
-"""`@rack/NAME`: pyinfra's SSH with four things a rack needs.
+"""`@rack/NAME`: pyinfra's SSH with five things a rack needs.
 
 The whole inventory is checked before the first socket is opened; the tailnet is tried before the
-LAN; Nagle's algorithm is off (with it, every command waits 40 ms for a delayed ACK); and a *new*
-login can be asked for, which is how a firewall change proves that it locked nobody out.
+LAN; Nagle's algorithm is off (with it, every command waits 40 ms for a delayed ACK); a connection
+through a proxy command ends when that does; and a *new* login can be asked for, which is how a
+firewall change proves that it locked nobody out.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from select import select
 from typing import TYPE_CHECKING, Any, Literal
 
-from paramiko import SSHException
+from paramiko import ProxyCommand, SSHException
 from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient import SSHClient
+from pyinfra.connectors.sshuserclient import client as sshuserclient
 
 from holdfast import site
 
@@ -25,6 +29,32 @@ if TYPE_CHECKING:
     from pyinfra.api.state import State
 
 Path = Literal["tailnet", "lan"]
+
+
+class EndingProxyCommand(ProxyCommand):
+    """A proxy command whose end is the connection's: `tailscale nc` to a rack that lost its power.
+
+    paramiko's (4.0) reads on for ever then, with one core at full load, and the run never ends.
+    """
+
+    def recv(self, size: int) -> bytes:
+        """At most ``size`` bytes, none where the command has ended.
+
+        Raises:
+            TimeoutError: there were none in time.
+        """
+        output = self.process.stdout
+        if output is None or not select([output], [], [], self.timeout)[0]:
+            raise TimeoutError
+        return os.read(output.fileno(), size)
+
+    def close(self) -> None:
+        """End the command, if it has not ended."""
+        with suppress(ProcessLookupError):
+            super().close()
+
+
+sshuserclient.ProxyCommand = EndingProxyCommand  # type: ignore[misc]
 
 
 class RackConnector(SSHConnector):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pyinfra.connectors.ssh import SSHConnector
+from pyinfra.connectors.sshuserclient import client as sshuserclient
 
 from holdfast.connector import RackConnector
 
@@ -61,3 +62,20 @@ def test_without_a_lan_address_the_tailnet_s_refusal_stands(
     connector = _connector(monkeypatch, None, [("rack", False)])
     with pytest.raises(OSError, match="nobody answers"):
         connector._connect()
+
+
+def test_a_connection_ends_when_its_proxy_command_does() -> None:
+    proxy = sshuserclient.ProxyCommand("echo SSH-2.0")
+    proxy.settimeout(5)
+    assert proxy.recv(64) == b"SSH-2.0\n"
+    # paramiko takes nothing for the end of the connection.
+    assert proxy.recv(64) == b""
+    proxy.close()
+
+
+def test_a_silent_proxy_command_is_not_waited_for_longer_than_asked() -> None:
+    proxy = sshuserclient.ProxyCommand("cat")
+    proxy.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        proxy.recv(64)
+    proxy.close()
