@@ -5,7 +5,6 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from holdfast import alerts, floor
-from holdfast.refusal import MASK, Refusal, Refused
 from holdfast.registry import floor_model
 from holdfast.secrets import require
 from holdfast.settings import HostSettings
@@ -22,9 +21,6 @@ def apply(settings: HostSettings) -> None:
     if settings.floor is None or model is None:
         return
     key = require(settings.floor.api_key)
-    if problem := floor.key_problem(key):
-        name = f"secret {settings.floor.api_key}"
-        raise Refused([Refusal(settings.hostname, name, MASK, problem, "make a new one")])
     release = settings.floor.release
     release_directory = artefact.directory(floor.PROGRAM, release)
     unit_files = floor.unit_files(settings, release_directory)

@@ -7,6 +7,7 @@ import sys
 from click import ClickException
 
 from holdfast import inventory_file
+from holdfast.gpu import power
 from holdfast.refusal import Refused
 
 
@@ -16,7 +17,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m holdfast INVENTORY", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        count = len(inventory_file.load(arguments[0]))
+        hosts = inventory_file.load(arguments[0])
     except ClickException as error:
         error.show()
         return 1
@@ -24,7 +25,10 @@ def main(arguments: list[str]) -> int:
         for refusal in refused.refusals:
             print(refusal, file=sys.stderr)  # noqa: T201
         return 1
-    print(f"{count} host{'' if count == 1 else 's'}, nothing to refuse")  # noqa: T201
+    for name, settings in hosts.items():
+        if settings.gpus is not None and (budget := power.table(settings.gpus)):
+            print(f"{name}: what its power supplies are asked for\n{budget}")  # noqa: T201
+    print(f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}, nothing to refuse")  # noqa: T201
     return 0
 
 

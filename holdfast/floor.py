@@ -79,8 +79,6 @@ def key_problem(key: Secret) -> str | None:
         return "must not start with #, which llama-server reads as a comment"
     if not value.isascii() or not value.isprintable() or " " in value or '"' in value:
         return "must be printable ASCII without spaces or double quotes"
-    if len(value) < 16:
-        return "must have at least 16 characters"
     return None
 
 

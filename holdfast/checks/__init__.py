@@ -45,7 +45,8 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
 
 def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
     """What is wrong with the secrets one host needs, where `.env` can be read."""
-    return [Refusal(host, *finding) for finding in access.secrets_set(settings)]
+    findings = list(access.secrets_set(settings)) or services.floor_key(settings)
+    return [Refusal(host, *finding) for finding in findings]
 
 
 def check_site(hosts: dict[str, HostSettings]) -> list[Refusal]:

@@ -425,6 +425,7 @@ def test_no_value_of_env_is_in_any_refusal() -> None:
         ({"FLOOR_API_KEY": "kurz-27xLmZp40w"}, "it has 15 characters"),
         ({"FLOOR_API_KEY": "aaaaaaaaaaaaaaaaaaaaaaaa"}, "repeats a few characters"),
         ({"FLOOR_API_KEY": "please-change-me-27xLm"}, "like a placeholder"),
+        ({"FLOOR_API_KEY": "'#9aKx27Qm-Zp40Lw8vTb'"}, "must not start with #"),
         ({"FLOOR_API_KEY": SECRETS["TAILSCALE_AUTH_KEY"]}, "TAILSCALE_AUTH_KEY has the same value"),
     ],
 )
@@ -454,6 +455,21 @@ def test_a_bad_env_file_is_refused(text: str, mode: int, wrong: str, secrets_fol
     assert wrong in sentences[0]
     assert "s3cr3t" not in sentences[0]
     assert "9fKq27" not in sentences[0]
+
+
+WITH_A_CARD = {
+    **good()["station"],
+    "ssh": {"lan_access": "keep"},
+    "tailnet": None,
+    "docker": None,
+    "gpus": {
+        "cards": [
+            {"name": "desk", "device": "2204", "vram_mib": 24576, "pci_address": "0000:01:00.0"}
+        ],
+        "power_supplies": [{"name": "psu", "watts": 1000}],
+        "containers": False,
+    },
+}
 
 
 @pytest.fixture
@@ -564,14 +580,21 @@ def test_the_check_command_tells_inventories_from_other_files(tmp_path: Path) ->
     for name, (text, _) in files.items():
         (tmp_path / name).write_text(text)
     _write_inventory(tmp_path / "good", 22, "Etc/UTC")
+    (tmp_path / "cards").write_text(f"hosts = [('@rack/station', {WITH_A_CARD!r})]")
     # One process for all: starting Python costs more than the checks.
     script = tmp_path / "script.py"
-    paths = [str(tmp_path / name) for name in ("good", "absent", *files)]
+    paths = [str(tmp_path / name) for name in ("good", "cards", "absent", *files)]
     script.write_text(f"from holdfast.__main__ import main\nprint([main([p]) for p in {paths!r}])")
     result = subprocess.run(
         [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
     )
-    assert result.stdout == "2 hosts, nothing to refuse\n[0, 1, 1, 1, 1]\n"
+    assert result.stdout.splitlines() == [
+        "2 hosts, nothing to refuse",
+        "station: what its power supplies are asked for",
+        "psu                1000 W  cards  1      550 of    800 W   surge    650 of   1350 W",
+        "1 host, nothing to refuse",
+        "[0, 0, 1, 1, 1, 1]",
+    ]
     assert "no such file" in result.stderr
     for _, mend in files.values():
         assert mend in result.stderr
