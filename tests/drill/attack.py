@@ -78,25 +78,30 @@ def container_addresses(rack: Machine) -> list[str]:
 def scan(neighbour: Machine, *, udp: bool, ipv6: bool, known: Collection[int] = ()) -> list[int]:
     """Ports of the rack that answer: all 65,535 of TCP, or the 100 commonest of UDP.
 
-    A scan that misses one of the ``known`` open ports was deaf, as when an emulated rack still
-    boots, and its silence about the others means nothing: it is made again, twice at most.
+    A scan that finds no rack on the LAN, or misses one of the ``known`` open ports, was deaf, as
+    when an emulated rack still boots, and its silence about the others means nothing: it is made
+    again, twice at most.
+
+    Raises:
+        RuntimeError: nothing answered ARP, or IPv6's neighbour discovery, or the scan did not end.
     """
     what = "-sU --top-ports 100" if udp else "-sS -p-"
     target = f"-6 {RACK_V6}" if ipv6 else RACK_V4
-    seen: list[int] = []
+    seen: set[int] = set()
+    shown = ""
     for _ in range(3):
         shown = neighbour.succeed(
             # A silent port costs a retry and no more. An emulated rack may take a second to answer.
-            f"nmap -n -Pn {what} -T4 --min-rate 4000 --max-retries 1 --initial-rtt-timeout 1s"
+            f"nmap -n {what} -T4 --min-rate 4000 --max-retries 1 --initial-rtt-timeout 1s"
             f" --max-rtt-timeout 2s --host-timeout 15m -oG - {target}",
             timeout_seconds=1200,
         )
-        if "Status: Timeout" in shown or "Host: " not in shown:
-            raise RuntimeError(f"the scan did not end: {shown}")
-        seen = sorted({*seen, *(int(port) for port in re.findall(r"(\d+)/open/", shown))})
-        if set(known) <= set(seen):
+        seen |= {int(port) for port in re.findall(r"(\d+)/open/", shown)}
+        if "Status: Up" in shown and set(known) <= seen:
             break
-    return seen
+    if "Status: Up" not in shown or "Status: Timeout" in shown:
+        raise RuntimeError(f"the scan saw no rack, or did not end: {shown}")
+    return sorted(seen)
 
 
 def reach(neighbour: Machine, rack_containers: list[str]) -> dict[str, list[str]]:

@@ -34,13 +34,13 @@ def mirror() -> str:
 class Suite:
     """One Debian suite as a private APT root under `directory`."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, components: str = "main") -> None:
         self._directory = directory
         for folder in ("lists/partial", "archives/partial"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         (directory / "status").touch()
         (directory / "suite.sources").write_text(
-            f"Types: deb\nURIs: {mirror()}\nSuites: {name}\nComponents: main\n"
+            f"Types: deb\nURIs: {mirror()}\nSuites: {name}\nComponents: {components}\n"
             f"Signed-By: {KEYRING}\n"
         )
         self._options = [
@@ -65,7 +65,11 @@ class Suite:
     def _apt(self, *arguments: str) -> None:
         options = [part for option in self._options for part in ("-o", option)]
         result = subprocess.run(
-            ["apt-get", "-q", *options, *arguments], capture_output=True, text=True, check=False
+            ["apt-get", "-q", *options, *arguments],
+            cwd=self._directory,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if result.returncode != 0:
             raise RuntimeError(f"apt-get {arguments[0]} failed:\n{result.stdout}{result.stderr}")
@@ -81,6 +85,13 @@ class Suite:
         for package in sorted((self._directory / "archives").glob("*.deb")):
             subprocess.run(["dpkg-deb", "--extract", package, tree], check=True)
         return tree
+
+    def fetch(self, package: str) -> Path:
+        """Download one package, without what it depends on; returns its archive."""
+        self._apt("update")
+        self._apt("download", package)
+        (archive,) = self._directory.glob(f"{package}_*.deb")
+        return archive
 
     def version(self, package: str) -> str:
         """Version of a package that `unpack` fetched."""

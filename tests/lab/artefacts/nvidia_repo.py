@@ -8,21 +8,17 @@ seconds there, minutes in a guest.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION
-from tests.lab.artefacts import apt_repo, store
-from tests.lab.images import RELEASES, Image, recipe_for
-from tests.lab.process import LabError, output_of
+from tests.lab.artefacts import apt_repo, dkms, store
+from tests.lab.images import Image
 
 CODENAME = "trixie"
-RELEASE = "debian-13"
 DRIVER = "driver"
 """Folder of the driver's repository below an entry."""
 TOOLKIT = "toolkit"
@@ -62,27 +58,17 @@ class _Package:
         return apt_repo.build(tree, folder / f"{self.name}_{version}_amd64.deb")
 
 
-def kernel_release(image: Image) -> str:
-    """What ``uname -r`` says on a machine of this image.
-
-    Read where the x86 boot protocol keeps it: 0x20E holds its offset, less 0x200.
-    """
-    data = image.kernel.read_bytes()
-    start = int.from_bytes(data[0x20E:0x210], "little") + 0x200
-    return data[start : data.index(b" ", start)].decode("ascii")
-
-
 def build(image: Image) -> store.Entry:
     """Both repositories, for machines of ``image``; `DRIVER` and `TOOLKIT` are their folders.
 
     Raises:
         LabError: the module could not be built.
     """
-    kernel = kernel_release(image)
+    kernel = dkms.kernel_release(image)
     module = store.stored(
         "nvidia-module",
         {"kernel": kernel, "version": DRIVER_VERSION, "source": _digest(_DOUBLES / "module")},
-        lambda target: _build_module(kernel, target),
+        lambda target: _build_module(image, target),
     )
     inputs = {
         "module": module.directory.name,
@@ -102,40 +88,10 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _build_module(kernel: str, target: Path) -> str:
-    recipe = recipe_for(
-        RELEASES[RELEASE],
-        "rack",
-        public_key="",
-        index_targets=output_of(["apt-get", "indextargets"]),
-        apt_config_dump=output_of(["apt-config", "dump"]),
-    )
-    with tempfile.TemporaryDirectory(prefix="holdfast-module-") as name:
-        work = Path(name)
-        work.chmod(0o711)
-        guest.module(DRIVER_VERSION, work / "root")
-        (work / "out").mkdir()
-        (work / "out").chmod(0o777)
-        built = f'"$1"/lib/modules/{kernel}/updates/dkms/nvidia.ko*'
-        command = [
-            "mmdebstrap",
-            "--variant=minbase",
-            f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
-            "--format=null",
-            f"--include=dkms,linux-headers-{kernel}",
-            *(f'--aptopt={option} "{url}"' for option, url in recipe.proxies),
-            f'--customize-hook=cp -r {work}/root/. "$1"/',
-            f'--customize-hook=chroot "$1" dkms install nvidia/{DRIVER_VERSION} -k {kernel}',
-            f"--customize-hook=cp {built} {work}/out/",
-            recipe.suite,
-            "/dev/null",
-            *recipe.sources,
-        ]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/")
-        if done.returncode != 0:
-            raise LabError(f"the module for {kernel} could not be built:\n{done.stderr[-3000:]}")
-        for file in (work / "out").iterdir():
-            shutil.copyfile(file, target / file.name)
+def _build_module(image: Image, target: Path) -> str:
+    with tempfile.TemporaryDirectory(prefix="holdfast-stand-in-") as name:
+        guest.module(DRIVER_VERSION, Path(name))
+        dkms.build(image, f"nvidia/{DRIVER_VERSION}", Path(name), target)
     return DRIVER_VERSION
 
 
