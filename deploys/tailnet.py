@@ -1,7 +1,10 @@
 """The tailnet: the private network that is the only way in."""
 
+from pyinfra import host
 from pyinfra.api.deploy import deploy
 
+from facts.tailnet import TailnetNode
+from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from holdfast.tailnet import vendor_repository
@@ -15,10 +18,18 @@ DROP_IN = "/etc/systemd/system/tailscaled.service.d/holdfast.conf"
 
 @deploy("Tailnet")
 def apply(settings: HostSettings) -> None:
-    """Install Tailscale from its repository, quiet from its first start, and join."""
+    """Install Tailscale from its repository, quiet from its first start, and join.
+
+    Raises:
+        Refused: the host must join, and no key is named; nothing was changed on any host.
+    """
     tailnet = settings.tailnet
     if tailnet is None:
         return
+    if tailnet.auth_key is None and not host.get_fact(TailnetNode).joined:
+        wrong = "this host is no member of a tailnet yet"
+        mend = "name the secret that holds a key to join with"
+        raise Refused([Refusal(host.name, "tailnet.auth_key", None, wrong, mend)])
     apt_repository.repository(
         name="Know Tailscale's repository",
         label="tailscale",

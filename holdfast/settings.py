@@ -158,7 +158,8 @@ class Tailnet(Model):
     """A mirror of the vendor's repository."""
     control_server: Url | None = None
     """A headscale; Tailscale's own when absent."""
-    auth_key: SecretName = "TAILSCALE_AUTH_KEY"
+    auth_key: SecretName | None = "TAILSCALE_AUTH_KEY"
+    """Joins the host, once. None: it is a member already, and is refused where it is not."""
     tags: list[Tag] = []
     port: Port = 41641
     join_timeout_seconds: int = Field(default=60, ge=10, le=600)

@@ -56,7 +56,7 @@ def joined(
         yield stop(steps.refusal)
         return
     if steps.join:
-        key = secrets.read(settings.auth_key)
+        key = secrets.read(settings.auth_key) if settings.auth_key else None
         if key is None:
             yield stop(
                 f"tailnet.auth_key: the host is not a member yet and {settings.auth_key} is not"

@@ -9,12 +9,16 @@ from typing import Any, get_args
 
 import pytest
 from pyinfra.api import FactProcessError
+from pyinfra.context import ctx_host
 
+from deploys import tailnet
 from facts.tailnet import TailnetAddresses, TailnetNode
-from holdfast.settings import Distribution, Tailnet
+from holdfast.refusal import Refused
+from holdfast.settings import Distribution, HostSettings, Tailnet
 from holdfast.tailnet import Node, Steps, complaint, join_flags, plan, vendor_repository
 from operations.tailscale import joined
 from tests.unit.local_host import LocalHost
+from tests.unit.site_data import good
 
 RECORDED = Path(__file__).parent / "recorded"
 HEADSCALE = Tailnet(control_server="https://localhost:28443", tags=["tag:rack"], accept_dns=False)
@@ -148,6 +152,13 @@ def test_a_host_that_must_join_without_a_key_is_told_so(monkeypatch: pytest.Monk
         "tailnet.auth_key: the host is not a member yet and TAILSCALE_AUTH_KEY is not set;"
         " have the control server make a key and put it into .env"
     )
+
+
+def test_without_a_key_a_host_must_be_a_member_before_anything_is_changed() -> None:
+    rack = HostSettings.model_validate({**good()["rack"], "tailnet": {"auth_key": None}})
+    stranger: Any = LocalHost(facts={TailnetNode: Node()})
+    with ctx_host.use(stranger), pytest.raises(Refused, match="no member of a tailnet yet"):
+        tailnet.apply._inner(settings=rack)
 
 
 @pytest.fixture
