@@ -46,7 +46,8 @@ def publish_containers(rack: Machine, image: str) -> None:
         publish = " ".join(f"-p {shlex.quote(item)}" for item in container.publish)
         rack.succeed(
             f"docker rm -f {container.name} >/dev/null 2>&1;"
-            f" docker run -d --restart=always --name {container.name}"
+            # Without --init busybox is a PID 1 that ignores SIGTERM, and a shutdown waits 90 s.
+            f" docker run -d --init --restart=always --name {container.name}"
             f" --network {container.network} {publish} {image}",
             timeout_seconds=300,
         )
