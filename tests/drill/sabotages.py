@@ -11,6 +11,7 @@ from operations.sshd import DROP_IN as SSHD
 from tests.drill.sabotage import Sabotage, configured, edited, lying
 from tests.lab.artefacts.container import IMAGE
 
+_CORES = "/etc/systemd/system.conf.d/zz-stray.conf"
 _ZONE = "/etc/localtime"
 _MODEL = "/var/lib/holdfast/models/tiny.gguf"
 _MOUNT = "/etc/systemd/system/mnt-nas.mount"
@@ -107,8 +108,8 @@ HARDENING = (
     Sabotage(
         "crashed programs leave their memory",
         ("hardening::memory_does_not_land_on_disk",),
-        "printf '%s - core unlimited\\n' '*' root > /etc/security/limits.d/zz-stray.conf",
-        "rm /etc/security/limits.d/zz-stray.conf",
+        f"printf '[Manager]\\nDefaultLimitCORE=infinity\\n' > {_CORES} && systemctl daemon-reload",
+        f"rm {_CORES} && systemctl daemon-reload",
     ),
     Sabotage(
         "anybody may write into configuration",
