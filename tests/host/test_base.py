@@ -15,7 +15,7 @@ Answers = dict[str, list[str]]
 @pytest.fixture(scope="module")
 def ground(host: Host, settings: HostSettings) -> Answers:
     names = " ".join([settings.hostname, *settings.base.hosts])
-    users = " ".join(service_users(settings)) or "''"
+    users = " ".join(service_users(settings))
     authorities = " ".join(map(authority_path, settings.base.trusted_cas)) or "/dev/null"
     return answers(
         host.check_output(
