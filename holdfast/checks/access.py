@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast import registry, secrets
-from holdfast.checks.finding import Finding, Findings, is_loopback, is_private_address
+from holdfast.checks.finding import (
+    NEW_SECRET,
+    Finding,
+    Findings,
+    is_loopback,
+    is_private_address,
+)
 from holdfast.refusal import MASK
 from holdfast.settings import HostSettings
 
@@ -132,7 +138,7 @@ def secrets_set(settings: HostSettings) -> Findings:
                 claim.key,
                 claim.name,
                 f"this secret is too weak, {weakness}",
-                "replace it, for instance by what 'openssl rand -hex 24' prints",
+                NEW_SECRET,
             )
         elif holder != claim.name:
             yield Finding(

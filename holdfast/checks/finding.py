@@ -20,6 +20,9 @@ class Finding(NamedTuple):
 
 Findings = Iterator[Finding]
 
+NEW_SECRET = "replace it, for instance by what 'openssl rand -hex 24' prints"  # noqa: S105
+"""The mend for a secret that will not do."""
+
 
 def nearest(name: str, known: set[str]) -> str:
     """The mend for a name that is not among ``known``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from holdfast import registry, secrets
-from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
 from holdfast.floor import key_problem
 from holdfast.settings import HostSettings
 
@@ -116,5 +116,4 @@ def floor_key(settings: HostSettings) -> Findings:
     """A key that llama-server would not take for one; expects that the secret can be read."""
     key = secrets.read(settings.floor.api_key) if settings.floor else None
     if settings.floor and key and (wrong := key_problem(key)):
-        mend = "replace it, for instance by what 'openssl rand -hex 24' prints"
-        yield Finding("floor.api_key", settings.floor.api_key, f"this secret {wrong}", mend)
+        yield Finding("floor.api_key", settings.floor.api_key, f"this secret {wrong}", NEW_SECRET)

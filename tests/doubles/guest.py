@@ -17,6 +17,9 @@ from tests.doubles import library
 from tests.doubles.rack import Rack
 from tests.doubles.sysfs import sysfs
 
+DESCRIPTION = "/etc/holdfast-rack.json"
+"""What the rack is, for every double on the machine; replaced, never written into."""
+
 _HERE = Path(__file__).parent
 _PRIVATE = "usr/lib/holdfast-rack"
 
@@ -30,7 +33,7 @@ def guest(rack: Rack, folder: Path) -> None:
 
 def hardware(rack: Rack, folder: Path) -> None:
     """Lay out the rack description, its sysfs tree, and what shows that tree at boot."""
-    description = folder / "etc" / "holdfast-rack.json"
+    description = folder / DESCRIPTION.lstrip("/")
     description.parent.mkdir(parents=True, exist_ok=True)
     rack.write(description)
     sysfs(rack, folder / "usr/share/holdfast-rack/sysfs")

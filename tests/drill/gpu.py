@@ -8,18 +8,16 @@ user space that answers for the rack's description.
 from __future__ import annotations
 
 import shutil
-import tarfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 from holdfast.gpu import containers, limits
 from tests.doubles import guest
-from tests.doubles.rack import DRIVER_VERSION, KERNEL_TELLS, Rack, known
+from tests.doubles.rack import DRIVER_VERSION, KERNEL_TELLS, known
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import ROOT
-from tests.drill.record import Record
-from tests.drill.site import Site, keep_journals, versions
-from tests.lab.artefacts import container, nvidia_open, nvidia_repo
+from tests.drill.rehearsal import Rehearsal, Scenery, load_probe_image
+from tests.drill.site import Site, versions
+from tests.lab.artefacts import archive, container, nvidia_open, nvidia_repo
 from tests.lab.lab import Lab
 from tests.lab.machine import MANAGEMENT_HOST
 from tests.lab.services.daemon import private_directory
@@ -27,7 +25,6 @@ from tests.lab.services.files import FileServer
 
 FOLDER = ROOT / ".lab" / "gpu"
 CAP_W = 280
-DESCRIPTION = "/etc/holdfast-rack.json"
 VANISHING = 3
 """Index of the card that falls off the bus."""
 LIMITS = "nvidia-smi --query-gpu=power.limit --format=csv,noheader,nounits"
@@ -40,14 +37,11 @@ VERSIONS = {
 }
 
 
-class GpuStage:
+class GpuStage(Scenery):
     """A rack with nine RTX 3090, and the repositories its driver comes from."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self.folder = folder
-        self.logs = folder / "logs"
-        shutil.rmtree(self.logs, ignore_errors=True)
-        self.logs.mkdir(parents=True)
+        super().__init__(folder)
         self.cards = known("rack9x3090")
         self.cards.driver.loaded = KERNEL_TELLS
         self.lab = Lab.create(folder / "machines", machines=("rack",))
@@ -71,12 +65,11 @@ class GpuStage:
         self.files.start()
         # It is the cards' driver that is on trial here, and not the boot of a bare machine.
         self.lab.start(warm=("rack",))
-        archive = self.folder / "hardware.tar"
-        shutil.rmtree(self.folder / "hardware", ignore_errors=True)
-        guest.hardware(self.cards, self.folder / "hardware")
-        with tarfile.open(archive, "w") as tar:
-            tar.add(self.folder / "hardware", arcname=".", filter=_owned_by_root)
-        self.lab.rack.copy_to(archive, "/root/hardware.tar")
+        hardware, packed = self.folder / "hardware", self.folder / "hardware.tar"
+        shutil.rmtree(hardware, ignore_errors=True)
+        guest.hardware(self.cards, hardware)
+        archive.pack(hardware, packed, ".")
+        self.lab.rack.copy_to(packed, "/root/hardware.tar")
         self.lab.rack.succeed(
             "tar -C / --keep-directory-symlink -xf /root/hardware.tar"
             # The machine boots from the initrd beside its disk, and this one is never made anew.
@@ -92,12 +85,10 @@ class GpuStage:
         self.lab.power_off()
         self.files.stop()
 
-    def describe(self, cards: Rack) -> None:
-        """Make the rack's hardware what ``cards`` says."""
-        text = cards.model_dump_json(indent=1)
-        self.lab.rack.succeed(
-            f"cat > {DESCRIPTION}.new <<'END' && mv {DESCRIPTION}.new {DESCRIPTION}\n{text}\nEND"
-        )
+    def describe(self) -> None:
+        """Make the rack's hardware what its cards are now."""
+        text, path = self.cards.model_dump_json(indent=1), guest.DESCRIPTION
+        self.lab.rack.succeed(f"cat > {path}.new <<'END' && mv {path}.new {path}\n{text}\nEND")
 
     def _settings(self) -> dict[str, object]:
         driver, toolkit = map(self._repository, self._repository_names())
@@ -150,34 +141,13 @@ def name_of(index: int) -> str:
     return f"shelf-{index + 1}"
 
 
-def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    return member
-
-
-class GpuDrill:
+class GpuDrill(Rehearsal):
     """One pass over what Holdfast promises about cards, on Debian 13."""
 
-    def __init__(self) -> None:
-        self.record = Record(
-            title="Holdfast drill of the cards, Debian 13",
-            began=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-        self.stage: GpuStage
-        self.site: Site
+    stage: GpuStage
 
-    def run(self) -> Record:
-        """Run every phase; a phase that cannot go on ends the drill and stands in the record."""
-        try:
-            self._act()
-        except Exception as error:
-            self.record.console.print(f"[red]the drill ends here: {error}")
-        finally:
-            if hasattr(self, "stage"):
-                keep_journals(self.stage.lab, self.stage.logs)
-                self.stage.lower_curtain()
-        return self.record
+    def __init__(self) -> None:
+        super().__init__("Holdfast drill of the cards, Debian 13")
 
     def _act(self) -> None:
         record = self.record
@@ -240,8 +210,7 @@ class GpuDrill:
         specified = rack.succeed(f"cat {containers.SPECIFICATION}")
         missing = [card.uuid for card in self.stage.cards.cards if card.uuid not in specified]
         self.record.check("the CDI specification names every card", not missing, missing)
-        rack.copy_to(container.build().file("holdfast-probe.tar"), "/root/probe.tar")
-        rack.succeed("docker load -i /root/probe.tar", timeout_seconds=300)
+        load_probe_image(rack)
         told = rack.succeed(
             f"docker run --rm --device nvidia.com/gpu={uuid} {container.IMAGE} /bin/busybox env",
             timeout_seconds=300,
@@ -267,7 +236,7 @@ class GpuDrill:
         rack, record, name = self.stage.lab.rack, self.record, name_of(VANISHING)
         lost = self.stage.cards.cards[VANISHING]
         lost.state = "lost"
-        self.stage.describe(self.stage.cards)
+        self.stage.describe()
         bus = lost.address.rpartition(".")[0]
         rack.succeed(f"echo 'kernel: NVRM: Xid (PCI:{bus}): 79, pid=1' > /dev/kmsg")
         rack.wait_until_succeeds(f"systemctl is-failed {limits.SERVICE}", timeout_seconds=300)

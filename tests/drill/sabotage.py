@@ -48,6 +48,20 @@ def configured(unit: str, lines: Sequence[str], then: str = "true") -> tuple[str
     )
 
 
+def rewritten(path: str, change: str) -> str:
+    """Shell text for a JSON file that a statement of Python about its ``value`` changes."""
+    program = "\n".join(
+        [
+            "import json, os",
+            f"value = json.load(open({path!r}))",
+            change,
+            f"json.dump(value, open({path + '.new'!r}, 'w'))",
+            f"os.replace({path + '.new'!r}, {path!r})",
+        ]
+    )
+    return f"python3 -c {shlex.quote(program)}"
+
+
 def lying(program: str, script: str) -> tuple[str, str]:
     """``hurt`` and ``heal`` for a program whose answers a script changes, ahead in PATH."""
     liar = f"/usr/local/bin/{program}"

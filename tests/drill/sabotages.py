@@ -8,7 +8,8 @@ from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, limits
 from operations.sshd import DROP_IN as SSHD
-from tests.drill.sabotage import Sabotage, configured, edited, lying
+from tests.doubles import guest
+from tests.drill.sabotage import Sabotage, configured, edited, lying, rewritten
 from tests.lab.artefacts.container import IMAGE
 
 _CORES = "/etc/systemd/system.conf.d/zz-stray.conf"
@@ -19,15 +20,7 @@ _REMOUNT = "systemctl daemon-reload && systemctl stop mnt-nas.mount"
 _BARE = "mkdir -p /run/bare && mount --bind / /run/bare && chattr {} /run/bare/mnt/nas; umount {}"
 _RELOAD_SSH = "systemctl reload ssh"
 _NAS = f"{backup.STATE}/nas.json"
-_LOOSE_DOCKER = (
-    "python3 - <<'END'\n"
-    "import json, pathlib\n"
-    f"path = pathlib.Path('{DAEMON_JSON}')\n"
-    "daemon = json.loads(path.read_text())\n"
-    "daemon |= {'ip': '0.0.0.0', 'log-opts': {}}\n"
-    "path.write_text(json.dumps(daemon))\n"
-    "END\n"
-)
+_LOOSE_DOCKER = rewritten(DAEMON_JSON, "value |= {'ip': '0.0.0.0', 'log-opts': {}}")
 
 
 def _both(rule: str, six: str | None = None) -> str:
@@ -287,7 +280,7 @@ DOCKER = (
             "docker::a_port_without_an_address_is_published_to_this_host_only",
             "docker::the_logs_of_every_container_are_bounded",
         ),
-        f"cp -a {DAEMON_JSON} /root/daemon.json && {_LOOSE_DOCKER}systemctl restart docker"
+        f"cp -a {DAEMON_JSON} /root/daemon.json && {_LOOSE_DOCKER} && systemctl restart docker"
         f" && docker run --detach --name stray {IMAGE}",
         "docker rm --force stray"
         f" && cp -a /root/daemon.json {DAEMON_JSON} && systemctl restart docker",
@@ -522,16 +515,9 @@ BACKUP = (
 
 _NO_TIMER = f"systemctl stop {limits.TIMER}"
 _LOOK = f"systemctl start {limits.SERVICE} {limits.TIMER}"
-_RACK = "/etc/holdfast-rack.json"
-_ONE_GONE = (
-    f"cp -a {_RACK} /root/rack.json && python3 - <<'END'\n"
-    "import json, os\n"
-    f"rack = json.load(open('{_RACK}'))\n"
-    "rack['cards'][2]['state'] = 'gone'\n"
-    f"json.dump(rack, open('{_RACK}.new', 'w'))\n"
-    f"os.replace('{_RACK}.new', '{_RACK}')\n"
-    "END\n"
-)
+_RACK = guest.DESCRIPTION
+_GONE = rewritten(_RACK, "value['cards'][2]['state'] = 'gone'")
+_ONE_GONE = f"cp -a {_RACK} /root/rack.json && {_GONE}"
 _ALL_BACK = f"cp -a /root/rack.json {_RACK}.new && mv {_RACK}.new {_RACK}"
 
 CARDS = (
@@ -547,7 +533,7 @@ CARDS = (
             "gpu::the_driver_shows_every_card_of_this_host",
             "gpu::the_last_look_at_the_limits_succeeded",
         ),
-        f"{_NO_TIMER} && {_ONE_GONE}systemctl start {limits.SERVICE}; true",
+        f"{_NO_TIMER} && {_ONE_GONE} && systemctl start {limits.SERVICE}; true",
         f"{_ALL_BACK} && {_LOOK}",
     ),
     Sabotage(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 import time
-from datetime import UTC, datetime
 
 import httpx
 
 from holdfast import integrity
+from holdfast.docker import DAEMON_JSON
 from tests.drill import attack, audit, sabotage, sabotages
 from tests.drill.converge import start
-from tests.drill.record import Record
-from tests.drill.site import Site, keep_journals, versions
+from tests.drill.rehearsal import Rehearsal, load_probe_image
+from tests.drill.site import Site, versions
 from tests.drill.stage import INVENTORY, Stage
+from tests.lab.artefacts import container
 
 DATA = "/srv/data"
 """A path that `inventories/drill.py` declares as state."""
@@ -32,32 +33,17 @@ VERSIONS = {
 """What the report names, and what tells it on the rack."""
 
 
-class Drill:
+class Drill(Rehearsal):
     """One pass over everything Holdfast promises, on one rack."""
+
+    stage: Stage
 
     def __init__(self, debian: int, *, audit: bool = False, sabotage: bool = False) -> None:
         """Prepare it; with ``sabotage`` the rack is hurt in the end in every way we know."""
+        super().__init__(f"Holdfast drill, Debian {debian}")
         self.debian = debian
         self.audit = audit
         self.sabotage = sabotage
-        self.record = Record(
-            title=f"Holdfast drill, Debian {debian}",
-            began=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-        self.stage: Stage
-        self.site: Site
-
-    def run(self) -> Record:
-        """Run every phase; a phase that cannot go on ends the drill and stands in the record."""
-        try:
-            self._act()
-        except Exception as error:
-            self.record.console.print(f"[red]the drill ends here: {error}")
-        finally:
-            if hasattr(self, "stage"):
-                keep_journals(self.stage.lab, self.stage.logs)
-                self.stage.lower_curtain()
-        return self.record
 
     def _act(self) -> None:
         with self.record.phase("build images and artefacts", vital=True):
@@ -70,7 +56,7 @@ class Drill:
         self._lose_rack()
         if self.sabotage:
             with self.record.phase("sabotage"):
-                self._load_image()
+                load_probe_image(self.stage.lab.rack)
                 sabotage.commit(self.site, self.stage.lab.rack, sabotages.SITE)
 
     def _raise_rack(self) -> None:
@@ -88,16 +74,11 @@ class Drill:
         with record.phase("verify"):
             self.site.verify("after the first converge")
         with record.phase("publish containers"):
-            self._load_image()
-            attack.publish_containers(rack, self.stage.container_image)
+            load_probe_image(rack)
+            attack.publish_containers(rack, container.IMAGE)
         with record.phase("attack from the LAN"):
             self._attack("serving")
             self._ask_floor("serving")
-
-    def _load_image(self) -> None:
-        rack = self.stage.lab.rack
-        rack.copy_to(self.stage.container_archive, "/root/probe.tar")
-        rack.succeed("docker load -i /root/probe.tar", timeout_seconds=300)
 
     def _disturb_rack(self) -> None:
         record, rack = self.record, self.stage.lab.rack
@@ -225,17 +206,10 @@ class Drill:
         self.record.check("the unit is as declared", rack.succeed(f"sha256sum {unit}") == original)
 
         rack.succeed(
-            "python3 - <<'END'\n"
-            "import json, pathlib\n"
-            "path = pathlib.Path('/etc/docker/daemon.json')\n"
-            "daemon = json.loads(path.read_text())\n"
-            "daemon['shutdown-timeout'] = 21\n"
-            "daemon['ip'] = '0.0.0.0'\n"
-            "path.write_text(json.dumps(daemon))\n"
-            "END"
+            sabotage.rewritten(DAEMON_JSON, "value |= {'shutdown-timeout': 21, 'ip': '0.0.0.0'}")
         )
         self._expect_mended("after daemon.json was edited", "Docker")
-        daemon = rack.succeed("cat /etc/docker/daemon.json")
+        daemon = rack.succeed(f"cat {DAEMON_JSON}")
         kept = '"shutdown-timeout": 21' in daemon
         self.record.check("the user's key in daemon.json survives", kept, "shutdown-timeout")
         self.record.check("our key in daemon.json is back", '"0.0.0.0"' not in daemon)

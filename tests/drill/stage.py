@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from pathlib import Path
 
 from tests.drill.converge import ROOT
-from tests.lab.artefacts import container
+from tests.drill.rehearsal import Scenery
 from tests.lab.images import OPERATOR, lab_key
 from tests.lab.lab import Lab
 from tests.lab.services import Services
@@ -21,27 +20,14 @@ OTHER_SECRETS = ("FLOOR_API_KEY", "RESTIC_NAS_PASSWORD", "RESTIC_OFFSITE_PASSWOR
 OFFSITE_PASSWORD = "OFFSITE_USER_PASSWORD"
 
 
-class Stage:
+class Stage(Scenery):
     """A rack, a neighbour and a NAS on one LAN, with what the controller serves beside them."""
 
     def __init__(self, debian: int, folder: Path = FOLDER) -> None:
+        super().__init__(folder)
         self.debian = debian
-        self.folder = folder
-        self.logs = folder / "logs"
-        shutil.rmtree(self.logs, ignore_errors=True)
-        self.logs.mkdir(parents=True)
         self.services = Services(folder / "services")
-        self.lab: Lab = Lab.create(folder / "machines", release=f"debian-{debian}")
-
-    @property
-    def container_archive(self) -> Path:
-        """The image of the probe container, as `docker load` takes it."""
-        return self.services.artefacts["container"].file("holdfast-probe.tar")
-
-    @property
-    def container_image(self) -> str:
-        """Its name and tag."""
-        return container.IMAGE
+        self.lab = Lab.create(folder / "machines", release=f"debian-{debian}")
 
     def raise_curtain(self) -> None:
         """Start services and machines, and write what `inventories/drill.py` reads."""

@@ -17,6 +17,7 @@ from operations.backup import proved
 from tests.unit.local_host import LocalHost
 from tests.unit.site_data import good
 
+ROOT = Path(__file__).parents[2]
 NAS: dict[str, Any] = {
     "name": "nas",
     "kind": "path",
@@ -49,9 +50,6 @@ def _settings(**values: Any) -> HostSettings:
             **values,
         }
     )
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def _service(**data: str) -> dict[str, Any]:
