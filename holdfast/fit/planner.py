@@ -8,7 +8,6 @@ graphs depend on kernels and are estimates, each with its source below.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -262,14 +261,10 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     folder = Path(folder)
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = weights.described(path)
     except FileNotFoundError:
         hint = "serve it with the floor (llama.cpp)" if any(folder.glob("*.gguf")) else "name one"
         raise NotUnderstood(f"{folder} holds no config.json of a model: {hint}") from None
-    except ValueError as error:
-        raise NotUnderstood(f"{path} is not JSON ({error}): copy it again") from error
-    if not isinstance(config, dict):
-        raise NotUnderstood(f"{path} is not the description of a model: copy it again")
     return Model(folder.resolve().name, config, known or weights.read(folder))
 
 

@@ -119,14 +119,30 @@ def header(path: Path) -> list[Tensor]:
         raise NotUnderstood(f"{path} is cut short or damaged: copy it again") from error
 
 
+def described(path: Path) -> dict[str, Any]:
+    """What the JSON file ``path`` says about a model.
+
+    Raises:
+        FileNotFoundError: there is none.
+        NotUnderstood: it is damaged.
+    """
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise NotUnderstood(f"{path} is not JSON ({error}): copy it again") from error
+    if not isinstance(description, dict):
+        raise NotUnderstood(f"{path} is not the description of a model: copy it again")
+    return description
+
+
 def read(folder: Path) -> Weights:
     """The weights in ``folder``: from headers, else from model.safetensors.index.json.
 
     Raises:
-        NotUnderstood: there are neither, or a file named in the index is missing.
+        NotUnderstood: there are neither, one is damaged, or a file named in the index is missing.
     """
     index = folder / "model.safetensors.index.json"
-    listing = json.loads(index.read_text()) if index.is_file() else {}
+    listing = described(index) if index.is_file() else {}
     names = sorted(set(listing.get("weight_map", {}).values()))
     files = [folder / name for name in names] or sorted(folder.glob("*.safetensors"))
     present = [file for file in files if file.is_file()]

@@ -71,6 +71,13 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(NotUnderstood, match=r"index\.json is not .*: copy it again"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
