@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab.images import OPERATOR, RELEASES, Image, ensure_image, lab_key
+from tests.lab.images import RELEASES, Image, ensure_image
 from tests.lab.machine import Machine, Spec, base_of
 from tests.lab.network import Network
 from tests.lab.process import LabError
@@ -153,20 +153,7 @@ class Lab:
     def write_ssh_config(self) -> Path:
         """Write `ssh_config`, with a `Host NAME-lan` for each machine that has had power."""
         path = self.directory / "ssh_config"
-        path.write_text(
-            "".join(
-                f"Host {machine.name}-lan\n"
-                f"    HostName 127.0.0.1\n"
-                f"    Port {machine.ssh_port}\n"
-                f"    User {OPERATOR}\n"
-                f"    IdentityFile {lab_key()}\n"
-                f"    IdentitiesOnly yes\n"
-                f"    UserKnownHostsFile {machine.known_hosts}\n"
-                f"    StrictHostKeyChecking accept-new\n\n"
-                for machine in self
-                if machine.has_port()
-            )
-        )
+        path.write_text("".join(machine.ssh_settings() for machine in self if machine.has_port()))
         return path
 
     def power_off(self) -> None:

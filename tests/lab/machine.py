@@ -27,7 +27,7 @@ from typing import Any
 from tests.lab import agent
 from tests.lab.acceleration import acceleration_works, accelerator, qemu_version
 from tests.lab.agent import Completed
-from tests.lab.images import Image, LabError
+from tests.lab.images import OPERATOR, Image, LabError, lab_key
 from tests.lab.network import port_socket
 from tests.lab.process import alive, connect_unix, output_of, stop
 
@@ -359,6 +359,19 @@ class Machine:
         """The port on the controller's 127.0.0.1 that leads to the guest's port 22."""
         return int(self._port_file.read_text())
 
+    def ssh_settings(self) -> str:
+        """What an SSH configuration says of this machine, as `NAME-lan`."""
+        return (
+            f"Host {self.name}-lan\n"
+            f"    HostName 127.0.0.1\n"
+            f"    Port {self.ssh_port}\n"
+            f"    User {OPERATOR}\n"
+            f"    IdentityFile {lab_key()}\n"
+            f"    IdentitiesOnly yes\n"
+            f"    UserKnownHostsFile {self.known_hosts}\n"
+            f"    StrictHostKeyChecking accept-new\n\n"
+        )
+
     @property
     def known_hosts(self) -> Path:
         """The host keys SSH clients learned from this machine; gone when it is wiped."""
@@ -391,7 +404,7 @@ class Machine:
 
     def _launch(self, snapshot: str | None) -> None:
         if not self._port_file.exists():
-            self._port_file.write_text(str(_free_port()))
+            self._port_file.write_text(str(free_port()))
         for stale in ("qmp.sock", "agent.sock"):
             (self.directory / stale).unlink(missing_ok=True)
         self._console_start = _size(self.console_log)
@@ -539,7 +552,8 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody had when we asked."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -54,7 +54,7 @@ def _vocabulary() -> tuple[list[bytes], list[float], list[int]]:
     return ([t[0] for t in tokens], [t[1] for t in tokens], [int(t[2]) for t in tokens])
 
 
-class _Weights:
+class Weights:
     """Small uniform numbers from raw generator bits.
 
     Raw bits of PCG64 are the one stream that numpy promises never to change; its distributions
@@ -64,11 +64,11 @@ class _Weights:
     def __init__(self, seed: int) -> None:
         self._bits = np.random.PCG64(seed)
 
-    def matrix(self, rows: int, columns: int) -> NDArray[np.float16]:
+    def matrix(self, rows: int, columns: int) -> NDArray[np.float32]:
         raw = self._bits.random_raw(rows * columns)
         unit = (raw >> np.uint64(40)).astype(np.float32) / np.float32(2**23) - np.float32(1)
         scale = np.float32(1 / 16)
-        return (unit * scale).reshape(rows, columns).astype(np.float16)
+        return (unit * scale).reshape(rows, columns)
 
 
 def build() -> store.Entry:
@@ -85,7 +85,7 @@ def write(path: Path) -> None:
     """Write the model to `path`. Deterministic; takes well under a second."""
     tokens, scores, kinds = _vocabulary()
     first_word = len(tokens) - len(set(WORDS.split()))
-    weights = _Weights(SEED)
+    weights = Weights(SEED)
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("holdfast tiny")
@@ -111,8 +111,8 @@ def write(path: Path) -> None:
     writer.add_add_eos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
 
-    embeddings = weights.matrix(len(tokens), EMBEDDING)
-    output = weights.matrix(len(tokens), EMBEDDING) * np.float16(2)
+    embeddings = weights.matrix(len(tokens), EMBEDDING).astype(np.float16)
+    output = weights.matrix(len(tokens), EMBEDDING).astype(np.float16) * np.float16(2)
     # One constant dimension lets the output layer rule out everything but whole words: the answer
     # is readable, never invalid UTF-8, and never ends before the number of tokens asked for.
     embeddings[:, 0] = 0.25
@@ -136,7 +136,7 @@ def write(path: Path) -> None:
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{norm}.weight", ones)
         for part, (rows, columns) in shapes.items():
-            matrix = weights.matrix(rows, columns)
+            matrix = weights.matrix(rows, columns).astype(np.float16)
             if part in ("attn_output", "ffn_down"):
                 matrix[0] = 0  # nothing may be added to the constant dimension
             writer.add_tensor(f"blk.{layer}.{part}.weight", matrix)
