@@ -1,4 +1,4 @@
-"""Storage: the NAS mounted on first use, models on local disk and proved."""
+"""Storage: the NAS mounted on first use, models and checkpoints on local disk and proved."""
 
 from pyinfra.api.deploy import deploy
 
@@ -50,6 +50,10 @@ def _verify_files(settings: Storage) -> list[HostFile]:
             content=render(
                 "storage/models-verify.service.j2",
                 checksums=CHECKSUMS,
+                checkpoints=[
+                    names.checkpoint_path(settings, checkpoint)
+                    for checkpoint in settings.checkpoints
+                ],
                 on_failure=alerts.ON_FAILURE,
             ),
         ),
@@ -70,7 +74,8 @@ def _automount(mount: NfsMount) -> Unit:
 
 def _prepare(stored: Storage) -> None:
     nfs = ["e2fsprogs", "nfs-common"] if stored.mounts else []
-    curl = artefact.PACKAGES if stored.models else []
+    keeps_models = bool(stored.models or stored.checkpoints)
+    curl = artefact.PACKAGES if keeps_models else []
     packages.present(name="Install what storage needs", packages=[*nfs, *curl])
     host_files.place(
         name="Describe mounts and model checks",
@@ -81,7 +86,7 @@ def _prepare(stored: Storage) -> None:
         ],
         files=[
             *(file for mount in stored.mounts for file in _mount_files(mount)),
-            *(_verify_files(stored) if stored.models else []),
+            *(_verify_files(stored) if keeps_models else []),
         ],
     )
     units.settle(
@@ -89,7 +94,7 @@ def _prepare(stored: Storage) -> None:
         units=[
             *(Unit(name=unit, masked=True) for unit in NFS3_UNITS if stored.mounts),
             *(_automount(mount) for mount in stored.mounts),
-            *([Unit(name="holdfast-models-verify.timer")] if stored.models else []),
+            *([Unit(name="holdfast-models-verify.timer")] if keeps_models else []),
         ],
     )
 
@@ -98,6 +103,6 @@ def _prepare(stored: Storage) -> None:
 def apply(settings: HostSettings) -> None:
     """Mount the NAS on demand, never at the cost of a boot, and bring the models to local disk."""
     stored = settings.storage
-    if stored.mounts or stored.models:
+    if stored.mounts or stored.models or stored.checkpoints:
         _prepare(stored)
     storage.kept(name="Guard the mount points and keep the models", storage=stored)

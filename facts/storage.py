@@ -1,4 +1,4 @@
-"""Local model files, bare mount points and leftovers of mounts, in one command."""
+"""Local models and checkpoints, bare mount points and leftovers of mounts, in one command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from pyinfra.api import FactBase
 
 CHECK_SERVICE = "holdfast-models-verify.service"
 PROOFS = ".verified"
-"""Directory beside the models; one file a model: checksum, size and mtime when it was proved."""
+"""Directory beside the models; one file a model: checksum, size and mtime when it was proved. A
+checkpoint's holds its checksum and what `LISTING` printed."""
+LISTING = r"find . -mindepth 1 -printf '%P|%y|%s|%T@\n' | LC_ALL=C sort | sha256sum | cut -c1-64"
+"""Shell text that prints a digest of names, types, sizes and mtimes in the working directory."""
+ACCESS = r"find . -printf '%y %m %u:%g\n' | sort -u | paste -sd,"
+"""Shell text that prints type, mode and owner of the working directory and what is in it."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,27 @@ class ModelState:
 
 
 @dataclass(frozen=True)
-class StorageState:
-    """``models`` by file name; ``guarded`` holds the mount points that nothing can be written in.
+class CheckpointState:
+    """A checkpoint's folder, and the checksum it was proved to have while it looked as it does now.
 
-    ``mount_units`` are the automount unit files that Holdfast wrote, declared or not.
-    ``check_failed`` says that the regular check found a model that is not what it was.
+    ``access`` is what `ACCESS` printed there.
+    """
+
+    access: str
+    proved_sha256: str | None
+
+
+@dataclass(frozen=True)
+class StorageState:
+    """``models`` by file name, ``checkpoints`` by folder.
+
+    ``guarded`` holds the mount points that nothing can be written in; ``mount_units`` are the
+    automount unit files that Holdfast wrote, declared or not. ``check_failed`` says that the
+    regular check found something that is not what it was.
     """
 
     models: dict[str, ModelState] = field(default_factory=dict)
+    checkpoints: dict[str, CheckpointState] = field(default_factory=dict)
     guarded: frozenset[str] = frozenset()
     mount_units: frozenset[str] = frozenset()
     check_failed: bool = False
@@ -51,16 +69,21 @@ def beneath(mount_point: str, command: str) -> str:
 class StorageStates(FactBase[StorageState]):
     """What `StorageState` says. It never touches a mounted file system."""
 
-    def command(self, models_path: str, filenames: list[str], mount_points: list[str]) -> str:
-        """Build the probe for the given names in ``models_path`` and the given mount points."""
+    def command(
+        self, models_path: str, filenames: list[str], folders: list[str], mount_points: list[str]
+    ) -> str:
+        """Build the probe for files and folders in ``models_path`` and for mount points."""
         parts = []
-        if filenames:
-            folder = shlex.quote(models_path)
-            names = " ".join(shlex.quote(name) for name in filenames)
+        if filenames or folders:
+            files, directories = (
+                " ".join(map(shlex.quote, names)) for names in (filenames, folders)
+            )
             parts.append(
-                f"(cd {folder} 2>/dev/null && {{"
-                f" stat --printf='model|%n|%s|%.9Y|%a|%U:%G\\n' -- {names};"
-                f" cd {PROOFS} && for proof in {names}; do"
+                f"(cd {shlex.quote(models_path)} 2>/dev/null && {{"
+                f" stat --printf='model|%n|%s|%.9Y|%a|%U:%G\\n' -- {files};"
+                f' for folder in {directories}; do (cd "$folder" &&'
+                f' echo "checkpoint|$folder|$({ACCESS})|$({LISTING})"); done;'
+                f" cd {PROOFS} && for proof in {files} {directories}; do"
                 ' test -f "$proof" && echo "proof|$proof|$(cat "$proof")"; done; } 2>/dev/null)'
             )
             parts.append(f"systemctl is-failed --quiet {CHECK_SERVICE} && echo check-failed")
@@ -84,20 +107,20 @@ class StorageStates(FactBase[StorageState]):
         """Parse the probe's output; a proof that no longer fits its file proves nothing."""
         rows = [line.split("|") for line in output]
         proofs = {row[1]: row[2].split() for row in rows if row[0] == "proof" and len(row) == 3}
-        models = {}
-        for row in rows:
-            if row[0] != "model":
-                continue
-            _, name, size, mtime, mode, owner = row
+
+        def proved(name: str, *look: str) -> str | None:
             sha256, *seen = proofs.get(name) or [""]
-            models[name] = ModelState(
-                size_bytes=int(size),
-                mode=mode,
-                owner=owner,
-                proved_sha256=sha256 if seen == [size, mtime] else None,
-            )
+            return sha256 if seen == [*look] else None
+
         return StorageState(
-            models=models,
+            models={
+                name: ModelState(int(size), mode, owner, proved(name, size, mtime))
+                for _, name, size, mtime, mode, owner in (r for r in rows if r[0] == "model")
+            },
+            checkpoints={
+                name: CheckpointState(access, proved(name, listing))
+                for _, name, access, listing in (r for r in rows if r[0] == "checkpoint")
+            },
             guarded=frozenset(row[1] for row in rows if row[0] == "guarded"),
             mount_units=frozenset(row[1] for row in rows if row[0] == "unit"),
             check_failed=["check-failed"] in rows,

@@ -191,11 +191,28 @@ class ModelFile(Model):
     filename: FileName
 
 
+class Checkpoint(Model):
+    """A model as vLLM reads it: a folder on local disk, every file of it proved by one checksum."""
+
+    name: Name
+    source: Source
+    """The folder's URL, or its path on a declared mount. It holds ``SHA256SUMS``, which
+    ``sha256sum *`` prints, beside the files."""
+    sha256: Sha256
+    """Of ``SHA256SUMS``."""
+    size_mib: float = Field(gt=0)
+    """All files together, MiB."""
+    description: ControllerPath
+    """A folder on the controller with the model's config.json and model.safetensors.index.json (or
+    the weights themselves): what tells before the first connection whether it fits."""
+
+
 class Storage(Model):
     """What lives on the NAS and what is kept on local disk."""
 
     mounts: list[NfsMount] = []
     models: list[ModelFile] = []
+    checkpoints: list[Checkpoint] = []
     models_path: AbsolutePath = "/var/lib/holdfast/models"
     models_check_schedule: Calendar = "Sat *-*-* 02:30:00"
     """When every model is compared with its checksum again, at low priority."""

@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 
-from holdfast.settings import ModelFile, NfsMount, Storage
+from holdfast.settings import Checkpoint, ModelFile, NfsMount, Storage
 
 NFS_OPTIONS = "vers=4.2,hard,_netdev,nosuid,nodev,noexec"
 """``hard``: a write waits for the NAS; ``soft`` may lose it. Data is neither program nor device."""
@@ -54,11 +54,25 @@ def model_path(storage: Storage, model: ModelFile) -> str:
     return f"{storage.models_path}/{model.filename}"
 
 
-def model_url(model: ModelFile) -> str:
-    """Where curl finds ``model``: its URL, or its path on a mount as a ``file://`` URL."""
-    return f"file://{model.source}" if model.source.startswith("/") else model.source
+def checkpoint_folder(checkpoint: Checkpoint) -> str:
+    """The name of the folder ``checkpoint`` lies in: another one for every content, so that the one
+    before stays for a way back.
+    """
+    return f"{checkpoint.name}-{checkpoint.sha256[:12]}"
+
+
+def checkpoint_path(storage: Storage, checkpoint: Checkpoint) -> str:
+    """Where ``checkpoint`` lies on local disk."""
+    return f"{storage.models_path}/{checkpoint_folder(checkpoint)}"
 
 
 def checksums(storage: Storage) -> str:
-    """Every declared model in the form that ``sha256sum --check`` reads."""
-    return "".join(f"{m.sha256}  {model_path(storage, m)}\n" for m in storage.models)
+    """Every declared model, and the list of every checkpoint's files, in the form that
+    ``sha256sum --check`` reads.
+    """
+    files = [(model.sha256, model_path(storage, model)) for model in storage.models]
+    files += [
+        (checkpoint.sha256, f"{checkpoint_path(storage, checkpoint)}/SHA256SUMS")
+        for checkpoint in storage.checkpoints
+    ]
+    return "".join(f"{sha256}  {path}\n" for sha256, path in files)

@@ -8,29 +8,36 @@ from collections.abc import Generator
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
-from facts.storage import CHECK_SERVICE, PROOFS, StorageStates, beneath
+from facts.storage import CHECK_SERVICE, LISTING, PROOFS, StorageStates, beneath
 from holdfast.render import render
-from holdfast.settings import ModelFile, Storage
-from holdfast.storage import model_path, model_url, mount_of, unit_name
+from holdfast.settings import Checkpoint, ModelFile, Storage
+from holdfast.storage import checkpoint_folder, checkpoint_path, model_path, mount_of, unit_name
 from operations.artefact import CURL
 
 _SLOWEST_MIB_PER_SECOND = 1
 """A copy slower than this has stalled: a hard mount whose server is gone never returns."""
+_READABLE = "d 755 root:root,f 644 root:root"
+"""Access to a checkpoint: anyone may read it, root alone may change it."""
 
 
-def _place_script(storage: Storage, model: ModelFile) -> str:
-    mount = mount_of(storage.mounts, model.source)
+def _place_script(storage: Storage, wanted: ModelFile | Checkpoint, kind: str, target: str) -> str:
+    mount = mount_of(storage.mounts, wanted.source)
+    is_local = wanted.source.startswith("/")
     return render(
-        "storage/place_model.sh.j2",
-        model=model,
+        f"storage/place_{kind}.sh.j2",
+        kind=kind,
+        wanted=wanted,
+        source=wanted.source.rstrip("/"),
+        target=target,
         models_path=storage.models_path,
         proofs=PROOFS,
-        url=model_url(model),
+        listing=LISTING,
         curl=CURL.replace("=http,", "=file,http,"),
-        is_local=model.source.startswith("/"),
+        is_local=is_local,
+        scheme="file://" if is_local else "",
         source_timeout_seconds=mount.timeout_seconds + 10 if mount else 10,
-        timeout_seconds=120 + int(model.size_mib / _SLOWEST_MIB_PER_SECOND),
-        need_bytes=int(model.size_mib * 2**20),
+        timeout_seconds=120 + int(wanted.size_mib / _SLOWEST_MIB_PER_SECOND),
+        need_bytes=int(wanted.size_mib * 2**20),
     )
 
 
@@ -41,7 +48,8 @@ def kept(storage: Storage) -> Generator[StringCommand, None, None]:
     A mount that is no longer declared is unmounted and its units removed. A model is copied or
     downloaded at low priority, resumed where it stopped, proved by its checksum, then renamed into
     place. The checksum is taken again only when the file's size or mtime changed since, or when the
-    regular check failed: what it found is then mended.
+    regular check failed: what it found is then mended. A checkpoint is a folder of such files with
+    nothing else in it; one of another checksum is another folder, and is never touched.
 
     Fails with one sentence when a source cannot be read, space is short or a checksum is wrong.
     """
@@ -49,6 +57,7 @@ def kept(storage: Storage) -> Generator[StringCommand, None, None]:
         StorageStates,
         models_path=storage.models_path,
         filenames=[model.filename for model in storage.models],
+        folders=[checkpoint_folder(checkpoint) for checkpoint in storage.checkpoints],
         mount_points=[mount.path for mount in storage.mounts],
     )
     for mount in storage.mounts:
@@ -67,9 +76,19 @@ def kept(storage: Storage) -> Generator[StringCommand, None, None]:
     for model in storage.models:
         present = state.models.get(model.filename)
         if present is None or present.proved_sha256 != model.sha256 or state.check_failed:
-            yield StringCommand(_place_script(storage, model))
+            yield StringCommand(_place_script(storage, model, "model", model.filename))
         elif (present.mode, present.owner) != ("644", "root:root"):
             path = shlex.quote(model_path(storage, model))
             yield StringCommand(f"chown root:root {path} && chmod 644 {path}")
+    for checkpoint in storage.checkpoints:
+        name = checkpoint_folder(checkpoint)
+        folder = state.checkpoints.get(name)
+        if folder is None or folder.proved_sha256 != checkpoint.sha256 or state.check_failed:
+            yield StringCommand(_place_script(storage, checkpoint, "checkpoint", name))
+        elif folder.access != _READABLE:
+            path = shlex.quote(checkpoint_path(storage, checkpoint))
+            yield StringCommand(
+                f"chown -R root:root {path} && chmod 755 {path} && chmod 644 {path}/*"
+            )
     if state.check_failed:
         yield StringCommand(f"systemctl reset-failed {CHECK_SERVICE}")

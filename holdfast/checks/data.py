@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import combinations
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings, is_loopback, nearest
+from holdfast.fit import NotUnderstood, planner
 from holdfast.refusal import MISSING
 from holdfast.registry import PathClaim
-from holdfast.settings import HostSettings, NfsMount, Repository
+from holdfast.settings import Checkpoint, HostSettings, NfsMount, Repository
+from holdfast.storage import checkpoint_folder
 
 # Nothing of ours may lie below these.
 _SYSTEM_TREES = (
@@ -105,15 +107,18 @@ def storage(settings: HostSettings, hosts: set[str]) -> Findings:
                 "no host of the inventory and no name in base.hosts is called so",
                 f"{nearest(mount.server, hosts | set(settings.base.hosts))}, or its address",
             )
-    files: dict[str, str] = {}
-    for index, model in enumerate(storage.models):
-        if model.source.startswith("/") and _mount_of(model.source, settings) is None:
+    sources = [(f"models[{index}]", model.source) for index, model in enumerate(storage.models)]
+    sources += [(f"checkpoints[{index}]", c.source) for index, c in enumerate(storage.checkpoints)]
+    for key, source in sources:
+        if source.startswith("/") and _mount_of(source, settings) is None:
             yield Finding(
-                f"storage.models[{index}].source",
-                model.source,
+                f"storage.{key}.source",
+                source,
                 "this path is on no declared mount",
                 "write a path below one of storage.mounts, or a URL",
             )
+    files: dict[str, str] = {}
+    for index, model in enumerate(storage.models):
         holder = files.setdefault(model.filename, model.name)
         if holder != model.name:
             yield Finding(
@@ -122,6 +127,16 @@ def storage(settings: HostSettings, hosts: set[str]) -> Findings:
                 f"{holder} is kept under this name",
                 "give each model its own file name",
             )
+    for index, checkpoint in enumerate(storage.checkpoints):
+        folder = checkpoint_folder(checkpoint)
+        if folder in files:
+            yield Finding(
+                f"storage.checkpoints[{index}].name",
+                checkpoint.name,
+                f"{files[folder]} is kept under the name of its folder, {folder}",
+                "rename one",
+            )
+        yield from _description(f"storage.checkpoints[{index}].description", checkpoint)
     if mount_below := _mount_of(storage.models_path, settings):
         yield Finding(
             "storage.models_path",
@@ -129,6 +144,19 @@ def storage(settings: HostSettings, hosts: set[str]) -> Findings:
             f"this is on the mount {mount_below.name}, and models are served from local disk",
             "write a local folder",
         )
+
+
+def _description(key: str, checkpoint: Checkpoint) -> Findings:
+    folder = Path(checkpoint.description).expanduser()
+    try:
+        if folder.is_dir():
+            planner.load(folder)
+            return
+        wrong = "there is no such folder here"
+    except (NotUnderstood, OSError) as error:
+        wrong = str(error)
+    mend = "write the path of a folder with config.json and model.safetensors.index.json"
+    yield Finding(key, checkpoint.description, wrong, mend)
 
 
 def _place(repository: Repository, settings: HostSettings) -> str:

@@ -15,6 +15,7 @@ from tests.lab.artefacts.container import IMAGE
 _CORES = "/etc/systemd/system.conf.d/zz-stray.conf"
 _ZONE = "/etc/localtime"
 _MODEL = "/var/lib/holdfast/models/tiny.gguf"
+_CHECKPOINTS = "/var/lib/holdfast/models/*-????????????"
 _MOUNT = "/etc/systemd/system/mnt-nas.mount"
 _REMOUNT = "systemctl daemon-reload && systemctl stop mnt-nas.mount"
 _BARE = "mkdir -p /run/bare && mount --bind / /run/bare && chattr {} /run/bare/mnt/nas; umount {}"
@@ -358,7 +359,7 @@ TAILNET = (
     ),
 )
 
-STORAGE = (
+MOUNTS = (
     Sabotage(
         "the NAS is mounted so that data may be lost",
         ("storage::first_use_mounts_with_the_options_that_keep_data",),
@@ -387,6 +388,9 @@ STORAGE = (
         "systemctl stop rpcbind.socket rpcbind.service"
         " && systemctl mask rpcbind.socket rpcbind.service",
     ),
+)
+
+MODELS = (
     Sabotage(
         "a byte of a model is another",
         ("storage::models_have_the_declared_checksum_and_anyone_may_read_them",),
@@ -423,6 +427,22 @@ STORAGE = (
         ),
     ),
 )
+
+CHECKPOINTS = (
+    Sabotage(
+        "a checkpoint holds a file that nobody listed",
+        ("storage::checkpoints_are_what_their_checksum_lists_and_anyone_may_read_them",),
+        f"for folder in {_CHECKPOINTS}; do touch $folder/stray.safetensors; done",
+        f"rm {_CHECKPOINTS}/stray.safetensors",
+    ),
+    Sabotage(
+        "a checkpoint was written after it was proved",
+        ("storage::every_checkpoint_has_a_proof_that_fits_it",),
+        f"for file in {_CHECKPOINTS}/config.json; do cp -a $file /root/kept && touch $file; done",
+        f"for file in {_CHECKPOINTS}/config.json; do cp -a /root/kept $file; done && rm /root/kept",
+    ),
+)
+"""For a rack that keeps one checkpoint."""
 
 FLOOR = (
     Sabotage(
@@ -584,6 +604,6 @@ CARDS = (
 
 SITE = (
     *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *DOCKER),
-    *(*TAILNET, *STORAGE, *FLOOR, *BACKUP),
+    *(*TAILNET, *MOUNTS, *MODELS, *FLOOR, *BACKUP),
 )
 """For a rack of `inventories/drill.py`."""

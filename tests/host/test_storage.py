@@ -8,10 +8,17 @@ import shlex
 import pytest
 from testinfra.host import Host
 
-from facts.storage import PROOFS, beneath
+from facts.storage import LISTING, PROOFS, beneath
 from holdfast.registry import declared_services
-from holdfast.settings import HostSettings, NfsMount, Storage
-from holdfast.storage import model_path, mount_of, unit_name, what
+from holdfast.settings import Checkpoint, HostSettings, ModelFile, NfsMount, Storage
+from holdfast.storage import (
+    checkpoint_folder,
+    checkpoint_path,
+    model_path,
+    mount_of,
+    unit_name,
+    what,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +30,23 @@ def mounts(settings: HostSettings) -> list[NfsMount]:
 
 @pytest.fixture(scope="module")
 def storage(settings: HostSettings) -> Storage:
-    if not settings.storage.models:
+    if not settings.storage.models and not settings.storage.checkpoints:
         pytest.skip("this host keeps no models")
     return settings.storage
+
+
+@pytest.fixture(scope="module")
+def models(storage: Storage) -> list[ModelFile]:
+    if not storage.models:
+        pytest.skip("this host keeps no model of one file")
+    return storage.models
+
+
+@pytest.fixture(scope="module")
+def checkpoints(storage: Storage) -> list[Checkpoint]:
+    if not storage.checkpoints:
+        pytest.skip("this host keeps no checkpoints")
+    return storage.checkpoints
 
 
 def _touch(mount: NfsMount) -> str:
@@ -111,9 +132,9 @@ def test_no_rpc_service_listens(host: Host, mounts: list[NfsMount]) -> None:
 
 
 def test_models_have_the_declared_checksum_and_anyone_may_read_them(
-    host: Host, storage: Storage
+    host: Host, storage: Storage, models: list[ModelFile]
 ) -> None:
-    paths = {model_path(storage, model): model for model in storage.models}
+    paths = {model_path(storage, model): model for model in models}
     seen = host.check_output(
         f"stat -c '%n %a %U' {' '.join(paths)}; runuser -u nobody -- sha256sum {' '.join(paths)}"
     )
@@ -122,13 +143,43 @@ def test_models_have_the_declared_checksum_and_anyone_may_read_them(
         assert f"{model.sha256}  {path}" in seen.splitlines()
 
 
-def test_every_model_has_a_proof_that_fits_it(host: Host, storage: Storage) -> None:
-    for model in storage.models:
+def test_every_model_has_a_proof_that_fits_it(
+    host: Host, storage: Storage, models: list[ModelFile]
+) -> None:
+    for model in models:
         path = model_path(storage, model)
         proof, stat = host.check_output(
             f"cat {storage.models_path}/{PROOFS}/{model.filename}; stat -c '%s %.9Y' {path}"
         ).splitlines()
         assert proof == f"{model.sha256} {stat}"
+
+
+def test_checkpoints_are_what_their_checksum_lists_and_anyone_may_read_them(
+    host: Host, storage: Storage, checkpoints: list[Checkpoint]
+) -> None:
+    for checkpoint in checkpoints:
+        path = checkpoint_path(storage, checkpoint)
+        as_nobody = f"runuser -u nobody -- env --chdir={path}"
+        seen = host.check_output(f"{as_nobody} sha256sum SHA256SUMS").split()[0]
+        assert seen == checkpoint.sha256
+        wrong = host.run(f"{as_nobody} sha256sum --check --quiet --strict SHA256SUMS")
+        assert wrong.succeeded, wrong.stdout + wrong.stderr
+        listed = host.check_output(f"cut -c67- {path}/SHA256SUMS").splitlines()
+        there = host.check_output(f"find {path} -printf '%P %y %m %u\\n'").splitlines()
+        assert sorted(there) == sorted(
+            [" d 755 root", *(f"{name} f 644 root" for name in [*listed, "SHA256SUMS"])]
+        )
+
+
+def test_every_checkpoint_has_a_proof_that_fits_it(
+    host: Host, storage: Storage, checkpoints: list[Checkpoint]
+) -> None:
+    for checkpoint in checkpoints:
+        proof, listing = host.check_output(
+            f"cat {storage.models_path}/{PROOFS}/{checkpoint_folder(checkpoint)};"
+            f" cd {checkpoint_path(storage, checkpoint)} && {LISTING}"
+        ).splitlines()
+        assert proof == f"{checkpoint.sha256} {listing}"
 
 
 def test_nothing_half_copied_is_left(host: Host, storage: Storage) -> None:

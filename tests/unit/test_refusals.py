@@ -19,6 +19,7 @@ from tests.unit.site_data import KEY, SECRETS, SHA256, good, keep_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE = object()
+MODELS = ROOT / "tests/unit/data/fit"
 RELEASE = "https://example.org/{}/llama.tar.gz"
 
 
@@ -51,6 +52,11 @@ def mount(**changes: Any) -> dict[str, Any]:
 def model(**changes: Any) -> dict[str, Any]:
     small = {"name": "two", "source": "https://example.org/v1/two.gguf", "sha256": SHA256}
     return small | {"size_mib": 10, "filename": "two.gguf"} | changes
+
+
+def checkpoint(**changes: Any) -> list[dict[str, Any]]:
+    tiny = {"name": "tiny", "source": "/mnt/nas/models/tiny", "sha256": SHA256, "size_mib": 10}
+    return [tiny | {"description": f"{MODELS}/qwen3-0.6b"} | changes]
 
 
 def mirror(**changes: Any) -> dict[str, Any]:
@@ -276,6 +282,19 @@ BAD = [
         "storage.models_path", "/mnt/nas/models", "local folder"),
     Bad("two models, one file", "rack/storage/models+", model(filename="small.gguf"),
         "storage.models[1].filename", "small.gguf", "its own file name"),
+    Bad("checkpoint on no mount", "rack/storage/checkpoints", checkpoint(source="/srv/tiny"),
+        "storage.checkpoints[0].source", "/srv/tiny", "below one of storage.mounts"),
+    Bad("checkpoint under a model's name", "rack/storage",
+        good()["rack"]["storage"]
+        | {"models": [*good()["rack"]["storage"]["models"], model(filename=f"tiny-{SHA256[:12]}")],
+           "checkpoints": checkpoint()},
+        "storage.checkpoints[0].name", "'tiny'", "two is kept under the name of its folder"),
+    Bad("checkpoint without a description", "rack/storage/checkpoints",
+        checkpoint(description="/nowhere"), "storage.checkpoints[0].description", "/nowhere",
+        "no such folder here"),
+    Bad("description without weights", "rack/storage/checkpoints",
+        checkpoint(description=f"{MODELS}/mistral-7b-v0.1"),
+        "storage.checkpoints[0].description", "mistral-7b-v0.1", "no index"),
     Bad("undeclared model", "rack/floor/model", "smal", "floor.model", "'smal'", "write 'small'"),
     Bad("model that cannot fit", "rack/floor/memory_max_mib", 256, "floor.memory_max_mib", "256",
         "smaller model"),
@@ -379,6 +398,10 @@ def test_the_public_half_of_a_key_is_not_what_logs_in(tmp_path: Path) -> None:
     public.write_text(KEY)
     (sentence,) = refusals_of(spoiled("rack/ssh_key", str(public)))
     assert sentence.endswith("this is the public half; write the private key's path.")
+
+
+def test_a_checkpoint_is_accepted() -> None:
+    assert refusals_of(spoiled("rack/storage/checkpoints", checkpoint())) == []
 
 
 def test_every_mistake_is_told_at_once() -> None:

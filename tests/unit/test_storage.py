@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from deploys.storage import _mount_files
-from facts.storage import PROOFS, ModelState, StorageStates
-from holdfast.settings import ModelFile, NfsMount, Storage
-from holdfast.storage import checksums, mount_of, options, unit_name, what
+from deploys.storage import CHECKSUMS, _mount_files, _verify_files
+from facts.storage import PROOFS, CheckpointState, ModelState, StorageStates
+from holdfast.settings import Checkpoint, ModelFile, NfsMount, Storage
+from holdfast.storage import checkpoint_path, checksums, mount_of, options, unit_name, what
 from operations.storage import kept
 from tests.unit.local_host import LocalHost
 
@@ -261,3 +262,340 @@ def test_a_failed_check_has_every_model_looked_at_again(
 
 def test_checksums_are_in_the_form_sha256sum_reads(models: Path) -> None:
     assert checksums(_storage(models, "/x")) == f"{SHA256}  {models}/tiny.gguf\n"
+
+
+LIST = "SHA256SUMS"
+FILES = {"config.json": b"{}", "empty.txt": b"", "model.safetensors": CONTENT}
+
+
+def _sums(files: dict[str, bytes]) -> bytes:
+    return b"".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
+        for name, content in files.items()
+    )
+
+
+SUMS = _sums(FILES)
+
+
+@pytest.fixture
+def nas(tmp_path: Path) -> Path:
+    """A folder as its publisher wrote it."""
+    folder = tmp_path / "nas"
+    folder.mkdir()
+    for name, content in {**FILES, LIST: SUMS}.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _keeping(
+    models: Path, source: Path | str, sums: bytes = SUMS, size_mib: float = 1
+) -> tuple[Storage, Path]:
+    """Settings with one checkpoint, and the folder it belongs in."""
+    checkpoint = Checkpoint(
+        name="tiny",
+        source=str(source),
+        sha256=hashlib.sha256(sums).hexdigest(),
+        size_mib=size_mib,
+        description="/nowhere",
+    )
+    storage = Storage(checkpoints=[checkpoint], models_path=str(models))
+    return storage, Path(checkpoint_path(storage, checkpoint))
+
+
+def _is_right(folder: Path) -> bool:
+    held = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return held == {**FILES, LIST: SUMS} and not folder.is_symlink()
+
+
+def _part(folder: Path) -> Path:
+    part = folder.with_name(f".{folder.name}.part")
+    part.mkdir()
+    (part / LIST).write_bytes(SUMS)
+    return part
+
+
+def test_a_checkpoint_is_copied_whole_and_proved_once(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, nas)
+    (nas / "unlisted.py").write_text("not proved")
+    commands, failure = here.apply(kept, storage=storage)
+    assert failure == ""
+    assert len(commands) == 1
+    assert _is_right(folder)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+    assert sorted(path.name for path in models.iterdir()) == [PROOFS, folder.name]
+    assert [path.name for path in (models / PROOFS).iterdir()] == [folder.name]
+    again, _ = here.apply(kept, storage=storage)
+    assert _owner_is_ours(again)
+
+
+def test_a_checkpoint_is_downloaded(here: LocalHost, models: Path, nas: Path, url: str) -> None:
+    storage, folder = _keeping(models, f"{url}/tiny/")
+    failure = here.apply(kept, storage=storage)[1]
+    assert f"{url}/tiny/{LIST} is not to be had there" in failure
+    nas.rename(models.parent / "served/tiny")
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+
+
+def test_the_checkpoint_before_stays(here: LocalHost, models: Path, nas: Path) -> None:
+    before, old = _keeping(models, nas)
+    here.apply(kept, storage=before)
+    (nas / "config.json").write_bytes(b'{"new": 1}')
+    sums = _sums({**FILES, "config.json": b'{"new": 1}'})
+    (nas / LIST).write_bytes(sums)
+    after, new = _keeping(models, nas, sums)
+    assert here.apply(kept, storage=after)[1] == ""
+    assert (new / "config.json").read_bytes() == b'{"new": 1}'
+    assert _is_right(old)
+    assert _owner_is_ours(here.apply(kept, storage=before)[0])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_wrong_file_leaves_the_checkpoint_out(
+    here: LocalHost, models: Path, nas: Path, name: str
+) -> None:
+    storage, folder = _keeping(models, nas)
+    (nas / name).write_bytes(b"something else")
+    got, wanted = (hashlib.sha256(data).hexdigest() for data in (b"something else", FILES[name]))
+    assert here.apply(kept, storage=storage)[1] == (
+        f"checkpoint tiny: {nas}/{name} has sha256 {got} and SHA256SUMS wants {wanted};"
+        f" {folder.name} was not replaced"
+    )
+    assert not folder.exists()
+    (nas / name).write_bytes(FILES[name])
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+
+
+def test_another_list_is_told_by_its_checksum(here: LocalHost, models: Path, nas: Path) -> None:
+    storage, folder = _keeping(models, nas)
+    (nas / LIST).write_bytes(SUMS + b"\n")
+    got = hashlib.sha256(SUMS + b"\n").hexdigest()
+    _, failure = here.apply(kept, storage=storage)
+    assert f"{nas}/{LIST} has sha256 {got} and the inventory wants" in failure
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", [LIST, "model.safetensors"])
+def test_a_missing_file_is_named(here: LocalHost, models: Path, nas: Path, name: str) -> None:
+    storage, folder = _keeping(models, nas)
+    (nas / name).unlink()
+    assert here.apply(kept, storage=storage)[1] == (
+        f"checkpoint tiny: {nas}/{name} cannot be read; is the NAS up, and the file there?"
+    )
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("{}  ../evil", "has no checksum of a plain file in line 4"),
+        ("{}  /etc/evil", "has no checksum of a plain file in line 4"),
+        ("{}  sub/evil", "has no checksum of a plain file in line 4"),
+        ("{}  .evil", "has no checksum of a plain file in line 4"),
+        ("{}  -evil", "has no checksum of a plain file in line 4"),
+        ("{}  $(touch evil)", "has no checksum of a plain file in line 4"),
+        ("{}  evil two", "has no checksum of a plain file in line 4"),
+        ("{}  evil\r", "has no checksum of a plain file in line 4"),
+        ("{}  e\0vil", "has no checksum of a plain file in line 4"),
+        ("{} *evil", "has no checksum of a plain file in line 4"),
+        ("abc  evil", "has no checksum of a plain file in line 4"),
+        ("{}  good\n", "has no checksum of a plain file in line 5"),
+        ("{}  SHA256SUMS", "lists itself"),
+    ],
+)
+def test_a_list_of_anything_but_plain_files_is_refused(
+    here: LocalHost, models: Path, nas: Path, line: str, wrong: str
+) -> None:
+    sums = SUMS + line.format(SHA256).encode() + b"\n"
+    (nas / LIST).write_bytes(sums)
+    storage, _ = _keeping(models, nas, sums)
+    commands, failure = here.apply(kept, storage=storage)
+    assert len(commands) == 1
+    assert failure == (
+        f"checkpoint tiny: {nas}/{LIST} {wrong};"
+        " remove it and write it again there with: sha256sum * > SHA256SUMS"
+    )
+    assert [path.name for path in models.iterdir()] == [PROOFS]
+
+
+def test_a_list_of_something_else_is_refused(here: LocalHost, models: Path, nas: Path) -> None:
+    (nas / LIST).write_bytes(b"")
+    storage, _ = _keeping(models, nas, b"")
+    assert "lists no config.json" in here.apply(kept, storage=storage)[1]
+
+
+def test_a_list_may_end_without_a_newline(here: LocalHost, models: Path, nas: Path) -> None:
+    sums = SUMS.removesuffix(b"\n")
+    (nas / LIST).write_bytes(sums)
+    storage, folder = _keeping(models, nas, sums)
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+
+
+def test_a_stopped_checkpoint_goes_on_where_it_was(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, nas)
+    part = _part(folder)
+    (part / ".model.safetensors.part").write_bytes(CONTENT[:200_000])
+    (part / "config.json").write_bytes(FILES["config.json"])
+    # What is here already is wrong at the source: nothing of it could have been fetched again.
+    (nas / LIST).unlink()
+    (nas / "config.json").unlink()
+    (nas / "model.safetensors").write_bytes(b"\0" * 200_000 + CONTENT[200_000:])
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+    assert not part.exists()
+
+
+def test_the_right_folder_is_proved_and_not_fetched(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, "/nowhere/at/all")
+    nas.rename(folder)
+    (folder / "config.json").chmod(0o600)
+    # Left by a copy that was stopped before.
+    (_part(folder) / ".model.safetensors.part").write_bytes(b"the beginning")
+    weights = (folder / "model.safetensors").stat().st_ino
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+    assert (folder / "model.safetensors").stat().st_ino == weights
+    assert (folder / "config.json").stat().st_mode & 0o777 == 0o644
+    assert _owner_is_ours(here.apply(kept, storage=storage)[0])
+
+
+def test_what_is_not_listed_is_removed(here: LocalHost, models: Path, nas: Path) -> None:
+    storage, folder = _keeping(models, nas)
+    here.apply(kept, storage=storage)
+    for stray in ("stray.safetensors", ".hidden", "config.json.part"):
+        (folder / stray).write_bytes(b"")
+        assert here.apply(kept, storage=storage)[1] == ""
+        assert _is_right(folder)
+    (folder / "config.json").rename(folder / "renamed.json")
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+    (folder / "sub").mkdir()
+    (folder / "sub/file").write_bytes(b"")
+    (folder / "model.safetensors").rename(models.parent / "elsewhere")
+    (folder / "model.safetensors").symlink_to(models.parent / "elsewhere")
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+    assert not (folder / "model.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("name", [*FILES, LIST])
+def test_a_changed_or_lost_file_is_mended(
+    here: LocalHost, models: Path, nas: Path, name: str
+) -> None:
+    storage, folder = _keeping(models, nas)
+    here.apply(kept, storage=storage)
+    (folder / name).write_bytes(b"!" * max(1, len((folder / name).read_bytes())))
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+    (folder / name).unlink()
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _is_right(folder)
+
+
+def test_a_damaged_checkpoint_stays_until_it_can_be_mended(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, nas)
+    here.apply(kept, storage=storage)
+    (folder / "config.json").write_bytes(b"other")
+    nas.rename(models.parent / "away")
+    assert "cannot be read" in here.apply(kept, storage=storage)[1]
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    assert (folder / "config.json").read_bytes() == b"other"
+
+
+def test_a_checkpoint_everybody_may_write_is_closed(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, nas)
+    here.apply(kept, storage=storage)
+    folder.chmod(0o777)
+    (folder / "config.json").chmod(0o666)
+    (command,) = here.apply(kept, storage=storage)[0]
+    assert command.startswith("chown")
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert (folder / "config.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_check_has_every_checkpoint_looked_at_again(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, nas)
+    here.apply(kept, storage=storage)
+    file = folder / "model.safetensors"
+    before = file.stat()
+    file.write_bytes(b"!" + CONTENT[1:])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert _owner_is_ours(here.apply(kept, storage=storage)[0])
+    assert here.programs is not None
+    (here.programs / "systemctl").write_text("#!/bin/sh\n")
+    (here.programs / "systemctl").chmod(0o755)
+    commands, failure = here.apply(kept, storage=storage)
+    assert failure == ""
+    assert "reset-failed" in commands[-1]
+    assert _is_right(folder)
+
+
+def test_no_space_for_a_checkpoint_is_said_before_its_weights_are_fetched(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, nas, size_mib=2**40)
+    assert f"it needs {2**40} MiB" in here.apply(kept, storage=storage)[1]
+    assert [path.name for path in models.glob(".*.part/*")] == [LIST]
+    # What is there needs no space.
+    nas.rename(folder)
+    assert here.apply(kept, storage=storage)[1] == ""
+
+
+def test_the_regular_check_finds_a_damaged_checkpoint(
+    here: LocalHost, models: Path, nas: Path
+) -> None:
+    storage, folder = _keeping(models, nas)
+    here.apply(kept, storage=storage)
+    files = {file.path.rpartition("/")[2]: file.content for file in _verify_files(storage)}
+    listed = models / "models.sha256"
+    listed.write_text(files["models.sha256"])
+    unit = files["holdfast-models-verify.service"].replace(CHECKSUMS, str(listed))
+    commands = [
+        line.removeprefix("ExecStart=").split()
+        for line in unit.splitlines()
+        if line.startswith("ExecStart=")
+    ]
+
+    def found() -> list[bool]:
+        return [
+            subprocess.run(command, check=False, capture_output=True).returncode != 0
+            for command in commands
+        ]
+
+    assert found() == [False, False]
+    (folder / "model.safetensors").write_bytes(b"!" + CONTENT[1:])
+    assert found() == [False, True]
+    (folder / LIST).write_bytes(SUMS.replace(SHA256.encode(), b"0" * 64))
+    assert found()[0]
+
+
+def test_recorded_checkpoints() -> None:
+    listing = "5" * 64
+    state = StorageStates().process(
+        [
+            f"checkpoint|tiny-0123456789ab|d 755 root:root,f 644 root:root|{listing}",
+            f"checkpoint|moved-0123456789ab|d 700 root:root,f 600 operator:users|{listing}",
+            f"proof|tiny-0123456789ab|{SHA256} {listing}",
+            f"proof|moved-0123456789ab|{SHA256} {'6' * 64}",
+        ]
+    )
+    assert state.checkpoints == {
+        "tiny-0123456789ab": CheckpointState("d 755 root:root,f 644 root:root", SHA256),
+        "moved-0123456789ab": CheckpointState("d 700 root:root,f 600 operator:users", None),
+    }
