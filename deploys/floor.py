@@ -48,6 +48,7 @@ def apply(settings: HostSettings) -> None:
     system = "/etc/systemd/system"
     read_at_start = [
         f"{system}/{floor.UNIT}",
+        f"{system}/{floor.SLICE}",
         floor.KEY_FILE,
         floor.PROBE_FILE,
         model_path(settings.storage, model),
@@ -64,7 +65,7 @@ def apply(settings: HostSettings) -> None:
                     restart_after=[f"{system}/{unit}"],
                 )
                 for door in floor.doors(settings.floor)
-                for unit in (door.socket, door.proxy)
+                for unit in (door.socket, door.service)
             ),
         ],
     )

@@ -1,19 +1,17 @@
 """The floor: its units and the files they read, from settings alone.
 
-llama-server has no network. It answers on a Unix socket; systemd holds the ports, each bound to its
-interface, and a proxy without a network of its own carries the bytes. A port bound to an interface
-follows every change of address, and nothing that breaks out of the engine can call anyone.
+llama-server has no network. It answers on a Unix socket, and a proxy without a network of its own
+carries the bytes from each of its doors.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-
-from holdfast import alerts
+from holdfast import alerts, completion
+from holdfast.doors import Door, socket_unit
+from holdfast.doors import doors as of_program
 from holdfast.registry import floor_model, floor_service
 from holdfast.render import render
-from holdfast.sandbox import LOOPBACK, TAILNET, sandbox
+from holdfast.sandbox import sandbox
 from holdfast.secrets import Secret
 from holdfast.services import Service
 from holdfast.settings import Floor, HostSettings
@@ -22,6 +20,8 @@ from holdfast.storage import model_path
 PROGRAM = "llama.cpp"
 UNIT = "holdfast-floor.service"
 RUNTIME_DIRECTORY = "holdfast-floor"
+SLICE = "floor.slice"
+"""A slice of its own, for memory and CPU time are shared out between slices first."""
 SOCKET = f"/run/{RUNTIME_DIRECTORY}/http.sock"
 """Where llama-server listens; only its own user may connect."""
 KEY_FILE = "/etc/holdfast/credentials/floor-api-key"
@@ -29,43 +29,9 @@ PROBE_FILE = "/etc/holdfast/credentials/floor-probe"
 """A curl configuration that asks for one token; it holds the key, so that no argv has to."""
 
 
-@dataclass(frozen=True)
-class Door:
-    """A place where the floor can be reached: a socket unit and the proxy behind it."""
-
-    name: str
-    listen: str
-    interface: str
-    wanted_by: str
-    peers: tuple[str, ...]
-    is_open: bool = True
-
-    @property
-    def socket(self) -> str:
-        """The socket unit's name."""
-        return f"holdfast-floor-{self.name}.socket"
-
-    @property
-    def proxy(self) -> str:
-        """The proxy unit's name."""
-        return f"holdfast-floor-{self.name}.service"
-
-
 def doors(floor: Floor) -> list[Door]:
-    """Where the floor can be reached, and where it could be: a door that is shut stays described,
-    so that a host whose scope was narrowed closes it.
-    """
-    return [
-        Door("loopback", f"127.0.0.1:{floor.port}", "lo", "sockets.target", LOOPBACK),
-        Door(
-            "tailnet",
-            str(floor.port),
-            "tailscale0",
-            "sys-subsystem-net-devices-tailscale0.device",
-            TAILNET,
-            is_open=floor.scope == "tailnet",
-        ),
-    ]
+    """Where the floor can be reached, and where it could be."""
+    return of_program("holdfast-floor", floor.port, floor.scope)
 
 
 def key_problem(key: Secret) -> str | None:
@@ -74,12 +40,9 @@ def key_problem(key: Secret) -> str | None:
     llama-server reads one key a line and takes a line that starts with # for a comment: such a key
     would leave the floor open to everyone who can reach it.
     """
-    value = key.get_secret_value()
-    if value.startswith("#"):
+    if key.get_secret_value().startswith("#"):
         return "must not start with #, which llama-server reads as a comment"
-    if not value.isascii() or not value.isprintable() or " " in value or '"' in value:
-        return "must be printable ASCII without spaces or double quotes"
-    return None
+    return completion.key_problem(key)
 
 
 def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]:
@@ -102,13 +65,15 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
             key_file=KEY_FILE,
             probe_file=PROBE_FILE,
             on_failure=alerts.ON_FAILURE,
+            slice=SLICE,
             sandbox=sandbox(service, isolated=True),
-        )
+        ),
+        SLICE: render("floor/floor.slice.j2", floor=floor),
     }
     for door in doors(floor):
-        proxy = Service(name=door.name, unit=door.proxy, user=service.user, tier=service.tier)
-        units[door.socket] = render("floor/holdfast-floor-door.socket.j2", door=door)
-        units[door.proxy] = render(
+        proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
+        units[door.socket] = socket_unit(door)
+        units[door.service] = render(
             "floor/holdfast-floor-door.service.j2",
             door=door,
             socket=SOCKET,
@@ -120,14 +85,4 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
 
 def probe(key: Secret) -> str:
     """A curl configuration that asks the floor for one token and says nothing unless it fails."""
-    body = json.dumps({"prompt": "ready", "max_tokens": 1})
-    lines = {
-        "url": "http://floor/v1/completions",
-        "unix-socket": SOCKET,
-        "header": f"Authorization: Bearer {key.get_secret_value()}",
-        "json": body,
-        "output": "/dev/null",
-        "max-time": "300",
-    }
-    quoted = [f"{name} = {json.dumps(value)}" for name, value in lines.items()]
-    return "\n".join(["fail", "silent", "show-error", *quoted, ""])
+    return completion.probe(SOCKET, "/v1/completions", {"prompt": "ready", "max_tokens": 1}, key)

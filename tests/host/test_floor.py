@@ -81,10 +81,14 @@ def test_its_weights_stay_in_memory(host: Host, floor: Floor, settings: HostSett
 
 
 def test_its_limits_are_in_force(host: Host, floor: Floor) -> None:
-    properties = "MemoryMax,OOMScoreAdjust,Restart,NRestarts,User"
+    properties = "MemoryMax,MemoryMin,Slice,OOMScoreAdjust,Restart,NRestarts,User"
     shown = host.check_output(f"systemctl show --property={properties} {UNIT}")
     values = dict(line.split("=", 1) for line in shown.splitlines())
     assert int(values["MemoryMax"]) == floor.memory_max_mib << 20
+    assert int(values["MemoryMin"]) == floor.memory_max_mib << 20
+    promised = host.check_output(f"systemctl show --property=MemoryMin --value {values['Slice']}")
+    assert int(promised) >= int(values["MemoryMin"])
+    assert promised == host.check_output(f"cat /sys/fs/cgroup/{values['Slice']}/memory.min")
     assert int(values["OOMScoreAdjust"]) < 0
     assert (values["Restart"], values["User"]) == ("always", "holdfast-floor")
 

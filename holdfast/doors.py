@@ -1,0 +1,61 @@
+"""Doors: how a program without a network is reached.
+
+systemd holds the port, bound to its interface, and a process behind it carries what comes in to the
+program's Unix socket. A port bound to an interface follows every change of address, and nothing
+that breaks out of the program can call anyone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.render import render
+from holdfast.sandbox import LOOPBACK, TAILNET
+
+
+@dataclass(frozen=True)
+class Door:
+    """A place where a program can be reached: a socket unit and the service behind it."""
+
+    program: str
+    """Prefix of its units' names."""
+    name: str
+    listen: str
+    interface: str
+    wanted_by: str
+    peers: tuple[str, ...]
+    is_open: bool = True
+
+    @property
+    def socket(self) -> str:
+        """The socket unit's name."""
+        return f"{self.program}-{self.name}.socket"
+
+    @property
+    def service(self) -> str:
+        """The name of the unit behind it."""
+        return f"{self.program}-{self.name}.service"
+
+
+def doors(program: str, port: int, scope: Literal["loopback", "tailnet"]) -> list[Door]:
+    """Where a program can be reached, and where it could be: a door that is shut stays described,
+    so that a host whose scope was narrowed closes it.
+    """
+    return [
+        Door(program, "loopback", f"127.0.0.1:{port}", "lo", "sockets.target", LOOPBACK),
+        Door(
+            program,
+            "tailnet",
+            str(port),
+            "tailscale0",
+            "sys-subsystem-net-devices-tailscale0.device",
+            TAILNET,
+            is_open=scope == "tailnet",
+        ),
+    ]
+
+
+def socket_unit(door: Door) -> str:
+    """The text of a door's socket unit."""
+    return render("service/door.socket.j2", door=door)
