@@ -16,6 +16,8 @@ from pyinfra.api import StringCommand, operation
 from facts.units import UnitState, UnitStates
 
 SYSTEM = "/etc/systemd/system"
+_FORGIVE = "systemctl reset-failed {} 2>/dev/null"
+"""A start that is ours does not count towards the unit's start limit."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ def _outdated(unit: Unit, state: UnitState) -> bool:
     return read_at is not None and (state.newest_watched or 0) > read_at
 
 
+def _is_running(state: UnitState) -> bool:
+    return state.active in ("active", "activating", "reloading")
+
+
+def _must_restart(unit: Unit, state: UnitState) -> bool:
+    wanted = unit.running and not unit.masked and _is_running(state)
+    return wanted and (state.needs_reload or _outdated(unit, state))
+
+
 def _unread(unit: Unit, state: UnitState) -> bool:
     # A unit file that was just written is unknown until systemd looks again.
     wanted = (unit.enabled or unit.running) and not unit.masked
@@ -47,8 +58,12 @@ def _unread(unit: Unit, state: UnitState) -> bool:
 
 
 @operation()
-def settle(units: list[Unit]) -> Generator[StringCommand, None, None]:
-    """Reload systemd when a unit file changed, then enable, start, restart or stop each unit."""
+def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand, None, None]:
+    """Reload systemd when a unit file changed, then enable, start, restart or stop each unit.
+
+    ``together`` stops all that must be restarted before the first of them starts again: for units
+    that may have to give each other a port or memory.
+    """
     watched = {unit.name: unit.restart_after for unit in units}
     # An automount is restarted for its mount's file, which systemd must have read before.
     beside = {
@@ -64,6 +79,9 @@ def settle(units: list[Unit]) -> Generator[StringCommand, None, None]:
     ):
         yield StringCommand("systemctl daemon-reload")
 
+    stale = [unit.name for unit in units if _must_restart(unit, states[unit.name])]
+    if together and stale:
+        yield StringCommand(f"systemctl stop {' '.join(map(shlex.quote, stale))}")
     for unit in units:
         state = states[unit.name]
         name = shlex.quote(unit.name)
@@ -78,13 +96,10 @@ def settle(units: list[Unit]) -> Generator[StringCommand, None, None]:
             yield StringCommand(f"systemctl enable {name}")
         elif not unit.enabled and state.file_state == "enabled":
             yield StringCommand(f"systemctl disable {name}")
-        is_running = state.active in ("active", "activating", "reloading")
-        if unit.running and not is_running:
-            yield StringCommand(
-                f"systemctl reset-failed {name} 2>/dev/null; systemctl start {name}"
-            )
-        elif unit.running and (state.needs_reload or _outdated(unit, state)):
+        if unit.running and not _is_running(state):
+            yield StringCommand(f"{_FORGIVE.format(name)}; systemctl start {name}")
+        elif _must_restart(unit, state):
             verb = "reload-or-restart" if unit.reload and not state.needs_reload else "restart"
-            yield StringCommand(f"systemctl {verb} {name}")
-        elif not unit.running and is_running:
+            yield StringCommand(f"{_FORGIVE.format(name)}; systemctl {verb} {name}")
+        elif not unit.running and _is_running(state):
             yield StringCommand(f"systemctl stop {name}")

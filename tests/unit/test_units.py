@@ -57,7 +57,20 @@ def test_a_mount_s_new_options_are_read_before_its_automount_is_restarted() -> N
     host = LocalHost(facts={UnitStates: {unit.name: automount, "mnt-nas.mount": mount}})
     assert host.planned(settle, units=[unit]) == [
         "systemctl daemon-reload",
-        "systemctl restart mnt-nas.automount",
+        "systemctl reset-failed mnt-nas.automount 2>/dev/null; systemctl restart mnt-nas.automount",
+    ]
+
+
+def test_units_that_may_take_each_others_place_all_stop_before_one_starts() -> None:
+    names = ["one.service", "two.service", "same.service"]
+    newer = replace(RUNNING, newest_watched=150.0)
+    states = dict(zip(names, (newer, newer, RUNNING), strict=True))
+    host = LocalHost(facts={UnitStates: states})
+    planned = host.planned(settle, units=[Unit(name) for name in names], together=True)
+    assert planned[0] == "systemctl stop one.service two.service"
+    assert [line.rpartition("; ")[2] for line in planned[1:]] == [
+        "systemctl restart one.service",
+        "systemctl restart two.service",
     ]
 
 
