@@ -15,6 +15,7 @@ from deploys import (
     ssh,
     storage,
     tailnet,
+    vllm,
 )
 from holdfast.site import settings_of
 
@@ -33,6 +34,7 @@ gpu_containers.apply(settings=settings)
 tailnet.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
+vllm.apply(settings=settings)
 backup.apply(settings=settings)
 firewall.withdraw_lan_ssh(settings=settings)
 gpu_containers.look(settings=settings)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 
 from click import ClickException
+from rich.console import Console
 
 from holdfast import inventory_file
+from holdfast.engines.fit import fit_of
+from holdfast.engines.vllm import UNCOUNTED
+from holdfast.fit.report import table
 from holdfast.gpu import power
 from holdfast.refusal import Refused
 
@@ -25,9 +29,15 @@ def main(arguments: list[str]) -> int:
         for refusal in refused.refusals:
             print(refusal, file=sys.stderr)  # noqa: T201
         return 1
+    console = Console()
     for name, settings in hosts.items():
         if settings.gpus is not None and (budget := power.table(settings.gpus)):
             print(f"{name}: what its power supplies are asked for\n{budget}")  # noqa: T201
+        for engine in settings.vllm.engines if settings.vllm else []:
+            if fit := fit_of(settings, engine):
+                console.print(f"{name}: vLLM's engine {engine.name}", table(fit), sep="\n")
+                if uncounted := UNCOUNTED & set(engine.flags):
+                    console.print(f"not counted: {', '.join(sorted(uncounted))}")
     print(f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}, nothing to refuse")  # noqa: T201
     return 0
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from holdfast.grammar import names_a_secret, walk
 from holdfast.services import DataPath, HealthCheck, Listen, Service
-from holdfast.settings import Floor, HostSettings, ModelFile
+from holdfast.settings import Checkpoint, Engine, Floor, HostSettings, ModelFile
 from holdfast.storage import model_path
 
 FLOOR_USER = "holdfast-floor"
@@ -46,6 +46,27 @@ def floor_service(settings: HostSettings) -> Service | None:
     )
 
 
+def checkpoint_of(settings: HostSettings, engine: Engine) -> Checkpoint | None:
+    """The checkpoint an engine serves, or None where it is not declared."""
+    declared = settings.storage.checkpoints
+    return next((each for each in declared if each.name == engine.checkpoint), None)
+
+
+def engine_service(program: str, engine: Engine) -> Service:
+    """An engine as a service; ``program`` is what serves, such as ``vllm``."""
+    name = f"{program}-{engine.name}"
+    return Service(
+        name=name,
+        unit=f"holdfast-{name}.service",
+        user=name,
+        # It has no network: nothing that it is told leaves the host.
+        tier="T1",
+        listens=[Listen(port=engine.port, scope=engine.scope)],
+        memory_max_mib=engine.memory_max_mib,
+        data=[DataPath(path=f"/var/cache/holdfast-{name}", backup="derived")],
+    )
+
+
 def ssh_service(settings: HostSettings) -> Service:
     """The SSH server; its scope is the one that holds once the deploy has finished."""
     ssh = settings.ssh
@@ -63,38 +84,37 @@ def ssh_service(settings: HostSettings) -> Service:
     return Service(name="ssh", unit="ssh.service", user="root", tier="T4", listens=listens)
 
 
-def declared_services(settings: HostSettings) -> list[Service]:
-    """Every long-running program Holdfast answers for on this host, the capabilities' own first."""
-    services = [ssh_service(settings)]
+def _own_services(settings: HostSettings) -> list[tuple[str, Service]]:
+    """Services that the capabilities declare, each with the key that it stands for."""
+    services = [("ssh", ssh_service(settings))]
     if settings.tailnet is not None:
-        services.append(
-            Service(
-                name="tailscaled",
-                unit="tailscaled.service",
-                user="root",
-                tier="T4",
-                listens=[Listen(port=settings.tailnet.port, protocol="udp", scope="public")],
-            )
+        tailscaled = Service(
+            name="tailscaled",
+            unit="tailscaled.service",
+            user="root",
+            tier="T4",
+            listens=[Listen(port=settings.tailnet.port, protocol="udp", scope="public")],
         )
+        services.append(("tailnet", tailscaled))
     if settings.docker is not None:
-        services.append(Service(name="docker", unit="docker.service", user="root", tier="T4"))
+        docker = Service(name="docker", unit="docker.service", user="root", tier="T4")
+        services.append(("docker", docker))
     floor = floor_service(settings)
     if floor is not None:
-        services.append(floor)
-    return [*services, *settings.services]
+        services.append(("floor", floor))
+    for index, engine in enumerate(settings.vllm.engines if settings.vllm else []):
+        services.append((f"vllm.engines[{index}]", engine_service("vllm", engine)))
+    return services
 
 
-_OWN_KEYS = {"ssh": "ssh", "tailscaled": "tailnet", "docker": "docker", "floor": "floor"}
-
-
-def _own_services(settings: HostSettings) -> list[Service]:
-    services = declared_services(settings)
-    return services[: len(services) - len(settings.services)]
+def declared_services(settings: HostSettings) -> list[Service]:
+    """Every long-running program Holdfast answers for on this host, the capabilities' own first."""
+    return [*(service for _, service in _own_services(settings)), *settings.services]
 
 
 def own_names(settings: HostSettings) -> set[str]:
     """Names of the services that the capabilities declare themselves."""
-    return {service.name for service in _own_services(settings)}
+    return {service.name for _, service in _own_services(settings)}
 
 
 @dataclass(frozen=True)
@@ -113,8 +133,8 @@ def port_claims(settings: HostSettings) -> list[PortClaim]:
     Scopes are not told apart: all of them hold the loopback address.
     """
     claims = [
-        PortClaim(f"{_OWN_KEYS[service.name]}.port", service.name, listen.port, listen.protocol)
-        for service in _own_services(settings)
+        PortClaim(f"{key}.port", service.name, listen.port, listen.protocol)
+        for key, service in _own_services(settings)
         for listen in service.listens
     ]
     claims += [
@@ -139,8 +159,8 @@ class UserClaim:
 def user_claims(settings: HostSettings) -> list[UserClaim]:
     """Service users, without the system's own daemons and containers, which start as root."""
     claims = [
-        UserClaim(_OWN_KEYS[service.name], service.name, service.user)
-        for service in _own_services(settings)
+        UserClaim(key, service.name, service.user)
+        for key, service in _own_services(settings)
         if service.user != "root"
     ]
     return claims + [
@@ -169,8 +189,8 @@ def path_claims(settings: HostSettings) -> list[PathClaim]:
     ]
     claims.append(PathClaim("storage.models_path", "models", storage.models_path, "models"))
     claims += [
-        PathClaim(_OWN_KEYS[service.name], f"service {service.name}", data.path, "data")
-        for service in _own_services(settings)
+        PathClaim(key, f"service {service.name}", data.path, "data")
+        for key, service in _own_services(settings)
         for data in service.data
         # The floor reads its model where storage put it.
         if data.backup != "derived"
@@ -220,17 +240,31 @@ def secret_claims(settings: HostSettings) -> list[SecretClaim]:
 
 @dataclass(frozen=True)
 class GpuClaim:
-    """GPU memory a service may take, MiB."""
+    """GPU memory a service may take, MiB; of ``card``, or of whichever it finds."""
 
     key: str
     owner: str
     mib: int
+    card: str | None = None
 
 
 def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
     """The tenants of this host's GPUs; `holdfast.checks.gpus` compares them with the cards."""
-    return [
+    claims = [
         GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib)
         for index, service in enumerate(settings.services)
         if service.gpu_mib
     ]
+    sizes = {card.name: card.vram_mib for card in settings.gpus.cards} if settings.gpus else {}
+    for index, engine in enumerate(settings.vllm.engines if settings.vllm else []):
+        claims += [
+            GpuClaim(
+                f"vllm.engines[{index}].utilisation",
+                engine.name,
+                int(engine.utilisation * sizes[card]),
+                card,
+            )
+            for card in engine.cards
+            if card in sizes
+        ]
+    return claims

@@ -17,9 +17,11 @@ from holdfast.types import (
     Calendar,
     Cidr,
     ControllerPath,
+    CpuList,
     DnsName,
     DriverBranch,
     FileName,
+    FlagName,
     GpuUuid,
     HostLabel,
     HostOrAddress,
@@ -331,6 +333,52 @@ class Gpus(Model):
     """A mirror of the vendor's repository of the container toolkit."""
 
 
+class Engine(Model):
+    """One vLLM server: a checkpoint on named cards."""
+
+    name: Name = Field(max_length=24)
+    """Its units and its user are called ``holdfast-vllm-NAME`` and ``vllm-NAME``."""
+    checkpoint: Name
+    """A model declared under ``storage.checkpoints``."""
+    task: Literal["generate", "embed"] = "generate"
+    cards: list[Name] = []
+    """Cards declared under ``gpus.cards``, which share the model (tensor parallel). Empty: the CPU,
+    with a lock of vLLM's CPU build."""
+    port: Port
+    scope: Literal["loopback", "tailnet"] = "loopback"
+    api_key: SecretName
+    context_tokens: int = Field(ge=16)
+    """Prompt and answer together (--max-model-len)."""
+    concurrent_requests: int = Field(default=16, ge=1)
+    """Requests that run at once (--max-num-seqs); more wait."""
+    utilisation: float = Field(default=0.80, gt=0, le=0.97)
+    """Share of each card's memory the engine may take; more than 0.80 needs a reason."""
+    utilisation_reason: Text | None = Field(default=None, min_length=10, max_length=200)
+    """Why this engine may take more than 0.80: what else the card would do with the rest."""
+    cache_mib: int | None = Field(default=None, ge=1024, multiple_of=1024)
+    """Memory of the KV cache on the CPU, MiB in whole GiB; on cards what the utilisation leaves."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """Format of the KV cache (--kv-cache-dtype)."""
+    flags: dict[FlagName, bool | int | float | str] = {}
+    """Further flags of `vllm serve`, without the leading dashes; False is `--no-` of one."""
+    memory_max_mib: int = Field(default=32768, ge=1024)
+    """Host memory, MiB."""
+    cpus: CpuList | None = None
+    """The CPUs it may run on, so that the floor has the others to itself; all when absent."""
+    start_seconds: int = Field(default=1800, ge=60, le=14400)
+    """How long loading may take until the first completion, seconds."""
+
+
+class Vllm(Model):
+    """vLLM: one pinned environment, and an engine for each model."""
+
+    lock: ControllerPath | None = None
+    """Requirements with hashes; None: `locks/vllm.txt`, which the project is tested with."""
+    packages: Url | None = None
+    """A mirror of the Python package index; PyPI when absent."""
+    engines: list[Engine] = Field(min_length=1)
+
+
 class HostSettings(Model):
     """Everything an inventory says about one host."""
 
@@ -351,6 +399,8 @@ class HostSettings(Model):
     storage: Storage = Storage()
     floor: Floor | None = None
     """None: no floor."""
+    vllm: Vllm | None = None
+    """None: no engine of vLLM."""
     backup: Backup | None = None
     """None: nothing is backed up."""
     services: list[Service] = []

@@ -276,6 +276,17 @@ PackagePrefix = Annotated[
 FileName = Annotated[
     str, Word("a file name without folders", "model-q4.gguf", r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
 ]
+CpuList = Annotated[
+    str,
+    Word(
+        "numbers of CPUs as `lscpu` writes them",
+        "4-31",
+        r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*",
+    ),
+]
+FlagName = Annotated[
+    str, Word("a flag without its dashes", "max-num-batched-tokens", r"[a-z][a-z0-9-]{1,60}")
+]
 UnitName = Annotated[
     str,
     Word("a systemd unit name", "photos.service", r"[a-z][a-z0-9@_.-]*\.(service|socket|timer)"),

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from holdfast.checks import access, data, gpu_driver, gpu_limits, gpus, network, services
+from holdfast.checks import (
+    access,
+    data,
+    engines,
+    gpu_driver,
+    gpu_limits,
+    gpus,
+    network,
+    services,
+)
 from holdfast.checks.finding import Finding, Findings
 from holdfast.grammar import walk
 from holdfast.refusal import Refusal
@@ -36,6 +45,7 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *gpu_driver.driver(settings),
         *gpu_limits.limits(settings),
         *gpu_limits.containers(settings),
+        *engines.engines(settings),
         *data.paths(settings),
         *data.storage(settings, hosts),
         *data.backup(settings),
@@ -45,7 +55,10 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
 
 def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
     """What is wrong with the secrets one host needs, where `.env` can be read."""
-    findings = list(access.secrets_set(settings)) or services.floor_key(settings)
+    findings = list(access.secrets_set(settings)) or [
+        *services.floor_key(settings),
+        *engines.engine_keys(settings),
+    ]
     return [Refusal(host, *finding) for finding in findings]
 
 

@@ -94,6 +94,18 @@ def memory(settings: HostSettings) -> Findings:
                 claim.key, claim.mib, "this host declares no card", "declare gpus, or remove it"
             )
         return
+    for card in settings.gpus.cards:
+        own = [claim for claim in claims if claim.card == card.name]
+        claimed = sum(claim.mib for claim in own)
+        if claimed > card.vram_mib:
+            tenants = ", ".join(f"{claim.owner} {claim.mib}" for claim in own)
+            yield Finding(
+                own[-1].key,
+                own[-1].mib,
+                f"the engines claim {claimed} MiB of {card.name} ({tenants}), which has"
+                f" {card.vram_mib}",
+                "lower a utilisation, or give one another card",
+            )
     offered = sum(card.vram_mib for card in settings.gpus.cards if card.role == "compute")
     claimed = sum(claim.mib for claim in claims)
     if claimed > offered:

@@ -1,0 +1,100 @@
+"""vLLM: one pinned environment, and an engine for each declared model."""
+
+from __future__ import annotations
+
+from pyinfra.api.deploy import deploy
+
+from holdfast import alerts
+from holdfast.engines.units import (
+    CREDENTIALS,
+    DEVICES,
+    SYSTEM,
+    EngineNames,
+    devices_unit,
+    files,
+    secret_files,
+)
+from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.secrets import require
+from holdfast.settings import HostSettings, Vllm
+from operations import host_files, packages, python_environment, units, vllm
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
+
+
+def _units(engine: EngineNames) -> list[Unit]:
+    doors = [
+        Unit(
+            unit,
+            enabled=door.is_open,
+            running=door.is_open,
+            restart_after=[f"{SYSTEM}/{unit}", engine.paths_of(door)],
+        )
+        for door in engine.doors
+        for unit in (door.socket, door.service)
+    ]
+    read = [f"{SYSTEM}/{engine.unit}", engine.configuration, engine.key, engine.probe]
+    return [Unit(engine.unit, restart_after=read), *doors]
+
+
+def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
+    packages.present(
+        name="Install what vLLM needs",
+        packages=["curl", "haproxy", *python_environment.PACKAGES, *VLLM.packages],
+    )
+    python_environment.installed(
+        name="Install vLLM",
+        program=VLLM.name,
+        lock=lock,
+        distribution=settings.distribution,
+        index=wanted.packages,
+    )
+
+
+@deploy("vLLM")
+def apply(settings: HostSettings) -> None:
+    """Install vLLM and have every declared engine answer a request, and no other run."""
+    wanted = settings.vllm
+    if wanted is None:
+        vllm.only(name="Have no other engine", declared=[])
+        return
+    lock = lock_of(wanted).read_text()
+    _install(settings, wanted, lock)
+    environment = python_environment.directory(VLLM.name, lock, settings.distribution)
+    engines = [EngineNames(VLLM, engine) for engine in wanted.engines]
+    texts: dict[str, str] = {}
+    private: dict[str, str] = {}
+    for names in engines:
+        texts |= files(settings, names, environment)
+        private |= secret_files(names, require(names.engine.api_key))
+    # First, for its cards and its port may be wanted by another.
+    vllm.only(name="Have no other engine", declared=[*texts, *private])
+    host_files.place(
+        name="Write the engines' units, configuration and keys",
+        directories=[
+            HostDirectory("/etc/holdfast"),
+            HostDirectory(CREDENTIALS, mode="700"),
+        ],
+        files=[
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            HostFile(f"{SYSTEM}/{DEVICES}", devices_unit()),
+            *(HostFile(path, text) for path, text in texts.items()),
+            *(HostFile(path, text, mode="600") for path, text in private.items()),
+        ],
+    )
+    units.settle(
+        name="Have the engines answer",
+        units=[
+            # Ours are the only proxies: the package's own would run with nothing to do.
+            Unit("haproxy.service", masked=True),
+            *(unit for names in engines for unit in _units(names)),
+        ],
+        # A port, a card or a share of it may pass from one to another.
+        together=True,
+    )
+    python_environment.pruned(
+        name="Keep the environment before this one and none older",
+        program=VLLM.name,
+        lock=lock,
+        distribution=settings.distribution,
+    )

@@ -1,0 +1,27 @@
+"""What of vLLM's engines lies on a host, declared or not."""
+
+from __future__ import annotations
+
+from pyinfra.api import FactBase
+
+from holdfast.engines.units import CREDENTIALS, SYSTEM
+
+
+class EngineFiles(FactBase[list[str]]):
+    """Paths of every unit, configuration and key of an engine. One command."""
+
+    def command(self) -> str:
+        """Build the probe."""
+        return (
+            f"ls {SYSTEM}/holdfast-vllm-*.service {SYSTEM}/holdfast-vllm-*.socket"
+            f" {CREDENTIALS}/holdfast-vllm-* /etc/holdfast/vllm/* 2>/dev/null; true"
+        )
+
+    @staticmethod
+    def default() -> list[str]:
+        """Nothing is there."""
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        """One path a line."""
+        return list(output)

@@ -1,0 +1,208 @@
+"""Engines: what they serve, on which cards, with which flags, and whether that fits."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from pydantic import ValidationError
+
+from holdfast import completion, registry, secrets
+from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
+from holdfast.engines import vllm
+from holdfast.engines.fit import fit_of
+from holdfast.engines.vllm import lock_of
+from holdfast.fit.architecture import NotUnderstood
+from holdfast.fit.planner import Fit
+from holdfast.refusal import MISSING
+from holdfast.settings import Engine, HostSettings, Vllm
+
+PROCESSES_BYTES = 2200 * 2**20
+"""What the three processes of an engine hold beside weights and cache on a CPU: 3.2 GB of them with
+a cache of 1 GiB and a model of 1 MB (measured with 0.32)."""
+USUAL_UTILISATION = 0.80
+"""More leaves a card without room for a second context, a graph or a display (the mission)."""
+
+
+def engines(settings: HostSettings) -> Findings:
+    """Engines that could not start, or not beside each other."""
+    if settings.vllm is None:
+        return
+    yield from _lock(settings.vllm)
+    for index, engine in enumerate(settings.vllm.engines):
+        key = f"vllm.engines[{index}]"
+        wrong = [
+            *_name(key, engine),
+            *_checkpoint(key, engine, settings),
+            *_cards(key, engine, settings),
+            *_memory(key, engine),
+            *_scope(key, engine, settings),
+            *_flags(key, engine),
+        ]
+        yield from wrong
+        # Whether it fits is known of an engine that makes sense.
+        if not wrong:
+            yield from _fit(key, engine, settings)
+
+
+def _lock(wanted: Vllm) -> Findings:
+    if wanted.lock is None:
+        on_cpu = [engine.name for engine in wanted.engines if not engine.cards]
+        if on_cpu:
+            yield Finding(
+                "vllm.lock",
+                MISSING,
+                f"{', '.join(on_cpu)} names no card, and the project's own lock is of CUDA's build",
+                "name its cards, or write the lock of a CPU build",
+            )
+        return
+    lock = wanted.lock
+    path = lock_of(wanted)
+    text = path.read_text("utf-8", "replace") if path.is_file() else None
+    # A build for another device has the same flags and keeps the same books.
+    pinned = re.search(r"^vllm==([^\s+]+)", text or "", re.MULTILINE)
+    if text is None:
+        wrong = "there is no such file here"
+    elif pinned is None or pinned[1] != vllm.VERSION:
+        wrong = f"it does not pin vllm {vllm.VERSION}, of which flags and memory are known here"
+    elif re.search(r"^\w(?!.*(--hash|\\$)).*$", text, re.MULTILINE):
+        wrong = "a requirement in it has no hash"
+    else:
+        return
+    yield Finding("vllm.lock", lock, wrong, "write what 'uv pip compile --generate-hashes' made")
+
+
+def _name(key: str, engine: Engine) -> Findings:
+    if engine.name.endswith(("-loopback", "-tailnet")):
+        yield Finding(
+            f"{key}.name", engine.name, "another engine's door may be called so", "rename it"
+        )
+
+
+def _checkpoint(key: str, engine: Engine, settings: HostSettings) -> Findings:
+    if registry.checkpoint_of(settings, engine) is None:
+        names = {checkpoint.name for checkpoint in settings.storage.checkpoints}
+        yield Finding(
+            f"{key}.checkpoint",
+            engine.checkpoint,
+            "storage.checkpoints declares no such model",
+            nearest(engine.checkpoint, names),
+        )
+
+
+def _cards(key: str, engine: Engine, settings: HostSettings) -> Findings:
+    declared = {card.name: card for card in settings.gpus.cards} if settings.gpus else {}
+    for place, name in enumerate(engine.cards):
+        at, card = f"{key}.cards[{place}]", declared.get(name)
+        if card is None:
+            mend = nearest(name, set(declared))
+            yield Finding(at, name, "gpus.cards declares no such card", mend)
+        elif card.role != "compute":
+            yield Finding(at, name, "this card belongs to a guest", "name a card of role 'compute'")
+        elif card.uuid is None:
+            yield Finding(
+                at,
+                name,
+                "its UUID is not declared, and a number may be another card after a reboot",
+                "write the uuid that `make gpus` shows",
+            )
+
+
+def _memory(key: str, engine: Engine) -> Findings:
+    if engine.utilisation > USUAL_UTILISATION and engine.utilisation_reason is None:
+        yield Finding(
+            f"{key}.utilisation",
+            engine.utilisation,
+            f"more than {USUAL_UTILISATION:.2f} of a card needs a reason",
+            "say it in utilisation_reason, or write less",
+        )
+    if not engine.cards and engine.cache_mib is None:
+        yield Finding(
+            f"{key}.cache_mib",
+            MISSING,
+            "an engine without cards keeps its cache in host memory",
+            "write its MiB, or name cards",
+        )
+    if engine.cards and engine.cache_mib is not None:
+        yield Finding(
+            f"{key}.cache_mib",
+            engine.cache_mib,
+            "on cards the cache is what the utilisation leaves",
+            "remove it",
+        )
+
+
+def _scope(key: str, engine: Engine, settings: HostSettings) -> Findings:
+    if engine.scope == "tailnet" and settings.tailnet is None:
+        yield Finding(
+            f"{key}.scope",
+            engine.scope,
+            "this host has no tailnet",
+            "declare tailnet, or write 'loopback'",
+        )
+
+
+def _flags(key: str, engine: Engine) -> Findings:
+    known = vllm.flags()
+    for name, value in engine.flags.items():
+        at = f"{key}.flags.{name}"
+        plain = name.removeprefix("no-")
+        if plain in vllm.HELD:
+            yield Finding(at, value, "this flag is not an inventory's to set", vllm.HELD[plain])
+        elif name != plain and plain in known:
+            yield Finding(
+                at, value, "a flag is switched off by its value", f"write '{plain}' False"
+            )
+        elif name not in known:
+            wrong = f"vLLM {vllm.VERSION} has no such flag"
+            yield Finding(at, value, wrong, nearest(name, set(known) - set(vllm.HELD)))
+        elif problem := vllm.flag_problem(name, value):
+            yield Finding(at, value, problem, "write one that it takes")
+
+
+def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
+    try:
+        fit = fit_of(settings, engine)
+    except NotUnderstood as error:
+        wrong, _, mend = str(error).partition(": ")
+        yield Finding(f"{key}.checkpoint", engine.checkpoint, wrong, mend or "choose another model")
+        return
+    except ValidationError as error:
+        (said, *_) = error.errors()
+        wrong = f"{said['loc'][0]} decides what fits, and this is none: {said['msg']}"
+        yield Finding(f"{key}.flags", said["input"], wrong, "write it as the planner counts it")
+        return
+    if fit is None or vllm.SAVING & set(engine.flags):
+        return
+    if not engine.cards:
+        yield from _host_memory(key, engine, fit)
+    if not fit.fits:
+        nearest_settings = fit.nearest or ("take more cards, or a smaller model",)
+        yield Finding(
+            f"{key}.context_tokens",
+            engine.context_tokens,
+            f"{engine.checkpoint} does not fit: {fit.binds}",
+            f"would fit: {' or: '.join(nearest_settings[:3])}",
+        )
+
+
+def _host_memory(key: str, engine: Engine, fit: Fit) -> Findings:
+    (memory,) = fit.cards
+    held = memory.weight_bytes + memory.reserve.total_bytes + PROCESSES_BYTES
+    needed = math.ceil((held + memory.cache_bytes) / 2**20)
+    if needed > engine.memory_max_mib:
+        yield Finding(
+            f"{key}.memory_max_mib",
+            engine.memory_max_mib,
+            f"weights, cache and vLLM itself are {needed} MiB",
+            "allow that much, or write a smaller cache_mib",
+        )
+
+
+def engine_keys(settings: HostSettings) -> Findings:
+    """Keys that cannot be sent; expects that the secrets can be read."""
+    for index, engine in enumerate(settings.vllm.engines if settings.vllm else []):
+        key = secrets.read(engine.api_key)
+        if key and (wrong := completion.key_problem(key)):
+            at = f"vllm.engines[{index}].api_key"
+            yield Finding(at, engine.api_key, f"this secret {wrong}", NEW_SECRET)

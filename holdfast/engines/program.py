@@ -1,0 +1,56 @@
+"""What an engine's units need to know of the program that serves: the same few questions for each.
+
+vLLM answers them now; another program is another instance and changes nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.settings import Engine
+
+GENERATE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+EMBED_PATHS = ("/v1/embeddings",)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A server of the OpenAI API on a Unix socket."""
+
+    name: str
+    command: str
+    """Its executable in the environment, with the verb that serves."""
+    key_variable: str
+    """The environment variable that its API key is read from."""
+    configuration: Callable[[Engine, str, str, int], dict[str, Any]]
+    """Of an engine, its checkpoint's folder, its socket and the tokens of a batch that it was
+    planned with: what the configuration file says."""
+    environment: Callable[[Engine], Mapping[str, str]]
+    """Of an engine: its variables, none of them secret."""
+    running_metric: str
+    """Requests that it computes."""
+    waiting_metric: str
+    """Requests that it has accepted and not begun; drained is when both are 0 and stay so."""
+    packages: tuple[str, ...]
+    """Distribution packages that it needs at run time."""
+
+
+def paths(engine: Engine) -> tuple[str, ...]:
+    """Where requests may be posted; what is not named here does not reach the engine."""
+    return EMBED_PATHS if engine.task == "embed" else GENERATE_PATHS
+
+
+def question(engine: Engine) -> tuple[str, dict[str, Any]]:
+    """Path and body of the smallest request that proves the engine answers.
+
+    It is sampled in every way at once: an engine that answers a greedy request may still die of the
+    first that has it compile a sampler (vLLM 0.32 on a CPU without a compiler).
+    """
+    if engine.task == "embed":
+        return "/v1/embeddings", {"model": engine.checkpoint, "input": "ready"}
+    sampled = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "min_p": 0.01, "logprobs": 1}
+    penalties = {"presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1}
+    asked = {"model": engine.checkpoint, "prompt": "ready", "max_tokens": 2}
+    return "/v1/completions", {**asked, **sampled, **penalties}

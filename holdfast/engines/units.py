@@ -1,0 +1,200 @@
+"""An engine's units and the files they read, from settings alone.
+
+The engine has no network but a loopback of its own and answers on a Unix socket. What comes in at a
+door passes a proxy that knows a few paths and answers 404 for every other: vLLM asks for its key
+below /v1 only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from holdfast import alerts, completion
+from holdfast.doors import Door, doors, socket_unit
+from holdfast.engines import program as programs
+from holdfast.engines.fit import cards_of, settings_of
+from holdfast.engines.program import Program
+from holdfast.registry import checkpoint_of, engine_service
+from holdfast.render import render
+from holdfast.sandbox import LOOPBACK, Directive, sandbox
+from holdfast.secrets import Secret
+from holdfast.services import Service
+from holdfast.settings import Engine, HostSettings
+from holdfast.storage import checkpoint_path
+
+CREDENTIALS = "/etc/holdfast/credentials"
+SYSTEM = "/etc/systemd/system"
+STARTS = 5
+"""An engine that fails so often in a row is left alone, and someone is told."""
+STOP_SECONDS = 60
+"""vLLM's own drain (`holdfast.engines.vllm.DRAIN_SECONDS`) and as much again to let go of cards."""
+
+DEVICES = "holdfast-gpu-devices.service"
+"""Makes CUDA's device files at boot: an engine may not, and its sandbox lists what there is."""
+
+_RELAXED = (
+    Directive("MemoryDenyWriteExecute", "no", "PyTorch and Triton write the kernels they run"),
+    Directive("ProcSubset", "all", "reads /proc/cpuinfo and /proc/meminfo"),
+    Directive(
+        "RestrictAddressFamilies",
+        "AF_UNIX AF_INET AF_NETLINK",
+        "its processes meet on the loopback of this unit alone",
+    ),
+    *(Directive("IPAddressAllow", network, "the same") for network in LOOPBACK),
+    Directive("SystemCallFilter", "@system-service @resources", "binds threads and memory to CPUs"),
+    Directive("SystemCallFilter", "~@privileged", "binds threads and memory to CPUs"),
+)
+_ON_CARDS = (
+    Directive("PrivateDevices", "no", "its cards are devices"),
+    *(
+        Directive("DeviceAllow", f"char-{kind} rw", "a card, by each name the driver has had")
+        for kind in (
+            *("nvidia", "nvidia-frontend", "nvidiactl", "nvidia-caps"),
+            *("nvidia-uvm", "nvidia-modeset"),
+        )
+    ),
+)
+
+
+@dataclass(frozen=True)
+class EngineNames:
+    """What belongs to one engine of one program on a host, by name."""
+
+    program: Program
+    engine: Engine
+
+    @property
+    def stem(self) -> str:
+        """The beginning of every name."""
+        return f"holdfast-{self.program.name}-{self.engine.name}"
+
+    @property
+    def unit(self) -> str:
+        """Its service."""
+        return f"{self.stem}.service"
+
+    @property
+    def socket(self) -> str:
+        """Where it listens; only its own user may connect."""
+        return f"/run/{self.stem}/http.sock"
+
+    @property
+    def configuration(self) -> str:
+        """What the program is told; no secret is in it."""
+        return f"/etc/holdfast/{self.program.name}/{self.engine.name}.yaml"
+
+    @property
+    def key(self) -> str:
+        """Its API key, for root alone; systemd hands it over."""
+        return f"{CREDENTIALS}/{self.stem}-key"
+
+    @property
+    def probe(self) -> str:
+        """A curl configuration that asks for one answer; the key is in it."""
+        return f"{CREDENTIALS}/{self.stem}-probe"
+
+    @property
+    def doors(self) -> list[Door]:
+        """Where it can be reached, and where it could be."""
+        return doors(self.stem, self.engine.port, self.engine.scope)
+
+    def paths_of(self, door: Door) -> str:
+        """The file that tells a door's proxy what it lets through."""
+        return f"/etc/holdfast/{self.program.name}/{self.engine.name}-{door.name}.cfg"
+
+
+def _cards(settings: HostSettings, engine: Engine) -> list[str]:
+    """The UUIDs of an engine's cards, in the order in which they are named."""
+    known = {card.name: card.uuid for card in settings.gpus.cards} if settings.gpus else {}
+    return [uuid for name in engine.cards if (uuid := known.get(name))]
+
+
+def devices_unit() -> str:
+    """The text of the unit that makes CUDA's device files."""
+    return render("vllm/holdfast-gpu-devices.service.j2")
+
+
+def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
+    """Units of engines that are declared before this one and share a card with it."""
+    others = settings.vllm.engines if settings.vllm else []
+    earlier = others[: others.index(names.engine)] if names.engine in others else []
+    return [
+        EngineNames(names.program, other).unit
+        for other in earlier
+        if set(other.cards) & set(names.engine.cards)
+    ]
+
+
+def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[str, str]:
+    """Path to text of what an engine needs, its secrets aside.
+
+    ``environment`` is the folder of the Python environment that holds the program.
+
+    Raises:
+        ValueError: the engine's checkpoint is not declared.
+    """
+    program, engine = names.program, names.engine
+    checkpoint = checkpoint_of(settings, engine)
+    if checkpoint is None:
+        raise ValueError(f"{settings.hostname} declares no checkpoint {engine.checkpoint}")
+    folder = checkpoint_path(settings.storage, checkpoint)
+    service = engine_service(program.name, engine)
+    variables = dict(program.environment(engine))
+    if engine.cards:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(_cards(settings, engine))
+    batch = settings_of(engine, cards_of(settings, engine)).max_num_batched_tokens
+    said = program.configuration(engine, folder, names.socket, batch)
+    found = {
+        names.configuration: yaml.safe_dump(said, sort_keys=True),
+        f"{SYSTEM}/{names.unit}": render(
+            "vllm/engine.service.j2",
+            names=names,
+            program=program,
+            engine=engine,
+            folder=folder,
+            environment=environment,
+            variables=variables,
+            devices=DEVICES,
+            neighbours=_neighbours(settings, names),
+            starts=STARTS,
+            # Every start of the row must lie in it, however long each of them takes to fail.
+            interval_seconds=STARTS * (engine.start_seconds + STOP_SECONDS + 60),
+            stop_seconds=STOP_SECONDS,
+            backs_off=settings.distribution != "debian12",
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(
+                service,
+                isolated=True,
+                relaxed=(*_RELAXED, *(_ON_CARDS if engine.cards else ())),
+            ),
+        ),
+    }
+    for door in names.doors:
+        proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
+        found[f"{SYSTEM}/{door.socket}"] = socket_unit(door)
+        found[f"{SYSTEM}/{door.service}"] = render(
+            "vllm/door.service.j2",
+            door=door,
+            configuration=names.paths_of(door),
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(proxy, isolated=True),
+        )
+        found[names.paths_of(door)] = render(
+            "vllm/door.cfg.j2",
+            posted=programs.paths(engine),
+            # Who may only ask has no business with what others ask.
+            read=["/health", "/v1/models", *(["/metrics"] if door.name == "loopback" else [])],
+            socket=names.socket,
+        )
+    return found
+
+
+def secret_files(names: EngineNames, key: Secret) -> dict[str, str]:
+    """Path to text of what root alone may read."""
+    path, body = programs.question(names.engine)
+    return {
+        names.key: f"{key.get_secret_value()}\n",
+        names.probe: completion.probe(names.socket, path, body, key),
+    }

@@ -1,0 +1,33 @@
+"""Take away engines that are no longer declared."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from facts.vllm import EngineFiles
+from holdfast.engines.units import SYSTEM
+
+
+@operation()
+def only(declared: list[str]) -> Generator[StringCommand, None, None]:
+    """Stop and remove every engine of which a file is not among the ``declared`` paths.
+
+    Models and caches stay.
+    """
+    present: list[str] = host.get_fact(EngineFiles)
+    stray = sorted(set(present) - set(declared))
+    paths = " ".join(map(shlex.quote, stray))
+    units = [path for path in stray if path.startswith(f"{SYSTEM}/")]
+    if units:
+        names = " ".join(shlex.quote(path.rpartition("/")[2]) for path in units)
+        # Read anew first: what was written and never read can be neither stopped nor disabled.
+        yield StringCommand(
+            f"systemctl daemon-reload && systemctl stop {names} && systemctl disable {names}"
+            f" && rm -f {paths} && systemctl daemon-reload"
+        )
+    elif stray:
+        yield StringCommand(f"rm -f {paths}")

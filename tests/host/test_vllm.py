@@ -1,0 +1,162 @@
+"""vLLM's engines: each answers, asks for its key, and shows only its paths.
+
+Whether one comes back is the drill's to try: on a rack it would be minutes without an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from testinfra.host import Host
+
+from holdfast.engines.program import paths, question
+from holdfast.engines.units import EngineNames
+from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.sandbox import EXPOSURE_MAX
+from holdfast.settings import HostSettings
+from operations.python_environment import directory
+
+
+@pytest.fixture(scope="module")
+def engines(settings: HostSettings) -> list[EngineNames]:
+    if settings.vllm is None:
+        pytest.skip("this host has no engine of vLLM")
+    return [EngineNames(VLLM, engine) for engine in settings.vllm.engines]
+
+
+def _ask(
+    host: Host, engine: EngineNames, path: str, body: object = None, key: str = ""
+) -> tuple[int, str]:
+    # The header travels on standard input: a key in argv is what this file forbids.
+    header = f'printf "Authorization: Bearer %s" "$(cat {engine.key})"' if key == "own" else "echo"
+    data = f"--json '{json.dumps(body)}'" if body is not None else ""
+    answer = host.check_output(
+        f"{header} | curl --silent --path-as-is --max-time 300 --header @- {data}"
+        f" --write-out '\\n%{{http_code}}' 'http://127.0.0.1:{engine.engine.port}{path}'"
+    )
+    text, _, status = answer.rpartition("\n")
+    return int(status), text
+
+
+def _processes(host: Host, engine: EngineNames) -> list[str]:
+    group: str = host.check_output(f"systemctl show --property=ControlGroup --value {engine.unit}")
+    processes: list[str] = host.check_output(f"cat /sys/fs/cgroup{group}/cgroup.procs").split()
+    return processes
+
+
+def test_each_answers_who_holds_its_key(host: Host, engines: list[EngineNames]) -> None:
+    for engine in engines:
+        path, body = question(engine.engine)
+        status, text = _ask(host, engine, path, body, key="own")
+        assert status == 200, text
+        assert json.loads(text)["model"] == engine.engine.checkpoint
+
+
+def test_each_refuses_who_does_not(host: Host, engines: list[EngineNames]) -> None:
+    for engine in engines:
+        _, body = question(engine.engine)
+        answers = {path: _ask(host, engine, path, body)[0] for path in paths(engine.engine)}
+        assert set(answers.values()) == {401}, answers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/invocations", "/v1/../invocations", "/v1//completions", "/%76%31/completions"),
+        *("/tokenize", "/pooling", "/score", "/rerank", "/v1/load_lora_adapter", "/sleep"),
+        *("/collective_rpc", "/server_info", "/reset_prefix_cache", "/abort_requests", "/pause"),
+    ],
+)
+def test_no_other_path_reaches_an_engine(host: Host, engines: list[EngineNames], path: str) -> None:
+    for engine in engines:
+        _, body = question(engine.engine)
+        for key in ("", "own"):
+            status, text = _ask(host, engine, path, body, key=key)
+            # The proxy's own words: the engine's 404 is JSON.
+            assert (status, "<html>" in text) == (404, True), text
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS", "HEAD"])
+def test_a_path_is_open_to_its_own_method_alone(
+    host: Host, engines: list[EngineNames], method: str
+) -> None:
+    for engine in engines:
+        path, _ = question(engine.engine)
+        for target in (path, f"http://127.0.0.1:{engine.engine.port}{path}"):
+            answer = host.check_output(
+                "curl --silent --max-time 60 --output /dev/null --write-out '%{http_code}'"
+                f" --request {method} --request-target {target}"
+                f" {'--head' if method == 'HEAD' else ''} http://127.0.0.1:{engine.engine.port}/"
+            )
+            # The engine would say 405, or more.
+            assert answer == "404"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/version", "/server_info", "/ping"])
+def test_nothing_else_can_be_read(host: Host, engines: list[EngineNames], path: str) -> None:
+    for engine in engines:
+        status, text = _ask(host, engine, path, key="own")
+        assert (status, "<html>" in text) == (404, True), text
+
+
+def test_its_health_and_its_metrics_are_there(host: Host, engines: list[EngineNames]) -> None:
+    for engine in engines:
+        assert _ask(host, engine, "/health")[0] == 200
+        status, text = _ask(host, engine, "/metrics")
+        assert status == 200
+        assert VLLM.running_metric in text
+        assert VLLM.waiting_metric in text
+
+
+def test_each_listens_only_where_it_is_declared(host: Host, engines: list[EngineNames]) -> None:
+    for engine in engines:
+        port = engine.engine.port
+        lines = host.check_output(f"ss -Hltn 'sport = :{port}'").splitlines()
+        expected = {f"127.0.0.1%lo:{port}"}
+        if engine.engine.scope == "tailnet":
+            expected.add(f"*%tailscale0:{port}")
+        assert {line.split()[3] for line in lines} == expected
+
+
+def test_no_process_of_an_engine_has_a_network(host: Host, engines: list[EngineNames]) -> None:
+    for engine in engines:
+        for pid in _processes(host, engine):
+            links = host.check_output(f"nsenter --target {pid} --net ip -brief link").splitlines()
+            assert [line.split()[0] for line in links] == ["lo"]
+
+
+def test_its_key_is_read_by_root_alone(host: Host, engines: list[EngineNames]) -> None:
+    for engine in engines:
+        modes = host.check_output(f"stat --format='%a %U' {engine.key} {engine.probe}")
+        assert set(modes.splitlines()) == {"600 root"}
+        leaks = host.run(
+            "grep --files-with-matches --no-messages --text --fixed-strings"
+            f" --file={engine.key} /proc/[0-9]*/cmdline {engine.configuration};"
+            f" journalctl --no-pager --output=cat | grep --fixed-strings --file={engine.key}"
+        )
+        assert leaks.stdout == ""
+
+
+def test_each_is_the_pinned_environments_alone(
+    host: Host, settings: HostSettings, engines: list[EngineNames]
+) -> None:
+    assert settings.vllm is not None or not engines
+    for engine in engines:
+        lock = lock_of(settings.vllm).read_text() if settings.vllm else ""
+        environment = directory(VLLM.name, lock, settings.distribution)
+        pid = host.check_output(f"systemctl show --property=MainPID --value {engine.unit}")
+        arguments = host.check_output(f"tr '\\0' '\\n' < /proc/{pid}/cmdline").splitlines()
+        assert f"{environment}/bin/vllm" in arguments
+        writable = host.check_output("find /opt/holdfast/vllm ! -user root -o -perm /022 ! -type l")
+        assert writable == ""
+
+
+def test_systemd_finds_it_as_closed_as_declared(host: Host, engines: list[EngineNames]) -> None:
+    for engine in engines:
+        for unit in (engine.unit, *(door.service for door in engine.doors)):
+            verdict = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+            score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
+            assert score is not None, verdict
+            assert float(score[1]) <= EXPOSURE_MAX, verdict
