@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-all plan gpus deploy verify bench docs
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-all plan gpus deploy verify bench docs
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -29,10 +29,14 @@ drill: setup-lab ## nothing -> virtual rack -> hardened, serving, attacked, rebo
 drill-gpu: setup-lab ## the drill of the cards: driver, caps, containers, a card that vanishes
 	$(RUN) python -m tests.drill --gpu
 
-drill-all: setup-lab ## every drill: Debian 12 and 13, with Lynis, ssh-audit and sabotage, and the cards
+drill-serving: setup-lab ## the drill of engines: a real vLLM on a CPU, its units, its doors, its plan
+	$(RUN) python -m tests.drill --serving
+
+drill-all: setup-lab ## every drill: both Debians with Lynis, ssh-audit and sabotage, cards, engines
 	$(RUN) python -m tests.drill --debian 12 --audit
 	$(RUN) python -m tests.drill --debian 13 --audit --sabotage
 	$(RUN) python -m tests.drill --gpu
+	$(RUN) python -m tests.drill --serving
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)

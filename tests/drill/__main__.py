@@ -10,7 +10,9 @@ from pathlib import Path
 from tests.drill import report
 from tests.drill.converge import ROOT
 from tests.drill.gpu import GpuDrill
+from tests.drill.rehearsal import Rehearsal
 from tests.drill.scenario import Drill
+from tests.drill.serving import ServingDrill
 
 
 def main() -> int:
@@ -18,17 +20,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
     parser.add_argument("--gpu", action="store_true", help="the drill of the cards instead")
+    parser.add_argument("--serving", action="store_true", help="the drill of engines instead")
     parser.add_argument("--audit", action="store_true", help="Lynis and ssh-audit as well")
     parser.add_argument(
         "--sabotage", action="store_true", help="in the end, see each host test turn red"
     )
     parser.add_argument("--report", type=Path, default=None, help="folder for the report")
     arguments = parser.parse_args()
-    drill: Drill | GpuDrill = GpuDrill()
-    if not arguments.gpu:
+    drill: Rehearsal
+    if arguments.gpu:
+        name, drill = "gpu", GpuDrill()
+    elif arguments.serving:
+        name, drill = "serving", ServingDrill()
+    else:
+        name = f"debian-{arguments.debian}"
         drill = Drill(arguments.debian, audit=arguments.audit, sabotage=arguments.sabotage)
     record = drill.run()
-    name = "gpu" if arguments.gpu else f"debian-{arguments.debian}"
     folder = arguments.report or ROOT / "report" / name
     page = report.write(record, folder)
     if hasattr(drill, "stage"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SITE = "deploys/site.py"
 PYINFRA = Path(sys.executable).with_name("pyinfra")
 
 
@@ -27,9 +28,9 @@ class Outcome:
     log: Path
 
 
-def command(inventory: Path) -> list[str]:
+def command(inventory: Path, deploy_file: str = SITE) -> list[str]:
     """The run a user types, with its result as JSON."""
-    return [str(PYINFRA), "-y", "--json", str(inventory), "deploys/site.py"]
+    return [str(PYINFRA), "-y", "--json", str(inventory), deploy_file]
 
 
 def start(inventory: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -40,13 +41,19 @@ def start(inventory: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def converge(inventory: Path, label: str, logs: Path, timeout_seconds: int = 2400) -> Outcome:
-    """Run the site to its end; the log is kept under ``logs``."""
+def converge(
+    inventory: Path,
+    label: str,
+    logs: Path,
+    deploy_file: str = SITE,
+    timeout_seconds: int = 2400,
+) -> Outcome:
+    """Run the site, or the part in ``deploy_file``, to its end; the log is kept under ``logs``."""
     log = logs / f"converge-{label.replace(' ', '-')}.log"
     began = time.monotonic()
     with log.open("wb") as sink:
         done = subprocess.run(
-            command(inventory),
+            command(inventory, deploy_file),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=sink,

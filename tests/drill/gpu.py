@@ -60,6 +60,11 @@ class GpuStage(Scenery):
         """What the rack is to be."""
         return self.folder / "inventory.py"
 
+    @property
+    def machines(self) -> Lab:
+        """The lab's."""
+        return self.lab
+
     def raise_curtain(self) -> None:
         """Start the file server and the rack, put its cards in, and write the inventory."""
         self.files.start()

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.drill.record import Record
 from tests.drill.site import Site, keep_journals
 from tests.lab.artefacts import container
-from tests.lab.lab import Lab
 from tests.lab.machine import Machine
 
 
 class Scenery(ABC):
     """Machines and what is beside them; ``folder`` holds all of it, ``logs`` what is kept."""
 
-    lab: Lab
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.logs = folder / "logs"
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir(parents=True)
+
+    @property
+    @abstractmethod
+    def machines(self) -> Iterable[Machine]:
+        """Every machine on it."""
 
     @abstractmethod
     def lower_curtain(self) -> None:
@@ -47,7 +50,7 @@ class Rehearsal(ABC):
             self.record.console.print(f"[red]the drill ends here: {error}")
         finally:
             if hasattr(self, "stage"):
-                keep_journals(self.stage.lab, self.stage.logs)
+                keep_journals(self.stage.machines, self.stage.logs)
                 self.stage.lower_curtain()
         return self.record
 

@@ -602,6 +602,80 @@ CARDS = (
 )
 """For a rack of `make drill-gpu`."""
 
+_CHAT = "holdfast-vllm-chat"
+_PATHS = "/etc/holdfast/vllm/chat-loopback.cfg"
+_DOOR = f"systemctl restart {_CHAT}-loopback.service"
+_IN_CHAT = f"nsenter --target $(systemctl show -P MainPID {_CHAT}.service) --net"
+
+
+def _at_the_door(rule: str) -> tuple[str, str]:
+    return edited(_PATHS, f"s/^    http-request deny/    http-request {rule}\\n&/", _DOOR)
+
+
+ENGINES = (
+    Sabotage(
+        "an engine refuses everybody",
+        ("vllm::each_answers_who_holds_its_key",),
+        *_at_the_door("deny deny_status 403 if METH_POST"),
+    ),
+    Sabotage(
+        "an engine asks for no key",
+        ("vllm::each_refuses_who_does_not",),
+        *_at_the_door("return status 200 if METH_POST !{ req.hdr(authorization) -m found }"),
+    ),
+    Sabotage(
+        "every path leads to the engine",
+        (
+            "vllm::no_other_path_reaches_an_engine",
+            "vllm::nothing_else_can_be_read",
+            "vllm::a_path_is_open_to_its_own_method_alone",
+        ),
+        *edited(_PATHS, "/http-request deny/d", _DOOR),
+    ),
+    Sabotage(
+        "nobody can read its metrics",
+        ("vllm::its_health_and_its_metrics_are_there",),
+        *edited(_PATHS, "s, /metrics,,", _DOOR),
+    ),
+    Sabotage(
+        "something else listens on its port",
+        ("vllm::each_listens_only_where_it_is_declared",),
+        "systemd-run --quiet --unit=stray python3 -m http.server --bind 127.0.0.2 8100"
+        " && until ss -Hltn 'sport = :8100' | grep -q 127.0.0.2; do sleep 0.2; done",
+        "systemctl stop stray",
+    ),
+    Sabotage(
+        "an engine has a way out",
+        ("vllm::no_process_of_an_engine_has_a_network",),
+        f"{_IN_CHAT} ip link add stray type veth",
+        f"{_IN_CHAT} ip link delete stray",
+    ),
+    Sabotage(
+        "anyone may read its key",
+        ("vllm::its_key_is_read_by_root_alone",),
+        f"chmod 644 /etc/holdfast/credentials/{_CHAT}-key",
+        f"chmod 600 /etc/holdfast/credentials/{_CHAT}-key",
+    ),
+    Sabotage(
+        "its environment is not root's alone",
+        ("vllm::each_is_the_pinned_environments_alone",),
+        "echo 'import os' > /opt/holdfast/vllm/stray.pth && chmod 666 /opt/holdfast/vllm/stray.pth",
+        "rm /opt/holdfast/vllm/stray.pth",
+    ),
+    Sabotage(
+        "its sandbox is open",
+        ("vllm::systemd_finds_it_as_closed_as_declared",),
+        *configured(
+            f"{_CHAT}.service",
+            [
+                *("User=root", "ProtectSystem=no", "CapabilityBoundingSet=~"),
+                *("PrivateNetwork=no", "SystemCallFilter=", "IPAddressDeny="),
+            ],
+        ),
+    ),
+)
+"""For a rack of `make drill-serving`."""
+
 SITE = (
     *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *DOCKER),
     *(*TAILNET, *MOUNTS, *MODELS, *FLOOR, *BACKUP),

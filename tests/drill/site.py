@@ -7,16 +7,15 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.drill.converge import ROOT, Outcome, converge
+from tests.drill.converge import ROOT, SITE, Outcome, converge
 from tests.drill.record import Record
-from tests.lab.lab import Lab
 from tests.lab.machine import Machine, acceleration_works
 
 HOST_TESTS = ROOT / "tests" / "host"
@@ -26,15 +25,21 @@ SLOW = {"test_backup.py", "test_floor.py"}
 
 @dataclass(frozen=True)
 class Site:
-    """One inventory, deployed and verified; logs are kept in ``logs``."""
+    """One inventory, deployed and verified; logs are kept in ``logs``.
+
+    ``deploy_file`` and ``judged`` (names of files of host tests, all where it is empty) are for a
+    machine that cannot be the whole of the site.
+    """
 
     record: Record
     inventory: Path
     logs: Path
+    deploy_file: str = SITE
+    judged: frozenset[str] = frozenset()
 
     def deploy(self, label: str) -> Outcome:
         """Run the site, however it ends."""
-        outcome = converge(self.inventory, label, self.logs)
+        outcome = converge(self.inventory, label, self.logs, self.deploy_file)
         self.record.converged(outcome)
         return outcome
 
@@ -68,8 +73,8 @@ class Site:
         """
         runs = [[f"test_{file}.py::test_{test}" for file, test in (t.split("::") for t in only)]]
         if not only:
-            files = {path.name for path in HOST_TESTS.glob("test_*.py")}
-            runs = [sorted(files & SLOW), sorted(files - SLOW)]
+            files = self.judged or {path.name for path in HOST_TESTS.glob("test_*.py")}
+            runs = [sorted(run) for run in (files & SLOW, files - SLOW) if run]
         label = re.sub("[^a-z0-9]+", "-", when.lower())
         # At the same time: most of a host test is waiting for an emulated answer. As processes,
         # because pyinfra's inventories bring gevent, which xdist's workers do not survive.
@@ -105,9 +110,9 @@ def _outcome(case: ElementTree.Element) -> str:
     return next((told for tag, told in verdicts if case.find(tag) is not None), "passed")
 
 
-def keep_journals(lab: Lab, logs: Path) -> None:
+def keep_journals(machines: Iterable[Machine], logs: Path) -> None:
     """Write the journal of every machine that still runs into ``logs``."""
-    for machine in lab:
+    for machine in machines:
         if machine.running():
             try:
                 journal = machine.journal()

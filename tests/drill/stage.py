@@ -29,6 +29,11 @@ class Stage(Scenery):
         self.services = Services(folder / "services")
         self.lab = Lab.create(folder / "machines", release=f"debian-{debian}")
 
+    @property
+    def machines(self) -> Lab:
+        """The lab's."""
+        return self.lab
+
     def raise_curtain(self) -> None:
         """Start services and machines, and write what `inventories/drill.py` reads."""
         self.services.start()

