@@ -8,10 +8,12 @@ from holdfast import alerts
 from holdfast.engines.units import (
     CREDENTIALS,
     DEVICES,
+    MEMORY_PROGRAM,
     SYSTEM,
     EngineNames,
     devices_unit,
     files,
+    memory_program_text,
     secret_files,
 )
 from holdfast.engines.vllm import VLLM, lock_of
@@ -78,6 +80,7 @@ def apply(settings: HostSettings) -> None:
         files=[
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             HostFile(f"{SYSTEM}/{DEVICES}", devices_unit()),
+            HostFile(MEMORY_PROGRAM, memory_program_text(), mode="755"),
             *(HostFile(path, text) for path, text in texts.items()),
             *(HostFile(path, text, mode="600") for path, text in private.items()),
         ],

@@ -7,15 +7,18 @@ below /v1 only.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import yaml
 
 from holdfast import alerts, completion
 from holdfast.doors import Door, doors, socket_unit
+from holdfast.engines import memory_program
 from holdfast.engines import program as programs
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.program import Program
+from holdfast.gpu import limits
 from holdfast.registry import checkpoint_of, engine_service
 from holdfast.render import render
 from holdfast.sandbox import LOOPBACK, Directive, sandbox
@@ -31,6 +34,9 @@ STARTS = 5
 STOP_SECONDS = 60
 """vLLM's own drain (`holdfast.engines.vllm.DRAIN_SECONDS`) and as much again to let go of cards."""
 
+MEMORY_PROGRAM = "/usr/local/sbin/holdfast-gpu-memory"
+MEMORY_SECONDS = 60
+"""How long a start waits for cards to be given back; an engine that was killed takes seconds."""
 DEVICES = "holdfast-gpu-devices.service"
 """Makes CUDA's device files at boot: an engine may not, and its sandbox lists what there is."""
 
@@ -49,11 +55,8 @@ _RELAXED = (
 _ON_CARDS = (
     Directive("PrivateDevices", "no", "its cards are devices"),
     *(
-        Directive("DeviceAllow", f"char-{kind} rw", "a card, by each name the driver has had")
-        for kind in (
-            *("nvidia", "nvidia-frontend", "nvidiactl", "nvidia-caps"),
-            *("nvidia-uvm", "nvidia-modeset"),
-        )
+        Directive("DeviceAllow", f"{name} rw", "a card, by each name the driver has had")
+        for name in (*limits.DEVICES, "char-nvidia-uvm")
     ),
 )
 
@@ -116,6 +119,11 @@ def devices_unit() -> str:
     return render("vllm/holdfast-gpu-devices.service.j2")
 
 
+def memory_program_text() -> str:
+    """The text of the program that waits for a card's memory."""
+    return inspect.getsource(memory_program)
+
+
 def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
     """Units of engines that are declared before this one and share a card with it."""
     others = settings.vllm.engines if settings.vllm else []
@@ -142,8 +150,9 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
     folder = checkpoint_path(settings.storage, checkpoint)
     service = engine_service(program.name, engine)
     variables = dict(program.environment(engine))
-    if engine.cards:
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(_cards(settings, engine))
+    cards = _cards(settings, engine)
+    if cards:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
     batch = settings_of(engine, cards_of(settings, engine)).max_num_batched_tokens
     said = program.configuration(engine, folder, names.socket, batch)
     found = {
@@ -157,6 +166,8 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
             environment=environment,
             variables=variables,
             devices=DEVICES,
+            wait_for_memory=f"{MEMORY_PROGRAM} {MEMORY_SECONDS} {engine.utilisation:g}",
+            cards=cards,
             neighbours=_neighbours(settings, names),
             starts=STARTS,
             # Every start of the row must lie in it, however long each of them takes to fail.

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -190,6 +191,19 @@ class Smi:
                 pairs = zip(values, fields, strict=True)
                 values = [f"{v} {f.unit}" if f.unit and v[0] != "[" else v for v, f in pairs]
             print(", ".join(values))
+
+    def processes(self, names: list[str]) -> None:
+        """``--query-compute-apps=NAMES --format=csv,noheader,nounits``."""
+        for card in self.cards():
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(card):
+                comm = Path(f"/proc/{process.pid}/comm")
+                told = {
+                    "gpu_uuid": nvml.nvmlDeviceGetUUID(card),
+                    "pid": str(process.pid),
+                    "name": comm.read_text().strip() if comm.exists() else "[Not Found]",
+                    "used_memory": str(process.usedGpuMemory >> 20),
+                }
+                print(", ".join(told[name] for name in names))
 
     def listing(self) -> None:
         """``-L``."""
@@ -435,6 +449,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-q", "--query", action="store_true")
     parser.add_argument("-x", "--xml-format", action="store_true")
     parser.add_argument("--query-gpu")
+    parser.add_argument("--query-compute-apps")
     parser.add_argument("--format", default="")
     parser.add_argument("--help-query-gpu", action="store_true")
     parser.add_argument("-pl", "--power-limit", type=float)
@@ -454,6 +469,8 @@ def _run(smi: Smi, asked: argparse.Namespace) -> None:
     if asked.query_gpu:
         names = [name.strip() for name in asked.query_gpu.split(",")]
         smi.query(names, asked.format.split(","))
+    elif asked.query_compute_apps:
+        smi.processes(asked.query_compute_apps.split(","))
     elif asked.list_gpus:
         smi.listing()
     elif asked.command == "topo" and asked.matrix:

@@ -246,6 +246,8 @@ def test_the_engine_has_its_cards_and_no_network(description: Path) -> None:
     assert "PrivateNetwork=yes" in unit
     assert "User=vllm-chat" in unit
     assert "PrivateDevices=no" in unit
+    waits = f"ExecStartPre=+/usr/local/sbin/holdfast-gpu-memory 60 0.8 {UUIDS[1]} {UUIDS[0]}"
+    assert waits in unit
     on_cpu = _settings(description, _engine(cards=[], cache_mib=4096))
     assert (
         "PrivateDevices=yes"

@@ -1,0 +1,92 @@
+#!/usr/bin/python3
+"""Wait until the cards of an engine have the memory that it will claim, before every start of it.
+
+Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Called with
+seconds, the engine's share of a card and the UUIDs of its cards; exits 1 with a sentence for each
+card that has too little at the end, and names the processes that hold it. It ends none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SMI_SECONDS = 60
+"""A sick driver hangs nvidia-smi."""
+PAUSE_SECONDS = 1.0
+
+
+def _smi(query: str) -> list[list[str]]:
+    """The rows of an answer.
+
+    Raises:
+        OSError: nvidia-smi is not installed, failed, or did not answer.
+    """
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=SMI_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"nvidia-smi did not answer within {SMI_SECONDS} s") from None
+    if done.returncode:
+        raise OSError(" ".join((done.stdout + done.stderr).split()) or "nvidia-smi failed")
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+
+
+def _holders(uuid: str) -> str:
+    """The processes that hold memory of a card, for people."""
+    found = []
+    for card, pid, memory, name in _smi("--query-compute-apps=gpu_uuid,pid,used_memory,name"):
+        if card == uuid:
+            try:
+                owner = f", of user {Path('/proc', pid).stat().st_uid}"
+            except OSError:
+                owner = ""
+            found.append(f"process {pid} ({name}{owner}) has {memory} MiB")
+    return "; ".join(found) or "no process that the driver knows of holds it"
+
+
+def lacking(share: float, uuids: Sequence[str]) -> Iterator[str]:
+    """A sentence for each card that has less free than ``share`` of what programs can have of it.
+
+    Raises:
+        OSError: the driver does not tell.
+    """
+    rows = _smi("--query-gpu=uuid,memory.total,memory.reserved,memory.free")
+    cards = {uuid: list(map(float, rest)) for uuid, *rest in rows}
+    for uuid in uuids:
+        if uuid not in cards:
+            yield f"the driver does not show {uuid}: look at `systemctl status holdfast-gpu-limits`"
+            continue
+        total, reserved, free = cards[uuid]
+        wanted = share * (total - reserved)
+        if free < wanted:
+            yield f"{uuid} has {free:.0f} MiB free and {wanted:.0f} are claimed: {_holders(uuid)}"
+
+
+def main(seconds: str, share: str, *uuids: str) -> int:
+    """Wait; 1 where a card has too little when the time is up."""
+    deadline = time.monotonic() + float(seconds)
+    while True:
+        try:
+            problems = list(lacking(float(share), uuids))
+        except (OSError, ValueError) as error:
+            problems = [f"the cards' memory cannot be read: {error}"]
+        if not problems or time.monotonic() >= deadline:
+            break
+        time.sleep(PAUSE_SECONDS)
+    for problem in problems:
+        print(f"<3>{problem}" if "JOURNAL_STREAM" in os.environ else problem, file=sys.stderr)  # noqa: T201
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
