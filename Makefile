@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-all plan gpus deploy verify bench docs
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-all plan gpus deploy verify bench bench-serving docs
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -53,6 +53,9 @@ verify: setup ## judge the machines as they are
 
 bench: setup-lab ## the cost of a run that changes nothing
 	$(RUN) python -m tests.drill.bench
+
+bench-serving: setup ## tokens per second of ENGINE, its power and heat, and whether it became slower
+	$(RUN) python -m holdfast.engines.bench $(INVENTORY) $(ENGINE)
 
 docs: setup ## the generated parts of docs/
 	$(RUN) python -m holdfast.docs

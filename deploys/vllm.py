@@ -17,6 +17,7 @@ from holdfast.engines.units import (
     secret_files,
 )
 from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.python_environment import directory
 from holdfast.secrets import require
 from holdfast.settings import HostSettings, Vllm
 from operations import host_files, packages, python_environment, units, vllm
@@ -62,7 +63,7 @@ def apply(settings: HostSettings) -> None:
         return
     lock = lock_of(wanted).read_text()
     _install(settings, wanted, lock)
-    environment = python_environment.directory(VLLM.name, lock, settings.distribution)
+    environment = directory(VLLM.name, lock, settings.distribution)
     engines = [EngineNames(VLLM, engine) for engine in wanted.engines]
     texts: dict[str, str] = {}
     private: dict[str, str] = {}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pyinfra.api import FactBase
 
-ROOT = "/opt/holdfast"
-"""Programs live in ``<ROOT>/<program>/<version>``."""
+from holdfast.python_environment import ROOT
+
 MARKER = ".sha256"
 """Written last, with the checksum of the download that the directory was made from."""
 

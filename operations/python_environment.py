@@ -7,35 +7,19 @@ restarted, when the lock changes; the one before is kept for a quick way back.
 from __future__ import annotations
 
 import base64
-import hashlib
 import shlex
 from collections.abc import Generator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.artefacts import MARKER, ROOT, InstalledVersion, InstalledVersions
+from holdfast.python_environment import UV_LOCK, digest, directory
 from holdfast.render import render
 
 PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 """Distribution packages that must be on the host before `installed` runs."""
-UV_LOCK = Path(__file__).resolve().parent.parent / "locks" / "uv.txt"
-"""The installer itself, by hash."""
-
-
-def digest(lock: str, distribution: str) -> str:
-    """The checksum that an environment is known by."""
-    return hashlib.sha256(f"{distribution}\n{lock}".encode()).hexdigest()
-
-
-def directory(program: str, lock: str, distribution: str) -> str:
-    """Where ``installed`` puts the environment of this ``lock`` (its text).
-
-    ``distribution`` is the host's: another release has another interpreter.
-    """
-    return f"{ROOT}/{program}/{digest(lock, distribution)[:12]}"
 
 
 @operation()

@@ -108,7 +108,7 @@ class EngineNames:
         return f"/etc/holdfast/{self.program.name}/{self.engine.name}-{door.name}.cfg"
 
 
-def _cards(settings: HostSettings, engine: Engine) -> list[str]:
+def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
     """The UUIDs of an engine's cards, in the order in which they are named."""
     known = {card.name: card.uuid for card in settings.gpus.cards} if settings.gpus else {}
     return [uuid for name in engine.cards if (uuid := known.get(name))]
@@ -150,7 +150,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
     folder = checkpoint_path(settings.storage, checkpoint)
     service = engine_service(program.name, engine)
     variables = dict(program.environment(engine))
-    cards = _cards(settings, engine)
+    cards = cards_of_engine(settings, engine)
     if cards:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
     batch = settings_of(engine, cards_of(settings, engine)).max_num_batched_tokens

@@ -7,16 +7,19 @@ part of the site that such a machine can take.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from holdfast import floor, inventory_file
-from holdfast.engines import vllm
+from holdfast.engines import throughput, vllm
 from holdfast.engines.fit import fit_of
 from holdfast.engines.units import EngineNames
 from tests.drill import sabotage, sabotages
@@ -198,6 +201,8 @@ class ServingDrill(Rehearsal):
             self._compare_flags()
         with record.phase("verify"):
             self.site.verify("after the first converge")
+        with record.phase("bench"):
+            self._bench()
         with record.phase("kill an engine, and ask the floor"):
             self._kill("the engine", "$main")
             self._kill("a worker", "$(pgrep --parent $main | tail -n 1)")
@@ -242,6 +247,38 @@ class ServingDrill(Rehearsal):
             "the flags that a plan accepts are those of the installed vLLM",
             now == known,
             f"{now['version']}: {len(now['flags'])} flags",
+        )
+
+    def _bench(self) -> None:
+        file = self.stage.logs / "serving.csv"
+        file.unlink(missing_ok=True)
+        first = self._bench_once(file)
+        rows = throughput.rows_in(file)
+        told = first.stdout.strip() or first.stderr.strip()[-500:]
+        self.record.check(
+            "a bench of the engine adds a row", first.returncode == 0 and len(rows) == 1, told
+        )
+        self.record.figures["bench of chat"] = told
+        faster = dataclasses.replace(rows[0], tokens_per_second=10 * rows[0].tokens_per_second)
+        file.unlink()
+        throughput.append(file, faster)
+        slower = self._bench_once(file)
+        self.record.check(
+            "one that is slower than before is told",
+            slower.returncode == 1 and "tokens/s and made" in slower.stderr,
+            slower.stderr.strip()[-200:],
+        )
+
+    def _bench_once(self, file: Path) -> subprocess.CompletedProcess[str]:
+        asked = "--requests 16 --concurrent-requests 4 --input-tokens 64 --output-tokens 32"
+        return subprocess.run(
+            [sys.executable, "-m", "holdfast.engines.bench", str(self.stage.inventory), "chat"]
+            + ["--csv", str(file), *asked.split()],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
 
     def _kill(self, victim: str, pid: str) -> None:

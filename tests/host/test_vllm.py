@@ -14,9 +14,9 @@ from testinfra.host import Host
 from holdfast.engines.program import paths, question
 from holdfast.engines.units import EngineNames
 from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.python_environment import directory
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
-from operations.python_environment import directory
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import urllib.parse
 import zipfile
 from pathlib import Path
 
-from operations.python_environment import UV_LOCK
+from holdfast.python_environment import UV_LOCK
 from tests.lab.artefacts import store
 from tests.lab.process import output_of
 

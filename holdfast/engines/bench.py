@@ -1,0 +1,146 @@
+"""`python -m holdfast.engines.bench INVENTORY ENGINE`: how fast an engine is, and if it still is.
+
+The engine's own bench client asks it through its door, on its host, for requests of random tokens.
+Each run appends a row to a CSV; one that is slower than the runs like it before is told and makes
+the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from click import ClickException
+from pyinfra.api import Config, State, StringCommand
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.state import StateStage
+from pyinfra.context import ctx_inventory, ctx_state
+from pyinfra_cli.inventory import make_inventory_from_files
+
+from holdfast import inventory_file
+from holdfast.engines.throughput import Load, append, regression, row_of, rows_in
+from holdfast.engines.units import EngineNames, cards_of_engine
+from holdfast.engines.vllm import VERSION, VLLM, lock_of
+from holdfast.python_environment import directory
+from holdfast.refusal import Refused
+from holdfast.registry import checkpoint_of, engine_service
+from holdfast.render import render
+from holdfast.settings import Engine, HostSettings
+from holdfast.storage import checkpoint_folder, checkpoint_path
+
+CSV = Path("benchmarks") / "serving.csv"
+
+
+def script(settings: HostSettings, engine: Engine, load: Load) -> str:
+    """The shell text that runs the client on the host.
+
+    Raises:
+        ValueError: the engine's checkpoint is not declared.
+    """
+    names, checkpoint = EngineNames(VLLM, engine), checkpoint_of(settings, engine)
+    if checkpoint is None or settings.vllm is None:
+        raise ValueError(f"{settings.hostname} declares no checkpoint {engine.checkpoint}")
+    lock = lock_of(settings.vllm).read_text()
+    return render(
+        "vllm/bench.sh.j2",
+        names=names,
+        user=engine_service(VLLM.name, engine).user,
+        cards=cards_of_engine(settings, engine),
+        environment=directory(VLLM.name, lock, settings.distribution),
+        folder=checkpoint_path(settings.storage, checkpoint),
+        load=load,
+    )
+
+
+def _told(host: str, settings: HostSettings, engine: Engine, load: Load) -> dict[str, str]:
+    checkpoint = checkpoint_of(settings, engine)
+    said = engine.model_dump(mode="json", exclude={"name", "api_key", "port", "scope"})
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        "host": host,
+        "cards": " ".join(cards_of_engine(settings, engine)) or "CPU",
+        "driver": settings.gpus.driver.branch if settings.gpus else "",
+        "engine": engine.name,
+        "model": checkpoint_folder(checkpoint) if checkpoint else "",
+        "version": VERSION,
+        "flags": json.dumps(said, sort_keys=True),
+        "load": json.dumps(asdict(load)),
+    }
+
+
+def _run(path: str, name: str, engine_name: str, command: str) -> list[str]:
+    """Run ``command`` on one host of the inventory; the lines it printed.
+
+    Raises:
+        PyinfraError: the host did not answer.
+        ValueError: the command failed; with its last words.
+    """
+    with ctx_state.use(State()):
+        inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))
+    state = State(inventory, Config())  # type: ignore[no-untyped-call]
+    state.set_stage(StateStage.Connect)
+    with ctx_state.use(state), ctx_inventory.use(inventory):
+        host = inventory.get_host(name)
+        host.connect(show_errors=False, raise_exceptions=True)
+        ok, output = host.run_shell_command(
+            StringCommand(command), _sudo=bool(host.data.get("_sudo")), _shell_executable="sh"
+        )
+        host.disconnect()
+    if not ok:
+        raise ValueError(f"{name}: engine {engine_name}: " + " ".join(output.stderr_lines[-3:]))
+    return list(output.stdout_lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Bench one engine; 1 where it failed or is slower than it was."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("inventory")
+    parser.add_argument("engine")
+    parser.add_argument("--csv", type=Path, default=CSV)
+    for field in fields(Load):
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=int, default=field.default)
+    asked = parser.parse_args(arguments)
+    load = Load(**{field.name: getattr(asked, field.name) for field in fields(Load)})
+    try:
+        hosts = inventory_file.load(asked.inventory)
+        found = [
+            (name, settings, engine)
+            for name, settings in hosts.items()
+            for engine in (settings.vllm.engines if settings.vllm else [])
+            if engine.name == asked.engine
+        ]
+        if len(found) != 1:
+            raise ValueError(f"{asked.inventory} declares {len(found)} engines {asked.engine!r}")
+        ((name, settings, engine),) = found
+        if engine.task == "embed":
+            raise ValueError(f"{name}: engine {engine.name} makes no tokens; bench one that does")
+        output = _run(asked.inventory, name, engine.name, script(settings, engine, load))
+        row = row_of(output, _told(name, settings, engine, load), len(engine.cards))
+    except ClickException as error:
+        error.show()
+        return 1
+    except Refused as refused:
+        for refusal in refused.refusals:
+            print(refusal, file=sys.stderr)  # noqa: T201
+        return 1
+    except (PyinfraError, ValueError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    slower = regression(row, rows_in(asked.csv))
+    append(asked.csv, row)
+    print(  # noqa: T201
+        f"{row.tokens_per_second:g} tokens/s, first token after {row.ttft_median_ms:g} ms,"
+        f" each further {row.tpot_median_ms:g} ms (medians)"
+    )
+    if slower:
+        print(slower, file=sys.stderr)  # noqa: T201
+    return 1 if slower else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

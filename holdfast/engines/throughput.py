@@ -1,0 +1,117 @@
+"""How fast an engine was, run by run: rows of a CSV, and the one that is a step back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+SLOWER = 0.10
+"""Share of the usual throughput that a run may lack."""
+REMEMBERED = 5
+"""Runs that a new one is compared with, by their median."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the engine."""
+
+    requests: int = 64
+    concurrent_requests: int = 8
+    input_tokens: int = 512
+    output_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run; times in milliseconds, power of all cards together in W, temperature in Celsius."""
+
+    date: str
+    host: str
+    cards: str
+    driver: str
+    engine: str
+    model: str
+    version: str
+    flags: str
+    load: str
+    tokens_per_second: float
+    ttft_median_ms: float
+    ttft_p99_ms: float
+    tpot_median_ms: float
+    tpot_p99_ms: float
+    power_w: float | None = None
+    temperature_c: float | None = None
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """What must be the same for two runs to be compared."""
+        told = (self.host, self.cards, self.engine, self.model, self.version, self.flags, self.load)
+        return (*told, self.driver)
+
+
+def row_of(output: Sequence[str], told: dict[str, str], cards: int) -> Row:
+    """The row of what the script printed; ``told`` are the fields that it does not measure.
+
+    Raises:
+        ValueError: the client printed no result, or requests failed.
+    """
+    result: dict[str, Any] = json.loads(output[0])
+    if result["failed"]:
+        raise ValueError(
+            f"{result['failed']} of {result['num_prompts']} requests failed: see whether the engine"
+            f" {told['engine']} answers"
+        )
+    samples = [list(map(float, line.split(","))) for line in output[1:] if line.count(",") == 1]
+    power = sum(watts for watts, _ in samples) * cards / len(samples) if samples else None
+    return Row(
+        **told,
+        tokens_per_second=round(result["output_throughput"], 2),
+        ttft_median_ms=round(result["median_ttft_ms"], 1),
+        ttft_p99_ms=round(result["p99_ttft_ms"], 1),
+        tpot_median_ms=round(result["median_tpot_ms"], 2),
+        tpot_p99_ms=round(result["p99_tpot_ms"], 2),
+        power_w=round(power, 1) if power is not None else None,
+        temperature_c=max((heat for _, heat in samples), default=None),
+    )
+
+
+def rows_in(file: Path) -> list[Row]:
+    """The rows of a CSV, oldest first; none where there is no such file."""
+    if not file.exists():
+        return []
+    blank = {"power_w": None, "temperature_c": None}
+    with file.open(newline="") as lines:
+        told = [{k: v or blank.get(k, v) for k, v in row.items()} for row in csv.DictReader(lines)]
+    return TypeAdapter(list[Row]).validate_python(told)
+
+
+def append(file: Path, row: Row) -> None:
+    """Add ``row`` at the end of a CSV, which is made where there is none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not file.exists()
+    with file.open("a", newline="") as lines:
+        writer = csv.DictWriter(lines, [field.name for field in fields(Row)])
+        if is_new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+
+
+def regression(row: Row, before: Sequence[Row]) -> str | None:
+    """Why ``row`` is a step back from the runs like it, or None."""
+    like = [other.tokens_per_second for other in before if other.alike == row.alike]
+    if not like:
+        return None
+    usual = statistics.median(like[-REMEMBERED:])
+    if row.tokens_per_second >= (1 - SLOWER) * usual:
+        return None
+    return (
+        f"{row.host}: engine {row.engine} makes {row.tokens_per_second:g} tokens/s and made"
+        f" {usual:g} before: look at `make verify`, the cards' clocks, temperatures and link widths"
+    )
