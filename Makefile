@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-all plan gpus deploy verify bench bench-serving docs
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-all plan gpus deploy replace verify bench bench-serving docs
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -47,6 +47,9 @@ gpus: setup ## the gpus block of each live host, ready to paste
 
 deploy: setup ## make the machines match the inventory
 	$(RUN) pyinfra -y $(INVENTORY) deploys/site.py
+
+replace: setup ## give ENGINE another MODEL: drained, proved, or back to the one before
+	ENGINE="$(ENGINE)" MODEL="$(MODEL)" $(RUN) pyinfra -y $(INVENTORY) deploys/replace.py
 
 verify: setup ## judge the machines as they are
 	$(RUN) pytest tests/host --inventory $(INVENTORY)

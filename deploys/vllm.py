@@ -9,11 +9,16 @@ from holdfast.engines.units import (
     CREDENTIALS,
     DEVICES,
     MEMORY_PROGRAM,
+    RECOVERY,
+    REPLACE_PROGRAM,
     SYSTEM,
     EngineNames,
+    configuration,
     devices_unit,
     files,
     memory_program_text,
+    recovery_unit,
+    replace_program_text,
     secret_files,
 )
 from holdfast.engines.vllm import VLLM, lock_of
@@ -36,7 +41,8 @@ def _units(engine: EngineNames) -> list[Unit]:
         for door in engine.doors
         for unit in (door.socket, door.service)
     ]
-    read = [f"{SYSTEM}/{engine.unit}", engine.configuration, engine.key, engine.probe]
+    # Not the configuration: another one is a replacement, which restarts it.
+    read = [f"{SYSTEM}/{engine.unit}", engine.key, engine.probe]
     return [Unit(engine.unit, restart_after=read), *doors]
 
 
@@ -65,13 +71,15 @@ def apply(settings: HostSettings) -> None:
     _install(settings, wanted, lock)
     environment = directory(VLLM.name, lock, settings.distribution)
     engines = [EngineNames(VLLM, engine) for engine in wanted.engines]
+    configurations = [(names, configuration(settings, names)) for names in engines]
     texts: dict[str, str] = {}
     private: dict[str, str] = {}
     for names in engines:
         texts |= files(settings, names, environment)
         private |= secret_files(names, require(names.engine.api_key))
     # First, for its cards and its port may be wanted by another.
-    vllm.only(name="Have no other engine", declared=[*texts, *private])
+    told = [names.configuration for names in engines]
+    vllm.only(name="Have no other engine", declared=[*told, *texts, *private])
     host_files.place(
         name="Write the engines' units, configuration and keys",
         directories=[
@@ -81,14 +89,18 @@ def apply(settings: HostSettings) -> None:
         files=[
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             HostFile(f"{SYSTEM}/{DEVICES}", devices_unit()),
+            HostFile(f"{SYSTEM}/{RECOVERY}", recovery_unit()),
             HostFile(MEMORY_PROGRAM, memory_program_text(), mode="755"),
+            HostFile(REPLACE_PROGRAM, replace_program_text(), mode="755"),
             *(HostFile(path, text) for path, text in texts.items()),
             *(HostFile(path, text, mode="600") for path, text in private.items()),
         ],
     )
+    vllm.configured(name="Tell each engine what to serve", engines=configurations)
     units.settle(
         name="Have the engines answer",
         units=[
+            Unit(RECOVERY),
             # Ours are the only proxies: the package's own would run with nothing to do.
             Unit("haproxy.service", masked=True),
             *(unit for names in engines for unit in _units(names)),

@@ -14,7 +14,8 @@ class EngineFiles(FactBase[list[str]]):
         """Build the probe."""
         return (
             f"ls {SYSTEM}/holdfast-vllm-*.service {SYSTEM}/holdfast-vllm-*.socket"
-            f" {CREDENTIALS}/holdfast-vllm-* /etc/holdfast/vllm/* 2>/dev/null; true"
+            f" {CREDENTIALS}/holdfast-vllm-* /etc/holdfast/vllm/*.yaml /etc/holdfast/vllm/*.cfg"
+            " /etc/holdfast/vllm/*.json 2>/dev/null; true"
         )
 
     @staticmethod

@@ -49,8 +49,8 @@ def question(engine: Engine) -> tuple[str, dict[str, Any]]:
     first that has it compile a sampler (vLLM 0.32 on a CPU without a compiler).
     """
     if engine.task == "embed":
-        return "/v1/embeddings", {"model": engine.checkpoint, "input": "ready"}
+        return "/v1/embeddings", {"model": engine.name, "input": "ready"}
     sampled = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "min_p": 0.01, "logprobs": 1}
     penalties = {"presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1}
-    asked = {"model": engine.checkpoint, "prompt": "ready", "max_tokens": 2}
+    asked = {"model": engine.name, "prompt": "ready", "max_tokens": 2}
     return "/v1/completions", {**asked, **sampled, **penalties}

@@ -8,16 +8,18 @@ below /v1 only.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import yaml
 
 from holdfast import alerts, completion
 from holdfast.doors import Door, doors, socket_unit
-from holdfast.engines import memory_program
+from holdfast.engines import memory_program, replace_program
 from holdfast.engines import program as programs
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.program import Program
+from holdfast.engines.replace_program import Job
 from holdfast.gpu import limits
 from holdfast.registry import checkpoint_of, engine_service
 from holdfast.render import render
@@ -37,6 +39,9 @@ STOP_SECONDS = 60
 MEMORY_PROGRAM = "/usr/local/sbin/holdfast-gpu-memory"
 MEMORY_SECONDS = 60
 """How long a start waits for cards to be given back; an engine that was killed takes seconds."""
+REPLACE_PROGRAM = "/usr/local/sbin/holdfast-replace"
+RECOVERY = "holdfast-engines-recover.service"
+"""At boot, before any engine: undoes replacements that a power cut interrupted."""
 DEVICES = "holdfast-gpu-devices.service"
 """Makes CUDA's device files at boot: an engine may not, and its sandbox lists what there is."""
 
@@ -103,6 +108,15 @@ class EngineNames:
         """Where it can be reached, and where it could be."""
         return doors(self.stem, self.engine.port, self.engine.scope)
 
+    @property
+    def job(self) -> str:
+        """What a replacement of its model needs to know."""
+        return f"/etc/holdfast/{self.program.name}/{self.engine.name}.json"
+
+    def admin_of(self, door: Door) -> str:
+        """Where a door's proxy takes orders; only its user, and root, may give them."""
+        return f"/run/{self.stem}-{door.name}/admin.sock"
+
     def paths_of(self, door: Door) -> str:
         """The file that tells a door's proxy what it lets through."""
         return f"/etc/holdfast/{self.program.name}/{self.engine.name}-{door.name}.cfg"
@@ -136,38 +150,28 @@ def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
 
 
 def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[str, str]:
-    """Path to text of what an engine needs, its secrets aside.
+    """Path to text of what an engine needs, its configuration and its secrets aside.
 
     ``environment`` is the folder of the Python environment that holds the program.
-
-    Raises:
-        ValueError: the engine's checkpoint is not declared.
     """
     program, engine = names.program, names.engine
-    checkpoint = checkpoint_of(settings, engine)
-    if checkpoint is None:
-        raise ValueError(f"{settings.hostname} declares no checkpoint {engine.checkpoint}")
-    folder = checkpoint_path(settings.storage, checkpoint)
     service = engine_service(program.name, engine)
     variables = dict(program.environment(engine))
-    cards = cards_of_engine(settings, engine)
-    if cards:
+    if cards := cards_of_engine(settings, engine):
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
-    batch = settings_of(engine, cards_of(settings, engine)).max_num_batched_tokens
-    said = program.configuration(engine, folder, names.socket, batch)
     found = {
-        names.configuration: yaml.safe_dump(said, sort_keys=True),
+        names.job: json.dumps(asdict(_job(settings, names)), indent=1) + "\n",
         f"{SYSTEM}/{names.unit}": render(
             "vllm/engine.service.j2",
             names=names,
             program=program,
             engine=engine,
-            folder=folder,
+            models_path=settings.storage.models_path,
+            recovery=RECOVERY,
             environment=environment,
             variables=variables,
             devices=DEVICES,
-            wait_for_memory=f"{MEMORY_PROGRAM} {MEMORY_SECONDS} {engine.utilisation:g}",
-            cards=cards,
+            waits=_waits(settings, engine),
             neighbours=_neighbours(settings, names),
             starts=STARTS,
             # Every start of the row must lie in it, however long each of them takes to fail.
@@ -198,8 +202,66 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
             # Who may only ask has no business with what others ask.
             read=["/health", "/v1/models", *(["/metrics"] if door.name == "loopback" else [])],
             socket=names.socket,
+            admin=names.admin_of(door),
         )
     return found
+
+
+def configuration(settings: HostSettings, names: EngineNames) -> str:
+    """The text of an engine's configuration.
+
+    Raises:
+        ValueError: the engine's checkpoint is not declared.
+    """
+    checkpoint = checkpoint_of(settings, names.engine)
+    if checkpoint is None:
+        raise ValueError(f"{settings.hostname} declares no checkpoint {names.engine.checkpoint}")
+    batch = settings_of(names.engine, cards_of(settings, names.engine)).max_num_batched_tokens
+    folder = checkpoint_path(settings.storage, checkpoint)
+    said = names.program.configuration(names.engine, folder, names.socket, batch)
+    return yaml.safe_dump(said, sort_keys=True)
+
+
+def _waits(settings: HostSettings, engine: Engine) -> list[str]:
+    """The command that waits for an engine's cards; empty where it has none."""
+    cards = cards_of_engine(settings, engine)
+    seconds, share = str(MEMORY_SECONDS), f"{engine.utilisation:g}"
+    return [MEMORY_PROGRAM, seconds, share, *cards] if cards else []
+
+
+def _job(settings: HostSettings, names: EngineNames) -> Job:
+    path, body = programs.question(names.engine)
+    return Job(
+        name=names.engine.name,
+        unit=names.unit,
+        socket=names.socket,
+        doors=[names.admin_of(door) for door in names.doors],
+        configuration=names.configuration,
+        cache=f"/var/cache/{names.stem}",
+        question=[path, body],
+        model=names.engine.name,
+        key=names.key,
+        running_metric=names.program.running_metric,
+        waiting_metric=names.program.waiting_metric,
+        memory=_waits(settings, names.engine),
+    )
+
+
+def recovery_unit() -> str:
+    """The text of the unit that undoes interrupted replacements."""
+    service = Service(name="engines-recover", unit=RECOVERY, user="root", tier="T1")
+    places = ("/etc/holdfast", "/var/lib/holdfast")
+    relaxed = [Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in places]
+    return render(
+        "vllm/holdfast-engines-recover.service.j2",
+        program=REPLACE_PROGRAM,
+        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    )
+
+
+def replace_program_text() -> str:
+    """The text of the program that replaces an engine's model."""
+    return inspect.getsource(replace_program)
 
 
 def secret_files(names: EngineNames, key: Secret) -> dict[str, str]:

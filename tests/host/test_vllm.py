@@ -51,7 +51,7 @@ def test_each_answers_who_holds_its_key(host: Host, engines: list[EngineNames]) 
         path, body = question(engine.engine)
         status, text = _ask(host, engine, path, body, key="own")
         assert status == 200, text
-        assert json.loads(text)["model"] == engine.engine.checkpoint
+        assert json.loads(text)["model"] == engine.engine.name
 
 
 def test_each_refuses_who_does_not(host: Host, engines: list[EngineNames]) -> None:

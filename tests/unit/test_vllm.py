@@ -14,7 +14,9 @@ from pydantic import SecretStr
 from holdfast.checks.engines import engines
 from holdfast.checks.gpus import memory
 from holdfast.engines import vllm
-from holdfast.engines.units import EngineNames, files, secret_files
+from holdfast.engines.replacement import with_model
+from holdfast.engines.units import EngineNames, configuration, files, secret_files
+from holdfast.refusal import Refused
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 
@@ -230,7 +232,8 @@ def _files(settings: HostSettings) -> dict[str, str]:
 
 def test_every_flag_that_is_written_is_one_that_vllm_takes(description: Path) -> None:
     settings = _settings(description, _engine(flags={"enforce-eager": True}))
-    said = yaml.safe_load(_files(settings)["/etc/holdfast/vllm/chat.yaml"])
+    assert settings.vllm is not None
+    said = yaml.safe_load(configuration(settings, EngineNames(vllm.VLLM, settings.vllm.engines[0])))
     assert said["model"] == f"/var/lib/holdfast/models/llama-{SHA256[:12]}"
     assert said["gpu-memory-utilization"] == 0.8
     assert said["max-num-batched-tokens"] == 2048
@@ -293,6 +296,27 @@ def test_only_named_paths_pass_the_door(description: Path) -> None:
         assert posted.split() == ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     assert "/metrics" in doors["loopback"]
     assert "/metrics" not in doors["tailnet"]
+
+
+def test_another_model_is_asked_for_by_engine(description: Path) -> None:
+    settings = _settings(description)
+    other = settings.storage.checkpoints[0].model_copy(update={"name": "other"})
+    storage = settings.storage.model_copy(
+        update={"checkpoints": [other, *settings.storage.checkpoints]}
+    )
+    both = settings.model_copy(update={"storage": storage})
+    (changed,) = with_model({"rack": both, "bare": _bare()}, "chat", "other").values()
+    assert changed.vllm is not None
+    assert changed.vllm.engines[0].checkpoint == "other"
+    for engine, model, says in (("chat", "othr", "write 'other'"), ("chatt", "other", "'chat'")):
+        with pytest.raises(Refused, match=says):
+            with_model({"rack": both}, engine, model)
+
+
+def _bare() -> HostSettings:
+    return HostSettings.model_validate(
+        {"hostname": "b", "distribution": "debian13", "interfaces": {"eth0": {"role": "lan"}}}
+    )
 
 
 def test_the_row_of_starts_is_longer_than_its_starts_can_take(description: Path) -> None:

@@ -1,0 +1,395 @@
+#!/usr/bin/python3
+"""Give an engine another configuration, and the one before it back if that does not serve.
+
+Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
+``/etc/holdfast/vllm/NAME.json``; the configuration that shall be is ``NAME.yaml.next`` beside it.
+
+What was done last is in ``/var/lib/holdfast/vllm/NAME.json``, written whole before every step that
+a power cut must not leave half done; `recover` runs at boot before any engine starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+JOBS = Path("/etc/holdfast/vllm")
+STATE = Path("/var/lib/holdfast/vllm")
+
+STILL = 3
+"""Looks in a row at which an engine must be idle: its gauges lag behind its requests."""
+PAUSE_SECONDS = 1.0
+ASK_SECONDS = 300
+
+SWAPPED = "swapped"
+"""The only step after which what lies in place is not what last served."""
+
+
+class Failed(Exception):
+    """A step that did not do what it is for, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine, as its deploy describes it; paths are the host's own."""
+
+    name: str
+    unit: str
+    socket: str
+    """Where the engine answers."""
+    doors: list[str]
+    """Admin sockets of the proxies in front of it."""
+    configuration: str
+    cache: str
+    question: list[Any]
+    """Path and body of the request that proves it serves."""
+    model: str
+    """The name that every model of this engine answers to."""
+    key: str
+    """The file that holds its API key."""
+    running_metric: str
+    waiting_metric: str
+    memory: list[str] = field(default_factory=list)
+    """The command that waits until its cards are free; none without cards."""
+    drain_seconds: float = 300
+    free_mib: int = 1024
+    """Room that there must be for records, and for the kernels that a new model has compiled."""
+
+    @property
+    def current(self) -> Path:
+        """What it is told now."""
+        return Path(self.configuration)
+
+    @property
+    def next(self) -> Path:
+        """What it shall be told."""
+        return Path(f"{self.configuration}.next")
+
+    @property
+    def previous(self) -> Path:
+        """What it was told before."""
+        return Path(f"{self.configuration}.previous")
+
+
+def read_job(name: str, jobs: Path = JOBS) -> Job:
+    """The job of the engine ``name``.
+
+    Raises:
+        Failed: there is no such engine here.
+    """
+    try:
+        return Job(**json.loads((jobs / f"{name}.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in jobs.glob("*.json"))) or "none"
+        raise Failed(f"there is no engine {name} here; there are: {known}") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file so that after a power cut it is the old or the new one."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        # Whatever umask the unit has: the engine's user reads its configuration.
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("engine", timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect to the socket's path."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Replacement:
+    """One replacement of one engine."""
+
+    def __init__(self, job: Job, state: Path = STATE) -> None:
+        self.job = job
+        self.record = state / f"{job.name}.json"
+        state.mkdir(parents=True, exist_ok=True)
+
+    def note(self, step: str, **more: object) -> None:
+        """Say what has been reached, to the disk and to whoever watches."""
+        told = {"engine": self.job.name, "step": step, "at": time.strftime("%FT%T%z"), **more}
+        write_whole(self.record, json.dumps(told) + "\n")
+        say(f"{self.job.name}: {step}" + "".join(f", {value}" for value in more.values()))
+
+    def noted(self) -> str:
+        """The last step on record; empty where there is none that can be read."""
+        try:
+            return str(json.loads(self.record.read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of this engine.
+
+        Raises:
+            Failed: another replacement of it holds that.
+        """
+        with self.record.with_suffix(".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Failed("another replacement of this engine is under way") from None
+            yield
+
+    def check(self) -> None:
+        """See that the replacement can succeed, before anything is stopped.
+
+        Raises:
+            Failed: it cannot.
+        """
+        if not self.job.next.exists():
+            raise Failed(f"{self.job.next} is not there: deploy it first")
+        folder = _model_in(self.job.next.read_text(encoding="utf-8"))
+        if folder is None or not Path(folder).is_dir():
+            raise Failed(f"the model {folder} is not on this host")
+        done = _run("sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS", cwd=folder)
+        if done.returncode:
+            raise Failed(f"{folder} is not what its SHA256SUMS lists: {_last(done)}")
+        Path(self.job.cache).mkdir(parents=True, exist_ok=True)
+        for place in (self.job.cache, str(self.record.parent), str(self.job.current.parent)):
+            free = shutil.disk_usage(place).free >> 20
+            if free < self.job.free_mib:
+                raise Failed(f"{place} has {free} MiB to spare and {self.job.free_mib} are needed")
+
+    def run(self, now: bool) -> None:
+        """Replace; ``now`` does not wait for requests that are under way.
+
+        Raises:
+            Failed: the engine serves what it served before, or, where that is said, nothing.
+        """
+        self.check()
+        self.note("held")
+        self._doors("maint")
+        try:
+            if not now:
+                self._drain()
+        except Failed:
+            self._doors("ready")
+            self.note("given up")
+            raise
+        began = time.monotonic()
+        try:
+            self._stop()
+            self._swap()
+            loading = time.monotonic()
+            self._start()
+        except Failed as failure:
+            self._back(str(failure))
+            raise
+        self._doors("ready")
+        ended = time.monotonic()
+        away, load = f"{ended - began:.0f} s", f"{ended - loading:.0f} s"
+        self.note("done", away=f"{away} without an answer, {load} of them to load and prove it")
+
+    def recover(self) -> None:
+        """At boot: what was begun and not proved is undone, before the engine starts.
+
+        Raises:
+            Failed: it is no boot; a replacement is under way.
+        """
+        with self.alone():
+            self._undo()
+
+    def _undo(self) -> None:
+        step = self.noted()
+        if step == SWAPPED and self.job.previous.exists():
+            self._restore()
+            self.note("rolled back", why="the power was cut before the new model had answered")
+        elif step == "held":
+            self.note("given up", why="the power was cut before anything was changed")
+
+    def _doors(self, state: str) -> None:
+        for door in self.job.doors:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
+                # A door that is shut has no admin socket, and nobody to keep out.
+                admin.settimeout(10)
+                admin.connect(door)
+                admin.sendall(f"set server engine/engine state {state}\n".encode())
+                admin.recv(4096)
+
+    def _busy(self) -> float:
+        wanted = (self.job.running_metric, self.job.waiting_metric)
+        try:
+            status, text = self._ask("GET", "/metrics", None, 10)
+        except OSError as error:
+            raise Failed(f"the engine does not say how busy it is: {error}") from error
+        found = re.findall(r"^(\S+?)(?:\{.*\})? ([0-9.e+]+)$", text, re.MULTILINE)
+        values = [float(value) for name, value in found if name in wanted]
+        if status != 200 or len(values) < len(wanted):
+            raise Failed("the engine does not say how busy it is")
+        return sum(values)
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self.job.drain_seconds
+        still = 0
+        while still < STILL:
+            busy = self._busy()
+            still = still + 1 if busy == 0 else 0
+            if time.monotonic() > deadline:
+                raise Failed(
+                    f"after {self.job.drain_seconds:g} s {busy:g} requests are under way; wait, or"
+                    " say --now"
+                )
+            time.sleep(PAUSE_SECONDS)
+
+    def _stop(self) -> None:
+        done = _run("systemctl", "stop", self.job.unit)
+        if done.returncode:
+            raise Failed(f"{self.job.unit} does not stop: {_last(done)}")
+        if self.job.memory and (done := _run(*self.job.memory)).returncode:
+            raise Failed(f"its memory was not released: {_last(done)}")
+
+    def _swap(self) -> None:
+        write_whole(self.job.previous, self.job.current.read_text(encoding="utf-8"))
+        self.note(SWAPPED)
+        self.job.next.replace(self.job.current)
+
+    def _start(self) -> None:
+        _run("systemctl", "reset-failed", self.job.unit)
+        done = _run("systemctl", "start", self.job.unit)
+        if done.returncode:
+            raise Failed(f"{self.job.unit} does not start: {_last(done)}")
+        self._prove()
+
+    def _prove(self) -> None:
+        path, body = self.job.question
+        try:
+            status, text = self._ask("POST", path, body, ASK_SECONDS)
+            answer = json.loads(text)
+            words = [one.get("text") or one.get("embedding") for one in _answers(answer)]
+            serves = status == 200 and answer["model"] == self.job.model and all(words) and words
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Failed(f"it does not answer a request: {error!r}") from error
+        if not serves:
+            raise Failed(f"it answers a request with HTTP {status} and {text[:200]!r}")
+
+    def _back(self, why: str) -> None:
+        """Bring back what served before.
+
+        Raises:
+            Failed: that does not serve either.
+        """
+        say(f"{self.job.name}: {why}; going back")
+        # One that answers wrongly still runs; one that failed would try again by itself.
+        _run("systemctl", "stop", self.job.unit)
+        if self.noted() == SWAPPED:
+            self._restore()
+        try:
+            self._start()
+        except Failed as failure:
+            self.note("down", why=why, then=str(failure))
+            raise Failed(f"{why}; and what served before does not either: {failure}") from failure
+        self._doors("ready")
+        self.note("rolled back", why=why)
+
+    def _restore(self) -> None:
+        # Kept for a look, under a name that no replacement takes for its own.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(self.job.current, f"{self.job.configuration}.failed")
+        write_whole(self.job.current, self.job.previous.read_text(encoding="utf-8"))
+
+    def _ask(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, str]:
+        connection = UnixConnection(self.job.socket, seconds)
+        key = Path(self.job.key).read_text(encoding="utf-8").strip()
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        try:
+            text = json.dumps(body) if body is not None else None
+            connection.request(method, path, text, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")
+        except http.client.HTTPException as error:
+            raise OSError(repr(error)) from error
+        finally:
+            connection.close()
+
+
+def _answers(answer: Any) -> list[Any]:
+    return list(answer.get("choices") or answer.get("data") or [])
+
+
+def _model_in(configuration: str) -> str | None:
+    found = re.search(r"^model: *(\S+)$", configuration, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _run(*command: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"exit status {done.returncode}"
+
+
+def say(text: str) -> None:
+    """Tell whoever watches, or the journal."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def each(jobs: Path, act: Callable[[Job], None]) -> None:
+    """Do something for every engine of this host."""
+    for path in sorted(jobs.glob("*.json")):
+        act(read_job(path.stem, jobs))
+
+
+def main(arguments: list[str]) -> int:
+    """Replace one engine's configuration, or undo at boot what was left half done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", nargs="?")
+    parser.add_argument("--now", action="store_true", help="do not wait for requests under way")
+    parser.add_argument("--recover", action="store_true", help="at boot: undo what was half done")
+    parser.add_argument("--jobs", type=Path, default=JOBS)
+    parser.add_argument("--state", type=Path, default=STATE)
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.recover:
+            each(asked.jobs, lambda job: Replacement(job, asked.state).recover())
+            return 0
+        if asked.engine is None:
+            parser.error("name an engine")
+        replacement = Replacement(read_job(asked.engine, asked.jobs), asked.state)
+        with replacement.alone():
+            replacement.run(asked.now)
+    except Failed as failure:
+        say(f"{asked.engine or 'recovery'}: {failure}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

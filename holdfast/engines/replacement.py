@@ -1,0 +1,45 @@
+"""Another model for one engine, asked for by hand: what the settings are then, or why not."""
+
+from __future__ import annotations
+
+from holdfast.checks.engines import engines
+from holdfast.checks.finding import nearest
+from holdfast.refusal import Refusal, Refused
+from holdfast.settings import HostSettings
+
+
+def with_model(
+    hosts: dict[str, HostSettings], engine_name: str, model: str
+) -> dict[str, HostSettings]:
+    """The hosts that have an engine of this name, with its checkpoint replaced.
+
+    Raises:
+        Refused: no host has it, or the model cannot be served so.
+    """
+    changed = {name: _changed(settings, engine_name, model) for name, settings in hosts.items()}
+    found = {name: settings for name, settings in changed.items() if settings is not None}
+    if not found:
+        known = {e.name for s in hosts.values() for e in (s.vllm.engines if s.vllm else [])}
+        wrong = "no host of the inventory declares such an engine"
+        raise Refused(
+            [Refusal("inventory", "ENGINE", engine_name, wrong, nearest(engine_name, known))]
+        )
+    refusals = [
+        Refusal(name, *finding) for name, settings in found.items() for finding in engines(settings)
+    ]
+    if refusals:
+        raise Refused(refusals)
+    return found
+
+
+def _changed(settings: HostSettings, engine_name: str, model: str) -> HostSettings | None:
+    declared = settings.vllm.engines if settings.vllm else []
+    if settings.vllm is None or engine_name not in [engine.name for engine in declared]:
+        return None
+    update = [
+        engine.model_copy(update={"checkpoint": model} if engine.name == engine_name else {})
+        for engine in declared
+    ]
+    return settings.model_copy(
+        update={"vllm": settings.vllm.model_copy(update={"engines": update})}
+    )

@@ -1,0 +1,126 @@
+"""An engine, its unit and its door, small enough for a test: real processes on real Unix sockets.
+
+`python fake_engine.py engine CONFIGURATION` serves what the configuration's model folder holds; a
+file ``garbage`` makes it answer nonsense, ``never-ready`` makes it exit. `... systemctl VERB UNIT`
+does what systemd does to that one unit; `... door SOCKET FILE` keeps the last word it was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socketserver
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+HERE = Path(os.environ.get("FAKE_ENGINE", "."))
+"""The folder of the one engine: its configuration, socket, pid and what it is busy with."""
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+
+    def get_request(self) -> tuple[Any, Any]:
+        request, _ = super().get_request()
+        return request, ("local", 0)
+
+
+def engine(configuration: Path) -> None:
+    """Serve until ended."""
+    text = configuration.read_text()
+    found = re.search(r"^model: (\S+)$", text, re.MULTILINE)
+    assert found is not None
+    folder = Path(found[1])
+    if (folder / "never-ready").exists():
+        sys.exit(1)
+
+    class Handler(BaseHTTPRequestHandler):
+        def _send(self, body: str) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_GET(self) -> None:
+            busy = (HERE / "busy").read_text() if (HERE / "busy").exists() else "0"
+            self._send(f'run{{a="b"}} {busy}\nwait 0.0\n' if self.path == "/metrics" else "ok")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            words = "" if (folder / "garbage").exists() else folder.name
+            self._send(json.dumps({"model": "chat", "choices": [{"text": words}]}))
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    socket = HERE / "http.sock"
+    socket.unlink(missing_ok=True)
+    with _Server(str(socket), Handler) as server:
+        (HERE / "ready").touch()
+        server.serve_forever()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def systemctl(verb: str) -> int:
+    """Start, stop or forgive the engine; the exit status."""
+    pid_file = HERE / "pid"
+    if verb in ("stop", "start") and pid_file.exists():
+        pid = int(pid_file.read_text())
+        if verb == "start" and _alive(pid):
+            return 0
+        if _alive(pid):
+            os.kill(pid, signal.SIGKILL)
+        while _alive(pid):
+            time.sleep(0.01)
+        pid_file.unlink()
+        (HERE / "http.sock").unlink(missing_ok=True)
+    if verb == "start":
+        (HERE / "ready").unlink(missing_ok=True)
+        started = subprocess.Popen(
+            [sys.executable, __file__, "engine", str(HERE / "chat.yaml")],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        pid_file.write_text(str(started.pid))
+        while not (HERE / "ready").exists():
+            if started.poll() is not None:
+                print("Job for chat.service failed.", file=sys.stderr)
+                return 1
+            time.sleep(0.01)
+    return 0
+
+
+def door(path: str, file: Path) -> None:
+    """Keep what a proxy's admin socket is told, one line a word."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with file.open("a") as told:
+                told.write(self.rfile.readline().decode())
+            self.wfile.write(b"\n")
+
+    with _Server(path, Handler) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "engine":
+        engine(Path(sys.argv[2]))
+    elif sys.argv[1] == "door":
+        door(sys.argv[2], Path(sys.argv[3]))
+    else:
+        sys.exit(systemctl(sys.argv[2]))

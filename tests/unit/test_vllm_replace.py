@@ -1,0 +1,295 @@
+"""A replacement, with everything that can go wrong: it ends with the old model or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from holdfast.engines import replace_program
+from holdfast.engines.replace_program import UnixConnection
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+
+
+@dataclass
+class Host:
+    """One engine on a host of its own in ``folder``, and the program as a host runs it."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.programs = self.folder / "programs"
+        self.programs.mkdir()
+        self._program("systemctl", f'exec {sys.executable} {FAKE} systemctl "$@"')
+        self._program("memory", "true")
+        self.model("old")
+        self.configure("chat.yaml", "old")
+        job = {
+            "name": "chat",
+            "unit": "chat.service",
+            "socket": str(self.folder / "http.sock"),
+            "doors": [str(self.folder / "door.sock"), str(self.folder / "shut.sock")],
+            "configuration": str(self.folder / "chat.yaml"),
+            "cache": str(self.folder / "cache"),
+            "question": ["/v1/completions", {"model": "chat", "prompt": "ready"}],
+            "model": "chat",
+            "key": str(self.folder / "key"),
+            "running_metric": "run",
+            "waiting_metric": "wait",
+            "memory": ["memory"],
+            "drain_seconds": 3,
+        }
+        (self.folder / "jobs").mkdir()
+        (self.folder / "jobs" / "chat.json").write_text(json.dumps(job))
+        (self.folder / "key").write_text("a-key\n")
+        self.environment = {
+            "PATH": f"{self.programs}:/usr/bin:/bin",
+            "FAKE_ENGINE": str(self.folder),
+        }
+        self.systemctl("start")
+        self.door = subprocess.Popen(
+            [sys.executable, FAKE, "door", self.folder / "door.sock", self.folder / "door"]
+        )
+        _wait((self.folder / "door.sock").exists)
+
+    def _program(self, name: str, script: str) -> None:
+        path = self.programs / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def describe(self, **job: object) -> None:
+        file = self.folder / "jobs" / "chat.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | job))
+
+    def memory_says(self, script: str) -> None:
+        self._program("memory", script)
+
+    def model(self, name: str, **files: str) -> None:
+        folder = self.folder / "models" / name
+        folder.mkdir(parents=True)
+        for file, text in {"config.json": "{}", **files}.items():
+            (folder / file.replace("_", "-")).write_text(text)
+        sums = [
+            f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+            for file in sorted(folder.iterdir())
+        ]
+        (folder / "SHA256SUMS").write_text("".join(sums))
+
+    def configure(self, file: str, model: str) -> None:
+        (self.folder / file).write_text(f"model: {self.folder / 'models' / model}\nuds: x\n")
+
+    def offer(self, model: str, **files: str) -> None:
+        self.model(model, **files)
+        self.configure("chat.yaml.next", model)
+
+    def systemctl(self, verb: str) -> int:
+        return subprocess.run(
+            ["systemctl", verb, "chat.service"], env=self.environment, check=False
+        ).returncode
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-I", replace_program.__file__, *arguments]
+            + ["--jobs", self.folder / "jobs", "--state", self.folder / "state"],
+            env=self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            # As in the sandbox of its unit.
+            umask=0o077,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        program = self.start(*arguments)
+        _, said = program.communicate(timeout=120)
+        assert "Traceback" not in said, said
+        return program.returncode, said
+
+    def reboot(self) -> None:
+        """A power cut's end: recovery, then the units that start with the machine."""
+        assert self.run("--recover")[0] == 0
+        self.systemctl("start")
+
+    @property
+    def step(self) -> str:
+        file = self.folder / "state" / "chat.json"
+        with contextlib.suppress(OSError, ValueError):
+            return str(json.loads(file.read_text())["step"])
+        return ""
+
+    def serves(self) -> str:
+        """The model that answers; empty where none does."""
+        with contextlib.suppress(OSError):
+            connection = UnixConnection(str(self.folder / "http.sock"), 10)
+            connection.request("POST", "/v1/completions", "{}")
+            answer = json.loads(connection.getresponse().read())
+            return str(answer["choices"][0]["text"])
+        return ""
+
+    def told_the_door(self) -> list[str]:
+        file = self.folder / "door"
+        return [line.split()[-1] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    try:
+        yield made
+    finally:
+        made.systemctl("stop")
+        made.door.kill()
+        made.door.wait()
+
+
+def test_a_replacement_serves_the_new_model_and_keeps_the_old_ones_word(host: Host) -> None:
+    host.offer("new")
+    status, said = host.run("chat")
+    assert (status, host.serves(), host.step) == (0, "new", "done"), said
+    assert "s without an answer" in said
+    assert "models/old" in (host.folder / "chat.yaml.previous").read_text()
+    # Nobody was let in while it was not answering, and everybody is now.
+    assert host.told_the_door() == ["maint", "ready"]
+
+
+def _another_byte(host: Host) -> None:
+    host.offer("new")
+    (host.folder / "models/new/config.json").write_text("[]")
+
+
+def _a_file_less(host: Host) -> None:
+    host.offer("new")
+    (host.folder / "models/new/config.json").unlink()
+
+
+def _busy(host: Host) -> None:
+    host.offer("new")
+    (host.folder / "busy").write_text("2.0")
+
+
+def _full_disk(host: Host) -> None:
+    host.offer("new")
+    host.describe(free_mib=1 << 40)
+
+
+UNTOUCHED: dict[str, tuple[Callable[[Host], None], str]] = {
+    "no candidate": (lambda host: None, "deploy it first"),
+    "a model that is not here": (
+        lambda host: host.configure("chat.yaml.next", "nowhere"),
+        "is not on this host",
+    ),
+    "a byte is another": (_another_byte, "is not what its SHA256SUMS lists"),
+    "a file is missing": (_a_file_less, "is not what its SHA256SUMS lists"),
+    "the disk is full": (_full_disk, "MiB to spare"),
+    "requests are under way": (_busy, "2 requests are under way"),
+}
+
+
+@pytest.mark.parametrize("fault", UNTOUCHED)
+def test_what_is_seen_before_costs_no_request(host: Host, fault: str) -> None:
+    prepare, says = UNTOUCHED[fault]
+    prepare(host)
+    pid = (host.folder / "pid").read_text()
+    status, said = host.run("chat")
+    assert (status, host.serves()) == (1, "old"), said
+    assert says in said
+    assert (host.folder / "pid").read_text() == pid, "it was restarted"
+    assert host.told_the_door()[-1:] != ["maint"], "nobody is let in any more"
+
+
+def test_now_does_not_wait(host: Host) -> None:
+    host.offer("new")
+    (host.folder / "busy").write_text("2.0")
+    assert host.run("chat", "--now")[0] == 0
+    assert host.serves() == "new"
+
+
+ROLLED_BACK = {
+    "it never gets ready": ({"never_ready": ""}, "true", "does not start"),
+    "it answers garbage": ({"garbage": ""}, "true", "it answers a request with HTTP 200"),
+    "memory is not released": ({}, "echo process 7 has it >&2; exit 1", "process 7 has it"),
+}
+
+
+@pytest.mark.parametrize("fault", ROLLED_BACK)
+def test_what_fails_later_ends_with_the_old_model(host: Host, fault: str) -> None:
+    files, memory, says = ROLLED_BACK[fault]
+    host.offer("new", **files)
+    host.memory_says(memory)
+    status, said = host.run("chat")
+    assert (status, host.serves(), host.step) == (1, "old", "rolled back"), said
+    assert says in said
+    assert host.told_the_door() == ["maint", "ready"]
+
+
+def test_a_second_replacement_at_the_same_time_is_refused(host: Host) -> None:
+    host.offer("new")
+    host.describe(drain_seconds=60)
+    (host.folder / "busy").write_text("1.0")
+    first = host.start("chat")
+    _wait(lambda: host.step == "held")
+    status, said = host.run("chat")
+    assert (status, "under way" in said) == (1, True)
+    (host.folder / "busy").write_text("0")
+    assert first.wait(timeout=60) == 0
+    assert host.serves() == "new"
+
+
+@pytest.mark.parametrize("step", ["held", "swapped"])
+def test_a_power_cut_ends_with_the_old_model(host: Host, step: str) -> None:
+    # An engine that would serve, did it get the time to prove it.
+    host.offer("new")
+    host.memory_says("sleep 0.2")
+    if step == "held":
+        (host.folder / "busy").write_text("1.0")
+    program = host.start("chat")
+    _wait(lambda: host.step == step)
+    program.kill()
+    program.wait()
+    host.systemctl("stop")
+    (host.folder / "busy").unlink(missing_ok=True)
+    host.reboot()
+    assert host.serves() == "old"
+    # The engine's own user must be able to read it.
+    assert (host.folder / "chat.yaml").stat().st_mode & 0o777 == 0o644
+    assert host.step in ("rolled back", "given up")
+
+
+def test_a_power_cut_after_the_proof_ends_with_the_new_model(host: Host) -> None:
+    host.offer("new")
+    assert host.run("chat")[0] == 0
+    host.systemctl("stop")
+    host.reboot()
+    assert host.serves() == "new"
+
+
+def test_an_engine_that_nobody_declared_is_named(host: Host) -> None:
+    status, said = host.run("chatt")
+    assert (status, "there are: chat" in said) == (1, True)
+
+
+def test_recovery_leaves_a_replacement_that_is_under_way_alone(host: Host) -> None:
+    host.offer("new")
+    host.describe(drain_seconds=60)
+    (host.folder / "busy").write_text("1.0")
+    program = host.start("chat")
+    _wait(lambda: host.step == "held")
+    status, said = host.run("--recover")
+    assert (status, "under way" in said) == (1, True)
+    program.kill()
+    program.wait()
