@@ -438,11 +438,13 @@ CHECKPOINTS = (
     Sabotage(
         "a checkpoint was written after it was proved",
         ("storage::every_checkpoint_has_a_proof_that_fits_it",),
-        f"for file in {_CHECKPOINTS}/config.json; do cp -a $file /root/kept && touch $file; done",
-        f"for file in {_CHECKPOINTS}/config.json; do cp -a /root/kept $file; done && rm /root/kept",
+        f"for folder in {_CHECKPOINTS}; do cp -a $folder/config.json /root/${{folder##*/}}"
+        " && touch $folder/config.json; done",
+        f"for folder in {_CHECKPOINTS}; do cp -a /root/${{folder##*/}} $folder/config.json"
+        " && rm /root/${folder##*/}; done",
     ),
 )
-"""For a rack that keeps one checkpoint."""
+"""For a rack that keeps some."""
 
 FLOOR = (
     Sabotage(
