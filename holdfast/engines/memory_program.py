@@ -4,6 +4,8 @@
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Called with
 seconds, the engine's share of a card and the UUIDs of its cards; exits 1 with a sentence for each
 card that has too little at the end, and names the processes that hold it. It ends none of them.
+
+BESIDES names a file of process numbers (a unit's cgroup.procs): what those hold counts as free.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 SMI_SECONDS = 60
@@ -41,21 +43,28 @@ def _smi(query: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
 
 
-def _holders(uuid: str) -> str:
-    """The processes that hold memory of a card, for people."""
+def _processes(uuid: str) -> list[list[str]]:
+    """Number, MiB and name of each process that holds memory of a card."""
+    rows = _smi("--query-compute-apps=gpu_uuid,pid,used_memory,name")
+    return [rest for card, *rest in rows if card == uuid]
+
+
+def _holders(processes: Sequence[Sequence[str]]) -> str:
+    """Those processes, for people."""
     found = []
-    for card, pid, memory, name in _smi("--query-compute-apps=gpu_uuid,pid,used_memory,name"):
-        if card == uuid:
-            try:
-                owner = f", of user {Path('/proc', pid).stat().st_uid}"
-            except OSError:
-                owner = ""
-            found.append(f"process {pid} ({name}{owner}) has {memory} MiB")
+    for pid, memory, name in processes:
+        try:
+            owner = f", of user {Path('/proc', pid).stat().st_uid}"
+        except OSError:
+            owner = ""
+        found.append(f"process {pid} ({name}{owner}) has {memory} MiB")
     return "; ".join(found) or "no process that the driver knows of holds it"
 
 
-def lacking(share: float, uuids: Sequence[str]) -> Iterator[str]:
+def lacking(share: float, uuids: Sequence[str], besides: Collection[str]) -> Iterator[str]:
     """A sentence for each card that has less free than ``share`` of what programs can have of it.
+
+    What the processes ``besides`` hold counts as free.
 
     Raises:
         OSError: the driver does not tell.
@@ -68,16 +77,22 @@ def lacking(share: float, uuids: Sequence[str]) -> Iterator[str]:
             continue
         total, reserved, free = cards[uuid]
         wanted = share * (total - reserved)
+        if free >= wanted:
+            continue
+        processes = _processes(uuid)
+        free += sum(float(memory) for pid, memory, _ in processes if pid in besides)
+        others = [process for process in processes if process[0] not in besides]
         if free < wanted:
-            yield f"{uuid} has {free:.0f} MiB free and {wanted:.0f} are claimed: {_holders(uuid)}"
+            yield f"{uuid} has {free:.0f} MiB free and {wanted:.0f} are claimed: {_holders(others)}"
 
 
 def main(seconds: str, share: str, *uuids: str) -> int:
     """Wait; 1 where a card has too little when the time is up."""
     deadline = time.monotonic() + float(seconds)
+    besides = Path(os.environ["BESIDES"]).read_text().split() if "BESIDES" in os.environ else []
     while True:
         try:
-            problems = list(lacking(float(share), uuids))
+            problems = list(lacking(float(share), uuids, besides))
         except (OSError, ValueError) as error:
             problems = [f"the cards' memory cannot be read: {error}"]
         if not problems or time.monotonic() >= deadline:

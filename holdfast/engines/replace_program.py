@@ -184,6 +184,18 @@ class Replacement:
             if free < self.job.free_mib:
                 raise Failed(f"{place} has {free} MiB to spare and {self.job.free_mib} are needed")
 
+        if self.job.memory:
+            self._check_cards()
+
+    def _check_cards(self) -> None:
+        """See that nobody else holds what the new model will claim: then neither could start."""
+        group = _run("systemctl", "show", "--property=ControlGroup", "--value", self.job.unit)
+        program, _, *rest = self.job.memory
+        besides = f"/sys/fs/cgroup{group.stdout.strip()}/cgroup.procs"
+        done = _run(program, "0", *rest, BESIDES=besides)
+        if done.returncode:
+            raise Failed(f"its cards would not be free for it: {_last(done)}")
+
     def run(self, now: bool) -> None:
         """Replace; ``now`` does not wait for requests that are under way.
 
@@ -345,9 +357,17 @@ def _model_in(configuration: str) -> str | None:
     return found[1] if found else None
 
 
-def _run(*command: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+def _run(
+    *command: str, cwd: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

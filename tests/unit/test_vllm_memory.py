@@ -25,7 +25,7 @@ def _start(machine: FakeMachine, seconds: float, *uuids: str) -> subprocess.Pope
     shutil.copy(memory_program.__file__, program)
     return subprocess.Popen(
         [sys.executable, "-I", str(program), str(seconds), "0.8", *uuids],
-        env={"PATH": f"{machine.programs}:/usr/bin:/bin"},
+        env={**os.environ, "PATH": f"{machine.programs}:/usr/bin:/bin"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -54,6 +54,22 @@ def test_who_holds_the_memory_is_named_and_left_alone(machine: FakeMachine) -> N
     assert f"process {os.getpid()}" in line
     assert f"of user {os.getuid()}) has 8990 MiB" in line
     assert _run(machine, other.uuid) == (0, "")
+
+
+def test_what_the_engine_itself_holds_counts_as_free(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = machine.rack.cards[0]
+    card.memory.used_mib = 21000
+    card.processes = [Process(pid=41, memory_mib=15000), Process(pid=42, memory_mib=5900)]
+    machine.write()
+    ours = machine.folder / "cgroup.procs"
+    ours.write_text("40\n41\n")
+    monkeypatch.setenv("BESIDES", str(ours))
+    status, said = _run(machine, card.uuid)
+    assert (status, "process 42" in said, "process 41" in said) == (1, True, False)
+    ours.write_text("41\n42\n")
+    assert _run(machine, card.uuid) == (0, "")
 
 
 def test_it_waits_for_memory_that_is_being_given_back(machine: FakeMachine) -> None:

@@ -45,7 +45,7 @@ class Host:
             "key": str(self.folder / "key"),
             "running_metric": "run",
             "waiting_metric": "wait",
-            "memory": ["memory"],
+            "memory": ["memory", "60", "0.8", "GPU-1"],
             "drain_seconds": 3,
         }
         (self.folder / "jobs").mkdir()
@@ -187,6 +187,11 @@ def _full_disk(host: Host) -> None:
     host.describe(free_mib=1 << 40)
 
 
+def _others_cards(host: Host) -> None:
+    host.offer("new")
+    host.memory_says('[ -z "$BESIDES" ] || { echo process 9 has it >&2; exit 1; }')
+
+
 UNTOUCHED: dict[str, tuple[Callable[[Host], None], str]] = {
     "no candidate": (lambda host: None, "deploy it first"),
     "a model that is not here": (
@@ -195,6 +200,7 @@ UNTOUCHED: dict[str, tuple[Callable[[Host], None], str]] = {
     ),
     "a byte is another": (_another_byte, "is not what its SHA256SUMS lists"),
     "a file is missing": (_a_file_less, "is not what its SHA256SUMS lists"),
+    "somebody else holds its cards": (_others_cards, "process 9 has it"),
     "the disk is full": (_full_disk, "MiB to spare"),
     "requests are under way": (_busy, "2 requests are under way"),
 }
@@ -222,7 +228,11 @@ def test_now_does_not_wait(host: Host) -> None:
 ROLLED_BACK = {
     "it never gets ready": ({"never_ready": ""}, "true", "does not start"),
     "it answers garbage": ({"garbage": ""}, "true", "it answers a request with HTTP 200"),
-    "memory is not released": ({}, "echo process 7 has it >&2; exit 1", "process 7 has it"),
+    "memory is not released": (
+        {},
+        '[ -n "$BESIDES" ] || { echo process 7 has it >&2; exit 1; }',
+        "process 7 has it",
+    ),
 }
 
 
