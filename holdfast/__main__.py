@@ -13,6 +13,7 @@ from holdfast.engines.vllm import UNCOUNTED
 from holdfast.fit.report import table
 from holdfast.gpu import power
 from holdfast.refusal import Refused
+from holdfast.registry import engines
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     for name, settings in hosts.items():
         if settings.gpus is not None and (budget := power.table(settings.gpus)):
             print(f"{name}: what its power supplies are asked for\n{budget}")  # noqa: T201
-        for engine in settings.vllm.engines if settings.vllm else []:
+        for engine in engines(settings):
             if fit := fit_of(settings, engine):
                 console.print(f"{name}: vLLM's engine {engine.name}", table(fit), sep="\n")
                 if uncounted := UNCOUNTED & set(engine.flags):

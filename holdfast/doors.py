@@ -28,14 +28,19 @@ class Door:
     is_open: bool = True
 
     @property
+    def stem(self) -> str:
+        """The beginning of its units' names, and its folder below /run."""
+        return f"{self.program}-{self.name}"
+
+    @property
     def socket(self) -> str:
         """The socket unit's name."""
-        return f"{self.program}-{self.name}.socket"
+        return f"{self.stem}.socket"
 
     @property
     def service(self) -> str:
         """The name of the unit behind it."""
-        return f"{self.program}-{self.name}.service"
+        return f"{self.stem}.service"
 
 
 def doors(program: str, port: int, scope: Literal["loopback", "tailnet"]) -> list[Door]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from holdfast.grammar import names_a_secret, walk
 from holdfast.services import DataPath, HealthCheck, Listen, Service
-from holdfast.settings import Checkpoint, Engine, Floor, HostSettings, ModelFile
+from holdfast.settings import Checkpoint, Engine, Floor, GpuCard, HostSettings, ModelFile
 from holdfast.storage import model_path
 
 FLOOR_USER = "holdfast-floor"
@@ -44,6 +44,16 @@ def floor_service(settings: HostSettings) -> Service | None:
         data=data,
         health=HealthCheck(url=f"http://127.0.0.1:{floor.port}/health", contains="ok"),
     )
+
+
+def cards(settings: HostSettings) -> dict[str, GpuCard]:
+    """The declared cards of a host by name; none where it has none."""
+    return {card.name: card for card in settings.gpus.cards} if settings.gpus else {}
+
+
+def engines(settings: HostSettings) -> list[Engine]:
+    """The declared engines of a host; none where it has none."""
+    return settings.vllm.engines if settings.vllm else []
 
 
 def checkpoint_of(settings: HostSettings, engine: Engine) -> Checkpoint | None:
@@ -102,7 +112,7 @@ def _own_services(settings: HostSettings) -> list[tuple[str, Service]]:
     floor = floor_service(settings)
     if floor is not None:
         services.append(("floor", floor))
-    for index, engine in enumerate(settings.vllm.engines if settings.vllm else []):
+    for index, engine in enumerate(engines(settings)):
         services.append((f"vllm.engines[{index}]", engine_service("vllm", engine)))
     return services
 
@@ -255,16 +265,16 @@ def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
         for index, service in enumerate(settings.services)
         if service.gpu_mib
     ]
-    sizes = {card.name: card.vram_mib for card in settings.gpus.cards} if settings.gpus else {}
-    for index, engine in enumerate(settings.vllm.engines if settings.vllm else []):
+    declared = cards(settings)
+    for index, engine in enumerate(engines(settings)):
         claims += [
             GpuClaim(
                 f"vllm.engines[{index}].utilisation",
                 engine.name,
-                int(engine.utilisation * sizes[card]),
+                int(engine.utilisation * declared[card].vram_mib),
                 card,
             )
             for card in engine.cards
-            if card in sizes
+            if card in declared
         ]
     return claims

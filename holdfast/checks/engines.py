@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from holdfast import completion, registry, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
+from holdfast.checks.network import tailnet_scope
 from holdfast.engines import vllm
 from holdfast.engines.fit import fit_of
 from holdfast.engines.vllm import lock_of
@@ -36,7 +37,7 @@ def engines(settings: HostSettings) -> Findings:
             *_checkpoint(key, engine, settings),
             *_cards(key, engine, settings),
             *_memory(key, engine),
-            *_scope(key, engine, settings),
+            *tailnet_scope(f"{key}.scope", engine.scope, settings),
             *_flags(key, engine),
         ]
         yield from wrong
@@ -91,7 +92,7 @@ def _checkpoint(key: str, engine: Engine, settings: HostSettings) -> Findings:
 
 
 def _cards(key: str, engine: Engine, settings: HostSettings) -> Findings:
-    declared = {card.name: card for card in settings.gpus.cards} if settings.gpus else {}
+    declared = registry.cards(settings)
     for place, name in enumerate(engine.cards):
         at, card = f"{key}.cards[{place}]", declared.get(name)
         if card is None:
@@ -129,16 +130,6 @@ def _memory(key: str, engine: Engine) -> Findings:
             engine.cache_mib,
             "on cards the cache is what the utilisation leaves",
             "remove it",
-        )
-
-
-def _scope(key: str, engine: Engine, settings: HostSettings) -> Findings:
-    if engine.scope == "tailnet" and settings.tailnet is None:
-        yield Finding(
-            f"{key}.scope",
-            engine.scope,
-            "this host has no tailnet",
-            "declare tailnet, or write 'loopback'",
         )
 
 
@@ -201,7 +192,7 @@ def _host_memory(key: str, engine: Engine, fit: Fit) -> Findings:
 
 def engine_keys(settings: HostSettings) -> Findings:
     """Keys that cannot be sent; expects that the secrets can be read."""
-    for index, engine in enumerate(settings.vllm.engines if settings.vllm else []):
+    for index, engine in enumerate(registry.engines(settings)):
         key = secrets.read(engine.api_key)
         if key and (wrong := completion.key_problem(key)):
             at = f"vllm.engines[{index}].api_key"

@@ -72,6 +72,14 @@ def listens(settings: HostSettings) -> Findings:
                 )
 
 
+def tailnet_scope(key: str, scope: str, settings: HostSettings) -> Findings:
+    """A program that is to be reached over a tailnet which the host has not joined."""
+    if scope == "tailnet" and settings.tailnet is None:
+        yield Finding(
+            key, scope, "this host has no tailnet", "declare tailnet, or write 'loopback'"
+        )
+
+
 def _scope(key: str, listen: Listen, settings: HostSettings) -> Findings:
     if listen.scope == "lan":
         if listen.interface is None:

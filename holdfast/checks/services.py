@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from holdfast import registry, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
+from holdfast.checks.network import tailnet_scope
 from holdfast.floor import key_problem
 from holdfast.settings import HostSettings
 
@@ -103,13 +104,7 @@ def floor(settings: HostSettings) -> Findings:
             "only .tar.gz archives are unpacked",
             "write the URL of the release's .tar.gz",
         )
-    if floor.scope == "tailnet" and settings.tailnet is None:
-        yield Finding(
-            "floor.scope",
-            floor.scope,
-            "this host has no tailnet",
-            "declare tailnet, or write 'loopback'",
-        )
+    yield from tailnet_scope("floor.scope", floor.scope, settings)
 
 
 def floor_key(settings: HostSettings) -> Findings:

@@ -27,7 +27,7 @@ from holdfast.engines.units import EngineNames, cards_of_engine
 from holdfast.engines.vllm import VERSION, VLLM, lock_of
 from holdfast.python_environment import directory
 from holdfast.refusal import Refused
-from holdfast.registry import checkpoint_of, engine_service
+from holdfast.registry import checkpoint_of, engine_service, engines
 from holdfast.render import render
 from holdfast.settings import Engine, HostSettings
 from holdfast.storage import checkpoint_folder, checkpoint_path
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
         found = [
             (name, settings, engine)
             for name, settings in hosts.items()
-            for engine in (settings.vllm.engines if settings.vllm else [])
+            for engine in engines(settings)
             if engine.name == asked.engine
         ]
         if len(found) != 1:

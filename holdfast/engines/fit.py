@@ -8,6 +8,7 @@ from typing import Any
 from holdfast.engines.vllm import VERSION
 from holdfast.fit import planner
 from holdfast.fit.planner import Card, EngineSettings, Fit
+from holdfast.registry import cards as declared_cards
 from holdfast.registry import checkpoint_of
 from holdfast.settings import Engine, HostSettings
 
@@ -58,7 +59,7 @@ def cards_of(settings: HostSettings, engine: Engine) -> list[Card]:
     if not engine.cards:
         memory = engine.memory_max_mib
         return [Card(name="CPU", total_mib=memory, usable_mib=memory)]
-    declared = {card.name: card for card in settings.gpus.cards} if settings.gpus else {}
+    declared = declared_cards(settings)
     return [
         Card(name=name, total_mib=declared[name].vram_mib)
         for name in engine.cards

@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,15 +233,12 @@ class Replacement:
             Failed: it is no boot; a replacement is under way.
         """
         with self.alone():
-            self._undo()
-
-    def _undo(self) -> None:
-        step = self.noted()
-        if step == SWAPPED and self.job.previous.exists():
-            self._restore()
-            self.note("rolled back", why="the power was cut before the new model had answered")
-        elif step == "held":
-            self.note("given up", why="the power was cut before anything was changed")
+            step = self.noted()
+            if step == SWAPPED and self.job.previous.exists():
+                self._restore()
+                self.note("rolled back", why="the power was cut before the new model had answered")
+            elif step == "held":
+                self.note("given up", why="the power was cut before anything was changed")
 
     def _doors(self, state: str) -> None:
         for door in self.job.doors:
@@ -381,12 +378,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def each(jobs: Path, act: Callable[[Job], None]) -> None:
-    """Do something for every engine of this host."""
-    for path in sorted(jobs.glob("*.json")):
-        act(read_job(path.stem, jobs))
-
-
 def main(arguments: list[str]) -> int:
     """Replace one engine's configuration, or undo at boot what was left half done."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -398,7 +389,8 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     try:
         if asked.recover:
-            each(asked.jobs, lambda job: Replacement(job, asked.state).recover())
+            for path in sorted(asked.jobs.glob("*.json")):
+                Replacement(read_job(path.stem, asked.jobs), asked.state).recover()
             return 0
         if asked.engine is None:
             parser.error("name an engine")

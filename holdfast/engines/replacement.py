@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast import registry
 from holdfast.checks.engines import engines
 from holdfast.checks.finding import nearest
 from holdfast.refusal import Refusal, Refused
@@ -19,7 +20,9 @@ def with_model(
     changed = {name: _changed(settings, engine_name, model) for name, settings in hosts.items()}
     found = {name: settings for name, settings in changed.items() if settings is not None}
     if not found:
-        known = {e.name for s in hosts.values() for e in (s.vllm.engines if s.vllm else [])}
+        known = {
+            engine.name for settings in hosts.values() for engine in registry.engines(settings)
+        }
         wrong = "no host of the inventory declares such an engine"
         raise Refused(
             [Refusal("inventory", "ENGINE", engine_name, wrong, nearest(engine_name, known))]
@@ -33,7 +36,7 @@ def with_model(
 
 
 def _changed(settings: HostSettings, engine_name: str, model: str) -> HostSettings | None:
-    declared = settings.vllm.engines if settings.vllm else []
+    declared = registry.engines(settings)
     if settings.vllm is None or engine_name not in [engine.name for engine in declared]:
         return None
     update = [

@@ -21,7 +21,7 @@ from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.program import Program
 from holdfast.engines.replace_program import Job
 from holdfast.gpu import limits
-from holdfast.registry import checkpoint_of, engine_service
+from holdfast.registry import cards, checkpoint_of, engine_service, engines
 from holdfast.render import render
 from holdfast.sandbox import LOOPBACK, Directive, sandbox
 from holdfast.secrets import Secret
@@ -115,7 +115,7 @@ class EngineNames:
 
     def admin_of(self, door: Door) -> str:
         """Where a door's proxy takes orders; only its user, and root, may give them."""
-        return f"/run/{self.stem}-{door.name}/admin.sock"
+        return f"/run/{door.stem}/admin.sock"
 
     def paths_of(self, door: Door) -> str:
         """The file that tells a door's proxy what it lets through."""
@@ -124,8 +124,8 @@ class EngineNames:
 
 def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
     """The UUIDs of an engine's cards, in the order in which they are named."""
-    known = {card.name: card.uuid for card in settings.gpus.cards} if settings.gpus else {}
-    return [uuid for name in engine.cards if (uuid := known.get(name))]
+    known = cards(settings)
+    return [uuid for name in engine.cards if name in known and (uuid := known[name].uuid)]
 
 
 def devices_unit() -> str:
@@ -140,7 +140,7 @@ def memory_program_text() -> str:
 
 def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
     """Units of engines that are declared before this one and share a card with it."""
-    others = settings.vllm.engines if settings.vllm else []
+    others = engines(settings)
     earlier = others[: others.index(names.engine)] if names.engine in others else []
     return [
         EngineNames(names.program, other).unit
@@ -157,8 +157,8 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
     program, engine = names.program, names.engine
     service = engine_service(program.name, engine)
     variables = dict(program.environment(engine))
-    if cards := cards_of_engine(settings, engine):
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
+    if uuids := cards_of_engine(settings, engine):
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
     found = {
         names.job: json.dumps(asdict(_job(settings, names)), indent=1) + "\n",
         f"{SYSTEM}/{names.unit}": render(
@@ -224,9 +224,9 @@ def configuration(settings: HostSettings, names: EngineNames) -> str:
 
 def _waits(settings: HostSettings, engine: Engine) -> list[str]:
     """The command that waits for an engine's cards; empty where it has none."""
-    cards = cards_of_engine(settings, engine)
+    uuids = cards_of_engine(settings, engine)
     seconds, share = str(MEMORY_SECONDS), f"{engine.utilisation:g}"
-    return [MEMORY_PROGRAM, seconds, share, *cards] if cards else []
+    return [MEMORY_PROGRAM, seconds, share, *uuids] if uuids else []
 
 
 def _job(settings: HostSettings, names: EngineNames) -> Job:

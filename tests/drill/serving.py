@@ -24,6 +24,8 @@ from holdfast import floor, inventory_file
 from holdfast.engines import throughput, vllm
 from holdfast.engines.fit import fit_of
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
+from holdfast.registry import engines
+from holdfast.settings import HostSettings
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import ROOT
 from tests.drill.rehearsal import Rehearsal, Scenery
@@ -234,14 +236,15 @@ class ServingDrill(Rehearsal):
         with record.phase("take an engine away"):
             self._take_away()
 
-    def _engines(self) -> list[EngineNames]:
+    def _settings(self) -> HostSettings:
         (settings,) = inventory_file.load(str(self.stage.inventory)).values()
-        assert settings.vllm is not None
-        return [EngineNames(vllm.VLLM, engine) for engine in settings.vllm.engines]
+        return settings
+
+    def _engines(self) -> list[EngineNames]:
+        return [EngineNames(vllm.VLLM, engine) for engine in engines(self._settings())]
 
     def _compare_cache(self, names: EngineNames) -> None:
-        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
-        fit = fit_of(settings, names.engine)
+        fit = fit_of(self._settings(), names.engine)
         told = self.stage.rack.succeed(
             f"curl --silent http://127.0.0.1:{names.engine.port}/metrics"
             " | grep '^vllm:cache_config_info'"
