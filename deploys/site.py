@@ -12,6 +12,7 @@ from deploys import (
     gpu_containers,
     gpu_driver,
     gpu_limits,
+    gpu_modes,
     ssh,
     storage,
     tailnet,
@@ -27,6 +28,7 @@ firewall.apply(settings=settings)
 gpu_acceptance.before_driver(settings=settings)
 gpu_driver.apply(settings=settings)
 gpu_acceptance.before_caps(settings=settings)
+gpu_modes.declare(settings=settings)
 gpu_limits.apply(settings=settings)
 gpu_acceptance.after_driver(settings=settings)
 docker.apply(settings=settings)
@@ -35,6 +37,7 @@ tailnet.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
 vllm.apply(settings=settings)
+gpu_modes.settle(settings=settings)
 backup.apply(settings=settings)
 firewall.withdraw_lan_ssh(settings=settings)
 gpu_containers.look(settings=settings)

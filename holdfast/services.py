@@ -69,6 +69,11 @@ class Service(Model):
     listens: list[Listen] = []
     gpu_mib: int = Field(default=0, ge=0)
     """GPU memory it may claim, MiB."""
+    cards: list[Name] = []
+    """The declared cards of which it claims that much, each; empty: whichever it finds."""
     memory_max_mib: int | None = Field(default=None, ge=16)
     data: list[DataPath] = []
     health: HealthCheck | None = None
+    idle: HealthCheck | None = None
+    """How to tell that it has nothing to do, before its cards are given to another mode; without
+    it, it is idle when its cards are."""

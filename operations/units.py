@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
@@ -26,6 +26,7 @@ class Unit:
 
     ``restart_after`` names files that are read at start: the unit is restarted when one is newer
     than its last start. ``reload`` reloads instead, where the unit can. ``masked`` overrides all.
+    ``along_with`` names targets: the unit runs while one of them does, and is not enabled itself.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Unit:
     restart_after: list[str] = field(default_factory=list)
     reload: bool = False
     masked: bool = False
+    along_with: list[str] = field(default_factory=list)
 
 
 def _outdated(unit: Unit, state: UnitState) -> bool:
@@ -57,6 +59,13 @@ def _unread(unit: Unit, state: UnitState) -> bool:
     return state.needs_reload or (wanted and state.load == "not-found")
 
 
+def _with_its_targets(unit: Unit, states: dict[str, UnitState]) -> Unit:
+    if not unit.along_with:
+        return unit
+    running = any(_is_running(states[target]) for target in unit.along_with)
+    return replace(unit, enabled=False, running=running)
+
+
 @operation()
 def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand, None, None]:
     """Reload systemd when a unit file changed, then enable, start, restart or stop each unit.
@@ -72,16 +81,24 @@ def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand
         for path in paths
         if path.rpartition("/")[0] == SYSTEM
     }
+    beside |= {target for unit in units for target in unit.along_with}
     asked = {**{name: [] for name in sorted(beside)}, **watched}
     states = host.get_fact(UnitStates, watched=asked)
+    units = [_with_its_targets(unit, states) for unit in units]
     if any(states[name].needs_reload for name in beside) or any(
         _unread(unit, states[unit.name]) for unit in units
     ):
         yield StringCommand("systemctl daemon-reload")
 
+    # What must not run goes before anything comes that may want its port or its memory.
+    ending = [
+        unit.name
+        for unit in units
+        if not (unit.running or unit.masked) and _is_running(states[unit.name])
+    ]
     stale = [unit.name for unit in units if _must_restart(unit, states[unit.name])]
-    if together and stale:
-        yield StringCommand(f"systemctl stop {' '.join(map(shlex.quote, stale))}")
+    if stopped := [*ending, *(stale if together else [])]:
+        yield StringCommand(f"systemctl stop {' '.join(map(shlex.quote, stopped))}")
     for unit in units:
         state = states[unit.name]
         name = shlex.quote(unit.name)
@@ -101,5 +118,3 @@ def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand
         elif _must_restart(unit, state):
             verb = "reload-or-restart" if unit.reload and not state.needs_reload else "restart"
             yield StringCommand(f"{_FORGIVE.format(name)}; systemctl {verb} {name}")
-        elif not unit.running and _is_running(state):
-            yield StringCommand(f"systemctl stop {name}")

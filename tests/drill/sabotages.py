@@ -6,7 +6,7 @@ from facts.firewall import GUARD, ROLLBACK_STATE
 from holdfast import backup, floor, integrity
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
-from holdfast.gpu import containers, limits
+from holdfast.gpu import containers, limits, modes
 from operations.sshd import DROP_IN as SSHD
 from tests.doubles import guest
 from tests.drill.sabotage import Sabotage, configured, edited, lying, rewritten
@@ -677,6 +677,43 @@ ENGINES = (
     ),
 )
 """For a rack of `make drill-serving`."""
+
+_CREATIVE = modes.target("creative")
+_AGAIN = f"{modes.PROGRAM} creative"
+
+MODES = (
+    Sabotage(
+        "no mode is in force",
+        ("gpu_modes::one_mode_of_each_set_is_in_force",),
+        f"systemctl stop {_CREATIVE}",
+        _AGAIN,
+    ),
+    Sabotage(
+        "a service of the mode does not run",
+        ("gpu_modes::its_services_run_and_no_other",),
+        "systemctl stop painter",
+        _AGAIN,
+    ),
+    Sabotage(
+        "a boot begins with another mode",
+        ("gpu_modes::a_boot_begins_with_the_default",),
+        f"systemctl enable {_CREATIVE}",
+        f"systemctl disable {_CREATIVE}",
+    ),
+    Sabotage(
+        "who logs in is told nothing",
+        ("gpu_modes::who_logs_in_is_told_the_mode",),
+        f"chmod 644 {modes.GREETING}",
+        f"chmod 755 {modes.GREETING}",
+    ),
+    Sabotage(
+        "the host knows no modes",
+        ("gpu_modes::whoever_asks_is_told_every_mode",),
+        f"mv {modes.CONFIG} /root/modes.json",
+        f"mv /root/modes.json {modes.CONFIG}",
+    ),
+)
+"""For a rack of `make drill-serving` in its mode creative."""
 
 SITE = (
     *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *DOCKER),
