@@ -464,9 +464,11 @@ def _wait_for(tenant: Tenant) -> None:
 
 def _error_of(unit: str) -> str:
     """What a unit that failed said last, and where to read more."""
+    _run("journalctl", "--sync")
+    # Its own words, and not systemd's about it.
     said = _run(
         *("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1"),
-        *("--priority=err", f"--unit={unit}"),
+        *("--priority=err", f"_SYSTEMD_UNIT={unit}"),
     )
     told = said.stdout.strip()
     return f"{told} (systemctl status {unit})" if told else f"see systemctl status {unit}"

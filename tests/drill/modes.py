@@ -243,9 +243,8 @@ class Modes:
             f" http://127.0.0.1:{chat.engine.port}/v1/completions > /root/status"
         )
         metric = f"grep '^{chat.program.running_metric}' | grep -qv ' 0.0$'"
-        self.rack.succeed(
-            f"systemd-run --quiet --unit=asking --service-type=exec sh -c {shlex.quote(ask)}"
-        )
+        unit = "systemd-run --quiet --collect --unit=asking --service-type=exec"
+        self.rack.succeed(f"{unit} sh -c {shlex.quote(ask)}")
         self.rack.wait_until_succeeds(
             f"curl --silent http://127.0.0.1:{chat.engine.port}/metrics | {metric}",
             timeout_seconds=60,
@@ -276,7 +275,9 @@ class Modes:
     def strangers(self) -> None:
         """What is not ours is named and left alone."""
         self.switch("agent")
-        self.rack.succeed("systemd-run --quiet --unit=stranger --uid=nobody sleep infinity")
+        self.rack.succeed(
+            "systemd-run --quiet --collect --unit=stranger --uid=nobody sleep infinity"
+        )
         pid = int(self.rack.succeed("systemctl show -P MainPID stranger"))
 
         def appear(rack: dict[str, Any]) -> None:
@@ -325,15 +326,17 @@ class Modes:
         # The lock is held for as long as the first one waits for the painter.
         self.switch("creative")
         with self.fault("painter", "busy"):
-            self.rack.succeed(f"systemd-run --quiet --unit=first {modes.PROGRAM} audio --wait 20")
+            self.rack.succeed(
+                f"systemd-run --quiet --collect --unit=first {modes.PROGRAM} audio --wait 20"
+            )
             self.rack.wait_until_succeeds(
-                "journalctl --quiet --unit=first | grep -q Started", timeout_seconds=20
+                f"! flock --nonblock {modes.PRESENT}/.desk.lock true", timeout_seconds=20
             )
             self.refused("two at once", "creative", "forensic", "another switch")
             self.rack.succeed("systemctl stop first")
 
     def _killed(self) -> None:
-        self.rack.succeed(f"systemd-run --quiet --unit=killed {modes.PROGRAM} agent")
+        self.rack.succeed(f"systemd-run --quiet --collect --unit=killed {modes.PROGRAM} agent")
         chat = modes.unit(self.settings, "chat")
         self.rack.wait_until_succeeds(
             f"systemctl is-active {chat} | grep -q activating", timeout_seconds=60
