@@ -26,12 +26,13 @@ class Unit:
 
     ``restart_after`` names files that are read at start: the unit is restarted when one is newer
     than its last start. ``reload`` reloads instead, where the unit can. ``masked`` overrides all.
+    None for ``enabled`` and ``running`` leaves a unit that is not ours as its owner has it.
     ``along_with`` names targets: the unit runs while one of them does, and is not enabled itself.
     """
 
     name: str
-    enabled: bool = True
-    running: bool = True
+    enabled: bool | None = True
+    running: bool | None = True
     restart_after: list[str] = field(default_factory=list)
     reload: bool = False
     masked: bool = False
@@ -49,14 +50,14 @@ def _is_running(state: UnitState) -> bool:
 
 
 def _must_restart(unit: Unit, state: UnitState) -> bool:
-    wanted = unit.running and not unit.masked and _is_running(state)
-    return wanted and (state.needs_reload or _outdated(unit, state))
+    may_run = unit.running is not False and not unit.masked and _is_running(state)
+    return may_run and (state.needs_reload or _outdated(unit, state))
 
 
 def _unread(unit: Unit, state: UnitState) -> bool:
     # A unit file that was just written is unknown until systemd looks again.
     wanted = (unit.enabled or unit.running) and not unit.masked
-    return state.needs_reload or (wanted and state.load == "not-found")
+    return state.needs_reload or (bool(wanted) and state.load == "not-found")
 
 
 def _with_its_targets(unit: Unit, states: dict[str, UnitState]) -> Unit:
@@ -94,7 +95,7 @@ def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand
     ending = [
         unit.name
         for unit in units
-        if not (unit.running or unit.masked) and _is_running(states[unit.name])
+        if unit.running is False and not unit.masked and _is_running(states[unit.name])
     ]
     stale = [unit.name for unit in units if _must_restart(unit, states[unit.name])]
     if stopped := [*ending, *(stale if together else [])]:
@@ -106,12 +107,12 @@ def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand
             if state.file_state != "masked":
                 yield StringCommand(f"systemctl mask --now {name}")
             continue
-        if state.load == "masked":
+        if state.load == "masked" and unit.enabled is not None:
             yield StringCommand(f"systemctl unmask {name}")
         is_enabled = state.file_state in ("enabled", "static", "alias", "indirect", "generated")
         if unit.enabled and not is_enabled:
             yield StringCommand(f"systemctl enable {name}")
-        elif not unit.enabled and state.file_state == "enabled":
+        elif unit.enabled is False and state.file_state == "enabled":
             yield StringCommand(f"systemctl disable {name}")
         if unit.running and not _is_running(state):
             yield StringCommand(f"{_FORGIVE.format(name)}; systemctl start {name}")
