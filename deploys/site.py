@@ -6,6 +6,7 @@ from deploys import (
     backup,
     base,
     docker,
+    egress,
     firewall,
     floor,
     gpu_acceptance,
@@ -25,6 +26,7 @@ settings = settings_of(host)
 base.apply(settings=settings)
 ssh.apply(settings=settings)
 firewall.apply(settings=settings)
+egress.apply(settings=settings)
 gpu_acceptance.before_driver(settings=settings)
 gpu_driver.apply(settings=settings)
 gpu_acceptance.before_caps(settings=settings)

@@ -12,6 +12,7 @@ from typing import Any
 from holdfast.checks import (
     access,
     data,
+    egress,
     engines,
     gpu_driver,
     gpu_limits,
@@ -39,6 +40,7 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *services.services(settings),
         *services.users(settings),
         *services.docker(settings),
+        *egress.tiers(settings),
         *services.floor(settings),
         *gpus.cards(settings),
         *gpus.power_supplies(settings),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facts.firewall import GUARD, ROLLBACK_STATE
-from holdfast import backup, floor, integrity
+from holdfast import backup, egress, floor, integrity
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, limits, modes
@@ -266,6 +266,45 @@ FIREWALL = (
         ("firewall::no_change_waits_for_its_proof",),
         f"mkdir -p {ROLLBACK_STATE} && touch {ROLLBACK_STATE}/armed",
         f"rm {ROLLBACK_STATE}/armed",
+    ),
+)
+
+_RELOAD_EGRESS = f"systemctl reload {egress.SERVICE}"
+_NO_WATCH = f"systemctl stop {egress.TIMER}"
+_WATCH = f"systemctl start {egress.TIMER}"
+
+EGRESS = (
+    Sabotage(
+        "a hand lets the floor call everybody",
+        ("egress::the_kernel_has_the_declared_rules_untouched",),
+        f"{_NO_WATCH} && nft insert rule inet holdfast_egress from-floor accept",
+        f"{_RELOAD_EGRESS} && {_WATCH}",
+    ),
+    Sabotage(
+        "the file lets the floor call everybody",
+        (
+            "egress::the_kernel_has_the_declared_rules_untouched",
+            "egress::no_t1_user_gets_anything_out",
+            "egress::each_attempt_is_told_of_by_name_and_once",
+        ),
+        *edited(egress.RULES, "s/goto deny-floor$/accept/", _RELOAD_EGRESS),
+    ),
+    Sabotage(
+        "nobody writes down whom the floor called",
+        ("egress::the_journal_holds_whom_each_called",),
+        *edited(egress.RULES, "/log prefix/d", _RELOAD_EGRESS),
+    ),
+    Sabotage(
+        "nobody watches the rules",
+        ("egress::the_rules_come_before_the_network_at_boot_and_are_watched",),
+        _NO_WATCH,
+        _WATCH,
+    ),
+    Sabotage(
+        "everybody may have Tailscale call",
+        ("egress::nobody_but_root_has_tailscale_call_for_them",),
+        "chmod 755 /run/tailscale",
+        "chmod 700 /run/tailscale",
     ),
 )
 
@@ -716,7 +755,7 @@ MODES = (
 """For a rack of `make drill-serving` in its mode creative."""
 
 SITE = (
-    *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *DOCKER),
+    *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *EGRESS, *DOCKER),
     *(*TAILNET, *MOUNTS, *MODELS, *FLOOR, *BACKUP),
 )
 """For a rack of `inventories/drill.py`."""
