@@ -626,7 +626,15 @@ def test_the_check_command_tells_inventories_from_other_files(tmp_path: Path) ->
     # One process for all: starting Python costs more than the checks.
     script = tmp_path / "script.py"
     paths = [str(tmp_path / name) for name in ("good", "cards", "absent", *files)]
-    script.write_text(f"from holdfast.__main__ import main\nprint([main([p]) for p in {paths!r}])")
+    script.write_text(
+        "from holdfast.__main__ import main\n"
+        "def status(path):\n"
+        "    try:\n"
+        "        return main([path])\n"
+        "    except SystemExit as end:\n"
+        "        return end.code\n"
+        f"print([status(path) for path in {paths!r}])\n"
+    )
     result = subprocess.run(
         [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
     )
