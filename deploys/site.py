@@ -12,6 +12,7 @@ from deploys import (
     gpu_containers,
     gpu_driver,
     gpu_limits,
+    router,
     ssh,
     storage,
     tailnet,
@@ -35,6 +36,7 @@ tailnet.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
 vllm.apply(settings=settings)
+router.apply(settings=settings)
 backup.apply(settings=settings)
 firewall.withdraw_lan_ssh(settings=settings)
 gpu_containers.look(settings=settings)

@@ -17,6 +17,7 @@ from holdfast.checks import (
     gpu_limits,
     gpus,
     network,
+    routers,
     services,
 )
 from holdfast.checks.finding import Finding, Findings
@@ -46,6 +47,7 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *gpu_limits.limits(settings),
         *gpu_limits.containers(settings),
         *engines.engines(settings),
+        *routers.routers(settings),
         *data.paths(settings),
         *data.storage(settings, hosts),
         *data.backup(settings),
@@ -58,6 +60,7 @@ def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
     findings = list(access.secrets_set(settings)) or [
         *services.floor_key(settings),
         *engines.engine_keys(settings),
+        *routers.router_keys(settings),
     ]
     return [Refusal(host, *finding) for finding in findings]
 
