@@ -2,8 +2,8 @@
 """Keep requests on disk until an engine answers them, in order, and the answers until fetched.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. The store is
-SQLite, which commits to disk before it says so; what the distributions package as a queue either
-needs a server of its own (huey, rq) or loses an item with the worker that took it.
+SQLite, which commits to disk before it says so; what the distributions package as a queue needs a
+server beside it (rq) or keeps no answer to be fetched (persist-queue).
 
 A request is asked again when the power was cut before its answer was on disk: at least once.
 """
