@@ -62,7 +62,7 @@ def apply(settings: HostSettings) -> None:
     private: dict[str, str] = {}
     for each in declared:
         texts |= files(settings, each)
-        read = {name: require(name) for name in secret_names(settings, each)}
+        read = {name: require(name) for name in secret_names(settings, each).values()}
         private[RouterNames(each).key_file] = keys(settings, each, read)
     # First, for its port may be wanted by another.
     router.only(name="Have no other router", declared=[*texts, *private])

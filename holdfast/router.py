@@ -19,7 +19,7 @@ from holdfast.render import render
 from holdfast.sandbox import sandbox
 from holdfast.secrets import Secret
 from holdfast.services import Listen, Service
-from holdfast.settings import HostSettings, Router
+from holdfast.settings import Engine, HostSettings, Router
 
 CREDENTIALS = "/etc/holdfast/credentials"
 SYSTEM = "/etc/systemd/system"
@@ -40,7 +40,9 @@ class Upstream:
     """What the answer's header calls it."""
     port: int
     key: str
-    """Name of its key in the router's credential."""
+    """What its key is called in the router's credential."""
+    secret: str
+    """The secret that this key is."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,23 @@ def ladder(settings: HostSettings, router: Router) -> list[Upstream]:
     Raises:
         KeyError: an engine is not declared.
     """
-    declared = {engine.name: engine for engine in engines(settings)}
-    rungs = [Upstream(name, declared[name].port, f"engine:{name}") for name in router.engines]
+    rungs = [
+        Upstream(engine.name, engine.port, f"engine:{engine.name}", engine.api_key)
+        for engine in _engines(settings, router)
+    ]
     if router.floor and settings.floor:
-        rungs.append(Upstream("floor", settings.floor.port, "floor"))
+        rungs.append(Upstream("floor", settings.floor.port, "floor", settings.floor.api_key))
     return rungs
+
+
+def _engines(settings: HostSettings, router: Router) -> list[Engine]:
+    declared = {engine.name: engine for engine in engines(settings)}
+    return [declared[name] for name in router.engines]
 
 
 def posted_paths(settings: HostSettings, router: Router) -> tuple[str, ...]:
     """Where callers may post; the ladder's engines all take the same."""
-    declared = {engine.name: engine for engine in engines(settings)}
-    return paths(declared[router.engines[0]]) if router.engines else GENERATE_PATHS
+    return paths(_engines(settings, router)[0]) if router.engines else GENERATE_PATHS
 
 
 def configuration(
@@ -132,23 +140,17 @@ def configuration(
     )
 
 
+def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
+    """What a key is called in a router's credential, to the name of the secret that it is."""
+    return {CALLERS: router.api_key, **{rung.key: rung.secret for rung in ladder(settings, router)}}
+
+
 def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str:
-    """The text of a router's credential; ``read`` holds the secrets by name."""
-    declared = {engine.name: engine for engine in engines(settings)}
-    named = {CALLERS: router.api_key}
-    named |= {f"engine:{name}": declared[name].api_key for name in router.engines}
-    if router.floor and settings.floor:
-        named["floor"] = settings.floor.api_key
+    """The text of a router's credential; ``read`` holds the secrets by their names."""
     return "".join(
-        f"{key} Bearer {read[secret].get_secret_value()}\n" for key, secret in named.items()
+        f"{key} Bearer {read[name].get_secret_value()}\n"
+        for key, name in secret_names(settings, router).items()
     )
-
-
-def secret_names(settings: HostSettings, router: Router) -> list[str]:
-    """Names of the secrets that a router's credential is made of."""
-    declared = {engine.name: engine for engine in engines(settings)}
-    floor = [settings.floor.api_key] if router.floor and settings.floor else []
-    return [router.api_key, *(declared[name].api_key for name in router.engines), *floor]
 
 
 def _process(names: RouterNames, service: Service, stem: str, door: str, summary: str) -> str:

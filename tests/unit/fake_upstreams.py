@@ -275,7 +275,7 @@ def written(settings: HostSettings, folder: str, bind: str, *, drains: bool = Fa
     text = router.configuration(settings, declared, bind, folder, drains=drains)
     looks = "inter 2s fastinter 500ms"
     assert looks in text
-    text = text.replace(looks, "inter 50ms fastinter 50ms")
+    text = text.replace(looks, "inter 20ms fastinter 20ms")
     text = text.replace(router.RouterNames(declared).queue_socket, f"{folder}/queue.sock")
     path = Path(folder, "drain.cfg" if drains else "router.cfg")
     path.write_text(text)
