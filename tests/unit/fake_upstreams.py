@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -73,6 +74,11 @@ class StandIn:
     """The status it answers with; "drop": it breaks off; "cut": it does so within its answer."""
     seen: list[Seen] = field(default_factory=list)
     _server: ThreadingHTTPServer | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it listens."""
+        return self._server is not None
 
     def up(self) -> None:
         """Listen."""
@@ -288,6 +294,7 @@ def running(
     settings: HostSettings, folder: str | None = None, *, drains: bool = False
 ) -> Iterator[Running]:
     """The one router of a host, as its unit runs it; ``drains``: the queue's way back."""
+    own = folder is None
     folder = folder or folder_for_sockets()
     at: int | str = f"{folder}/drain.sock" if drains else free_port()
     bind = f"unix@{at}" if drains else f"127.0.0.1:{at}"
@@ -316,3 +323,5 @@ def running(
     finally:
         process.kill()
         process.wait()
+        if own:
+            shutil.rmtree(folder)

@@ -103,7 +103,7 @@ def test_the_first_that_is_up_answers(chain: Chain, is_up: tuple[bool, ...]) -> 
 
 def _after_a_look(chain: Chain) -> Any:
     everybody = (chain.a, chain.b, chain.floor)
-    health = 200 if any(each._server for each in everybody) else 503
+    health = 200 if any(each.is_up for each in everybody) else 503
     until(lambda: chain.router.ask("/health", key=None, method="GET").status == health)
     return chain.router.ask()
 
