@@ -6,12 +6,14 @@ from deploys import (
     backup,
     base,
     docker,
+    egress,
     firewall,
     floor,
     gpu_acceptance,
     gpu_containers,
     gpu_driver,
     gpu_limits,
+    gpu_modes,
     router,
     ssh,
     storage,
@@ -25,9 +27,11 @@ settings = settings_of(host)
 base.apply(settings=settings)
 ssh.apply(settings=settings)
 firewall.apply(settings=settings)
+egress.apply(settings=settings)
 gpu_acceptance.before_driver(settings=settings)
 gpu_driver.apply(settings=settings)
 gpu_acceptance.before_caps(settings=settings)
+gpu_modes.declare(settings=settings)
 gpu_limits.apply(settings=settings)
 gpu_acceptance.after_driver(settings=settings)
 docker.apply(settings=settings)
@@ -37,6 +41,7 @@ storage.apply(settings=settings)
 floor.apply(settings=settings)
 vllm.apply(settings=settings)
 router.apply(settings=settings)
+gpu_modes.settle(settings=settings)
 backup.apply(settings=settings)
 firewall.withdraw_lan_ssh(settings=settings)
 gpu_containers.look(settings=settings)

@@ -22,6 +22,7 @@ from holdfast.engines.units import (
     secret_files,
 )
 from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.gpu import modes
 from holdfast.python_environment import directory
 from holdfast.secrets import require
 from holdfast.settings import HostSettings, Vllm
@@ -30,7 +31,7 @@ from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
 
-def _units(engine: EngineNames) -> list[Unit]:
+def _units(engine: EngineNames, targets: list[str]) -> list[Unit]:
     doors = [
         Unit(
             unit,
@@ -43,7 +44,7 @@ def _units(engine: EngineNames) -> list[Unit]:
     ]
     # Not the configuration: another one is a replacement, which restarts it.
     read = [f"{SYSTEM}/{engine.unit}", engine.key, engine.probe]
-    return [Unit(engine.unit, restart_after=read), *doors]
+    return [Unit(engine.unit, restart_after=read, along_with=targets), *doors]
 
 
 def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
@@ -103,7 +104,11 @@ def apply(settings: HostSettings) -> None:
             Unit(RECOVERY),
             # Ours are the only proxies: the package's own would run with nothing to do.
             Unit("haproxy.service", masked=True),
-            *(unit for names in engines for unit in _units(names)),
+            *(
+                unit
+                for names in engines
+                for unit in _units(names, modes.targets_of(settings, names.engine.name))
+            ),
         ],
         # A port, a card or a share of it may pass from one to another.
         together=True,

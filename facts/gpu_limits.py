@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pyinfra.api import FactBase
 
 from facts import sections
+from facts.gpu_modes import modes_in
 from holdfast.gpu.limits import SERVICE
 from holdfast.gpu.limits_program import (
     FIELDS,
     FORMAT,
+    PRESENT,
     RECORD,
     SMI_SECONDS,
     Seen,
@@ -23,12 +25,14 @@ from holdfast.gpu.limits_program import (
 class LimitsState:
     """What is in force.
 
+    ``modes`` maps sets of cards to the modes they are in.
     ``locked`` maps the UUID of a card to the highest clock (MHz) the unit locked it to since boot;
     the driver itself does not tell. ``has_run`` is since boot, ``succeeded`` the last run's end.
     ``unread`` tells that the unit's file is newer than what systemd knows.
     """
 
     cards: tuple[Seen, ...] = ()
+    modes: dict[str, str] = field(default_factory=dict)
     locked: dict[str, int] = field(default_factory=dict)
     has_run: bool = False
     succeeded: bool = False
@@ -44,6 +48,7 @@ class GpuLimits(FactBase[LimitsState]):
             {
                 "cards": f"timeout --kill-after=5 {SMI_SECONDS}"
                 f" nvidia-smi --query-gpu={FIELDS} --format={FORMAT}",
+                "modes": f"grep -H . {PRESENT}/*",
                 "locked": f"cat {RECORD}",
                 "unit": "systemctl show --property="
                 "LoadState,NeedDaemonReload,Result,ExecMainExitTimestampMonotonic"
@@ -63,6 +68,7 @@ class GpuLimits(FactBase[LimitsState]):
         unit = dict(line.split("=", 1) for line in found.get("unit", []) if "=" in line)
         return LimitsState(
             cards=tuple(cards),
+            modes=modes_in(found.get("modes", [])),
             locked=locked_in("\n".join(found.get("locked", []))),
             has_run=unit.get("ExecMainExitTimestampMonotonic", "0") != "0",
             succeeded=unit.get("Result") == "success",

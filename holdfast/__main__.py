@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from click import ClickException
 from rich.console import Console
 
 from holdfast import inventory_file
@@ -12,7 +11,6 @@ from holdfast.engines.fit import fit_of
 from holdfast.engines.vllm import UNCOUNTED
 from holdfast.fit.report import table
 from holdfast.gpu import power
-from holdfast.refusal import Refused
 from holdfast.registry import engines
 
 
@@ -21,15 +19,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m holdfast INVENTORY", file=sys.stderr)  # noqa: T201
         return 2
-    try:
+    with inventory_file.refusals():
         hosts = inventory_file.load(arguments[0])
-    except ClickException as error:
-        error.show()
-        return 1
-    except Refused as refused:
-        for refusal in refused.refusals:
-            print(refusal, file=sys.stderr)  # noqa: T201
-        return 1
     console = Console()
     for name, settings in hosts.items():
         if settings.gpus is not None and (budget := power.table(settings.gpus)):

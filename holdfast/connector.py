@@ -1,21 +1,22 @@
-"""`@rack/NAME`: pyinfra's SSH with five things a rack needs.
+"""`@rack/NAME`: pyinfra's SSH with six things a rack needs.
 
 The whole inventory is checked before the first socket is opened; the tailnet is tried before the
 LAN; Nagle's algorithm is off (with it, every command waits 40 ms for a delayed ACK); a connection
-through a proxy command ends when that does; and a *new* login can be asked for, which is how a
-firewall change proves that it locked nobody out.
+through a proxy command ends when that does; one to a rack that answers no more ends as well; and a
+*new* login can be asked for, which is how a firewall change proves that it locked nobody out.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from select import select
 from typing import TYPE_CHECKING, Any, Literal
 
-from paramiko import ProxyCommand, SSHException
+from paramiko import ProxyCommand, SSHException, Transport
 from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors.ssh import SSHConnector
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from pyinfra.api.state import State
 
 Path = Literal["tailnet", "lan"]
+
+ASKED_EVERY_SECONDS = 15.0
+SILENT_SECONDS = 120.0
+"""How long a rack may take to answer its SSH server's simplest question; one under heavy load has
+taken seconds."""
 
 
 class EndingProxyCommand(ProxyCommand):
@@ -55,6 +61,31 @@ class EndingProxyCommand(ProxyCommand):
 
 
 sshuserclient.ProxyCommand = EndingProxyCommand  # type: ignore[misc]
+
+
+def watch(transport: Transport) -> None:
+    """End a connection whose other end is silent: a rack that has lost its power says nothing.
+
+    paramiko's own keepalive asks for no answer, so a command would be waited for without end.
+    """
+
+    def ask() -> None:
+        with suppress(OSError, EOFError, SSHException):
+            # No server knows it, and each says so.
+            transport.global_request("keepalive@holdfast")
+
+    def look() -> None:
+        pause = threading.Event()
+        while transport.is_active():
+            asking = threading.Thread(target=ask, daemon=True)
+            asking.start()
+            asking.join(SILENT_SECONDS)
+            if asking.is_alive():
+                logger.warning("the host has not answered for %g s: hanging up", SILENT_SECONDS)
+                transport.close()
+            pause.wait(ASKED_EVERY_SECONDS)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 class RackConnector(SSHConnector):
@@ -96,6 +127,8 @@ class RackConnector(SSHConnector):
                 # The next connection, after a reboot say, tries the tailnet first again.
                 self.data["ssh_hostname"] = named
         _disable_nagle(self.client)
+        if self.client and (transport := self.client.get_transport()):
+            watch(transport)
 
     def new_login(self, path: Path | None = None) -> None:
         """Log in once more and run ``true``; by ``path``, or as the present connection does.

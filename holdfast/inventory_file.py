@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from click import ClickException
 from pyinfra.api import State
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import ctx_state
@@ -37,3 +41,18 @@ def load(path: str) -> dict[str, HostSettings]:
     if refusals:
         raise Refused(refusals)
     return site.load(inventory)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Tell why an inventory cannot work and end the program with status 1."""
+    try:
+        yield
+    except ClickException as error:
+        error.show()
+    except Refused as refused:
+        for refusal in refused.refusals:
+            print(refusal, file=sys.stderr)  # noqa: T201
+    else:
+        return
+    raise SystemExit(1)

@@ -7,7 +7,9 @@ ask `declared_services`; `holdfast.site` asks the rest and refuses collisions.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from holdfast.grammar import names_a_secret, walk
@@ -298,12 +300,17 @@ class GpuClaim:
     card: str | None = None
 
 
+NOWHERE: list[str | None] = [None]
+"""In place of cards: whichever a service finds."""
+
+
 def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
     """The tenants of this host's GPUs; `holdfast.checks.gpus` compares them with the cards."""
     claims = [
-        GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib)
+        GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib, card)
         for index, service in enumerate(settings.services)
         if service.gpu_mib
+        for card in service.cards or NOWHERE
     ]
     declared = cards(settings)
     for index, engine in enumerate(engines(settings)):
@@ -318,3 +325,14 @@ def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
             if card in declared
         ]
     return claims
+
+
+def gpu_claims_by_mode(settings: HostSettings) -> Iterator[tuple[str, list[GpuClaim]]]:
+    """What is claimed at once: for every combination of modes, in words and as claims."""
+    claims = gpu_claims(settings)
+    sets = settings.gpus.card_sets if settings.gpus else []
+    modal = {name for card_set in sets for mode in card_set.modes for name in mode.services}
+    for chosen in product(*(card_set.modes for card_set in sets)):
+        present = {name for mode in chosen for name in mode.services}
+        found = [claim for claim in claims if claim.owner in present or claim.owner not in modal]
+        yield "".join(f" in mode {mode.name}" for mode in chosen), found

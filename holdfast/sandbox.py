@@ -83,17 +83,24 @@ def _network(service: Service, isolated: bool, peers: Sequence[str]) -> list[Dir
     ]
 
 
-def allowed(service: Service, peers: Sequence[str] = ()) -> list[str]:
-    """The networks a T1 service may exchange packets with, as CIDR.
-
-    They follow from where it listens; ``peers`` are those it calls itself, such as the NAS.
-    """
+def callers(service: Service) -> list[str]:
+    """The networks that may call a T1 service, as CIDR: they follow from where it listens."""
     networks: list[str] = []
     for listen in service.listens:
         networks += LOOPBACK
         networks += TAILNET if listen.scope == "tailnet" else ()
         networks += listen.sources if listen.scope == "lan" else ()
-    return list(dict.fromkeys([*networks, *peers]))
+    return list(dict.fromkeys(networks))
+
+
+def allowed(service: Service, peers: Sequence[str] = ()) -> list[str]:
+    """The networks a T1 service may exchange packets with, as CIDR.
+
+    Its callers, and those it calls: its declared peers, and ``peers`` that follow from other
+    settings, such as a backup's server.
+    """
+    called = [peer.network for peer in service.peers]
+    return list(dict.fromkeys([*callers(service), *called, *peers]))
 
 
 def sandbox(

@@ -39,6 +39,15 @@ class Listen(Model):
     """The port is published by Docker: it is opened in DOCKER-USER, not in INPUT."""
 
 
+class Peer(Model):
+    """Somebody a service may call; loopback it always may, but for what is of another tier."""
+
+    network: Cidr
+    port: Port | None = None
+    """Every port, and every protocol, when absent."""
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
 class DataPath(Model):
     """A directory or file a service owns, and what a backup owes it.
 
@@ -67,8 +76,16 @@ class Service(Model):
     user: UserName
     tier: Tier
     listens: list[Listen] = []
+    peers: list[Peer] = []
+    """Whom it calls. A T1 service reaches nobody else; one of another tier is held to its peers
+    once it declares some."""
     gpu_mib: int = Field(default=0, ge=0)
     """GPU memory it may claim, MiB."""
+    cards: list[Name] = []
+    """The declared cards of which it claims that much, each; empty: whichever it finds."""
     memory_max_mib: int | None = Field(default=None, ge=16)
     data: list[DataPath] = []
     health: HealthCheck | None = None
+    idle: HealthCheck | None = None
+    """How to tell that it has nothing to do, before its cards are given to another mode; without
+    it, it is idle when its cards are."""

@@ -46,6 +46,7 @@ from holdfast.types import (
     Url,
     UserName,
     Version,
+    Watts,
 )
 
 Distribution = Literal["debian12", "debian13", "ubuntu2404", "ubuntu2604"]
@@ -286,7 +287,7 @@ class GpuCard(Model):
     """The slot it is in, once known."""
     link_width: Literal[1, 2, 4, 8, 16] = 16
     """PCIe lanes that its slot and riser give it."""
-    power_cap_w: int | None = Field(default=None, ge=50, le=1500)
+    power_cap_w: Watts | None = None
     """Power limit, W, within the card's own range; its default when absent."""
     clock_max_mhz: int | None = Field(default=None, ge=210, le=4000)
     """Highest graphics clock, MHz: for cards whose lowest power limit is still too much."""
@@ -318,6 +319,30 @@ class PowerSupply(Model):
     """Cards it feeds; empty: whichever no other supply names."""
 
 
+class Mode(Model):
+    """What a set of cards is for while this mode is in force."""
+
+    name: Name = Field(max_length=24)
+    """What `holdfast-mode` is told; no two modes of a host share it."""
+    services: list[Name] = []
+    """Engines of vLLM and declared services that run in it. What no mode of the set names runs in
+    all of them; none at all leaves the cards to whoever wants them."""
+    power_caps_w: dict[Name, Watts] = {}
+    """Card to power limit in this mode, W; a card that is not named keeps its own."""
+
+
+class CardSet(Model):
+    """Cards that serve one purpose at a time."""
+
+    name: Name = Field(max_length=24)
+    cards: list[Name] = Field(min_length=1)
+    """Cards declared under ``gpus.cards``; a card belongs to one set."""
+    modes: list[Mode] = Field(min_length=2)
+    """Exactly one is in force."""
+    default: Name
+    """The mode after every boot."""
+
+
 class Gpus(Model):
     """The machine's NVIDIA cards, believed only after a check."""
 
@@ -327,6 +352,8 @@ class Gpus(Model):
     """Empty: the power budget is not checked."""
     machine_w: int = Field(default=200, ge=0)
     """What the machine draws beside its cards, from the first supply, W."""
+    card_sets: list[CardSet] = []
+    """Cards whose services take turns; empty: everything runs at once."""
     containers: bool = True
     """Whether containers may use the cards (NVIDIA's container toolkit, by CDI)."""
     container_toolkit_repository: AptRepository | None = None

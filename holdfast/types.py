@@ -339,6 +339,8 @@ AbsolutePath = Annotated[
 Cidr = Annotated[str, Word("a network", "192.168.1.0/24", check=_check_cidr)]
 Address = Annotated[str, Word("an IP address", "192.168.1.20", check=_check_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Watts = Annotated[int, Field(ge=50, le=1500)]
+"""A card's power limit: from the lowest any takes to more than any draws, W."""
 PublicKey = Annotated[
     str,
     Word(

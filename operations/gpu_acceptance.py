@@ -8,6 +8,8 @@ from pyinfra import host
 from pyinfra.api import FunctionCommand, operation
 
 from facts.gpu import GpuPicture
+from facts.gpu_modes import GpuModes
+from holdfast.gpu import modes
 from holdfast.gpu.acceptance import Moment, differences
 from holdfast.settings import Gpus
 from operations.refusal import stop
@@ -26,6 +28,8 @@ def accepted(
         moment: how far the run has come; decides what is judged.
         memory_claimed: whether services of this host may hold GPU memory.
     """
-    found = differences(gpus, host.get_fact(GpuPicture), moment, memory_claimed)
+    present = host.get_fact(GpuModes).modes if gpus.card_sets else {}
+    expected = modes.in_force(gpus, present)
+    found = differences(expected, host.get_fact(GpuPicture), moment, memory_claimed)
     if found:
         yield stop("\n".join(map(str, found)))

@@ -34,6 +34,8 @@ def held(gpus: Gpus) -> Generator[StringCommand, None, None]:
     state = host.get_fact(GpuLimits)
     if state.unread:
         yield StringCommand("systemctl daemon-reload")
-    is_held = not any(limits.not_held(limits.declared(gpus), state.cards, state.locked))
+    is_held = not any(
+        limits.not_held(limits.declared(gpus, state.modes), state.cards, state.locked)
+    )
     if not (is_held and state.has_run and state.succeeded):
         yield StringCommand(run_unit(limits.SERVICE))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
@@ -26,14 +26,17 @@ class Unit:
 
     ``restart_after`` names files that are read at start: the unit is restarted when one is newer
     than its last start. ``reload`` reloads instead, where the unit can. ``masked`` overrides all.
+    None for ``enabled`` and ``running`` leaves a unit that is not ours as its owner has it.
+    ``along_with`` names targets: the unit runs while one of them does, and is not enabled itself.
     """
 
     name: str
-    enabled: bool = True
-    running: bool = True
+    enabled: bool | None = True
+    running: bool | None = True
     restart_after: list[str] = field(default_factory=list)
     reload: bool = False
     masked: bool = False
+    along_with: list[str] = field(default_factory=list)
 
 
 def _outdated(unit: Unit, state: UnitState) -> bool:
@@ -47,14 +50,21 @@ def _is_running(state: UnitState) -> bool:
 
 
 def _must_restart(unit: Unit, state: UnitState) -> bool:
-    wanted = unit.running and not unit.masked and _is_running(state)
-    return wanted and (state.needs_reload or _outdated(unit, state))
+    may_run = unit.running is not False and not unit.masked and _is_running(state)
+    return may_run and (state.needs_reload or _outdated(unit, state))
 
 
 def _unread(unit: Unit, state: UnitState) -> bool:
     # A unit file that was just written is unknown until systemd looks again.
     wanted = (unit.enabled or unit.running) and not unit.masked
-    return state.needs_reload or (wanted and state.load == "not-found")
+    return state.needs_reload or (bool(wanted) and state.load == "not-found")
+
+
+def _with_its_targets(unit: Unit, states: dict[str, UnitState]) -> Unit:
+    if not unit.along_with:
+        return unit
+    running = any(_is_running(states[target]) for target in unit.along_with)
+    return replace(unit, enabled=False, running=running)
 
 
 @operation()
@@ -72,16 +82,24 @@ def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand
         for path in paths
         if path.rpartition("/")[0] == SYSTEM
     }
+    beside |= {target for unit in units for target in unit.along_with}
     asked = {**{name: [] for name in sorted(beside)}, **watched}
     states = host.get_fact(UnitStates, watched=asked)
+    units = [_with_its_targets(unit, states) for unit in units]
     if any(states[name].needs_reload for name in beside) or any(
         _unread(unit, states[unit.name]) for unit in units
     ):
         yield StringCommand("systemctl daemon-reload")
 
+    # What must not run goes before anything comes that may want its port or its memory.
+    ending = [
+        unit.name
+        for unit in units
+        if unit.running is False and not unit.masked and _is_running(states[unit.name])
+    ]
     stale = [unit.name for unit in units if _must_restart(unit, states[unit.name])]
-    if together and stale:
-        yield StringCommand(f"systemctl stop {' '.join(map(shlex.quote, stale))}")
+    if stopped := [*ending, *(stale if together else [])]:
+        yield StringCommand(f"systemctl stop {' '.join(map(shlex.quote, stopped))}")
     for unit in units:
         state = states[unit.name]
         name = shlex.quote(unit.name)
@@ -89,17 +107,15 @@ def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand
             if state.file_state != "masked":
                 yield StringCommand(f"systemctl mask --now {name}")
             continue
-        if state.load == "masked":
+        if state.load == "masked" and unit.enabled is not None:
             yield StringCommand(f"systemctl unmask {name}")
         is_enabled = state.file_state in ("enabled", "static", "alias", "indirect", "generated")
         if unit.enabled and not is_enabled:
             yield StringCommand(f"systemctl enable {name}")
-        elif not unit.enabled and state.file_state == "enabled":
+        elif unit.enabled is False and state.file_state == "enabled":
             yield StringCommand(f"systemctl disable {name}")
         if unit.running and not _is_running(state):
             yield StringCommand(f"{_FORGIVE.format(name)}; systemctl start {name}")
         elif _must_restart(unit, state):
             verb = "reload-or-restart" if unit.reload and not state.needs_reload else "restart"
             yield StringCommand(f"{_FORGIVE.format(name)}; systemctl {verb} {name}")
-        elif not unit.running and _is_running(state):
-            yield StringCommand(f"systemctl stop {name}")

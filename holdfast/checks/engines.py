@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from holdfast import completion, registry, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
+from holdfast.checks.gpus import own_card
 from holdfast.checks.network import tailnet_scope
 from holdfast.engines import vllm
 from holdfast.engines.fit import fit_of
@@ -92,21 +93,9 @@ def _checkpoint(key: str, engine: Engine, settings: HostSettings) -> Findings:
 
 
 def _cards(key: str, engine: Engine, settings: HostSettings) -> Findings:
-    declared = registry.cards(settings)
     for place, name in enumerate(engine.cards):
-        at, card = f"{key}.cards[{place}]", declared.get(name)
-        if card is None:
-            mend = nearest(name, set(declared))
-            yield Finding(at, name, "gpus.cards declares no such card", mend)
-        elif card.role != "compute":
-            yield Finding(at, name, "this card belongs to a guest", "name a card of role 'compute'")
-        elif card.uuid is None:
-            yield Finding(
-                at,
-                name,
-                "its UUID is not declared, and a number may be another card after a reboot",
-                "write the uuid that `make gpus` shows",
-            )
+        why = "a number may be another card after a reboot"
+        yield from own_card(f"{key}.cards[{place}]", name, settings, why)
 
 
 def _memory(key: str, engine: Engine) -> Findings:

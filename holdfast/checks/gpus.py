@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from holdfast import registry
-from holdfast.checks.finding import Finding, Findings
-from holdfast.gpu import power
+from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.gpu import modes, power
 from holdfast.gpu.cards import KNOWN, VRAM_TOLERANCE
-from holdfast.settings import GpuCard, HostSettings
+from holdfast.registry import GpuClaim
+from holdfast.settings import GpuCard, Gpus, HostSettings
+
+
+def own_card(key: str, name: str, settings: HostSettings, why_uuid: str) -> Findings:
+    """A card that is not declared, not this host's own, or may be another one tomorrow."""
+    declared = registry.cards(settings)
+    card = declared.get(name)
+    if card is None:
+        mend = nearest(name, set(declared))
+        yield Finding(key, name, "gpus.cards declares no such card", mend)
+    elif card.role != "compute":
+        yield Finding(key, name, "this card belongs to a guest", "name a card of role 'compute'")
+    elif card.uuid is None:
+        mend = "write the uuid that `make gpus` shows"
+        yield Finding(key, name, f"its UUID is not declared, and {why_uuid}", mend)
 
 
 def cards(settings: HostSettings) -> Findings:
@@ -80,39 +95,53 @@ def power_supplies(settings: HostSettings) -> Findings:
     if gpus is None:
         return
     names = [supply.name for supply in gpus.power_supplies]
-    for fault in power.faults(gpus):
+    moments = modes.every_moment(gpus)
+    for fault in dict.fromkeys(fault for moment in moments for fault in power.faults(moment)):
         index = names.index(fault.supply)
         yield Finding(f"gpus.power_supplies[{index}]", fault.supply, fault.wrong, fault.mend)
 
 
 def memory(settings: HostSettings) -> Findings:
-    """Services that claim more GPU memory than there is."""
-    claims = registry.gpu_claims(settings)
+    """Services that claim more GPU memory than there is, in any mode."""
     if settings.gpus is None:
-        for claim in claims:
+        for claim in registry.gpu_claims(settings):
             yield Finding(
                 claim.key, claim.mib, "this host declares no card", "declare gpus, or remove it"
             )
         return
-    for card in settings.gpus.cards:
+    found = [
+        finding
+        for modes, claims in registry.gpu_claims_by_mode(settings)
+        for finding in _overclaimed(settings.gpus, claims, modes)
+    ]
+    # What runs in every mode is too much in every mode.
+    yield from {finding.key: finding for finding in reversed(found)}.values()
+
+
+def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
+    """What is too much of the cards at one moment; ``modes`` says when, for people."""
+    for card in gpus.cards:
         own = [claim for claim in claims if claim.card == card.name]
         claimed = sum(claim.mib for claim in own)
         if claimed > card.vram_mib:
-            tenants = ", ".join(f"{claim.owner} {claim.mib}" for claim in own)
             yield Finding(
                 own[-1].key,
                 own[-1].mib,
-                f"the engines claim {claimed} MiB of {card.name} ({tenants}), which has"
+                f"{claimed} MiB of {card.name} are claimed{modes} ({_tenants(own)}), which has"
                 f" {card.vram_mib}",
-                "lower a utilisation, or give one another card",
+                "claim less, or give one another card",
             )
-    offered = sum(card.vram_mib for card in settings.gpus.cards if card.role == "compute")
+    offered = sum(card.vram_mib for card in gpus.cards if card.role == "compute")
     claimed = sum(claim.mib for claim in claims)
     if claimed > offered:
-        tenants = ", ".join(f"{claim.owner} {claim.mib}" for claim in claims)
         yield Finding(
             claims[-1].key,
             claims[-1].mib,
-            f"the services claim {claimed} MiB ({tenants}) and the compute cards have {offered}",
+            f"{claimed} MiB are claimed{modes} ({_tenants(claims)}) and the compute cards have"
+            f" {offered}",
             "claim less, or move one to another host",
         )
+
+
+def _tenants(claims: list[GpuClaim]) -> str:
+    return ", ".join(f"{claim.owner} {claim.mib}" for claim in claims)

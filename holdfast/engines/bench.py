@@ -14,7 +14,6 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from click import ClickException
 from pyinfra.api import Config, State, StringCommand
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.state import StateStage
@@ -26,7 +25,6 @@ from holdfast.engines.throughput import Load, append, regression, row_of, rows_i
 from holdfast.engines.units import EngineNames, cards_of_engine
 from holdfast.engines.vllm import VERSION, VLLM, lock_of
 from holdfast.python_environment import directory
-from holdfast.refusal import Refused
 from holdfast.registry import checkpoint_of, engine_service, engines
 from holdfast.render import render
 from holdfast.settings import Engine, HostSettings
@@ -106,8 +104,9 @@ def main(arguments: list[str]) -> int:
         parser.add_argument(option, type=int, default=field.default)
     asked = parser.parse_args(arguments)
     load = Load(**{field.name: getattr(asked, field.name) for field in fields(Load)})
-    try:
+    with inventory_file.refusals():
         hosts = inventory_file.load(asked.inventory)
+    try:
         found = [
             (name, settings, engine)
             for name, settings in hosts.items()
@@ -121,13 +120,6 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"{name}: engine {engine.name} makes no tokens; bench one that does")
         output = _run(asked.inventory, name, engine.name, script(settings, engine, load))
         row = row_of(output, _told(name, settings, engine, load), len(engine.cards))
-    except ClickException as error:
-        error.show()
-        return 1
-    except Refused as refused:
-        for refusal in refused.refusals:
-            print(refusal, file=sys.stderr)  # noqa: T201
-        return 1
     except (PyinfraError, ValueError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

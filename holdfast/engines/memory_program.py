@@ -2,10 +2,12 @@
 """Wait until the cards of an engine have the memory that it will claim, before every start of it.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Called with
-seconds, the engine's share of a card and the UUIDs of its cards; exits 1 with a sentence for each
-card that has too little at the end, and names the processes that hold it. It ends none of them.
+seconds, the claim on each card (a share of it such as 0.8, or 12000MiB) and the UUIDs of the cards;
+exits 1 with a sentence for each card that has too little at the end, and names the processes that
+hold it. It ends none of them.
 
-BESIDES names a file of process numbers (a unit's cgroup.procs): what those hold counts as free.
+BESIDES names files of process numbers (units' cgroup.procs) with ``:`` between them: what those
+hold counts as free.
 """
 
 from __future__ import annotations
@@ -61,8 +63,9 @@ def _holders(processes: Sequence[Sequence[str]]) -> str:
     return "; ".join(found) or "no process that the driver knows of holds it"
 
 
-def lacking(share: float, uuids: Sequence[str], besides: Collection[str]) -> Iterator[str]:
-    """A sentence for each card that has less free than ``share`` of what programs can have of it.
+def lacking(claim: str, uuids: Sequence[str], besides: Collection[str]) -> Iterator[str]:
+    """A sentence for each card that has less free than is claimed: MiB, or a share of what
+    programs can have of it.
 
     What the processes ``besides`` hold counts as free.
 
@@ -76,7 +79,8 @@ def lacking(share: float, uuids: Sequence[str], besides: Collection[str]) -> Ite
             yield f"the driver does not show {uuid}: look at `systemctl status holdfast-gpu-limits`"
             continue
         total, reserved, free = cards[uuid]
-        wanted = share * (total - reserved)
+        mib = claim.removesuffix("MiB")
+        wanted = float(mib) if mib != claim else float(claim) * (total - reserved)
         if free >= wanted:
             continue
         processes = _processes(uuid)
@@ -86,13 +90,14 @@ def lacking(share: float, uuids: Sequence[str], besides: Collection[str]) -> Ite
             yield f"{uuid} has {free:.0f} MiB free and {wanted:.0f} are claimed: {_holders(others)}"
 
 
-def main(seconds: str, share: str, *uuids: str) -> int:
+def main(seconds: str, claim: str, *uuids: str) -> int:
     """Wait; 1 where a card has too little when the time is up."""
     deadline = time.monotonic() + float(seconds)
-    besides = Path(os.environ["BESIDES"]).read_text().split() if "BESIDES" in os.environ else []
+    files = filter(None, os.environ.get("BESIDES", "").split(":"))
+    besides = [number for file in files for number in Path(file).read_text().split()]
     while True:
         try:
-            problems = list(lacking(float(share), uuids, besides))
+            problems = list(lacking(claim, uuids, besides))
         except (OSError, ValueError) as error:
             problems = [f"the cards' memory cannot be read: {error}"]
         if not problems or time.monotonic() >= deadline:

@@ -204,12 +204,12 @@ class Replacement:
         """
         self.check()
         self.note("held")
-        self._doors("maint")
         try:
-            if not now:
-                self._drain()
+            if now:
+                self._doors("maint")
+            else:
+                self.hold(self.job.drain_seconds)
         except Failed:
-            self._doors("ready")
             self.note("given up")
             raise
         began = time.monotonic()
@@ -225,6 +225,23 @@ class Replacement:
         ended = time.monotonic()
         away, load = f"{ended - began:.0f} s", f"{ended - loading:.0f} s"
         self.note("done", away=f"{away} without an answer, {load} of them to load and prove it")
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody in, and see within ``seconds`` that nothing is under way any more.
+
+        Raises:
+            Failed: something is, and whoever asks is let in again.
+        """
+        self._doors("maint")
+        try:
+            self._drain(seconds)
+        except Failed:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let everybody in."""
+        self._doors("ready")
 
     def recover(self) -> None:
         """At boot: what was begun and not proved is undone, before the engine starts.
@@ -261,16 +278,15 @@ class Replacement:
             raise Failed("the engine does not say how busy it is")
         return sum(values)
 
-    def _drain(self) -> None:
-        deadline = time.monotonic() + self.job.drain_seconds
+    def _drain(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         still = 0
         while still < STILL:
             busy = self._busy()
             still = still + 1 if busy == 0 else 0
-            if time.monotonic() > deadline:
+            if busy and time.monotonic() >= deadline:
                 raise Failed(
-                    f"after {self.job.drain_seconds:g} s {busy:g} requests are under way; wait, or"
-                    " say --now"
+                    f"{busy:g} requests are under way after {seconds:g} s; wait, or say --now"
                 )
             time.sleep(PAUSE_SECONDS)
 
@@ -384,6 +400,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("engine", nargs="?")
     parser.add_argument("--now", action="store_true", help="do not wait for requests under way")
     parser.add_argument("--recover", action="store_true", help="at boot: undo what was half done")
+    parser.add_argument("--hold", type=float, metavar="SECONDS", help="only drain, for so long")
+    parser.add_argument("--release", action="store_true", help="only let callers in again")
     parser.add_argument("--jobs", type=Path, default=JOBS)
     parser.add_argument("--state", type=Path, default=STATE)
     asked = parser.parse_args(arguments)
@@ -396,7 +414,12 @@ def main(arguments: list[str]) -> int:
             parser.error("name an engine")
         replacement = Replacement(read_job(asked.engine, asked.jobs), asked.state)
         with replacement.alone():
-            replacement.run(asked.now)
+            if asked.hold is not None:
+                replacement.hold(asked.hold)
+            elif asked.release:
+                replacement.release()
+            else:
+                replacement.run(asked.now)
     except Failed as failure:
         say(f"{asked.engine or 'recovery'}: {failure}")
         return 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from click import ClickException
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.state import StateStage
@@ -15,7 +14,6 @@ from pyinfra_cli.inventory import make_inventory_from_files
 from facts.gpu import GpuPicture
 from holdfast import inventory_file
 from holdfast.gpu.proposal import proposal
-from holdfast.refusal import Refused
 
 
 def propose(inventory: Inventory) -> int:
@@ -47,17 +45,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m holdfast.gpu INVENTORY", file=sys.stderr)  # noqa: T201
         return 2
-    try:
+    with inventory_file.refusals():
         inventory_file.load(arguments[0])
-        with ctx_state.use(State()):
-            inventory = make_inventory_from_files(arguments[0], cwd=str(Path.cwd()))
-        return propose(inventory)
-    except ClickException as error:
-        error.show()
-    except Refused as refused:
-        for refusal in refused.refusals:
-            print(refusal, file=sys.stderr)  # noqa: T201
-    return 1
+    with ctx_state.use(State()):
+        inventory = make_inventory_from_files(arguments[0], cwd=str(Path.cwd()))
+    return propose(inventory)
 
 
 if __name__ == "__main__":

@@ -609,11 +609,14 @@ def _persistence(seen: Comparison) -> Iterator[Difference]:
 
 def _caps(seen: Comparison) -> Iterator[Difference]:
     for card, smi in seen.driven:
-        cap, low, high = card.power_cap_w, smi.power_min_w, smi.power_max_w
-        if cap is None:
-            continue
-        if low is not None and high is not None and not low <= cap <= high:
-            clock = ", or hold it lower by clock_max_mhz" if cap < low else ""
+        wanted, low, high = card.power_cap_w, smi.power_min_w, smi.power_max_w
+        modes = [mode for card_set in seen.gpus.card_sets for mode in card_set.modes]
+        caps = dict.fromkeys([wanted, *(mode.power_caps_w.get(card.name) for mode in modes)])
+        impossible = [
+            cap for cap in caps if cap and low is not None and high and not low <= cap <= high
+        ]
+        for cap in impossible:
+            clock = ", or hold it lower by clock_max_mhz" if cap < (low or 0) else ""
             yield Difference(
                 "cap_range",
                 card.name,
@@ -621,11 +624,13 @@ def _caps(seen: Comparison) -> Iterator[Difference]:
                 f" {low:.0f} to {high:.0f} W",
                 f"write a power_cap_w in that range{clock}",
             )
-        elif smi.power_limit_w is not None and abs(smi.power_limit_w - cap) > 1:
+        if wanted is None or impossible or smi.power_limit_w is None:
+            continue
+        if abs(smi.power_limit_w - wanted) > 1:
             yield Difference(
                 "cap_lost",
                 card.name,
-                f"{card.name} is declared with a cap of {cap} W, and its limit is"
+                f"{card.name} is declared with a cap of {wanted} W, and its limit is"
                 f" {smi.power_limit_w:.0f} W: the cap did not hold",
                 "see to the unit that sets it, and whether something else sets limits too",
             )

@@ -25,18 +25,36 @@ DEVICES = ("char-nvidia", "char-nvidia-frontend", "char-nvidiactl", "char-nvidia
 """The driver's character devices; which of the names it uses depends on its version."""
 
 
-def declared(gpus: Gpus) -> list[Wanted]:
-    """The cards whose limits are held here: those of this machine that can be told apart."""
-    return [
-        Wanted(card.name, card.uuid, card.pci_address, card.power_cap_w, card.clock_max_mhz)
-        for card in gpus.cards
-        if card.role == "compute" and (card.uuid or card.pci_address)
-    ]
+def _declared(gpus: Gpus) -> Iterator[Wanted]:
+    for card in gpus.cards:
+        if card.role == "compute" and (card.uuid or card.pci_address):
+            own = next((one for one in gpus.card_sets if card.name in one.cards), None)
+            yield Wanted(
+                name=card.name,
+                uuid=card.uuid,
+                pci_address=card.pci_address,
+                power_cap_w=card.power_cap_w,
+                clock_max_mhz=card.clock_max_mhz,
+                card_set=own.name if own else None,
+                mode_caps_w={
+                    mode.name: mode.power_caps_w[card.name]
+                    for mode in (own.modes if own else [])
+                    if card.name in mode.power_caps_w
+                },
+            )
+
+
+def declared(gpus: Gpus, modes: Mapping[str, str]) -> list[Wanted]:
+    """The cards whose limits are held here: those of this machine that can be told apart.
+
+    ``modes`` maps sets of cards to the modes in force.
+    """
+    return [card.in_force(modes) for card in _declared(gpus)]
 
 
 def config(gpus: Gpus) -> str:
     """What the program reads."""
-    return json.dumps([asdict(card) for card in declared(gpus)], indent=1) + "\n"
+    return json.dumps([asdict(card) for card in _declared(gpus)], indent=1) + "\n"
 
 
 def driver_access() -> list[Directive]:

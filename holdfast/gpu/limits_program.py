@@ -2,8 +2,9 @@
 """Hold each card's power limit and highest clock: what holdfast-gpu-limits.service runs on a host.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
-``/etc/holdfast/gpu-limits.json``, sets what differs, reads back, and exits 1 with a sentence for
-each card that is not as declared; one card that fails does not keep the others from being set.
+``/etc/holdfast/gpu-limits.json`` and which modes are in force, sets what differs, reads back, and
+exits 1 with a sentence for each card that is not as declared; one card that fails does not keep the
+others from being set.
 
 A card without a declared power limit is given its default. The driver tells no one to which clocks
 a card is locked: a declared clock is locked again in every run, and the record of what was locked
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 CONFIG = "/etc/holdfast/gpu-limits.json"
 RECORD = "/run/holdfast/gpu-limits/clocks.json"
+PRESENT = "/run/holdfast/gpu-modes"
+"""A file for each set of cards, holding the mode that is in force."""
 
 FIELDS = (
     "uuid,pci.bus_id,persistence_mode,power.limit,power.default_limit,power.min_limit,"
@@ -52,6 +55,14 @@ class Wanted:
     pci_address: str | None = None
     power_cap_w: int | None = None
     clock_max_mhz: int | None = None
+    card_set: str | None = None
+    mode_caps_w: dict[str, int] = field(default_factory=dict)
+    """Mode of the card's set to its power limit in that mode, where it has one of its own."""
+
+    def in_force(self, modes: Mapping[str, str]) -> Wanted:
+        """The card with the limit it has in the mode it is in; ``modes`` is set to mode."""
+        mode = modes.get(self.card_set or "", "")
+        return replace(self, power_cap_w=self.mode_caps_w.get(mode, self.power_cap_w))
 
     @property
     def label(self) -> str:
@@ -312,9 +323,17 @@ def locked_in(text: str) -> dict[str, int]:
         return {}
 
 
-def main(config: str = CONFIG, record: str = RECORD) -> int:
+def modes_in(folder: str) -> dict[str, str]:
+    """Set to mode, as the files of ``folder`` say."""
+    found = Path(folder).glob("[!.]*")
+    return {path.name: path.read_text(encoding="utf-8").strip() for path in found}
+
+
+def main(config: str = CONFIG, record: str = RECORD, present: str = PRESENT) -> int:
     """Hold the limits that the file ``config`` declares; 1 where a card is not as declared."""
-    wanted = [Wanted(**card) for card in json.loads(Path(config).read_text(encoding="utf-8"))]
+    modes = modes_in(present)
+    declared = json.loads(Path(config).read_text(encoding="utf-8"))
+    wanted = [Wanted(**card).in_force(modes) for card in declared]
     kept = Path(record)
     run = Run(wanted, locked_in(kept.read_text(encoding="utf-8") if kept.exists() else ""))
     problems = list(run.problems())

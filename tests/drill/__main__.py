@@ -23,6 +23,12 @@ def main() -> int:
     parser.add_argument("--gpu", action="store_true", help="the drill of the cards instead")
     parser.add_argument("--serving", action="store_true", help="the drill of engines instead")
     parser.add_argument("--routing", action="store_true", help="the drill of routers instead")
+    parser.add_argument(
+        "--no-rebuild",
+        dest="rebuild",
+        action="store_false",
+        help="converge once, through a power cut, and do not lose the rack",
+    )
     parser.add_argument("--audit", action="store_true", help="Lynis and ssh-audit as well")
     parser.add_argument(
         "--sabotage", action="store_true", help="in the end, see each host test turn red"
@@ -38,7 +44,12 @@ def main() -> int:
         name, drill = f"routing-{arguments.debian}", RoutingDrill(arguments.debian)
     else:
         name = f"debian-{arguments.debian}"
-        drill = Drill(arguments.debian, audit=arguments.audit, sabotage=arguments.sabotage)
+        drill = Drill(
+            arguments.debian,
+            rebuild=arguments.rebuild,
+            audit=arguments.audit,
+            sabotage=arguments.sabotage,
+        )
     record = drill.run()
     folder = arguments.report or ROOT / "report" / name
     page = report.write(record, folder)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from facts.firewall import GUARD, ROLLBACK_STATE
-from holdfast import backup, floor, integrity
+from holdfast import backup, egress, floor, integrity
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
-from holdfast.gpu import containers, limits
+from holdfast.gpu import containers, limits, modes
 from operations.sshd import DROP_IN as SSHD
 from tests.doubles import guest
 from tests.drill.sabotage import Sabotage, configured, edited, lying, rewritten
@@ -266,6 +266,45 @@ FIREWALL = (
         ("firewall::no_change_waits_for_its_proof",),
         f"mkdir -p {ROLLBACK_STATE} && touch {ROLLBACK_STATE}/armed",
         f"rm {ROLLBACK_STATE}/armed",
+    ),
+)
+
+_RELOAD_EGRESS = f"systemctl reload {egress.SERVICE}"
+_NO_WATCH = f"systemctl stop {egress.TIMER}"
+_WATCH = f"systemctl start {egress.TIMER}"
+
+EGRESS = (
+    Sabotage(
+        "a hand lets the floor call everybody",
+        ("egress::the_kernel_has_the_declared_rules_untouched",),
+        f"{_NO_WATCH} && nft insert rule inet holdfast_egress from-floor accept",
+        f"{_RELOAD_EGRESS} && {_WATCH}",
+    ),
+    Sabotage(
+        "the file lets the floor call everybody",
+        (
+            "egress::the_kernel_has_the_declared_rules_untouched",
+            "egress::no_t1_user_gets_anything_out",
+            "egress::each_attempt_is_told_of_by_name_and_once",
+        ),
+        *edited(egress.RULES, "s/goto deny-floor$/accept/", _RELOAD_EGRESS),
+    ),
+    Sabotage(
+        "nobody writes down whom the floor called",
+        ("egress::the_journal_holds_whom_each_called",),
+        *edited(egress.RULES, "/log prefix/d", _RELOAD_EGRESS),
+    ),
+    Sabotage(
+        "nobody watches the rules",
+        ("egress::the_rules_come_before_the_network_at_boot_and_are_watched",),
+        _NO_WATCH,
+        _WATCH,
+    ),
+    Sabotage(
+        "everybody may have Tailscale call",
+        ("egress::nobody_but_root_has_tailscale_call_for_them",),
+        "chmod 755 /run/tailscale",
+        "chmod 700 /run/tailscale",
     ),
 )
 
@@ -680,7 +719,7 @@ ENGINES = (
 
 _WORK = "holdfast-router-work"
 _ROUTES = "/etc/holdfast/router/work-loopback.cfg"
-_AGAIN = f"systemctl restart {_WORK}-loopback.service && sleep 1"
+_ROUTED_ANEW = f"systemctl restart {_WORK}-loopback.service && sleep 1"
 _WORK_KEYS = f"/etc/holdfast/credentials/{_WORK}-keys"
 _QUEUE = "holdfast-queue-work"
 _IN_QUEUE = f"nsenter --target $(systemctl show -P MainPID {_QUEUE}.service) --net"
@@ -689,22 +728,24 @@ ROUTERS = (
     Sabotage(
         "a router refuses everybody",
         ("router::each_answers_who_holds_its_key_and_says_by_whom",),
-        *edited(_ROUTES, "s/^    http-request wait-for-body/    http-request deny\\n&/", _AGAIN),
+        *edited(
+            _ROUTES, "s/^    http-request wait-for-body/    http-request deny\\n&/", _ROUTED_ANEW
+        ),
     ),
     Sabotage(
         "a router asks for no key",
         ("router::each_refuses_who_does_not",),
-        *edited(_ROUTES, "/http-request return status 401/d", _AGAIN),
+        *edited(_ROUTES, "/http-request return status 401/d", _ROUTED_ANEW),
     ),
     Sabotage(
         "every path leads to an engine",
         ("router::no_other_path_leads_anywhere",),
-        *edited(_ROUTES, "/http-request deny deny_status 404/d", _AGAIN),
+        *edited(_ROUTES, "/http-request deny deny_status 404/d", _ROUTED_ANEW),
     ),
     Sabotage(
         "a router does not say how it is",
         ("router::its_health_is_there_without_a_key",),
-        *edited(_ROUTES, "/ if METH_GET health/d", _AGAIN),
+        *edited(_ROUTES, "/ if METH_GET health/d", _ROUTED_ANEW),
     ),
     Sabotage(
         "something else listens on its port",
@@ -716,7 +757,9 @@ ROUTERS = (
     Sabotage(
         "it is given an upstream elsewhere",
         ("router::each_upstream_is_of_this_host",),
-        *edited(_ROUTES, "s/server engine 127.0.0.1:8100/server engine 10.0.2.2:443/", _AGAIN),
+        *edited(
+            _ROUTES, "s/server engine 127.0.0.1:8100/server engine 10.0.2.2:443/", _ROUTED_ANEW
+        ),
     ),
     Sabotage(
         "a cloud's key is planted",
@@ -732,7 +775,9 @@ ROUTERS = (
     Sabotage(
         "a router has a way out",
         ("router::the_kernel_lets_it_reach_loopback_alone",),
-        *configured(f"{_WORK}-loopback.service", ["IPAddressDeny=", "IPAddressAllow="], _AGAIN),
+        *configured(
+            f"{_WORK}-loopback.service", ["IPAddressDeny=", "IPAddressAllow="], _ROUTED_ANEW
+        ),
     ),
     Sabotage(
         "the queue has a way out",
@@ -766,8 +811,45 @@ ROUTERS = (
 )
 """For a rack of `python -m tests.drill --routing`."""
 
+_CREATIVE = modes.target("creative")
+_AGAIN = f"{modes.PROGRAM} creative"
+
+MODES = (
+    Sabotage(
+        "no mode is in force",
+        ("gpu_modes::one_mode_of_each_set_is_in_force",),
+        f"systemctl stop {_CREATIVE}",
+        _AGAIN,
+    ),
+    Sabotage(
+        "a service of the mode does not run",
+        ("gpu_modes::its_services_run_and_no_other",),
+        "systemctl stop painter",
+        _AGAIN,
+    ),
+    Sabotage(
+        "a boot begins with another mode",
+        ("gpu_modes::a_boot_begins_with_the_default",),
+        f"systemctl enable {_CREATIVE}",
+        f"systemctl disable {_CREATIVE}",
+    ),
+    Sabotage(
+        "who logs in is told nothing",
+        ("gpu_modes::who_logs_in_is_told_the_mode",),
+        f"chmod 644 {modes.GREETING}",
+        f"chmod 755 {modes.GREETING}",
+    ),
+    Sabotage(
+        "the host knows no modes",
+        ("gpu_modes::whoever_asks_is_told_every_mode",),
+        f"mv {modes.CONFIG} /root/modes.json",
+        f"mv /root/modes.json {modes.CONFIG}",
+    ),
+)
+"""For a rack of `make drill-serving` in its mode creative."""
+
 SITE = (
-    *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *DOCKER),
+    *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *EGRESS, *DOCKER),
     *(*TAILNET, *MOUNTS, *MODELS, *FLOOR, *BACKUP),
 )
 """For a rack of `inventories/drill.py`."""

@@ -38,10 +38,16 @@ class Drill(Rehearsal):
 
     stage: Stage
 
-    def __init__(self, debian: int, *, audit: bool = False, sabotage: bool = False) -> None:
-        """Prepare it; with ``sabotage`` the rack is hurt in the end in every way we know."""
+    def __init__(
+        self, debian: int, *, rebuild: bool = True, audit: bool = False, sabotage: bool = False
+    ) -> None:
+        """Prepare it; with ``sabotage`` the rack is hurt in the end in every way we know.
+
+        Without ``rebuild`` the rack is not lost: its only converge is the one that is cut off.
+        """
         super().__init__(f"Holdfast drill, Debian {debian}")
         self.debian = debian
+        self.rebuild = rebuild
         self.audit = audit
         self.sabotage = sabotage
 
@@ -53,7 +59,7 @@ class Drill(Rehearsal):
             os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
         self._raise_rack()
         self._disturb_rack()
-        self._lose_rack()
+        self._keep_and_restore()
         if self.sabotage:
             with self.record.phase("sabotage"):
                 load_probe_image(self.stage.lab.rack)
@@ -68,6 +74,8 @@ class Drill(Rehearsal):
             record.check("the neighbour's scan sees SSH on the bare rack", 22 in bare, bare, True)
             rack.succeed(f"mkdir {DATA} && head -c 8M /dev/urandom > {DATA}/state.bin")
         with record.phase("converge a bare machine", vital=True):
+            if not self.rebuild:
+                self._interrupted_converge()
             self.site.converge("bare", fatal=True)
         with record.phase("converge again"):
             self.site.expect_nothing("again")
@@ -106,30 +114,36 @@ class Drill(Rehearsal):
             rack.succeed("ufw reload", timeout_seconds=120)
             self._attack("after ufw reload")
 
-    def _lose_rack(self) -> None:
+    def _keep_and_restore(self) -> None:
         record, before = self.record, ""
         with record.phase("keep data in two places"):
             before = self._keep_data()
         if self.audit:
             with record.phase("audit"):
                 self._audit()
-        with record.phase("lose the rack, cut power in mid-rebuild", vital=True):
-            self.stage.wipe_rack()
-            self._interrupted_converge()
-        with record.phase("rebuild", vital=True):
-            self.site.converge("rebuild", fatal=True)
-            self.site.expect_nothing("after rebuild")
+        if self.rebuild:
+            self._lose_rack()
         with record.phase("restore"):
             for repository in REPOSITORIES:
                 after = self._restore(repository)
                 same = bool(before) and before == after
                 seen = f"{len(after.splitlines())} files"
                 record.check(f"every byte is back from {repository}", same, seen)
-            self.stage.lab.rack.succeed(f"cp -a /srv/restored-{REPOSITORIES[0]}{DATA} {DATA}")
-        with record.phase("verify the rebuilt rack"):
-            self.site.verify("after rebuild")
-            self._ask_floor("after rebuild")
-            record.versions |= versions(self.stage.lab.rack, VERSIONS)
+        if self.rebuild:
+            with record.phase("verify the rebuilt rack"):
+                restored = f"/srv/restored-{REPOSITORIES[0]}{DATA}"
+                self.stage.lab.rack.succeed(f"cp -a {restored} {DATA}")
+                self.site.verify("after rebuild")
+                self._ask_floor("after rebuild")
+        record.versions |= versions(self.stage.lab.rack, VERSIONS)
+
+    def _lose_rack(self) -> None:
+        with self.record.phase("lose the rack, cut power in mid-rebuild", vital=True):
+            self.stage.wipe_rack()
+            self._interrupted_converge()
+        with self.record.phase("rebuild", vital=True):
+            self.site.converge("rebuild", fatal=True)
+            self.site.expect_nothing("after rebuild")
 
     def _attack(self, when: str, full: bool = True) -> None:
         neighbour, rack = self.stage.lab.neighbour, self.stage.lab.rack

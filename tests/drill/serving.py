@@ -28,6 +28,7 @@ from holdfast.registry import engines
 from holdfast.settings import HostSettings
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import ROOT
+from tests.drill.modes import Modes
 from tests.drill.rehearsal import Rehearsal, Scenery
 from tests.drill.site import Site, versions
 from tests.lab.artefacts import llama, tiny_gguf, tiny_llama, vllm_cpu
@@ -41,11 +42,12 @@ from tests.lab.services.files import FileServer
 FOLDER = ROOT / ".lab" / "serving"
 SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
 DEPLOY = "tests/drill/serving_site.py"
-JUDGED = frozenset({"test_vllm.py", "test_storage.py"})
+JUDGED = frozenset({"test_vllm.py", "test_storage.py", "test_gpu_modes.py"})
 """Not the floor's: this machine enforces no memory limits."""
 SECRETS = ("CHAT_KEY", "EMBED_KEY", "FLOOR_API_KEY")
 CHECKPOINT = "tiny-llama"
 OTHER = "other-llama"
+ASK_FLOOR = f"curl --max-time 20 --config {floor.PROBE_FILE} && echo ok"
 EMBED: dict[str, object] = {"port": 8101, "task": "embed"}
 VERSIONS = {
     "kernel": "uname -r",
@@ -126,8 +128,8 @@ class ServingStage(Scenery):
             **changes,
         }
 
-    def declare(self, engines: list[dict[str, object]]) -> None:
-        """Write the inventory, with these engines."""
+    def declare(self, engines: list[dict[str, object]], **more: object) -> None:
+        """Write the inventory, with these engines and whatever is declared beside them."""
         site = f"http://{MANAGEMENT_HOST}:{self.files.port}"
         settings = {
             "hostname": "rack",
@@ -179,6 +181,7 @@ class ServingStage(Scenery):
                 "packages": f"{site}/simple/",
                 "engines": engines,
             },
+            **more,
         }
         self.inventory.write_text(f"hosts = [('@rack/rack', {settings!r})]\n")
 
@@ -235,6 +238,26 @@ class ServingDrill(Rehearsal):
             self._reboot()
         with record.phase("take an engine away"):
             self._take_away()
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        record, modes = self.record, Modes(self.stage, self.site)
+        with record.phase("declare modes", vital=True):
+            modes.declare(self.stage.engine("chat", checkpoint=OTHER))
+            self.site.converge("modes", fatal=True)
+            self.site.expect_nothing("modes, again")
+        with record.phase("switch: every pair"):
+            with self._asking(ASK_FLOOR) as floor_says:
+                modes.every_pair()
+            self._expect_floor(floor_says)
+        with record.phase("switch while somebody is at work"):
+            modes.busy()
+        with record.phase("switch beside a stranger"):
+            modes.strangers()
+        with record.phase("switch in vain"):
+            modes.fail()
+        with record.phase("stay in another mode, then reboot"):
+            modes.reboot()
 
     def _settings(self) -> HostSettings:
         (settings,) = inventory_file.load(str(self.stage.inventory)).values()
@@ -298,9 +321,13 @@ class ServingDrill(Rehearsal):
             ended.set()
             thread.join()
 
+    def _expect_floor(self, said: list[str]) -> None:
+        answered, asked = said.count("ok"), len(said)
+        seen = f"{answered} of {asked}"
+        self.record.check("the floor answers all along", answered == asked > 0, seen)
+
     def _replace(self) -> None:
         (names, *_) = self._engines()
-        ask_floor = f"curl --max-time 20 --config {floor.PROBE_FILE} && echo ok"
         body = {"model": "chat", "prompt": "ready", "max_tokens": 100, "ignore_eos": True}
         ask_chat = (
             f'printf "Authorization: Bearer %s" "$(cat {names.key})" | curl --silent --header @-'
@@ -309,18 +336,13 @@ class ServingDrill(Rehearsal):
         )
         replaced = self.stage.engine("chat", checkpoint=OTHER)
         self.stage.declare([replaced, self.stage.engine("embed", **EMBED)])
-        with self._asking(ask_floor) as floor_says, self._asking(ask_chat) as chat_says:
+        with self._asking(ASK_FLOOR) as floor_says, self._asking(ask_chat) as chat_says:
             self.site.converge("another model")
         serving = self._serving()
         self.record.check("the other model serves", serving.startswith(OTHER), serving)
         noted = json.loads(self.stage.rack.succeed("cat /var/lib/holdfast/vllm/chat.json"))
         self.record.figures["replacement"] = noted.get("away", noted["step"])
-        answered = floor_says.count("ok")
-        self.record.check(
-            "the floor answers all along",
-            answered == len(floor_says) > 0,
-            f"{answered} of {len(floor_says)}",
-        )
+        self._expect_floor(floor_says)
         cut = [said for said in chat_says if not _is_whole(said)]
         self.record.check(
             "each request was answered whole or refused at once",

@@ -7,7 +7,7 @@ the ground makes on a whole machine are made here.
 from pyinfra import host
 from pyinfra.operations import server
 
-from deploys import floor, storage, vllm
+from deploys import floor, gpu_limits, gpu_modes, storage, vllm
 from holdfast.base import service_users
 from holdfast.site import settings_of
 
@@ -22,6 +22,9 @@ for user in service_users(settings):
         shell="/usr/sbin/nologin",
         system=True,
     )
+gpu_modes.declare(settings=settings)
+gpu_limits.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
 vllm.apply(settings=settings)
+gpu_modes.settle(settings=settings)

@@ -96,7 +96,7 @@ def test_the_driver_stays_in_place_without_clients(picture: Picture, own: Gpus) 
 
 
 def test_every_limit_reads_back_as_declared(own: Gpus, state: LimitsState) -> None:
-    for card in limits.declared(own):
+    for card in limits.declared(own, state.modes):
         seen = limits_program.matching(card, state.cards)
         assert seen is not None, card.label
         wanted_w = limits_program.target_w(card, seen)
@@ -105,7 +105,7 @@ def test_every_limit_reads_back_as_declared(own: Gpus, state: LimitsState) -> No
         if card.clock_max_mhz is not None and seen.clock_mhz is not None:
             highest = card.clock_max_mhz + limits_program.CLOCK_TOLERANCE_MHZ
             assert seen.clock_mhz <= highest, card.label
-    assert list(limits.not_held(limits.declared(own), state.cards, state.locked)) == []
+    assert list(limits.not_held(limits.declared(own, state.modes), state.cards, state.locked)) == []
 
 
 def test_the_limits_are_watched_now_and_at_boot(host: Host, own: Gpus) -> None:

@@ -6,7 +6,7 @@ import re
 
 from testinfra.host import Host
 
-from holdfast import backup, floor, integrity
+from holdfast import backup, egress, floor, integrity
 from holdfast.gpu import containers, limits
 from holdfast.sandbox import EXPOSURE_MAX, EXPOSURE_MAX_ROOT
 from holdfast.settings import HostSettings
@@ -19,6 +19,7 @@ def _units(paths: dict[str, str]) -> list[str]:
 
 def _most_exposed(settings: HostSettings) -> dict[str, float]:
     most = dict.fromkeys(_units(integrity.unit_files()), EXPOSURE_MAX_ROOT)
+    most |= dict.fromkeys(_units(egress.unit_files()), EXPOSURE_MAX_ROOT)
     if settings.floor is not None:
         most |= dict.fromkeys(_units(floor.unit_files(settings, "/")), EXPOSURE_MAX)
     if settings.backup is not None:

@@ -14,16 +14,26 @@ from testinfra.host import Host
 from holdfast.engines.program import paths, question
 from holdfast.engines.units import EngineNames
 from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.gpu import modes
 from holdfast.python_environment import directory
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
 
 
 @pytest.fixture(scope="module")
-def engines(settings: HostSettings) -> list[EngineNames]:
+def engines(host: Host, settings: HostSettings) -> list[EngineNames]:
     if settings.vllm is None:
         pytest.skip("this host has no engine of vLLM")
-    return [EngineNames(VLLM, engine) for engine in settings.vllm.engines]
+    engines = [EngineNames(VLLM, engine) for engine in settings.vllm.engines]
+    found = [names for names in engines if _is_wanted(host, settings, names)]
+    if not found:
+        pytest.skip("no engine is in the mode that is in force")
+    return found
+
+
+def _is_wanted(host: Host, settings: HostSettings, names: EngineNames) -> bool:
+    targets = modes.targets_of(settings, names.engine.name)
+    return not targets or host.run(f"systemctl --quiet is-active {' '.join(targets)}").rc == 0
 
 
 def _ask(

@@ -12,6 +12,9 @@ from pathlib import Path
 from tests.lab.images import Image, LabError, cache_directory
 from tests.lab.process import output_of
 
+EMULATED_CPU = "Westmere"
+"""Emulated, each newer instruction costs more than it saves: a machine of "max" takes a fifth
+longer for a fork or a script (measured, QEMU 10.0 on two cores)."""
 MINIMUM_EMULATING_QEMU = 8
 """QEMU 7.2 corrupts guests under multi-threaded emulation: they oops at random."""
 
@@ -20,7 +23,7 @@ def accelerator(accelerated: bool) -> list[str]:
     """QEMU's arguments for hardware virtualisation, or for emulation."""
     if accelerated:
         return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    return ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
 
 
 def acceleration_works(image: Image, timeout_seconds: float = 25) -> bool:

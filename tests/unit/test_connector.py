@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from types import SimpleNamespace
 from typing import Any
 
+import paramiko
 import pytest
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient import client as sshuserclient
 
+from holdfast import connector as connectors
 from holdfast.connector import RackConnector
 
 Ways = list[tuple[str, bool]]
@@ -79,3 +84,51 @@ def test_a_silent_proxy_command_is_not_waited_for_longer_than_asked() -> None:
     with pytest.raises(TimeoutError):
         proxy.recv(64)
     proxy.close()
+
+
+class _Anyone(paramiko.ServerInterface):
+    def check_auth_none(self, username: str) -> int:
+        return AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return OPEN_SUCCEEDED
+
+
+class _Cable:
+    """Two sockets with a cable between them, which can be cut without either's knowledge."""
+
+    def __init__(self) -> None:
+        self.here, near = socket.socketpair()
+        far, self.there = socket.socketpair()
+        self.whole = True
+        for one, other in ((near, far), (far, near)):
+            threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        while data := one.recv(4096):
+            if self.whole:
+                other.sendall(data)
+
+
+def test_a_rack_that_falls_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connectors, "ASKED_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(connectors, "SILENT_SECONDS", 1.0)
+    cable = _Cable()
+    server = paramiko.Transport(cable.there)
+    server.add_server_key(paramiko.RSAKey.generate(2048))
+    server.start_server(event=threading.Event(), server=_Anyone())
+    client = paramiko.Transport(cable.here)
+    client.start_client(timeout=10)
+    client.auth_none("operator")
+    channel = client.open_session(timeout=10)
+    connectors.watch(client)
+    # One that answers is left alone, however long its command says nothing.
+    channel.settimeout(2)
+    with pytest.raises(TimeoutError):
+        channel.recv(1)
+    assert client.is_active()
+    cable.whole = False
+    channel.settimeout(10)
+    assert channel.recv(1) == b""
+    assert not client.is_active()
+    server.close()

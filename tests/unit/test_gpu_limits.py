@@ -427,7 +427,7 @@ def test_a_limit_of_a_card_that_nobody_can_tell_is_refused() -> None:
 def test_a_card_of_a_guest_is_left_to_the_guest() -> None:
     settings = _settings(role="passthrough", uuid=NEVER)
     assert settings.gpus is not None
-    assert limits.declared(settings.gpus) == []
+    assert limits.declared(settings.gpus, {}) == []
 
 
 def _values(text: str, name: str) -> list[str]:

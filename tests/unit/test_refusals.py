@@ -257,6 +257,25 @@ BAD = [
         "'photos'", "rename one"),
     Bad("unit of another", "rack/services+", service(unit="holdfast-floor.service"),
         "services[1].unit", "holdfast-floor.service", "own unit"),
+    # Tiers.
+    Bad("T1 that calls the internet", f"{PHOTOS}/peers", [{"network": "203.0.113.7/32"}],
+        "services[0].peers[0].network", "203.0.113.7/32", "its true tier"),
+    Bad("T1 that calls everybody", f"{PHOTOS}/peers", [{"network": "::/0", "port": 443}],
+        "services[0].peers[0].network", "::/0", "its true tier"),
+    Bad("T1 that calls a network wider than the LAN", f"{PHOTOS}/peers",
+        [{"network": "192.0.0.0/8"}], "services[0].peers[0].network", "192.0.0.0/8",
+        "its true tier"),
+    Bad("T1 that calls a cloud's metadata", f"{PHOTOS}/peers", [{"network": "169.254.169.254/32"}],
+        "services[0].peers[0].network", "169.254.169.254/32", "its true tier"),
+    Bad("T1 that asks a resolver", f"{PHOTOS}/peers", [{"network": "192.168.1.1/32", "port": 53}],
+        "services[0].peers[0].port", "53", "base.hosts"),
+    Bad("T1 that answers the internet", f"{PHOTOS}/listens/0", {"port": 2342, "scope": "public"},
+        "services[0].listens[0].scope", "'public'", "'lan' with sources"),
+    Bad("T1 that answers a network outside", f"{PHOTOS}/listens/0/sources", ["203.0.113.0/24"],
+        "services[0].listens[0].sources", "203.0.113.0/24", "its true tier"),
+    Bad("peers of a container", "rack/services+",
+        service(listens=[{"port": 9000, "container": True}], peers=[{"network": "10.0.0.9/32"}]),
+        "services[1].peers", "10.0.0.9/32", "remove them"),
     Bad("user twice", "rack/services+", service(user="photos"), "services[1].user", "'photos'",
         "svc-extra"),
     Bad("the floor's user", "rack/services+", service(user="holdfast-floor"), "services[1].user",
@@ -622,7 +641,15 @@ def test_the_check_command_tells_inventories_from_other_files(tmp_path: Path) ->
     # One process for all: starting Python costs more than the checks.
     script = tmp_path / "script.py"
     paths = [str(tmp_path / name) for name in ("good", "cards", "absent", *files)]
-    script.write_text(f"from holdfast.__main__ import main\nprint([main([p]) for p in {paths!r}])")
+    script.write_text(
+        "from holdfast.__main__ import main\n"
+        "def status(path):\n"
+        "    try:\n"
+        "        return main([path])\n"
+        "    except SystemExit as end:\n"
+        "        return end.code\n"
+        f"print([status(path) for path in {paths!r}])\n"
+    )
     result = subprocess.run(
         [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
     )

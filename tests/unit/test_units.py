@@ -23,6 +23,8 @@ RUNNING = UnitState(
     newest_watched=50.0,
 )
 
+OTHERS = Unit("x.service", enabled=None, running=None, restart_after=["/f"])
+
 
 def _plan(unit: Unit, **state: Any) -> list[str]:
     host = LocalHost(facts={UnitStates: {unit.name: replace(RUNNING, **state)}})
@@ -107,6 +109,11 @@ def test_units_that_may_take_each_others_place_all_stop_before_one_starts() -> N
             {"file_state": "masked", "load": "masked", "active": "inactive"},
             ["unmask", "enable", "start"],
         ),
+        (OTHERS, {"newest_watched": 150.0}, ["restart"]),
+        (OTHERS, {"needs_reload": True}, ["daemon-reload", "restart"]),
+        (OTHERS, {"newest_watched": 150.0, "active": "inactive", "file_state": "disabled"}, []),
+        (OTHERS, {"file_state": "masked", "load": "masked", "active": "inactive"}, []),
+        (OTHERS, {"load": "not-found", "active": "inactive", "file_state": ""}, []),
     ],
 )
 def test_each_state_has_its_steps(unit: Unit, state: dict[str, Any], steps: list[str]) -> None:

@@ -1,0 +1,56 @@
+"""The kernel as the second wall: whatever a service was told, its user reaches what is declared."""
+
+from __future__ import annotations
+
+from pyinfra import host
+from pyinfra.api.deploy import deploy
+
+from facts.egress import TierDropIns
+from holdfast import alerts, egress
+from holdfast.settings import HostSettings
+from operations import host_files, packages, units
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
+
+
+@deploy("Egress")
+def apply(settings: HostSettings) -> None:
+    """Load the rules by user, now and before the network at every boot, and watch them.
+
+    Expects the services' users, which `deploys/base.py` makes, and nftables.service masked, as
+    `deploys/firewall.py` has it: it would flush every table when it starts.
+    """
+    packages.present(name="Install what loads the egress rules", packages=["nftables", "python3"])
+    drop_ins = {egress.drop_in_path(unit): text for unit, text in egress.drop_ins(settings).items()}
+    found = host.get_fact(TierDropIns)
+    unit_files = egress.unit_files()
+    host_files.place(
+        name="Write what each service may reach",
+        directories=[HostDirectory("/etc/holdfast")],
+        files=[
+            HostFile(egress.PROGRAM, egress.program(), mode="755"),
+            HostFile(egress.RULES, egress.rules(settings), validate="nft --check --file {}"),
+            HostFile(egress.USERS, egress.users(settings)),
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            *(HostFile(path, text) for path, text in {**unit_files, **drop_ins}.items()),
+        ],
+        absent=[path for path in found if path not in drop_ins],
+    )
+    read_at_start = [egress.PROGRAM, egress.RULES, egress.USERS]
+    units.settle(
+        name="Have nobody reach more than is declared",
+        units=[
+            Unit(egress.SERVICE, restart_after=read_at_start, reload=True),
+            Unit(egress.TIMER, restart_after=[f"{egress.SYSTEM}/{egress.TIMER}"]),
+            # They are their owner's: one that runs is started anew, in its wall or out of it.
+            *(
+                Unit(
+                    path.split("/")[-2].removesuffix(".d"),
+                    enabled=None,
+                    running=None,
+                    restart_after=[path],
+                )
+                for path in sorted({*drop_ins, *found})
+            ),
+        ],
+    )

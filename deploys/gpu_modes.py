@@ -1,0 +1,49 @@
+"""Modes: cards that serve one purpose at a time, and the command that gives them to another."""
+
+from __future__ import annotations
+
+from pyinfra.api.deploy import deploy
+
+from holdfast.gpu import modes
+from holdfast.settings import HostSettings
+from operations import gpu_modes, host_files, units
+from operations.host_files import HostFile
+from operations.units import Unit
+
+
+@deploy("GPU modes")
+def declare(settings: HostSettings) -> None:
+    """Have one mode of each set of cards in force; before their limits, which depend on it."""
+    sets = modes.sets(settings)
+    unit_files = modes.units(settings)
+    kept = [f"{modes.PRESENT}/{card_set.name}" for card_set in sets]
+    if sets:
+        kept += [modes.PROGRAM, modes.CONFIG, modes.RECORDS, modes.GREETING, *unit_files]
+    gpu_modes.only(name="Have no other mode", declared=kept)
+    if not sets:
+        return
+    host_files.place(
+        name="Declare the modes",
+        files=[
+            HostFile(modes.PROGRAM, modes.program(), mode="755"),
+            HostFile(modes.CONFIG, modes.config(settings)),
+            HostFile(modes.RECORDS, modes.records(settings)),
+            HostFile(modes.GREETING, modes.greeting(), mode="755"),
+            *(HostFile(path, text) for path, text in unit_files.items()),
+        ],
+    )
+    gpu_modes.in_force(
+        name="Have one mode in force", card_sets=sets, services=modes.service_units(settings)
+    )
+
+
+@deploy("GPU modes, their services")
+def settle(settings: HostSettings) -> None:
+    """Run those declared services that are in the mode in force, and none of another."""
+    found = [
+        Unit(service.unit, along_with=targets)
+        for service in settings.services
+        if (targets := modes.targets_of(settings, service.name))
+    ]
+    if found:
+        units.settle(name="Run the services of the mode", units=found)

@@ -1,0 +1,122 @@
+"""Modes that no set of cards can be in."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from holdfast import registry
+from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.checks.gpus import own_card
+from holdfast.gpu.cards import KNOWN
+from holdfast.refusal import MISSING
+from holdfast.settings import CardSet, HostSettings, Mode
+
+
+def modes(settings: HostSettings) -> Findings:
+    """Sets, modes and services that contradict one another."""
+    sets = settings.gpus.card_sets if settings.gpus else []
+    holders: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for index, card_set in enumerate(sets):
+        key = f"gpus.card_sets[{index}]"
+        yield from _cards(key, card_set, holders, settings)
+        known = {mode.name for mode in card_set.modes}
+        if card_set.default not in known:
+            mend = nearest(card_set.default, known)
+            yield Finding(f"{key}.default", card_set.default, "the set has no such mode", mend)
+        for place, mode in enumerate(card_set.modes):
+            at = f"{key}.modes[{place}]"
+            if names.setdefault(mode.name, card_set.name) != card_set.name:
+                yield Finding(
+                    f"{at}.name",
+                    mode.name,
+                    f"{names[mode.name]} has a mode of this name, and one word switches",
+                    "rename one",
+                )
+            yield from _caps(at, mode, card_set, settings)
+            yield from _services(at, mode, index, settings)
+    yield from _claims(settings)
+
+
+def _cards(
+    key: str, card_set: CardSet, holders: dict[str, str], settings: HostSettings
+) -> Findings:
+    for place, name in enumerate(card_set.cards):
+        at = f"{key}.cards[{place}]"
+        why = "nobody could prove that its memory was given back"
+        yield from own_card(at, name, settings, why)
+        holder = holders.setdefault(name, card_set.name)
+        if holder != card_set.name:
+            wrong = f"{holder} has it too, and a card is in one mode at a time"
+            yield Finding(at, name, wrong, "name it in one set")
+
+
+def _caps(key: str, mode: Mode, card_set: CardSet, settings: HostSettings) -> Findings:
+    declared = registry.cards(settings)
+    for name, cap in mode.power_caps_w.items():
+        at = f"{key}.power_caps_w.{name}"
+        known = KNOWN.get(declared[name].device) if name in declared else None
+        if name not in card_set.cards:
+            wrong = f"{card_set.name} has no such card"
+            yield Finding(at, cap, wrong, nearest(name, set(card_set.cards)))
+        elif known and cap < known.power_min_w:
+            wrong = f"an {known.name} refuses less than {known.power_min_w} W"
+            yield Finding(at, cap, wrong, f"write {known.power_min_w} or more")
+        elif known and known.power_max_w and cap > known.power_max_w:
+            wrong = f"an {known.name} takes {known.power_max_w} W at most"
+            yield Finding(at, cap, wrong, f"write {known.power_max_w} or less")
+
+
+def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findings:
+    gpus = settings.gpus
+    engines = {engine.name: engine.cards for engine in registry.engines(settings)}
+    services = {service.name: service for service in settings.services}
+    cards = {**{name: one.cards for name, one in services.items()}, **engines}
+    for place, name in enumerate(mode.services):
+        at = f"{key}.services[{place}]"
+        if name not in cards:
+            wrong = "no engine and no declared service is called so"
+            if name == "floor":
+                yield Finding(at, name, "the floor stays in every mode", "remove it")
+            else:
+                yield Finding(at, name, wrong, nearest(name, set(cards)))
+            continue
+        if name in services and name in engines:
+            yield Finding(at, name, "an engine and a service are called so", "rename one")
+            continue
+        others = [
+            one.name
+            for one in (gpus.card_sets if gpus else [])[:index]
+            if any(name in other.services for other in one.modes)
+        ]
+        outside = [card for card in cards[name] if gpus and card not in gpus.card_sets[index].cards]
+        if others:
+            wrong = f"it is in a mode of {others[0]} too, and each could stop it for the other"
+            yield Finding(at, name, wrong, "name it in the modes of one set")
+        elif outside:
+            wrong = f"it uses {outside[0]}, which is not of this set"
+            yield Finding(at, name, wrong, "put all cards of a service into one set")
+        shared = [
+            other.name
+            for other in registry.declared_services(settings)
+            if name in services and other.unit == services[name].unit and other.name != name
+        ]
+        if shared:
+            wrong = f"its unit {services[name].unit} is that of {shared[0]} too"
+            yield Finding(at, name, wrong, "give it a unit of its own that a mode can stop")
+
+
+def _claims(settings: HostSettings) -> Findings:
+    """Services that name cards, or say how to tell that they are idle, as nobody can."""
+    for index, service in enumerate(settings.services):
+        key = f"services[{index}]"
+        for place, name in enumerate(service.cards):
+            why = "a number may be another card after a reboot"
+            yield from own_card(f"{key}.cards[{place}]", name, settings, why)
+        if service.cards and not service.gpu_mib:
+            wrong = "how much of its cards the service claims is not said"
+            yield Finding(f"{key}.gpu_mib", MISSING, wrong, "write the MiB it takes of each")
+        ports = [listen.port for listen in service.listens]
+        if service.idle and (port := urlsplit(service.idle.url).port) not in ports:
+            wrong = f"the service does not listen on port {port}"
+            yield Finding(f"{key}.idle.url", service.idle.url, wrong, "write one of its own ports")

@@ -1,0 +1,191 @@
+"""What each service may reach, from declarations alone: the kernel's rules, and systemd's beside.
+
+The rules go by user: whatever runs as a service's user is held to them, in its unit or out of it.
+Root is not, nor is a container, which calls nobody as a user of this host.
+"""
+
+from __future__ import annotations
+
+import inspect
+import ipaddress
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from facts.egress import DROP_IN
+from holdfast import alerts, egress_program
+from holdfast.registry import declared_services
+from holdfast.render import render
+from holdfast.sandbox import LOOPBACK, Directive, allowed, callers, sandbox
+from holdfast.services import Peer, Service, Tier
+from holdfast.settings import HostSettings
+
+RULES = egress_program.RULES
+USERS = egress_program.USERS
+PROGRAM = "/usr/local/sbin/holdfast-egress"
+SERVICE = "holdfast-egress.service"
+WATCH = "holdfast-egress-watch.service"
+TIMER = "holdfast-egress-watch.timer"
+SYSTEM = "/etc/systemd/system"
+
+RESOLVER_PORTS = (53, 853, 5353)
+"""DNS, DNS over TLS, mDNS."""
+TAILSCALE_SERVICES = {"ip": "100.100.100.100", "ip6": "fd7a:115c:a1e0::53"}
+"""Where tailscaled answers on every member of a tailnet, as a resolver that asks others too."""
+SOVEREIGN = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),
+        *("::1/128", "fc00::/7"),
+    )
+)
+"""What a T1 service may reach or answer at most: loopback, private networks and the tailnet."""
+
+
+@dataclass(frozen=True)
+class Wall:
+    """What the processes of one user may reach, in the words of nftables.
+
+    ``callers`` maps ``ip`` and ``ip6`` to the networks that a T1 service may answer; ``peers`` are
+    matches for those it may call.
+    """
+
+    name: str
+    user: str
+    tier: Tier
+    callers: dict[str, list[str]]
+    peers: list[str]
+
+    @property
+    def chain(self) -> str:
+        """The chain its packets go through."""
+        return f"from-{self.name}"
+
+    @property
+    def counter(self) -> str:
+        """Counts what was refused."""
+        return egress_program.COUNTER + self.name
+
+
+def is_sovereign(network: str) -> bool:
+    """Whether a network (CIDR) lies where a T1 service's data may go."""
+    parsed = ipaddress.ip_network(network)
+    return any(
+        parsed.version == ours.version and parsed.subnet_of(ours)  # type: ignore[arg-type]
+        for ours in SOVEREIGN
+    )
+
+
+def _family(network: str) -> str:
+    return "ip" if ipaddress.ip_network(network).version == 4 else "ip6"
+
+
+def _by_family(networks: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for network in networks:
+        found.setdefault(_family(network), []).append(network)
+    return found
+
+
+def _match(peer: Peer) -> str:
+    port = f" {peer.protocol} dport {peer.port}" if peer.port else ""
+    return f"{_family(peer.network)} daddr {peer.network}{port}"
+
+
+def _answered(service: Service) -> dict[str, list[str]]:
+    # All of loopback is on this machine; the rest is as the service's sandbox has it.
+    beyond = [network for network in callers(service) if network not in LOOPBACK]
+    return _by_family(["127.0.0.0/8", "::1", *beyond])
+
+
+def walls(settings: HostSettings) -> list[Wall]:
+    """The walls of a host: one for each T1 service, and for others that declare peers."""
+    return [
+        Wall(
+            service.name,
+            service.user,
+            service.tier,
+            _answered(service),
+            [_match(peer) for peer in service.peers],
+        )
+        for service in declared_services(settings)
+        if service.user != "root" and (service.tier == "T1" or service.peers)
+    ]
+
+
+def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
+    """Ports of services that are not T1, by protocol: to T1 they are a way out."""
+    found: dict[str, set[int]] = {}
+    for service in declared_services(settings):
+        for listen in service.listens if service.tier != "T1" else ():
+            found.setdefault(listen.protocol, set()).add(listen.port)
+    return {protocol: sorted(ports) for protocol, ports in sorted(found.items())}
+
+
+def rules(settings: HostSettings) -> str:
+    """The table as nftables reads it, less the rules that lead users into it."""
+    return render(
+        "egress/egress.nft.j2",
+        program=PROGRAM,
+        table=egress_program.TABLE,
+        log_prefix=egress_program.LOG_PREFIX,
+        walls=walls(settings),
+        other_tiers=other_tiers(settings),
+        resolver_ports=RESOLVER_PORTS,
+        tailscale_services=TAILSCALE_SERVICES,
+    )
+
+
+def users(settings: HostSettings) -> str:
+    """User to the service whose wall holds it, as the program reads it."""
+    return json.dumps({wall.user: wall.name for wall in walls(settings)}, indent=1) + "\n"
+
+
+def unit_files() -> dict[str, str]:
+    """Path to text of the units."""
+    relaxed = [
+        Directive("PrivateNetwork", "no", "the rules are those of this machine's network"),
+        Directive("RestrictAddressFamilies", "AF_UNIX AF_NETLINK", "how the kernel takes rules"),
+        Directive("CapabilityBoundingSet", "CAP_NET_ADMIN", "who may load and read them"),
+        Directive("PrivateUsers", "no", "they are the machine's own root's"),
+    ]
+    return {
+        f"{SYSTEM}/{unit}": render(
+            f"egress/{unit}.j2",
+            program=PROGRAM,
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(
+                Service(name="egress", unit=unit, user="root", tier="T1"),
+                isolated=True,
+                relaxed=relaxed,
+            ),
+        )
+        for unit in (SERVICE, WATCH, TIMER)
+    }
+
+
+def drop_ins(settings: HostSettings) -> dict[str, str]:
+    """Unit to the text of its drop-in: T1 services whose units are the owner's."""
+    return {
+        service.unit: render(
+            "egress/tier.conf.j2",
+            service=service,
+            rules=RULES,
+            networks=dict.fromkeys([*LOOPBACK, "::1/128", *allowed(service)]),
+        )
+        for service in settings.services
+        if service.tier == "T1"
+        and service.user != "root"
+        and service.unit.endswith(".service")
+        and not any(listen.container for listen in service.listens)
+    }
+
+
+def drop_in_path(unit: str) -> str:
+    """Where a unit's drop-in lies."""
+    return f"{SYSTEM}/{unit}.d/{DROP_IN}"
+
+
+def program() -> str:
+    """The text of the program that hosts run."""
+    return inspect.getsource(egress_program)

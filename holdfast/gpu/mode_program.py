@@ -1,0 +1,550 @@
+#!/usr/bin/python3
+"""Show what a set of cards is for, and give it to another mode or back.
+
+Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
+``/etc/holdfast/gpu-modes.json``. The mode in force is the content of
+``/run/holdfast/gpu-modes/SET``, which every boot makes anew with the default.
+
+A switch waits for nobody who uses the cards unless it is told to, proves that their memory was
+given back, and ends with the mode before it where the other does not come up. A process that is no
+service of the inventory is named, and never ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG = "/etc/holdfast/gpu-modes.json"
+PRESENT = "/run/holdfast/gpu-modes"
+LIMITS = "holdfast-gpu-limits.service"
+
+MEMORY_PROGRAM = "/usr/local/sbin/holdfast-gpu-memory"
+RUNNING = ("active", "activating", "deactivating", "reloading", "refreshing")
+
+STILL = 3
+"""Looks in a row at which a service must be idle."""
+PAUSE_SECONDS = 1.0
+RELEASE_SECONDS = 60
+"""How long cards may take to be given back; a process that was killed takes seconds."""
+SMI_SECONDS = 60
+"""A sick driver hangs nvidia-smi."""
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Failed(Exception):
+    """A step that did not do what it is for, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """An address that answers with ``contains`` in its body when all is well."""
+
+    url: str
+    contains: str
+    timeout_seconds: int
+
+    def holds(self, seconds: float = 10) -> bool:
+        """Whether it answers so now."""
+        try:
+            with _DIRECT.open(self.url, timeout=seconds) as answer:
+                return self.contains in answer.read().decode(errors="replace")
+        except (OSError, ValueError):
+            return False
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A service that uses cards, or takes turns with one that does.
+
+    ``hold`` (and how many seconds it may take) and ``release`` are commands that keep callers out
+    and let them in again; ``memory`` is what `holdfast-gpu-memory` is told, but for the seconds.
+    """
+
+    name: str
+    unit: str
+    cards: Sequence[str] = ()
+    hold: Sequence[str] = ()
+    release: Sequence[str] = ()
+    memory: Sequence[str] = ()
+    idle: Check | None = None
+    health: Check | None = None
+
+
+@dataclass(frozen=True)
+class CardSet:
+    """A set of cards: UUID to name; and its modes: name to the names of their services."""
+
+    name: str
+    cards: dict[str, str]
+    default: str
+    modes: dict[str, list[str]]
+    targets: dict[str, str]
+
+
+@dataclass(frozen=True)
+class House:
+    """Every set of this host, and every service that uses cards, in a mode or always."""
+
+    sets: list[CardSet]
+    tenants: dict[str, Tenant]
+
+    def set_of(self, mode: str) -> CardSet:
+        """The set that has the mode.
+
+        Raises:
+            Failed: none has.
+        """
+        for card_set in self.sets:
+            if mode in card_set.modes:
+                return card_set
+        known = ", ".join(mode for card_set in self.sets for mode in card_set.modes)
+        raise Failed(f"there is no mode {mode} here; there are: {known or 'none'}")
+
+    def services(self, card_set: CardSet, *modes: str) -> list[Tenant]:
+        """The services of the named modes of a set, each once; of all its modes without a name."""
+        names = [name for mode in modes or card_set.modes for name in card_set.modes[mode]]
+        return [self.tenants[name] for name in dict.fromkeys(names)]
+
+
+def read_house(path: str) -> House:
+    """What the deploy has written.
+
+    Raises:
+        Failed: this host has no modes.
+    """
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Failed("no cards of this host take turns: the inventory declares no modes") from None
+    return House(
+        [CardSet(**card_set) for card_set in told["sets"]],
+        {tenant["name"]: _tenant(tenant) for tenant in told["tenants"]},
+    )
+
+
+def _tenant(told: dict[str, Any]) -> Tenant:
+    checks = {key: Check(**told[key]) for key in ("idle", "health") if told[key]}
+    return Tenant(**{**told, **checks})
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory of a card, and the unit it belongs to."""
+
+    pid: str
+    card: str
+    mib: str
+    program: str
+    unit: str
+
+    def __str__(self) -> str:
+        """Tell it to a person."""
+        try:
+            user = pwd.getpwuid(Path("/proc", self.pid).stat().st_uid).pw_name
+        except (OSError, KeyError):
+            user = "unknown"
+        return f"process {self.pid} ({self.program}, user {user}, {self.unit}): {self.mib} MiB"
+
+
+def holders(cards: Iterable[str]) -> list[Holder]:
+    """Every process that holds memory of the cards, as the driver knows it.
+
+    Raises:
+        Failed: the driver does not tell.
+    """
+    if not cards:
+        return []
+    rows = _smi("--query-compute-apps=gpu_uuid,pid,used_memory,name")
+    return [
+        Holder(pid, card, mib, ",".join(name), _unit_of(pid))
+        for card, pid, mib, *name in rows
+        if card in cards
+    ]
+
+
+def _unit_of(pid: str) -> str:
+    with contextlib.suppress(OSError):
+        group = Path("/proc", pid, "cgroup").read_text(encoding="utf-8").strip()
+        parts = group.rpartition(":")[2].split("/")
+        units = [part for part in parts if part.endswith((".service", ".scope"))]
+        if units:
+            return units[-1]
+    return "no unit"
+
+
+def _smi(query: str) -> list[list[str]]:
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    done = _run(*command, seconds=SMI_SECONDS)
+    if done.returncode:
+        raise Failed(f"the driver does not tell who uses the cards: {_last(done)}")
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+
+
+def _run(
+    *command: str, seconds: float | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            # Ctrl-C is for us: a command that it ended half way would leave the cards to nobody.
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {seconds:g} s")
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"exit status {done.returncode}"
+
+
+def say(text: str) -> None:
+    """Tell whoever watches; who has hung up is not waited for."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def states(units: Sequence[str]) -> dict[str, str]:
+    """Unit to its state, such as ``active``."""
+    if not units:
+        return {}
+    said = _run("systemctl", "is-active", "--", *units).stdout.split()
+    return dict(zip(units, said, strict=False))
+
+
+def processes(tenants: Iterable[Tenant]) -> list[str]:
+    """The files that list the processes of the tenants' units."""
+    found = []
+    for tenant in tenants:
+        told = _run("systemctl", "show", "--property=ControlGroup", "--value", tenant.unit)
+        if group := told.stdout.strip():
+            found.append(f"/sys/fs/cgroup{group}/cgroup.procs")
+    return [file for file in found if Path(file).exists()]
+
+
+@dataclass
+class Switch:
+    """One set of cards, given to the mode ``wanted``."""
+
+    house: House
+    card_set: CardSet
+    wanted: str
+    folder: Path = Path(PRESENT)
+    held: list[Tenant] = field(default_factory=list)
+
+    @property
+    def record(self) -> Path:
+        """Holds the name of the mode in force."""
+        return self.folder / self.card_set.name
+
+    def note(self, mode: str) -> None:
+        """Say which mode is in force, to whoever reads the record."""
+        new = self.folder / f".{self.card_set.name}.new"
+        new.write_text(f"{mode}\n", encoding="utf-8")
+        new.replace(self.record)
+
+    @property
+    def present(self) -> str:
+        """The mode in force."""
+        try:
+            told = self.record.read_text(encoding="utf-8").strip()
+        except OSError:
+            told = ""
+        return told if told in self.card_set.modes else self.card_set.default
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of this set.
+
+        Raises:
+            Failed: another switch of it is under way.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{self.card_set.name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Failed("another switch of these cards is under way") from None
+            yield
+
+    def run(self, wait_seconds: float, now: bool) -> None:
+        """Switch; ``now`` does not ask whether the services that must go are busy.
+
+        Raises:
+            Failed: it could not be; the mode before is in force, or, where that is said, none.
+        """
+        before = self.present
+        entering = self.house.services(self.card_set, self.wanted)
+        others = [tenant for tenant in self.house.services(self.card_set) if tenant not in entering]
+        found = states([tenant.unit for tenant in (*entering, *others)])
+        leaving = [tenant for tenant in others if found[tenant.unit] in RUNNING]
+        missing = [tenant for tenant in entering if found[tenant.unit] != "active"]
+        if before == self.wanted and not leaving and not missing:
+            say(f"{self.card_set.name}: {self.wanted} is in force")
+            return
+        self._check_room(leaving, missing)
+        began = time.monotonic()
+        try:
+            if not now:
+                self._hold(leaving, wait_seconds)
+            try:
+                self._stop(before, others, leaving)
+                self._start(self.wanted, missing)
+            except Failed as failure:
+                self._back(before, str(failure))
+                raise
+        finally:
+            for tenant in self.held:
+                _run(*tenant.release)
+        took = time.monotonic() - began
+        say(f"{self.card_set.name}: {self.wanted} is in force, {before} was; it took {took:.0f} s")
+
+    def _check_room(self, leaving: list[Tenant], missing: list[Tenant]) -> None:
+        """See that nobody else holds what the other mode will claim, before anything stops."""
+        besides = ":".join(processes(leaving))
+        for tenant in missing:
+            _check_memory(tenant, 0, besides)
+
+    def _hold(self, leaving: list[Tenant], wait_seconds: float) -> None:
+        deadline = time.monotonic() + wait_seconds
+        for tenant in leaving:
+            left = max(0.0, deadline - time.monotonic())
+            if tenant.hold:
+                self.held.append(tenant)
+                if (done := _run(*tenant.hold, f"{left:g}")).returncode:
+                    raise Failed(f"{tenant.name} is busy: {_last(done).partition(': ')[2]}")
+            else:
+                self._until_idle(tenant, left)
+
+    def _until_idle(self, tenant: Tenant, wait_seconds: float) -> None:
+        deadline, still = time.monotonic() + wait_seconds, 0
+        while still < STILL:
+            why = self._busy(tenant)
+            still = 0 if why else still + 1
+            if why and time.monotonic() >= deadline:
+                raise Failed(f"{tenant.name} is busy: {why}; wait, or say --now")
+            time.sleep(PAUSE_SECONDS)
+
+    def _busy(self, tenant: Tenant) -> str:
+        if tenant.idle:
+            check = tenant.idle
+            return "" if check.holds() else f"{check.url} does not answer {check.contains!r}"
+        cards = tenant.cards or tuple(self.card_set.cards)
+        rows = _smi("--query-gpu=uuid,utilization.gpu")
+        busy = [
+            self.card_set.cards.get(uuid, uuid)
+            for uuid, load in rows
+            if uuid in cards and load != "0"
+        ]
+        return f"{', '.join(busy)} is at work" if busy else ""
+
+    def _stop(self, before: str, others: list[Tenant], leaving: list[Tenant]) -> None:
+        went = {pid for file in processes(leaving) for pid in Path(file).read_text().split()}
+        units = [self.card_set.targets[before]] if before != self.wanted else []
+        # Those that have failed too: they would come back by themselves.
+        units += [tenant.unit for tenant in others]
+        if units and (done := _run("systemctl", "stop", *units)).returncode:
+            raise Failed(f"{before} does not stop: {_last(done)}")
+        self._prove_release(went)
+
+    def _prove_release(self, went: set[str]) -> None:
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while True:
+            left = [one for one in holders(self.card_set.cards) if one.pid in went]
+            if not left:
+                return
+            if time.monotonic() >= deadline:
+                raise Failed(f"memory of the cards was not given back: {left[0]}")
+            time.sleep(PAUSE_SECONDS)
+
+    def _start(self, mode: str, tenants: list[Tenant]) -> None:
+        """Put a mode into force: first its limits, then its services.
+
+        Raises:
+            Failed: a limit is not held, or a service does not answer.
+        """
+        self._limit(mode)
+        for tenant in tenants:
+            _check_memory(tenant, RELEASE_SECONDS)
+        self._bring_up(mode, tenants)
+
+    def _limit(self, mode: str) -> None:
+        self.note(mode)
+        if _run("systemctl", "restart", LIMITS).returncode:
+            raise Failed(f"power limits are not held: {_error_of(LIMITS)}")
+
+    def _bring_up(self, mode: str, tenants: list[Tenant]) -> None:
+        units = [tenant.unit for tenant in tenants]
+        if units:
+            _run("systemctl", "reset-failed", *units)
+        _run("systemctl", "start", self.card_set.targets[mode], *units)
+        for tenant in tenants:
+            _wait_for(tenant)
+
+    def _back(self, before: str, why: str) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        say(f"{self.card_set.name}: {why}; going back to {before}")
+        tenants = self.house.services(self.card_set, before)
+        others = [tenant for tenant in self.house.services(self.card_set) if tenant not in tenants]
+        if before != self.wanted:
+            _run("systemctl", "stop", self.card_set.targets[self.wanted])
+        if others:
+            _run("systemctl", "stop", *(tenant.unit for tenant in others))
+        problems = []
+        # A card that keeps no limit is no reason to leave nothing running.
+        try:
+            self._limit(before)
+        except Failed as failure:
+            problems.append(str(failure))
+        try:
+            self._bring_up(before, tenants)
+        except Failed as failure:
+            problems.append(str(failure))
+        if problems:
+            raise Failed(f"{why}; and {before} is not what it was: {'; '.join(problems)}")
+
+
+def _check_memory(tenant: Tenant, seconds: float, besides: str = "") -> None:
+    """See that a service would find its cards free, within ``seconds``.
+
+    Raises:
+        Failed: it would not; the processes that hold them are named.
+    """
+    if not tenant.memory:
+        return
+    done = _run(MEMORY_PROGRAM, f"{seconds:g}", *tenant.memory, BESIDES=besides)
+    if done.returncode:
+        raise Failed(f"{tenant.name} does not find its cards free: {_last(done)}")
+
+
+def _wait_for(tenant: Tenant) -> None:
+    """Wait until a service that was started answers, where it can be asked.
+
+    Raises:
+        Failed: it ended, or has not answered in time.
+    """
+    health = tenant.health
+    deadline = time.monotonic() + (health.timeout_seconds if health else 0)
+    while True:
+        if states([tenant.unit])[tenant.unit] != "active":
+            raise Failed(f"{tenant.name} does not start: {_error_of(tenant.unit)}")
+        if health is None or health.holds():
+            return
+        if time.monotonic() >= deadline:
+            raise Failed(
+                f"{tenant.name} does not answer: {health.url} has had {health.timeout_seconds} s"
+                f" to say {health.contains!r}"
+            )
+        time.sleep(PAUSE_SECONDS)
+
+
+def _error_of(unit: str) -> str:
+    """What a unit that failed said last, and where to read more."""
+    _run("journalctl", "--sync")
+    # Its own words, and not systemd's about it.
+    said = _run(
+        *("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1"),
+        *("--priority=err", f"_SYSTEMD_UNIT={unit}"),
+    )
+    told = said.stdout.strip()
+    return f"{told} (systemctl status {unit})" if told else f"see systemctl status {unit}"
+
+
+def show(house: House, folder: Path) -> Iterator[str]:
+    """What each set is for, and who uses its cards without being asked, a line each."""
+    for card_set in house.sets:
+        present = Switch(house, card_set, "", folder).present
+        yield f"{card_set.name} ({', '.join(card_set.cards.values())}): {present} is in force"
+        found = states([tenant.unit for tenant in house.services(card_set)])
+        for mode, names in card_set.modes.items():
+            told = [f"{name} {found[house.tenants[name].unit]}" for name in names]
+            mark = "*" if mode == present else " "
+            after = ", the default" if mode == card_set.default else ""
+            yield f" {mark} {mode}: {', '.join(told) or 'nothing of ours'}{after}"
+    yield from strangers(house)
+
+
+def strangers(house: House) -> Iterator[str]:
+    """A line for each process on the cards that belongs to no service of the inventory."""
+    known = {tenant.unit for tenant in house.tenants.values()}
+    cards = {uuid: name for card_set in house.sets for uuid, name in card_set.cards.items()}
+    try:
+        for holder in holders(cards):
+            if holder.unit not in known:
+                yield f"not ours, on {cards[holder.card]}: {holder}"
+    except Failed as failure:
+        yield str(failure)
+
+
+def greeting(house: House, folder: Path) -> Iterator[str]:
+    """One line a set, for whoever logs in; asks no driver, which may hang."""
+    for card_set in house.sets:
+        present = Switch(house, card_set, "", folder).present
+        tenants = house.services(card_set, present)
+        found = states([tenant.unit for tenant in tenants])
+        down = [tenant.name for tenant in tenants if found[tenant.unit] != "active"]
+        told = f"{card_set.name}: {present} is in force"
+        yield f"{told}, and {', '.join(down)} not running" if down else told
+
+
+def _interrupted(*_: object) -> None:
+    raise Failed("interrupted")
+
+
+def main(arguments: list[str]) -> int:
+    """Show the modes, or switch to one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", nargs="?", help="the mode to switch to; without it, show them")
+    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for who is busy")
+    parser.add_argument("--now", action="store_true", help="whoever is busy")
+    parser.add_argument("--greeting", action="store_true", help="a line a set, for a login")
+    parser.add_argument("--config", default=CONFIG, help=argparse.SUPPRESS)
+    parser.add_argument("--present", type=Path, default=Path(PRESENT), help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    # A login that ends does not end the switch it asked for.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        house = read_house(asked.config)
+        if asked.mode is None:
+            told = greeting if asked.greeting else show
+            print("\n".join(told(house, asked.present)))  # noqa: T201
+            return 0
+        switch = Switch(house, house.set_of(asked.mode), asked.mode, asked.present)
+        with switch.alone():
+            for line in strangers(house):
+                say(line)
+            switch.run(asked.wait, asked.now)
+    except Failed as failure:
+        say(f"{asked.mode or 'holdfast-mode'}: {failure}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,196 @@
+"""Modes: what a set of cards is for, one thing at a time; from settings alone.
+
+A mode is a systemd target that wants its services. A service that is in a mode ends with the last
+mode that holds it and starts with no other: it is not enabled by itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+
+from holdfast import registry
+from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
+from holdfast.engines.vllm import VLLM
+from holdfast.gpu import mode_program
+from holdfast.gpu.mode_program import CardSet, Check, Tenant
+from holdfast.render import render
+from holdfast.services import HealthCheck, Service
+from holdfast.settings import CardSet as DeclaredSet
+from holdfast.settings import Engine, Gpus, HostSettings
+
+PROGRAM = "/usr/local/sbin/holdfast-mode"
+CONFIG = mode_program.CONFIG
+PRESENT = mode_program.PRESENT
+RECORDS = "/etc/tmpfiles.d/holdfast-gpu-modes.conf"
+GREETING = "/etc/update-motd.d/60-holdfast-mode"
+SYSTEM = "/etc/systemd/system"
+DROP_IN = "60-holdfast-mode.conf"
+
+
+def sets(settings: HostSettings) -> list[DeclaredSet]:
+    """The sets of cards of a host whose services take turns."""
+    return settings.gpus.card_sets if settings.gpus else []
+
+
+def target(mode: str) -> str:
+    """The unit of a mode."""
+    return f"holdfast-mode-{mode}.target"
+
+
+def targets_of(settings: HostSettings, service: str) -> list[str]:
+    """The targets with which an engine or a service runs; none for one that always does."""
+    return [
+        target(mode.name)
+        for card_set in sets(settings)
+        for mode in card_set.modes
+        if service in mode.services
+    ]
+
+
+def engine_names(settings: HostSettings) -> dict[str, EngineNames]:
+    """The declared engines, by name."""
+    return {engine.name: EngineNames(VLLM, engine) for engine in registry.engines(settings)}
+
+
+def unit(settings: HostSettings, name: str) -> str:
+    """The unit of an engine or a declared service, by its name."""
+    engines = engine_names(settings)
+    if name in engines:
+        return engines[name].unit
+    return next(service.unit for service in settings.services if service.name == name)
+
+
+def service_units(settings: HostSettings) -> list[str]:
+    """The units of every service that is in a mode, each once."""
+    names = [
+        name for card_set in sets(settings) for mode in card_set.modes for name in mode.services
+    ]
+    return [unit(settings, name) for name in dict.fromkeys(names)]
+
+
+def in_force(gpus: Gpus, present: Mapping[str, str]) -> Gpus:
+    """The cards with the limits they have in the modes ``present`` (set to mode)."""
+    caps = {
+        card: cap
+        for card_set in gpus.card_sets
+        for mode in card_set.modes
+        if mode.name == present.get(card_set.name, card_set.default)
+        for card, cap in mode.power_caps_w.items()
+    }
+    cards = [
+        card.model_copy(update={"power_cap_w": caps.get(card.name, card.power_cap_w)})
+        for card in gpus.cards
+    ]
+    return gpus.model_copy(update={"cards": cards})
+
+
+def every_moment(gpus: Gpus) -> Iterator[Gpus]:
+    """The cards with their limits, once for every combination of modes."""
+    names = [[mode.name for mode in card_set.modes] for card_set in gpus.card_sets]
+    for chosen in itertools.product(*names):
+        present = dict(zip([card_set.name for card_set in gpus.card_sets], chosen, strict=True))
+        yield in_force(gpus, present)
+
+
+def _check(check: HealthCheck | None) -> Check | None:
+    return Check(check.url, check.contains, check.timeout_seconds) if check else None
+
+
+def _uuids(settings: HostSettings, names: list[str]) -> tuple[str, ...]:
+    known = registry.cards(settings)
+    return tuple(uuid for name in names if name in known and (uuid := known[name].uuid))
+
+
+def _engine(settings: HostSettings, engine: Engine) -> Tenant:
+    names = EngineNames(VLLM, engine)
+    uuids = _uuids(settings, engine.cards)
+    return Tenant(
+        name=engine.name,
+        unit=names.unit,
+        cards=uuids,
+        hold=(REPLACE_PROGRAM, engine.name, "--hold"),
+        release=(REPLACE_PROGRAM, engine.name, "--release"),
+        memory=(f"{engine.utilisation:g}", *uuids) if uuids else (),
+    )
+
+
+def _service(settings: HostSettings, service: Service) -> Tenant:
+    uuids = _uuids(settings, service.cards)
+    return Tenant(
+        name=service.name,
+        unit=service.unit,
+        cards=uuids,
+        memory=(f"{service.gpu_mib}MiB", *uuids) if uuids and service.gpu_mib else (),
+        idle=_check(service.idle),
+        health=_check(service.health),
+    )
+
+
+def tenants(settings: HostSettings) -> Iterator[Tenant]:
+    """Every service that claims memory of a card or is in a mode, as the host's program sees it."""
+    for engine in registry.engines(settings):
+        if engine.cards or targets_of(settings, engine.name):
+            yield _engine(settings, engine)
+    for service in settings.services:
+        if service.gpu_mib or targets_of(settings, service.name):
+            yield _service(settings, service)
+
+
+def config(settings: HostSettings) -> str:
+    """What the host's program reads."""
+    known = registry.cards(settings)
+    told = [
+        CardSet(
+            name=card_set.name,
+            cards={known[name].uuid or name: name for name in card_set.cards},
+            default=card_set.default,
+            modes={mode.name: mode.services for mode in card_set.modes},
+            targets={mode.name: target(mode.name) for mode in card_set.modes},
+        )
+        for card_set in sets(settings)
+    ]
+    house = {
+        "sets": [asdict(card_set) for card_set in told],
+        "tenants": [asdict(tenant) for tenant in tenants(settings)],
+    }
+    return json.dumps(house, indent=1) + "\n"
+
+
+def program() -> str:
+    """The text of the program that hosts run."""
+    return inspect.getsource(mode_program)
+
+
+def records(settings: HostSettings) -> str:
+    """Has every boot begin with the defaults."""
+    return render("gpu_modes/records.conf.j2", sets=sets(settings), folder=PRESENT)
+
+
+def greeting() -> str:
+    """The script that tells whoever logs in."""
+    return render("gpu_modes/greeting.j2", program=PROGRAM)
+
+
+def units(settings: HostSettings) -> dict[str, str]:
+    """Path to text of the modes' targets, and of what makes a service part of them."""
+    found = {}
+    for card_set in sets(settings):
+        for index, mode in enumerate(card_set.modes):
+            every = [target(one.name) for one in card_set.modes]
+            found[f"{SYSTEM}/{target(mode.name)}"] = render(
+                "gpu_modes/mode.target.j2",
+                card_set=card_set,
+                mode=mode,
+                others=every[:index] + every[index + 1 :],
+                # Which of two comes later does not matter: what stops goes before what starts.
+                earlier=every[:index],
+                services=[unit(settings, name) for name in mode.services],
+            )
+            for name in mode.services:
+                path = f"{SYSTEM}/{unit(settings, name)}.d/{DROP_IN}"
+                found[path] = render("gpu_modes/service.conf.j2")
+    return found

@@ -1,0 +1,374 @@
+"""The drill of modes: every switch there is, those that cannot be, and what a rack does after one.
+
+Beside the real engine of the drill of serving, the services are stand-ins that hold memory of fake
+cards (`stand_in.py`, `tests/doubles`); the units, the targets and systemd are real.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast import inventory_file
+from holdfast.gpu import limits, modes
+from holdfast.settings import HostSettings
+from tests.doubles import guest
+from tests.doubles.rack import DRIVER_VERSION, rack
+from tests.drill import sabotage, sabotages
+from tests.drill.pairs import walk
+from tests.drill.site import Site
+from tests.lab.artefacts import archive
+from tests.lab.machine import Machine
+
+if TYPE_CHECKING:
+    from tests.drill.serving import ServingStage
+
+CARDS = rack("rtx3090", "rtx3090")
+NAMES = ("left", "right")
+STAND_IN = "/usr/local/bin/stand-in"
+UNIT = """\
+[Unit]
+Description=A stand-in for {name}
+[Service]
+Type=exec
+ExecStart={program} {name} {port} {mib} {uuids}
+Restart=on-failure
+RestartSec=5
+TimeoutStopSec=20
+"""
+SERVICES: dict[str, dict[str, Any]] = {
+    "painter": {"port": 8201, "gpu_mib": 16000, "cards": ["left", "right"], "tells": True},
+    "voice": {"port": 8202, "gpu_mib": 6000, "cards": ["left"], "tells": False},
+    "reader": {"port": 8203, "gpu_mib": 20000, "cards": ["right"], "tells": True},
+}
+"""What stands in; one that ``tells`` says itself whether it is busy, of the other its cards do."""
+MODES: dict[str, dict[str, Any]] = {
+    "agent": {"services": ["chat"]},
+    "creative": {"services": ["painter"], "power_caps_w": {"left": 340, "right": 300}},
+    "audio": {"services": ["voice"], "power_caps_w": {"left": 200}},
+    # A service of two modes runs on from the one to the other.
+    "forensic": {"services": ["reader", "voice"], "power_caps_w": {"right": 250}},
+}
+DEFAULT = "agent"
+CAP_W = 280
+
+
+class Modes:
+    """The modes of one rack, tried."""
+
+    def __init__(self, stage: ServingStage, site: Site) -> None:
+        self.stage, self.site, self.record = stage, site, site.record
+        self.took: dict[tuple[str, str], float] = {}
+
+    @property
+    def rack(self) -> Machine:
+        """The machine."""
+        return self.stage.rack
+
+    @property
+    def settings(self) -> HostSettings:
+        """What it is to be."""
+        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
+        return settings
+
+    def declare(self, engine: dict[str, object]) -> None:
+        """Give the rack its cards and its stand-ins, and declare them beside ``engine``."""
+        folder = self.stage.folder / "hardware"
+        packed = folder.with_suffix(".tar")
+        shutil.rmtree(folder, ignore_errors=True)
+        guest.user_space(DRIVER_VERSION, folder)
+        CARDS.write(_made(folder / guest.DESCRIPTION.lstrip("/")))
+        records = _made(folder / "etc/tmpfiles.d/holdfast-rack.conf")
+        records.write_text("d /run/holdfast-rack 0755\nd /run/stand-in 0755\n")
+        drop_in = _made(folder / f"etc/systemd/system/{limits.SERVICE}.d/fake-driver.conf")
+        drop_in.write_text("[Service]\nReadWritePaths=/run/holdfast-rack\n")
+        program = _made(folder / STAND_IN.lstrip("/"))
+        program.write_text(Path(__file__).with_name("stand_in.py").read_text())
+        program.chmod(0o755)
+        known = dict(zip(NAMES, CARDS.cards, strict=True))
+        for name, service in SERVICES.items():
+            unit = _made(folder / f"etc/systemd/system/{name}.service")
+            uuids = " ".join(known[card].uuid for card in service["cards"])
+            unit.write_text(
+                UNIT.format(
+                    program=STAND_IN,
+                    name=name,
+                    port=service["port"],
+                    mib=service["gpu_mib"],
+                    uuids=uuids,
+                )
+            )
+        archive.pack(folder, packed, ".")
+        self.rack.copy_to(packed, "/root/hardware.tar")
+        self.rack.succeed(
+            "tar -C / --keep-directory-symlink -xf /root/hardware.tar && ldconfig"
+            " && systemd-tmpfiles --create && systemctl daemon-reload && nvidia-smi -pm 1"
+        )
+        self.stage.declare([engine], gpus=self._gpus(), services=list(self._services()))
+
+    def _gpus(self) -> dict[str, object]:
+        cards = [
+            {
+                "name": name,
+                "device": "2204",
+                "vram_mib": 24576,
+                "uuid": card.uuid,
+                "power_cap_w": CAP_W,
+            }
+            for name, card in zip(NAMES, CARDS.cards, strict=True)
+        ]
+        declared = [{"name": name, **mode} for name, mode in MODES.items()]
+        card_set = {"name": "desk", "cards": list(NAMES), "default": DEFAULT, "modes": declared}
+        return {"cards": cards, "card_sets": [card_set], "containers": False}
+
+    def _services(self) -> Iterator[dict[str, object]]:
+        for name, service in SERVICES.items():
+            port = service["port"]
+            queue = {"url": f"http://127.0.0.1:{port}/queue", "timeout_seconds": 15}
+            idle = {"idle": {**queue, "contains": "running: 0"}} if service["tells"] else {}
+            yield {
+                "name": name,
+                "unit": f"{name}.service",
+                "user": f"svc-{name}",
+                "tier": "T1",
+                "listens": [{"port": port}],
+                "gpu_mib": service["gpu_mib"],
+                "cards": service["cards"],
+                "health": {**queue, "contains": "running"},
+                **idle,
+            }
+
+    def switch(self, mode: str, *more: str) -> tuple[int, str]:
+        """Ask for a mode as a person does; the exit status and what was said."""
+        return self.rack.execute(
+            f"{modes.PROGRAM} {mode} {' '.join(more)} 2>&1", timeout_seconds=900
+        )
+
+    def wrong(self, mode: str) -> list[str]:
+        """What is not as it is in ``mode``: units, targets, limits, memory of cards."""
+        units = modes.service_units(self.settings)
+        targets = [modes.target(name) for name in MODES]
+        told = self.rack.execute(f"systemctl is-active {' '.join([*units, *targets])}")[1].split()
+        active = {
+            unit for unit, state in zip([*units, *targets], told, strict=True) if state == "active"
+        }
+        services = MODES[mode]["services"]
+        wanted = {modes.unit(self.settings, name) for name in services} | {modes.target(mode)}
+        found = [f"{unit} is or is not active" for unit in active ^ wanted]
+        caps = dict.fromkeys(NAMES, CAP_W) | MODES[mode].get("power_caps_w", {})
+        said = self.rack.succeed(
+            "nvidia-smi --query-gpu=power.limit --format=csv,noheader,nounits"
+        ).split()
+        if [float(cap) for cap in said] != [float(caps[name]) for name in NAMES]:
+            found.append(f"the limits are {said}")
+        held = self.rack.succeed(
+            "nvidia-smi --query-compute-apps=gpu_uuid,used_memory --format=csv,noheader,nounits"
+        ).split("\n")
+        expected = sorted(
+            f"{card.uuid}, {SERVICES[name]['gpu_mib']}"
+            for name in services
+            if name in SERVICES
+            for card_name, card in zip(NAMES, CARDS.cards, strict=True)
+            if card_name in SERVICES[name]["cards"]
+        )
+        if sorted(filter(None, held)) != expected:
+            found.append(f"the cards' memory is {held}")
+        return found
+
+    def every_pair(self) -> None:
+        """Switch from each mode to each other."""
+        present, count, wrong = DEFAULT, 0, []
+        for after in walk(list(MODES), DEFAULT):
+            began = time.monotonic()
+            status, said = self.switch(after)
+            self.took[present, after] = time.monotonic() - began
+            problems = self.wrong(after)
+            if status or problems:
+                wrong.append(f"{present} to {after}: {said.strip()} {problems}")
+            present, count = after, count + 1
+        pairs = len(list(permutations(MODES, 2)))
+        self.record.check(
+            f"every pair of modes: {pairs} switches", not wrong and count == pairs, wrong or count
+        )
+        for (before, after), seconds in self.took.items():
+            self.record.figures[f"{before} to {after}"] = f"{seconds:.1f} s"
+
+    def refused(self, what: str, before: str, after: str, sentence: str) -> None:
+        """Ask for ``after``, which must be refused with a sentence and leave ``before``."""
+        status, said = self.switch(after)
+        problems = self.wrong(before)
+        good = status == 1 and sentence in said and not problems
+        self.record.check(f"{what}: refused, {before} stays", good, problems or said.strip()[-300:])
+
+    @contextmanager
+    def fault(self, name: str, kind: str) -> Iterator[None]:
+        """Something is wrong with a stand-in meanwhile."""
+        self.rack.succeed(f"echo {kind} > /run/stand-in/{name}")
+        try:
+            yield
+        finally:
+            self.rack.succeed(f"rm -f /run/stand-in/{name}")
+
+    @contextmanager
+    def described(self, change: Callable[[dict[str, Any]], object]) -> Iterator[None]:
+        """The cards tell something else meanwhile."""
+        before = self.rack.succeed(f"cat {guest.DESCRIPTION}")
+        changed = json.loads(before)
+        change(changed)
+        try:
+            self._describe(json.dumps(changed))
+            yield
+        finally:
+            self._describe(before)
+
+    def _describe(self, text: str) -> None:
+        path = guest.DESCRIPTION
+        self.rack.succeed(f"cat > {path}.new <<'END' && mv {path}.new {path}\n{text}\nEND")
+
+    def busy(self) -> None:
+        """Nobody who is at work is stopped, unless somebody says so."""
+        (chat,) = modes.engine_names(self.settings).values()
+        body = {"model": "chat", "prompt": "ready", "max_tokens": 230, "ignore_eos": True, "n": 4}
+        ask = (
+            f'printf "Authorization: Bearer %s" "$(cat {chat.key})" | curl --silent --header @-'
+            f" --json '{json.dumps(body)}' --max-time 120 --output /root/answer"
+            " --write-out '%{http_code}'"
+            f" http://127.0.0.1:{chat.engine.port}/v1/completions > /root/status"
+        )
+        metric = f"grep '^{chat.program.running_metric}' | grep -qv ' 0.0$'"
+        unit = "systemd-run --quiet --collect --unit=asking --service-type=exec"
+        self.rack.succeed(f"{unit} sh -c {shlex.quote(ask)}")
+        self.rack.wait_until_succeeds(
+            f"curl --silent http://127.0.0.1:{chat.engine.port}/metrics | {metric}",
+            timeout_seconds=60,
+        )
+        self.refused("an engine with a request under way", "agent", "creative", "chat is busy")
+        self.rack.wait_until_succeeds("! systemctl --quiet is-active asking", timeout_seconds=180)
+        told = self.rack.succeed("cat /root/status")
+        self.record.check("and the request was answered whole", told == "200", told)
+        self.switch("creative")
+        with self.fault("painter", "busy"):
+            self.refused("a service that says it is busy", "creative", "audio", "painter is busy")
+            status, said = self.switch("audio", "--now")
+            self.record.check("--now asks nobody", status == 0 and not self.wrong("audio"), said)
+        with self.described(lambda rack: rack["cards"][0]["utilisation"].update(gpu=90)):
+            self.refused("a card at work", "audio", "creative", "left is at work")
+        self.switch("creative")
+        self._waits()
+
+    def _waits(self) -> None:
+        self.rack.succeed(
+            "echo busy > /run/stand-in/painter && systemd-run --quiet --on-active=6"
+            " rm /run/stand-in/painter"
+        )
+        status, said = self.switch("audio", "--wait", "60")
+        good = status == 0 and not self.wrong("audio")
+        self.record.check("--wait waits until it is idle", good, said.strip())
+
+    def strangers(self) -> None:
+        """What is not ours is named and left alone."""
+        self.switch("agent")
+        self.rack.succeed(
+            "systemd-run --quiet --collect --unit=stranger --uid=nobody sleep infinity"
+        )
+        pid = int(self.rack.succeed("systemctl show -P MainPID stranger"))
+
+        def appear(rack: dict[str, Any]) -> None:
+            process = {"pid": pid, "memory_mib": 20000, "kind": "compute"}
+            rack["cards"][1]["processes"].append(process)
+            rack["cards"][1]["memory"]["used_mib"] = 20002
+
+        with self.described(appear):
+            told = self.rack.succeed(modes.PROGRAM)
+            named = f"not ours, on right: process {pid}" in told and "user nobody" in told
+            self.record.check("a process that is not ours is named", named, told)
+            self.refused_by_stranger(pid)
+        alive = self.rack.execute("systemctl --quiet is-active stranger")[0] == 0
+        self.record.check("and it lives on", alive)
+        self.rack.succeed("systemctl stop stranger")
+
+    def refused_by_stranger(self, pid: int) -> None:
+        """A mode that needs what a stranger holds is refused before anything stops."""
+        status, said = self.switch("creative")
+        chat = modes.unit(self.settings, "chat")
+        untouched = self.rack.execute(f"systemctl --quiet is-active {chat}")[0] == 0
+        good = status == 1 and f"process {pid}" in said and untouched
+        self.record.check("it holds what a mode needs: refused, agent stays", good, said.strip())
+
+    def fail(self) -> None:
+        """A switch that cannot end well ends with the mode before it."""
+        for kind, sentence in (("dead", "does not start"), ("deaf", "does not answer")):
+            with self.fault("reader", kind):
+                self.refused(f"a service is {kind}", "agent", "forensic", sentence)
+        self.switch("creative")
+        with self.fault("painter", "clinging"):
+            status, said = self.switch("audio")
+            good = status == 1 and "was not given back: process" in said
+            self.record.check("memory is not given back: refused, the process named", good, said)
+        running = self.rack.execute("systemctl --quiet is-active painter.service")[0] == 0
+        self.record.check("and creative runs again", running)
+        self._describe(CARDS.model_dump_json())
+        self.rack.succeed("systemctl restart painter")
+        with self.described(lambda rack: rack["cards"][0]["power"].update(max_w=310)):
+            self.switch("audio")
+            self.refused("a card refuses its limit", "audio", "creative", "310 W")
+        self._at_once()
+        self._killed()
+
+    def _at_once(self) -> None:
+        # The lock is held for as long as the first one waits for the painter.
+        self.switch("creative")
+        with self.fault("painter", "busy"):
+            self.rack.succeed(
+                f"systemd-run --quiet --collect --unit=first {modes.PROGRAM} audio --wait 20"
+            )
+            self.rack.wait_until_succeeds(
+                f"! flock --nonblock {modes.PRESENT}/.desk.lock true", timeout_seconds=20
+            )
+            self.refused("two at once", "creative", "forensic", "another switch")
+            self.rack.succeed("systemctl stop first")
+
+    def _killed(self) -> None:
+        self.rack.succeed(f"systemd-run --quiet --collect --unit=killed {modes.PROGRAM} agent")
+        chat = modes.unit(self.settings, "chat")
+        self.rack.wait_until_succeeds(
+            f"systemctl is-active {chat} | grep -q activating", timeout_seconds=60
+        )
+        self.rack.succeed("systemctl kill --signal=KILL killed")
+        status, said = self.switch("agent")
+        good = status == 0 and not self.wrong("agent")
+        self.record.check("killed in the middle: asked again, it ends", good, said.strip())
+
+    def reboot(self) -> None:
+        """After a reboot the default is in force."""
+        self.switch("creative")
+        self.site.expect_nothing("in another mode")
+        sabotage.commit(self.site, self.rack, sabotages.MODES)
+        # What a driver knew of processes and of limits goes with the power.
+        self._describe(CARDS.model_dump_json())
+        self.rack.reboot()
+        chat = modes.unit(self.settings, "chat")
+        self.rack.wait_until_succeeds(f"systemctl --quiet is-active {chat}", timeout_seconds=600)
+        self.rack.succeed("nvidia-smi -pm 1")
+        self.rack.wait_until_succeeds(
+            f"systemctl show -P ExecMainExitTimestampMonotonic {limits.SERVICE} | grep -qv '^0$'",
+            timeout_seconds=200,
+        )
+        self.rack.succeed(f"systemctl restart {limits.SERVICE}")
+        problems = self.wrong(DEFAULT)
+        self.record.check("after a reboot the default is in force", not problems, problems)
+        told = self.rack.succeed("run-parts /etc/update-motd.d").strip()
+        self.record.check("a login is told so", f"desk: {DEFAULT} is in force" in told, told)
+        self.site.verify("after a reboot, in the default mode")
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,322 @@
+"""A machine and a world beyond it, in two network namespaces: what is sent is counted over there.
+
+Run as root by `test_egress_live.py` in a network namespace of its own, with the rules and users of
+a host, and whether to load them. `games` is the user of a T1 service, `news` of a T2 service that
+declares peers, `mail` of one that declares none. Prints what each of them tried and what arrived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import encodings.idna  # noqa: F401  (once a user who may not read it, nobody loads it)
+import errno
+import io
+import json
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from holdfast import egress_program
+
+WORLD = {4: "192.0.2.1", 6: "2001:db8::1"}
+"""What lies beyond the gateway; the far namespace answers for it."""
+NAS = {4: "10.77.0.30", 6: "fd77::30"}
+OTHER_TIER = 4000
+OWN_TIER = 8080
+RACK = {4: "10.77.0.10", 6: "fd77::10"}
+QUAD100 = "100.100.100.100"
+WITNESS = """
+table inet witness {
+    counter calls {
+    }
+    counter any {
+    }
+    chain arrived {
+        type filter hook prerouting priority raw;
+        tcp flags & (syn | ack) == syn counter name calls
+        meta l4proto udp counter name calls
+        meta l4proto { tcp, udp } counter name any
+    }
+}
+"""
+_SERVE = """
+import signal, socket
+ports = (22, 80, 443, 2049)
+servers = [
+    socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
+    for port in ports
+]
+print(flush=True)
+signal.pause()
+"""
+
+
+def sh(text: str) -> str:
+    """Output of a shell command that must succeed."""
+    return subprocess.run(["sh", "-euc", text], check=True, capture_output=True, text=True).stdout
+
+
+class Stage:
+    """This namespace is the machine, ``pid`` lives in the one beyond."""
+
+    def __init__(self, pid: int) -> None:
+        self.far = f"nsenter --target {pid} --net"
+        sh(f"""
+            ip link set lo up
+            ip link add eth0 type veth peer name far
+            ip link set far netns {pid}
+            ip address add 10.77.0.10/24 dev eth0
+            ip address add fd77::10/64 dev eth0 nodad
+            ip link set eth0 up
+            {self.far} sh -euc '
+                ip link set lo up
+                ip address add 10.77.0.30/24 dev far
+                ip address add fd77::30/64 dev far nodad
+                ip address add 192.0.2.1/32 dev lo
+                ip address add 2001:db8::1/128 dev lo nodad
+                ip address add {QUAD100}/32 dev lo
+                ip link set far up'
+            ip route add default via 10.77.0.30
+            ip -6 route add default via fd77::30
+        """)
+        subprocess.run(
+            [*self.far.split(), "nft", "--file", "-"], input=WITNESS, text=True, check=True
+        )
+        self.world = subprocess.Popen(
+            [*self.far.split(), sys.executable, "-c", _SERVE], stdout=subprocess.PIPE
+        )
+        assert self.world.stdout is not None
+        self.world.stdout.readline()
+
+    def arrived(self, what: str) -> int:
+        """New ``calls``, or packets of ``any`` kind, that have come to the far side so far."""
+        said = json.loads(sh(f"{self.far} nft --json list counter inet witness {what}"))
+        return int(said["nftables"][1]["counter"]["packets"])
+
+
+def as_user(name: str, attempt: Callable[[], None]) -> str:
+    """What becomes of an attempt as a user: the errno's name, or "sent"."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        said = "broken"
+        try:
+            os.setgroups([])
+            account = pwd.getpwnam(name)
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            attempt()
+            said = "sent"
+        except OSError as error:
+            said = errno.errorcode.get(error.errno or 0, str(error))
+        finally:
+            os.write(write, said.encode())
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        said = answer.read()
+    os.wait()
+    return said
+
+
+def tcp(address: str, port: int) -> Callable[[], None]:
+    """Connect."""
+    return lambda: socket.create_connection((address, port), timeout=2).close()
+
+
+def udp(address: str, port: int) -> Callable[[], None]:
+    """Send a datagram."""
+
+    def attempt() -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sender:
+            sender.connect((address, port))
+            sender.send(b"name?")
+
+    return attempt
+
+
+def attempts() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Everything that is tried, by name."""
+    for version in (4, 6):
+        yield f"tcp{version} world", tcp(WORLD[version], 443)
+        yield f"udp{version} world", udp(WORLD[version], 443)
+        yield f"dns{version} world", udp(WORLD[version], 53)
+        yield f"tcp{version} nas, declared port", tcp(NAS[version], 2049)
+        yield f"tcp{version} nas, other port", tcp(NAS[version], 22)
+        yield f"dns{version} nas", udp(NAS[version], 53)
+        yield f"tcp{version} other tier by the machine's address", tcp(RACK[version], OTHER_TIER)
+    for address in ("127.0.0.1", "127.0.0.53", "::1"):
+        yield f"dns loopback {address}", udp(address, 53)
+        yield f"dns over tcp {address}", tcp(address, 53)
+    yield "mdns loopback", udp("127.0.0.1", 5353)
+    yield "dns over tls loopback", tcp("127.0.0.1", 853)
+    yield "tailscale's own", tcp(QUAD100, 80)
+    for address in ("127.0.0.1", "::1"):
+        yield f"other tier {address}", tcp(address, OTHER_TIER)
+        yield f"own tier {address}", tcp(address, OWN_TIER)
+
+
+@contextmanager
+def listening() -> Iterator[list[socket.socket]]:
+    """Programs of this machine, as root: two resolvers' worth of ports and two services."""
+    found = []
+    for port in (53, 853, OTHER_TIER, OWN_TIER):
+        server = socket.create_server(
+            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64
+        )
+        found.append(server)
+    resolver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    resolver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    resolver.bind(("::", 53))
+    multicast = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    multicast.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    multicast.bind(("::", 5353))
+    yield [*found, resolver, multicast]
+    for each in (*found, resolver, multicast):
+        each.close()
+
+
+def asked(listeners: list[socket.socket]) -> list[int]:
+    """Ports of this machine that something has come to."""
+    found = []
+    for listener in listeners:
+        listener.setblocking(False)
+        try:
+            if listener.type == socket.SOCK_STREAM:
+                listener.accept()[0].close()
+            else:
+                listener.recv(64)
+            found.append(listener.getsockname()[1])
+        except BlockingIOError:
+            continue
+    return sorted(set(found))
+
+
+def try_all(stage: Stage, user: str) -> dict[str, Any]:
+    """What a user's attempts come to, how many packets got away, which ports were reached."""
+    with listening() as listeners:
+        before = stage.arrived("calls")
+        outcomes = {name: as_user(user, attempt) for name, attempt in attempts()}
+        return {
+            "outcomes": outcomes,
+            "away": stage.arrived("calls") - before,
+            "ports": asked(listeners),
+        }
+
+
+CALLERS = {"lan": NAS[4], "lan6": NAS[6], "world": WORLD[4]}
+_CALL = """
+import socket, sys, time
+rack, source = sys.argv[1:]
+while True:
+    try:
+        call = socket.create_connection((rack, 2342), timeout=1, source_address=(source, 0))
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.02)
+print(call.recv(9).decode())
+"""
+
+
+def answers(stage: Stage, source: str, *, handed: bool) -> str:
+    """What a T1 service says to a caller with the address ``source``.
+
+    It listens itself, or on a port that root has ``handed`` to it, as systemd does.
+    """
+    version = 6 if ":" in source else 4
+    caller = subprocess.Popen(
+        [*stage.far.split(), sys.executable, "-c", _CALL, RACK[version], source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def listen() -> socket.socket:
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        server = socket.create_server((RACK[version], 2342), family=family)
+        server.settimeout(2)
+        return server
+
+    server = listen() if handed else None
+
+    def serve() -> None:
+        (server or listen()).accept()[0].sendall(b"hello")
+
+    as_user("games", serve)
+    if server:
+        server.close()
+    return caller.communicate(timeout=10)[0].strip()
+
+
+def away_from_open_connection(stage: Stage) -> int:
+    """Packets that a connection gets away which a T1 user had before there were rules."""
+    # A connection is whose it was when it was made.
+    os.seteuid(pwd.getpwnam("games").pw_uid)
+    connection = socket.create_connection((WORLD[4], 443), timeout=2)
+    os.seteuid(0)
+    assert egress_program.main("load") == 0
+    before = stage.arrived("any")
+    with contextlib.suppress(OSError):
+        connection.send(b"secret")
+    connection.close()
+    deadline = time.monotonic() + 5
+    # What the program has closed the kernel still tries to send.
+    while sh(f"ss -Htn dst {WORLD[4]}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return stage.arrived("any") - before
+
+
+def main(folder: str, far_pid: str, wall: str) -> None:
+    """Try everything, with the wall or without it, and print what came of it."""
+    egress_program.RULES = f"{folder}/egress.nft"
+    egress_program.USERS = f"{folder}/users.json"
+    egress_program.RECORD = f"{folder}/loaded.json"
+    egress_program.SUBUID = f"{folder}/subuid"
+    stage = Stage(int(far_pid))
+    said: dict[str, Any] = {}
+
+    def watch() -> dict[str, Any]:
+        """What two looks in a row have to tell, and what the first one says."""
+        with contextlib.redirect_stderr(io.StringIO()) as words:
+            status = egress_program.main("watch")
+            lines = words.getvalue().splitlines()
+            return {"first": status, "said": lines, "second": egress_program.main("watch")}
+
+    if wall == "wall":
+        said["away from an open connection"] = away_from_open_connection(stage)
+        egress_program.main("watch")
+    for user in ("games", "news", "mail", "root"):
+        said[user] = try_all(stage, user)
+    said["answers"] = {
+        name: answers(stage, source, handed=False) for name, source in CALLERS.items()
+    }
+    said["handed"] = {name: answers(stage, source, handed=True) for name, source in CALLERS.items()}
+    if wall == "wall":
+        said["attempts"] = watch()
+        table = f"inet {egress_program.TABLE}"
+        sh(f"nft flush chain {table} from-photos")
+        said["changed"] = watch()
+        sh(f"nft delete table {table}")
+        said["gone"] = watch()
+        said["away after it was gone"] = try_all(stage, "games")["away"]
+        egress_program.main("load")
+        said["loaded before anybody looked"] = watch()
+        Path(egress_program.SUBUID).write_text("games:700000:100\nnews:800000:100\n")
+        said["ids were lent"] = watch()
+        said["table"] = sh(f"nft list chain {table} output")
+        Path(egress_program.USERS).write_text('{"games": "photos", "nobody-here": "router"}')
+        said["a user went"] = watch()
+        said["table without the user"] = sh(f"nft list chain {table} output")
+    stage.world.kill()
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

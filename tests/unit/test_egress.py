@@ -1,0 +1,213 @@
+"""Who may reach what, from declarations: walls, the rules' text, systemd's side, units, program."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facts.egress import DROP_IN, TierDropIns
+from holdfast import alerts, egress, egress_program
+from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.settings import HostSettings
+from tests.unit.site_data import good
+
+
+def rack(**changes: Any) -> HostSettings:
+    """A host with a T1 service, a T2 service that declares peers and a T3 service that does not.
+
+    Their users are on every Debian, so that a kernel can be tried with them.
+    """
+    data: dict[str, Any] = {
+        "hostname": "rack",
+        "distribution": "debian13",
+        "interfaces": {"eth0": {"role": "lan"}},
+        "services": [
+            {
+                "name": "photos",
+                "unit": "photos.service",
+                "user": "games",
+                "tier": "T1",
+                "listens": [
+                    {
+                        "port": 2342,
+                        "scope": "lan",
+                        "interface": "eth0",
+                        "sources": ["10.77.0.0/24", "fd77::/64"],
+                    },
+                    {"port": 8080},
+                ],
+                "peers": [
+                    {"network": "10.77.0.30/32", "port": 2049},
+                    {"network": "fd77::30/128", "port": 2049},
+                ],
+            },
+            {
+                "name": "router",
+                "unit": "router.service",
+                "user": "news",
+                "tier": "T2",
+                "listens": [{"port": 4000}],
+                "peers": [{"network": "192.0.2.1/32", "port": 443}],
+            },
+            {"name": "free", "unit": "free.service", "user": "mail", "tier": "T3"},
+        ],
+    }
+    return HostSettings.model_validate({**data, **changes})
+
+
+def _with(**changes: Any) -> HostSettings:
+    """The rack whose T1 service is declared otherwise."""
+    photos, *others = rack().services
+    return rack(services=[photos.model_copy(update=changes), *others])
+
+
+def test_each_t1_service_has_a_wall_and_so_has_who_declares_peers() -> None:
+    assert {(wall.name, wall.user, wall.tier) for wall in egress.walls(rack())} == {
+        ("photos", "games", "T1"),
+        ("router", "news", "T2"),
+    }
+    rich = HostSettings.model_validate(good()["rack"])
+    assert {wall.user for wall in egress.walls(rich)} == {"holdfast-floor", "photos"}
+
+
+def test_a_wall_follows_from_where_the_service_listens_and_whom_it_calls() -> None:
+    photos, _ = egress.walls(rack())
+    assert photos.callers == {
+        "ip": ["127.0.0.0/8", "10.77.0.0/24"],
+        "ip6": ["::1", "fd77::/64"],
+    }
+    assert photos.peers == [
+        "ip daddr 10.77.0.30/32 tcp dport 2049",
+        "ip6 daddr fd77::30/128 tcp dport 2049",
+    ]
+    floor, _ = egress.walls(HostSettings.model_validate(good()["rack"]))
+    assert floor.callers["ip"] == ["127.0.0.0/8", "100.64.0.0/10"]
+    assert floor.peers == []
+
+
+def test_ports_of_other_tiers_are_a_way_out() -> None:
+    assert egress.other_tiers(rack()) == {"tcp": [22, 4000], "udp": [41641]}
+
+
+@pytest.mark.parametrize(
+    ("network", "within"),
+    [
+        *((network, True) for network in ("10.0.0.0/8", "192.168.1.30/32", "100.64.0.0/10")),
+        *((network, True) for network in ("fd00::/8", "::1/128", "fd7a:115c:a1e0::/48")),
+        *(
+            (network, False)
+            for network in ("0.0.0.0/0", "192.0.0.0/8", "100.0.0.0/8", "8.8.8.8/32")
+        ),
+        *((network, False) for network in ("::/0", "2001:db8::/32", "169.254.0.0/16", "fe80::/10")),
+    ],
+)
+def test_where_data_of_t1_may_go(network: str, within: bool) -> None:
+    assert egress.is_sovereign(network) is within
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        rack(),
+        rack(services=[]),
+        HostSettings.model_validate(good()["rack"]),
+        HostSettings.model_validate(good()["station"]),
+        # Names that mean something to nftables.
+        *(_with(name=name) for name in ("tcp", "counter", "log", "x-1-", "ct")),
+        _with(peers=[], listens=[]),
+        rack(tailnet=None, ssh={"lan_access": "keep"}),
+    ],
+    ids=range(11),
+)
+def test_nftables_reads_the_rules_as_often_as_they_are_loaded(settings: HostSettings) -> None:
+    namespace = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+    twice = egress.rules(settings) * 2
+    done = subprocess.run(
+        [*namespace, "nft", "--check", "--file", "-"],
+        input=twice,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_systemd_holds_t1_units_of_others_to_the_same() -> None:
+    (text,) = egress.drop_ins(rack()).values()
+    lines = text.splitlines()
+    assert "IPAddressDeny=any" in lines
+    assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6" in lines
+    assert [line.partition("=")[2] for line in lines if line.startswith("IPAddressAllow=")] == [
+        *("127.0.0.1/32", "::1/128", "10.77.0.0/24", "fd77::/64"),
+        *("10.77.0.30/32", "fd77::30/128"),
+    ]
+    assert egress.drop_in_path("photos.service") == (
+        f"/etc/systemd/system/photos.service.d/{DROP_IN}"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tier": "T2"},
+        {"user": "root"},
+        {"unit": "photos.timer"},
+        {"listens": [rack().services[0].listens[0].model_copy(update={"container": True})]},
+    ],
+)
+def test_systemd_is_told_nothing_of_what_it_cannot_hold(changes: dict[str, Any]) -> None:
+    assert egress.drop_ins(_with(**changes)) == {}
+
+
+def test_drop_ins_that_are_there_are_found() -> None:
+    path = egress.drop_in_path("photos.service")
+    assert TierDropIns().process([path]) == [path]
+    assert DROP_IN in TierDropIns().command()
+
+
+def test_the_program_is_told_which_user_is_held_by_which_wall() -> None:
+    assert json.loads(egress.users(rack())) == {"games": "photos", "news": "router"}
+
+
+def test_a_users_ids_are_its_own_and_those_it_was_lent() -> None:
+    lent = "games:100000:65536\nnews:200000:65536\n5:300000:1\ngames:400000:0\n"
+    assert egress_program.ids("games", lent) == ["5", "100000-165535", "300000-300000"]
+    with pytest.raises(KeyError):
+        egress_program.ids("nobody-here", lent)
+
+
+def test_the_rules_are_in_force_before_the_network_is() -> None:
+    text = egress.unit_files()[f"{egress.SYSTEM}/{egress.SERVICE}"]
+    lines = text.splitlines()
+    assert "DefaultDependencies=no" in lines
+    assert "Wants=network-pre.target" in lines
+    assert "Before=sysinit.target network-pre.target shutdown.target" in lines
+    assert "WantedBy=sysinit.target" in lines
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_reads_the_units_and_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
+    for path, text in {**egress.unit_files(), alerts.UNIT_PATH: alerts.notify_unit()}.items():
+        (tmp_path / Path(path).name).write_text(text.replace(egress.PROGRAM, "/bin/true"))
+    units = [tmp_path / name for name in (egress.SERVICE, egress.WATCH)]
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", *units, tmp_path / egress.TIMER],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [line for line in verified.stderr.splitlines() if str(tmp_path) in line] == []
+    threshold = f"--threshold={EXPOSURE_MAX_ROOT * 10:.0f}"
+    judged = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", threshold, *units],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert judged.returncode == 0, judged.stdout.splitlines()[-1:] + [judged.stderr]

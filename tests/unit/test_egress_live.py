@@ -1,0 +1,136 @@
+"""The rules in a kernel: who sends what, and what arrives on the other side. Needs root, nft, ip.
+
+It is not skipped where it cannot run: a wall that nobody has run into is no wall. Everything is
+tried twice, with the rules and without them, for packets that could not be counted would pass too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast import egress
+from tests.unit.test_egress import rack
+
+ROOT = Path(__file__).resolve().parents[2]
+_PLAY = """
+unshare --net sleep 120 &
+far=$!
+trap 'kill $far' EXIT
+until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+unshare --net "$0" -m tests.unit.egress_stage "$1" $far "$2"
+"""
+REFUSED_AT_ONCE = {"ECONNREFUSED", "EPERM"}
+"""TCP and UDP."""
+LOCAL_PORTS = [53, 853, 4000, 5353, 8080]
+
+Said = dict[str, Any]
+
+
+def _play(folder: Path, wall: str) -> Said:
+    (folder / "egress.nft").write_text(egress.rules(rack()))
+    (folder / "users.json").write_text(egress.users(rack()))
+    sudo = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+    done = subprocess.run(
+        [*sudo, "bash", "-c", _PLAY, sys.executable, str(folder), wall],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said: Said = json.loads(done.stdout)
+    return said
+
+
+@pytest.fixture(scope="module")
+def walled(tmp_path_factory: pytest.TempPathFactory) -> Said:
+    return _play(tmp_path_factory.mktemp("wall"), "wall")
+
+
+@pytest.fixture(scope="module")
+def unwalled(tmp_path_factory: pytest.TempPathFactory) -> Said:
+    return _play(tmp_path_factory.mktemp("none"), "none")
+
+
+@pytest.mark.parametrize("user", ["games", "news", "mail", "root"])
+def test_without_the_wall_everything_arrives(unwalled: Said, user: str) -> None:
+    assert set(unwalled[user]["outcomes"].values()) == {"sent"}
+    assert unwalled[user]["away"] == 13
+    assert unwalled[user]["ports"] == LOCAL_PORTS
+    assert set(unwalled["answers"].values()) == set(unwalled["handed"].values()) == {"hello"}
+
+
+def test_a_t1_user_reaches_its_peers_and_its_tier_alone(walled: Said) -> None:
+    outcomes = walled["games"]["outcomes"]
+    assert set(outcomes.values()) == {"sent", *REFUSED_AT_ONCE}
+    assert {name for name, outcome in outcomes.items() if outcome == "sent"} == {
+        *("tcp4 nas, declared port", "tcp6 nas, declared port"),
+        *("own tier 127.0.0.1", "own tier ::1"),
+    }
+    # The two calls to the NAS; nobody on this machine was asked but the service of its own tier.
+    assert walled["games"]["away"] == 2
+    assert walled["games"]["ports"] == [8080]
+
+
+def test_a_t2_user_with_peers_reaches_those_and_this_machine(walled: Said) -> None:
+    assert walled["news"]["outcomes"]["tcp4 world"] == "sent"
+    assert walled["news"]["outcomes"]["tcp6 world"] == "ECONNREFUSED"
+    assert walled["news"]["away"] == 1
+    assert walled["news"]["ports"] == LOCAL_PORTS
+
+
+@pytest.mark.parametrize("user", ["mail", "root"])
+def test_others_are_left_alone(walled: Said, unwalled: Said, user: str) -> None:
+    assert walled[user] == unwalled[user]
+
+
+@pytest.mark.parametrize("listener", ["answers", "handed"])
+def test_a_t1_user_answers_those_who_may_call_it(walled: Said, listener: str) -> None:
+    assert walled[listener] == {"lan": "hello", "lan6": "hello", "world": ""}
+
+
+def test_a_connection_from_before_the_wall_carries_nothing_more(walled: Said) -> None:
+    assert walled["away from an open connection"] == 0
+
+
+def test_attempts_are_told_of_once_and_by_name(walled: Said) -> None:
+    told = walled["attempts"]
+    assert (told["first"], told["second"]) == (1, 0)
+    photos, router = told["said"]
+    assert photos.startswith("photos was kept from leaving ")
+    assert router.startswith("router was kept from leaving ")
+    assert "--grep 'holdfast egress photos:'" in photos
+
+
+def test_attempts_that_a_reload_would_forget_are_told_of(walled: Said) -> None:
+    told = walled["loaded before anybody looked"]
+    assert (told["first"], told["second"]) == (1, 0)
+    assert told["said"][0].startswith("photos was kept from leaving ")
+
+
+@pytest.mark.parametrize(("what", "word"), [("changed", "was changed by hand"), ("gone", "gone")])
+def test_a_table_that_is_tampered_with_is_loaded_again(walled: Said, what: str, word: str) -> None:
+    assert (walled[what]["first"], walled[what]["second"]) == (1, 0)
+    assert len(walled[what]["said"]) == 1
+    assert word in walled[what]["said"][0]
+    assert walled["away after it was gone"] == 2
+
+
+def test_ids_that_a_user_is_lent_are_that_users(walled: Said) -> None:
+    assert walled["ids were lent"]["first"] == 0
+    assert "meta skuid { 5, 700000-700099 } goto from-photos" in walled["table"]
+    assert "meta skuid { 9, 800000-800099 } goto from-router" in walled["table"]
+
+
+def test_a_user_who_is_gone_keeps_no_other_wall_from_standing(walled: Said) -> None:
+    assert walled["a user went"]["first"] == 0
+    assert "goto from-photos" in walled["table without the user"]
+    assert "goto from-router" not in walled["table without the user"]
