@@ -14,6 +14,7 @@ from deploys import (
     gpu_driver,
     gpu_limits,
     gpu_modes,
+    router,
     ssh,
     storage,
     tailnet,
@@ -39,6 +40,7 @@ tailnet.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
 vllm.apply(settings=settings)
+router.apply(settings=settings)
 gpu_modes.settle(settings=settings)
 backup.apply(settings=settings)
 firewall.withdraw_lan_ssh(settings=settings)

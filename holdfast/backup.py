@@ -34,6 +34,7 @@ HOUSE = (
     DataPath(path=STATE, backup="derived"),
     DataPath(path="/var/lib/holdfast/firewall", backup="derived"),
     DataPath(path="/var/lib/holdfast/gpu-reboot", backup="derived"),
+    DataPath(path="/var/lib/holdfast/queue", backup="derived"),
     DataPath(path="/var/lib/holdfast/vllm", backup="derived"),
     DataPath(path=integrity.STATE, backup="derived"),
 )

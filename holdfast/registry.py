@@ -14,7 +14,15 @@ from typing import Literal
 
 from holdfast.grammar import names_a_secret, walk
 from holdfast.services import DataPath, HealthCheck, Listen, Service
-from holdfast.settings import Checkpoint, Engine, Floor, GpuCard, HostSettings, ModelFile
+from holdfast.settings import (
+    Checkpoint,
+    Engine,
+    Floor,
+    GpuCard,
+    HostSettings,
+    ModelFile,
+    Router,
+)
 from holdfast.storage import model_path
 
 FLOOR_USER = "holdfast-floor"
@@ -79,6 +87,34 @@ def engine_service(program: str, engine: Engine) -> Service:
     )
 
 
+def router_service(router: Router) -> Service:
+    """A router as a service."""
+    name = f"router-{router.name}"
+    return Service(
+        name=name,
+        unit=f"holdfast-{name}-loopback.service",
+        user=name,
+        tier="T1",
+        listens=[Listen(port=router.port, scope=router.scope)],
+        health=HealthCheck(url=f"http://127.0.0.1:{router.port}/health", contains="ok"),
+    )
+
+
+def queue_service(router: Router) -> Service | None:
+    """The queue behind a router as a service, or None where it has none."""
+    if router.queue is None:
+        return None
+    name = f"queue-{router.name}"
+    return Service(
+        name=name,
+        unit=f"holdfast-{name}.service",
+        user=name,
+        tier="T1",
+        # Prompts that nobody needs twice: a restored queue would ask what was answered long ago.
+        data=[DataPath(path=f"/var/lib/holdfast/queue/{router.name}", backup="derived")],
+    )
+
+
 def ssh_service(settings: HostSettings) -> Service:
     """The SSH server; its scope is the one that holds once the deploy has finished."""
     ssh = settings.ssh
@@ -116,6 +152,10 @@ def _own_services(settings: HostSettings) -> list[tuple[str, Service]]:
         services.append(("floor", floor))
     for index, engine in enumerate(engines(settings)):
         services.append((f"vllm.engines[{index}]", engine_service("vllm", engine)))
+    for index, router in enumerate(settings.routers):
+        services.append((f"routers[{index}]", router_service(router)))
+        if queue := queue_service(router):
+            services.append((f"routers[{index}].queue", queue))
     return services
 
 

@@ -406,6 +406,38 @@ class Vllm(Model):
     engines: list[Engine] = Field(min_length=1)
 
 
+class Queue(Model):
+    """Requests that wait on disk, through restarts too, until something can answer them."""
+
+    entries: int = Field(default=500, ge=1, le=100000)
+    """Requests and answers kept at once; who comes when it is full is told to come later."""
+    concurrent_requests: int = Field(default=1, ge=1, le=64)
+    """Requests that are asked at once when something answers again, the oldest first."""
+    max_age_minutes: int = Field(default=60, ge=1)
+    """A request that has waited longer is an alert, minutes."""
+    keep_hours: int = Field(default=24, ge=1, le=720)
+    """How long an answer can be fetched before it is removed, hours."""
+
+
+class Router(Model):
+    """One address for a chain of engines, tried in order, none of them outside this host."""
+
+    name: Name = Field(max_length=24)
+    """Its units and its user are called ``holdfast-router-NAME`` and ``router-NAME``."""
+    profile: Literal["private", "client"]
+    """``private`` goes on to the next in the chain; ``client`` has one engine and else an error."""
+    port: Port
+    scope: Literal["loopback", "tailnet"] = "loopback"
+    api_key: SecretName
+    """What callers must send; each engine's own key stays on this host."""
+    engines: list[Name] = []
+    """Engines declared under ``vllm.engines``, in the order in which they are tried."""
+    floor: bool = False
+    """Whether the floor answers when no engine does."""
+    queue: Queue | None = None
+    """None: when nothing answers that is an error at once."""
+
+
 class HostSettings(Model):
     """Everything an inventory says about one host."""
 
@@ -428,6 +460,8 @@ class HostSettings(Model):
     """None: no floor."""
     vllm: Vllm | None = None
     """None: no engine of vLLM."""
+    routers: list[Router] = []
+    """Addresses for private work, which reach this host's engines and nothing else."""
     backup: Backup | None = None
     """None: nothing is backed up."""
     services: list[Service] = []

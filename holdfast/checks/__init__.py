@@ -19,6 +19,7 @@ from holdfast.checks import (
     gpu_modes,
     gpus,
     network,
+    routers,
     services,
 )
 from holdfast.checks.finding import Finding, Findings
@@ -50,6 +51,7 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *gpu_modes.modes(settings),
         *gpu_limits.containers(settings),
         *engines.engines(settings),
+        *routers.routers(settings),
         *data.paths(settings),
         *data.storage(settings, hosts),
         *data.backup(settings),
@@ -62,6 +64,7 @@ def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
     findings = list(access.secrets_set(settings)) or [
         *services.floor_key(settings),
         *engines.engine_keys(settings),
+        *routers.router_keys(settings),
     ]
     return [Refusal(host, *finding) for finding in findings]
 

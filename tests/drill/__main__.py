@@ -11,6 +11,7 @@ from tests.drill import report
 from tests.drill.converge import ROOT
 from tests.drill.gpu import GpuDrill
 from tests.drill.rehearsal import Rehearsal
+from tests.drill.routing import RoutingDrill
 from tests.drill.scenario import Drill
 from tests.drill.serving import ServingDrill
 
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
     parser.add_argument("--gpu", action="store_true", help="the drill of the cards instead")
     parser.add_argument("--serving", action="store_true", help="the drill of engines instead")
+    parser.add_argument("--routing", action="store_true", help="the drill of routers instead")
     parser.add_argument(
         "--no-rebuild",
         dest="rebuild",
@@ -38,6 +40,8 @@ def main() -> int:
         name, drill = "gpu", GpuDrill()
     elif arguments.serving:
         name, drill = "serving", ServingDrill()
+    elif arguments.routing:
+        name, drill = f"routing-{arguments.debian}", RoutingDrill(arguments.debian)
     else:
         name = f"debian-{arguments.debian}"
         drill = Drill(

@@ -717,6 +717,100 @@ ENGINES = (
 )
 """For a rack of `make drill-serving`."""
 
+_WORK = "holdfast-router-work"
+_ROUTES = "/etc/holdfast/router/work-loopback.cfg"
+_ROUTED_ANEW = f"systemctl restart {_WORK}-loopback.service && sleep 1"
+_WORK_KEYS = f"/etc/holdfast/credentials/{_WORK}-keys"
+_QUEUE = "holdfast-queue-work"
+_IN_QUEUE = f"nsenter --target $(systemctl show -P MainPID {_QUEUE}.service) --net"
+
+ROUTERS = (
+    Sabotage(
+        "a router refuses everybody",
+        ("router::each_answers_who_holds_its_key_and_says_by_whom",),
+        *edited(
+            _ROUTES, "s/^    http-request wait-for-body/    http-request deny\\n&/", _ROUTED_ANEW
+        ),
+    ),
+    Sabotage(
+        "a router asks for no key",
+        ("router::each_refuses_who_does_not",),
+        *edited(_ROUTES, "/http-request return status 401/d", _ROUTED_ANEW),
+    ),
+    Sabotage(
+        "every path leads to an engine",
+        ("router::no_other_path_leads_anywhere",),
+        *edited(_ROUTES, "/http-request deny deny_status 404/d", _ROUTED_ANEW),
+    ),
+    Sabotage(
+        "a router does not say how it is",
+        ("router::its_health_is_there_without_a_key",),
+        *edited(_ROUTES, "/ if METH_GET health/d", _ROUTED_ANEW),
+    ),
+    Sabotage(
+        "something else listens on its port",
+        ("router::each_listens_only_where_it_is_declared",),
+        "systemd-run --quiet --unit=stray python3 -m http.server --bind 127.0.0.2 8200"
+        " && until ss -Hltn 'sport = :8200' | grep -q 127.0.0.2; do sleep 0.2; done",
+        "systemctl stop stray",
+    ),
+    Sabotage(
+        "it is given an upstream elsewhere",
+        ("router::each_upstream_is_of_this_host",),
+        *edited(
+            _ROUTES, "s/server engine 127.0.0.1:8100/server engine 10.0.2.2:443/", _ROUTED_ANEW
+        ),
+    ),
+    Sabotage(
+        "a cloud's key is planted",
+        ("router::it_holds_no_key_but_its_callers_and_its_engines",),
+        *edited(_WORK_KEYS, "$ a cloud Bearer sk-abcdefghijklmnopqrstuvwxyz"),
+    ),
+    Sabotage(
+        "anyone may read its keys",
+        ("router::its_keys_are_read_by_root_alone",),
+        f"chmod 644 {_WORK_KEYS}",
+        f"chmod 600 {_WORK_KEYS}",
+    ),
+    Sabotage(
+        "a router has a way out",
+        ("router::the_kernel_lets_it_reach_loopback_alone",),
+        *configured(
+            f"{_WORK}-loopback.service", ["IPAddressDeny=", "IPAddressAllow="], _ROUTED_ANEW
+        ),
+    ),
+    Sabotage(
+        "the queue has a way out",
+        ("router::the_queue_has_no_network",),
+        f"{_IN_QUEUE} ip link add stray type veth",
+        f"{_IN_QUEUE} ip link delete stray",
+    ),
+    Sabotage(
+        "anyone may read what waits",
+        ("router::what_the_queue_keeps_is_its_users_alone",),
+        "chmod 644 /var/lib/holdfast/queue/work/queue.db",
+        "chmod 600 /var/lib/holdfast/queue/work/queue.db",
+    ),
+    Sabotage(
+        "nobody watches how long they wait",
+        ("router::the_age_of_the_queue_is_watched",),
+        f"systemctl stop {_QUEUE}-age.timer",
+        f"systemctl start {_QUEUE}-age.timer",
+    ),
+    Sabotage(
+        "the queue's sandbox is open",
+        ("router::systemd_finds_each_as_closed_as_declared",),
+        *configured(
+            f"{_QUEUE}.service",
+            [
+                *("User=root", "ProtectSystem=no", "CapabilityBoundingSet=~"),
+                *("PrivateNetwork=no", "SystemCallFilter=", "IPAddressDeny="),
+            ],
+        ),
+    ),
+)
+"""For a rack of `python -m tests.drill --routing`."""
+
 _CREATIVE = modes.target("creative")
 _AGAIN = f"{modes.PROGRAM} creative"
 

@@ -15,6 +15,7 @@ SECRETS = {
     "NAS_BACKUP": "n4s-Vb81xTq-77Lmyr0w",
     "OFFSITE_BACKUP": "0ffs1te-Gh29sKd-45Pzn",
     "OFFSITE_LOGIN": "l0gin-Wm63bYc-18Rtfx2",
+    "WORK_KEY": "w0rk-Rt58pLz-31Vqmc9x",
 }
 
 

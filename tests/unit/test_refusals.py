@@ -59,6 +59,11 @@ def checkpoint(**changes: Any) -> list[dict[str, Any]]:
     return [tiny | {"description": f"{MODELS}/qwen3-0.6b"} | changes]
 
 
+def router(**changes: Any) -> list[dict[str, Any]]:
+    work = {"name": "work", "profile": "private", "port": 8200, "api_key": "WORK_KEY"}
+    return [work | {"floor": True} | changes]
+
+
 def mirror(**changes: Any) -> dict[str, Any]:
     urls = {"url": "https://example.org/debian", "key_url": "https://example.org/key.gpg"}
     return urls | {"suite": "trixie"} | changes
@@ -200,6 +205,16 @@ BAD = [
         "services[1].listens[0].port", "41641", "another port"),
     Bad("SSH opened by hand", f"{OPENINGS}+", opening(port=22), "firewall.openings[1].port", "22",
         "ssh.lan_access"),
+    Bad("port of the floor for a router", "rack/routers", router(port=8080), "routers[0].port",
+        "8080", "another port"),
+    Bad("router opened to what is no profile", "rack/routers", router(profile="personal"),
+        "routers[0].profile", "'personal'", "'private'"),
+    Bad("router without its callers' key", "rack/routers", router(api_key="NO_SUCH_KEY"),
+        "routers[0].api_key", "NO_SUCH_KEY", ".env"),
+    Bad("router that asks for its floor's key", "rack/routers", router(api_key="FLOOR_API_KEY"),
+        "routers[0].api_key", "FLOOR_API_KEY", "secret of its own"),
+    Bad("router to an engine that is not there", "rack/routers", router(engines=["chat"]),
+        "routers[0].engines[0]", "chat", "write one that is declared"),
     Bad("floor opened by hand", f"{OPENINGS}+", opening(port=8080), "firewall.openings[1].port",
         "8080", "set the scope"),
     Bad("public without saying so", f"{OPENINGS}+", opening(sources=["0.0.0.0/0"]),

@@ -1,0 +1,223 @@
+"""Routers for private work: their units and what these are told, from settings alone.
+
+A router is the distribution's HAProxy with a ladder of upstreams on this host, each a literal
+address. It reads of a request its method, its path and the caller's key, and never its body: no
+text in there can choose who answers. The queue reads bodies, so it is another process and user,
+without a network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from holdfast import alerts, queue_program
+from holdfast.doors import Door, doors, socket_unit
+from holdfast.engines.program import GENERATE_PATHS, paths
+from holdfast.registry import engines, queue_service, router_service
+from holdfast.render import render
+from holdfast.sandbox import sandbox
+from holdfast.secrets import Secret
+from holdfast.services import Listen, Service
+from holdfast.settings import Engine, HostSettings, Router
+
+CREDENTIALS = "/etc/holdfast/credentials"
+SYSTEM = "/etc/systemd/system"
+CONFIGURATIONS = "/etc/holdfast/router"
+QUEUE_PROGRAM = "/usr/local/sbin/holdfast-queue"
+MODELS_PATH = "/v1/models"
+BUFFER_BYTES = 256 * 1024
+"""A request no larger than this can be sent again, to the next, when an engine breaks off."""
+CALLERS = "callers"
+"""Whose key it is that callers send; an engine's own stands under ``engine:NAME``."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """One rung of a router's ladder: a model server at a port of this host's loopback."""
+
+    name: str
+    """What the answer's header calls it."""
+    port: int
+    key: str
+    """What its key is called in the router's credential."""
+    secret: str
+    """The secret that this key is."""
+
+
+@dataclass(frozen=True)
+class RouterNames:
+    """What belongs to one router of a host, by name."""
+
+    router: Router
+
+    @property
+    def stem(self) -> str:
+        """The beginning of its units' names."""
+        return f"holdfast-router-{self.router.name}"
+
+    @property
+    def doors(self) -> list[Door]:
+        """Where callers reach it, and where they could; each door is a process."""
+        return doors(self.stem, self.router.port, self.router.scope)
+
+    @property
+    def key_file(self) -> str:
+        """Every key that it compares or sends, for root alone; systemd hands it over."""
+        return f"{CREDENTIALS}/{self.stem}-keys"
+
+    @property
+    def queue_stem(self) -> str:
+        """The beginning of the queue's units' names."""
+        return f"holdfast-queue-{self.router.name}"
+
+    @property
+    def queue_socket(self) -> str:
+        """Where the queue listens; only the router's user may connect."""
+        return f"/run/{self.queue_stem}.sock"
+
+    @property
+    def drain_stem(self) -> str:
+        """The beginning of the names of the way back: by it the queue asks what it has kept."""
+        return f"{self.stem}-drain"
+
+    @property
+    def drain_socket(self) -> str:
+        """Where that way begins; only the queue's user may connect."""
+        return f"/run/{self.drain_stem}.sock"
+
+    def configuration(self, door: str) -> str:
+        """What the process behind the door of this name is told; no secret is in it."""
+        return f"{CONFIGURATIONS}/{self.router.name}-{door}.cfg"
+
+
+def ladder(settings: HostSettings, router: Router) -> list[Upstream]:
+    """Who is asked, in order.
+
+    Raises:
+        KeyError: an engine is not declared.
+    """
+    rungs = [
+        Upstream(engine.name, engine.port, f"engine:{engine.name}", engine.api_key)
+        for engine in _engines(settings, router)
+    ]
+    if router.floor and settings.floor:
+        rungs.append(Upstream("floor", settings.floor.port, "floor", settings.floor.api_key))
+    return rungs
+
+
+def _engines(settings: HostSettings, router: Router) -> list[Engine]:
+    declared = {engine.name: engine for engine in engines(settings)}
+    return [declared[name] for name in router.engines]
+
+
+def posted_paths(settings: HostSettings, router: Router) -> tuple[str, ...]:
+    """Where callers may post; the ladder's engines all take the same."""
+    return paths(_engines(settings, router)[0]) if router.engines else GENERATE_PATHS
+
+
+def configuration(
+    settings: HostSettings, router: Router, bind: str, run: str, *, drains: bool = False
+) -> str:
+    """What one of a router's processes is told.
+
+    ``bind`` is where it listens and ``run`` its folder for the ladder's sockets. One that
+    ``drains`` is the queue's own way back: the right to connect is the key, and nothing is queued.
+    """
+    names = RouterNames(router)
+    return render(
+        "router/router.cfg.j2",
+        router=router,
+        bind=bind,
+        run=run,
+        drains=drains,
+        rungs=ladder(settings, router),
+        posted=posted_paths(settings, router),
+        models=MODELS_PATH,
+        queue=names.queue_socket if router.queue and not drains else None,
+        buffer_bytes=BUFFER_BYTES,
+        callers=CALLERS,
+    )
+
+
+def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
+    """What a key is called in a router's credential, to the name of the secret that it is."""
+    return {CALLERS: router.api_key, **{rung.key: rung.secret for rung in ladder(settings, router)}}
+
+
+def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str:
+    """The text of a router's credential; ``read`` holds the secrets by their names."""
+    return "".join(
+        f"{key} Bearer {read[name].get_secret_value()}\n"
+        for key, name in secret_names(settings, router).items()
+    )
+
+
+def _process(names: RouterNames, service: Service, stem: str, door: str, summary: str) -> str:
+    # It calls what is on loopback, wherever it is itself called from.
+    confined = service.model_copy(update={"listens": [Listen(port=names.router.port)]})
+    return render(
+        "router/router.service.j2",
+        summary=summary,
+        stem=stem,
+        configuration=names.configuration(door),
+        key_file=names.key_file,
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(confined),
+    )
+
+
+def _socket(description: str, stem: str, user: str) -> str:
+    path = f"/run/{stem}.sock"
+    return render("router/unix.socket.j2", description=description, stem=stem, path=path, user=user)
+
+
+def files(settings: HostSettings, router: Router) -> dict[str, str]:
+    """Path to text of what a router needs, its keys aside."""
+    names, service = RouterNames(router), router_service(router)
+    found = {}
+    for door in names.doors:
+        where = f"from {door.interface}, port {router.port}"
+        summary = f"Holdfast router {router.name}: {where}"
+        found[f"{SYSTEM}/{door.socket}"] = socket_unit(door)
+        found[f"{SYSTEM}/{door.service}"] = _process(names, service, door.stem, door.name, summary)
+        found[names.configuration(door.name)] = configuration(
+            settings, router, "fd@3", f"/run/{door.stem}"
+        )
+    return found | _queue_files(settings, names, service)
+
+
+def _queue_files(settings: HostSettings, names: RouterNames, service: Service) -> dict[str, str]:
+    router, queue = names.router, queue_service(names.router)
+    if queue is None or router.queue is None:
+        return {}
+    said = f"Holdfast: the queue of the router {router.name}"
+    values = {
+        "said": said,
+        "program": QUEUE_PROGRAM,
+        "queue": router.queue,
+        "stem": names.queue_stem,
+        "state": f"holdfast/queue/{router.name}",
+        "drain": names.drain_socket,
+        "on_failure": alerts.ON_FAILURE,
+        "sandbox": sandbox(queue, isolated=True),
+    }
+    drain = _process(
+        names, service, names.drain_stem, "drain", f"{said}, its way back to the engines"
+    )
+    return {
+        f"{SYSTEM}/{names.queue_stem}.socket": _socket(said, names.queue_stem, service.user),
+        f"{SYSTEM}/{queue.unit}": render("router/queue.service.j2", **values),
+        f"{SYSTEM}/{names.queue_stem}-age.service": render("router/queue-age.service.j2", **values),
+        f"{SYSTEM}/{names.queue_stem}-age.timer": render("router/queue-age.timer.j2", **values),
+        f"{SYSTEM}/{names.drain_stem}.socket": _socket(said, names.drain_stem, queue.user),
+        f"{SYSTEM}/{names.drain_stem}.service": drain,
+        names.configuration("drain"): configuration(
+            settings, router, "fd@3", f"/run/{names.drain_stem}", drains=True
+        ),
+    }
+
+
+def queue_program_text() -> str:
+    """The text of the program that keeps the queue."""
+    return inspect.getsource(queue_program)

@@ -1,0 +1,201 @@
+"""Routers: each answers who holds its key, from this host's engines alone, and shows no more."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from testinfra.host import Host
+
+from holdfast.engines.program import question
+from holdfast.registry import engines, queue_service
+from holdfast.router import CALLERS, RouterNames, ladder, posted_paths
+from holdfast.sandbox import EXPOSURE_MAX
+from holdfast.settings import HostSettings
+
+
+@pytest.fixture(scope="module")
+def routers(settings: HostSettings) -> list[RouterNames]:
+    if not settings.routers:
+        pytest.skip("this host has no router")
+    return [RouterNames(router) for router in settings.routers]
+
+
+def _processes(routers: list[RouterNames]) -> list[str]:
+    """Units of every HAProxy of the routers that runs."""
+    doors = [door.service for names in routers for door in names.doors if door.is_open]
+    return doors + [f"{names.drain_stem}.service" for names in routers if names.router.queue]
+
+
+def _queues(routers: list[RouterNames]) -> list[str]:
+    services = [queue_service(names.router) for names in routers]
+    return [service.unit for service in services if service]
+
+
+def _body(settings: HostSettings, names: RouterNames) -> object:
+    declared = {engine.name: engine for engine in engines(settings)}
+    if not names.router.engines:
+        return {"prompt": "ready", "max_tokens": 1}
+    _, body = question(declared[names.router.engines[0]])
+    return body
+
+
+def _path(settings: HostSettings, names: RouterNames) -> str:
+    paths = posted_paths(settings, names.router)
+    return "/v1/completions" if "/v1/completions" in paths else paths[0]
+
+
+def _ask(
+    host: Host, names: RouterNames, path: str, body: object = None, key: str = ""
+) -> tuple[int, str, str]:
+    # The header travels on standard input: a key in argv is what this file forbids.
+    own = f"printf 'Authorization: %s' \"$(sed -n 's/^{CALLERS} //p' {names.key_file})\""
+    data = f"--json '{json.dumps(body)}'" if body is not None else ""
+    answer = host.check_output(
+        f"{own if key == 'own' else 'echo'} | curl --silent --path-as-is --max-time 300"
+        f" --header @- {data} --write-out '\\n%header{{x-holdfast-engine}}\\n%{{http_code}}'"
+        f" 'http://127.0.0.1:{names.router.port}{path}'"
+    )
+    text, engine, status = answer.rsplit("\n", 2)
+    return int(status), engine, text
+
+
+def test_each_answers_who_holds_its_key_and_says_by_whom(
+    host: Host, settings: HostSettings, routers: list[RouterNames]
+) -> None:
+    for names in routers:
+        body = _body(settings, names)
+        status, engine, text = _ask(host, names, _path(settings, names), body, key="own")
+        assert status == 200, text
+        assert engine in {rung.name for rung in ladder(settings, names.router)}
+
+
+def test_each_refuses_who_does_not(
+    host: Host, settings: HostSettings, routers: list[RouterNames]
+) -> None:
+    for names in routers:
+        for path in posted_paths(settings, names.router):
+            status, engine, _ = _ask(host, names, path, _body(settings, names))
+            assert (status, engine) == (401, "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/anthropic/v1/messages", "/invocations", "//v1//completions", "/v1/%63ompletions"),
+        *("/v1/x/../completions", "/v1/completions?x=1", "/metrics", "/v1/load_lora_adapter"),
+    ],
+)
+def test_no_other_path_leads_anywhere(
+    host: Host, settings: HostSettings, routers: list[RouterNames], path: str
+) -> None:
+    for names in routers:
+        status, engine, text = _ask(host, names, path, _body(settings, names), key="own")
+        # The router's own words.
+        assert (status, engine) == (404, ""), text
+        assert json.loads(text)["error"]["type"] == "router"
+
+
+def test_its_health_is_there_without_a_key(host: Host, routers: list[RouterNames]) -> None:
+    for names in routers:
+        assert _ask(host, names, "/health") == (200, "", "ok")
+
+
+def test_each_listens_only_where_it_is_declared(host: Host, routers: list[RouterNames]) -> None:
+    for names in routers:
+        port = names.router.port
+        lines = host.check_output(f"ss -Hltn 'sport = :{port}'").splitlines()
+        expected = {f"127.0.0.1%lo:{port}"}
+        if names.router.scope == "tailnet":
+            expected.add(f"*%tailscale0:{port}")
+        assert {line.split()[3] for line in lines} == expected
+
+
+def test_each_upstream_is_of_this_host(host: Host, routers: list[RouterNames]) -> None:
+    for names in routers:
+        doors = [door.name for door in names.doors] + (["drain"] if names.router.queue else [])
+        files = " ".join(names.configuration(door) for door in doors)
+        lines = host.check_output(f"grep --no-filename --extended-regexp '^ *server' {files}")
+        upstreams = [line.split()[2] for line in lines.splitlines()]
+        assert upstreams
+        assert [at for at in upstreams if not re.match(r"127\.0\.0\.1:\d+$|unix@/run/", at)] == []
+
+
+def test_it_holds_no_key_but_its_callers_and_its_engines(
+    host: Host, settings: HostSettings, routers: list[RouterNames]
+) -> None:
+    for names in routers:
+        held = host.check_output(f"sed 's/ .*//' {names.key_file}").splitlines()
+        assert held == [CALLERS, *(rung.key for rung in ladder(settings, names.router))]
+
+
+def test_its_keys_are_read_by_root_alone(host: Host, routers: list[RouterNames]) -> None:
+    for names in routers:
+        assert host.check_output(f"stat --format='%a %U' {names.key_file}") == "600 root"
+        # The header's text, without the name it stands under.
+        only = f"sed 's/.* //' {names.key_file}"
+        leaks = host.run(
+            f"{only} | grep --files-with-matches --no-messages --text --fixed-strings --file=-"
+            " /proc/[0-9]*/cmdline /proc/[0-9]*/environ /etc/holdfast/router/*;"
+            f" journalctl --no-pager --output=cat | grep --fixed-strings --file=<({only})"
+        )
+        assert leaks.stdout == ""
+
+
+def test_the_kernel_lets_it_reach_loopback_alone(host: Host, routers: list[RouterNames]) -> None:
+    for unit in _processes(routers):
+        shown = host.check_output(f"systemctl show --property=IPAddressAllow --value {unit}")
+        assert shown == "127.0.0.1/32"
+    # Not what is configured but what holds: a shell in its group calls this host's own sshd by an
+    # address that is not loopback, so nothing outside is needed.
+    address = host.check_output(
+        "ip -4 -oneline address show scope global | awk '{split($4, a, \"/\"); print a[1]; exit}'"
+    )
+    port = host.check_output("sshd -T | awk '$1 == \"port\" {print $2; exit}'")
+    call = f"timeout 3 bash -c '</dev/tcp/{address}/{port}'"
+    assert host.run(call).succeeded, "the control must get through"
+    for unit in _processes(routers):
+        group = host.check_output(f"systemctl show --property=ControlGroup --value {unit}")
+        enter = f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs || echo outside"
+        assert host.run(f"{enter}; {call} && echo reached").stdout == ""
+
+
+def test_the_queue_has_no_network(host: Host, routers: list[RouterNames]) -> None:
+    for unit in _queues(routers):
+        pid = host.check_output(f"systemctl show --property=MainPID --value {unit}")
+        links = host.check_output(f"nsenter --target {pid} --net ip -brief link").splitlines()
+        assert [line.split()[0] for line in links] == ["lo"]
+
+
+def test_what_the_queue_keeps_is_its_users_alone(host: Host, routers: list[RouterNames]) -> None:
+    for names in routers:
+        if queue := queue_service(names.router):
+            folder = queue.data[0].path
+            stray = host.check_output(f"find {folder} ! -user {queue.user} -o -perm /077")
+            assert stray == ""
+            sockets = host.check_output(
+                f"stat --format='%a %U' {names.queue_socket} {names.drain_socket}"
+            )
+            assert sockets.splitlines() == [
+                f"600 router-{names.router.name}",
+                f"600 {queue.user}",
+            ]
+
+
+def test_the_age_of_the_queue_is_watched(host: Host, routers: list[RouterNames]) -> None:
+    for names in routers:
+        if names.router.queue:
+            assert host.service(f"{names.queue_stem}-age.timer").is_running
+            result = host.check_output(
+                f"systemctl show --property=Result --value {names.queue_stem}-age.service"
+            )
+            assert result == "success"
+
+
+def test_systemd_finds_each_as_closed_as_declared(host: Host, routers: list[RouterNames]) -> None:
+    for unit in [*_processes(routers), *_queues(routers)]:
+        verdict = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+        score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
+        assert score is not None, verdict
+        assert float(score[1]) <= EXPOSURE_MAX, verdict

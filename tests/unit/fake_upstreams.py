@@ -1,0 +1,327 @@
+"""Stand-ins beside a real HAProxy: model servers that are away, lie or break off, and a cloud."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from holdfast import router
+from holdfast.settings import HostSettings
+
+SECRETS = {
+    "CALLERS_KEY": SecretStr("the,callers'#own$key\\0(1)"),
+    "A_KEY": SecretStr("key-of-a-8d1f"),
+    "B_KEY": SecretStr("key-of-b-5c2e"),
+    "FLOOR_API_KEY": SecretStr("key-of-the-floor-77"),
+}
+COMPLETIONS = "/v1/completions"
+PROMPT = {"model": "llama", "prompt": "a secret of mine", "max_tokens": 1}
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: Callable[[], Any], seconds: float = 10) -> Any:
+    """Wait for a condition; fails when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, f"it never came that {what}"
+        time.sleep(0.01)
+    return value
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it arrived."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of those who have gone."""
+
+
+@dataclass
+class StandIn:
+    """A model server at a port of loopback."""
+
+    name: str
+    port: int = field(default_factory=free_port)
+    does: int | str = 200
+    """The status it answers with; "drop": it breaks off; "cut": it does so within its answer."""
+    seen: list[Seen] = field(default_factory=list)
+    _server: ThreadingHTTPServer | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it listens."""
+        return self._server is not None
+
+    def up(self) -> None:
+        """Listen."""
+        if self._server is None:
+            self._server = _Server(("127.0.0.1", self.port), self._handler())
+            threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True).start()
+
+    def down(self) -> None:
+        """Listen no more."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def be(self, is_up: bool) -> None:
+        """Listen, or do not; answer properly and remember nothing."""
+        self.does = 200
+        self.seen.clear()
+        (self.up if is_up else self.down)()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.path != "/health":
+                    self._saw(b"")
+                self._send(200, b"ok")
+
+            def do_POST(self) -> None:
+                body = self._body()
+                self._saw(body)
+                if stand_in.does == "drop":
+                    self.close_connection = True
+                elif stand_in.does == "cut":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "1000")
+                    self.end_headers()
+                    self.wfile.write(b"half")
+                    self.close_connection = True
+                else:
+                    self._send(int(stand_in.does), json.dumps({"by": stand_in.name}).encode())
+
+            def _body(self) -> bytes:
+                if "Content-Length" in self.headers:
+                    return self.rfile.read(int(self.headers["Content-Length"]))
+                parts = []
+                while size := int(self.rfile.readline(), 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                return b"".join(parts)
+
+            def _saw(self, body: bytes) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                stand_in.seen.append(Seen(self.command, self.path, headers, body))
+
+            def _send(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("X-Holdfast-Engine", "a-liar")
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        return Handler
+
+
+class Cloud:
+    """A listener that nothing may ever connect to."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+
+    def visitors(self) -> int:
+        """How many connected since the last look."""
+        self._listener.setblocking(False)
+        count = 0
+        while True:
+            try:
+                self._listener.accept()[0].close()
+            except BlockingIOError:
+                return count
+            count += 1
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+
+
+def settings_of(stand_ins: list[StandIn], declared: dict[str, Any], **more: Any) -> HostSettings:
+    """A host with a router, whose engines and floor (by that name) are the stand-ins."""
+    ports = {stand_in.name: stand_in.port for stand_in in stand_ins}
+    engines = [
+        {
+            "name": name,
+            "checkpoint": "llama",
+            "port": port,
+            "api_key": f"{name.upper()}_KEY",
+            "context_tokens": 256,
+            "cache_mib": 1024,
+            **more,
+        }
+        for name, port in ports.items()
+        if name != "floor"
+    ]
+    release = {"version": "1", "url": "https://x.example/l.tgz", "sha256": "0" * 64}
+    floor = {"release": release, "model": "small", "port": ports.get("floor", 8080)}
+    common = {"name": "work", "profile": "private", "port": 8200, "api_key": "CALLERS_KEY"}
+    return HostSettings.model_validate(
+        {
+            "hostname": "rack",
+            "distribution": "debian13",
+            "interfaces": {"eth0": {"role": "lan"}},
+            "floor": floor if "floor" in ports else None,
+            "vllm": {"engines": engines} if engines else None,
+            "routers": [common | declared],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a caller was told."""
+
+    status: int
+    engine: str | None
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Running:
+    """A router's process, and its port or Unix socket."""
+
+    at: int | str
+    log: Path
+
+    def connect(self) -> socket.socket:
+        """A connection to it."""
+        if isinstance(self.at, int):
+            return socket.create_connection(("127.0.0.1", self.at), 10)
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(10)
+        made.connect(self.at)
+        return made
+
+    def ask(
+        self,
+        path: str = COMPLETIONS,
+        body: object = PROMPT,
+        key: str | None = SECRETS["CALLERS_KEY"].get_secret_value(),
+        method: str = "POST",
+        **headers: str,
+    ) -> Reply:
+        """Send a request and read its answer."""
+        connection = http.client.HTTPConnection("router")
+        connection.sock = self.connect()
+        if key is not None:
+            headers = {"Authorization": f"Bearer {key}", **headers}
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            connection.request(
+                method,
+                path,
+                sent if method == "POST" else None,
+                {"Content-Type": "application/json", **headers},
+            )
+            said = connection.getresponse()
+            told = {name.lower(): value for name, value in said.getheaders()}
+            return Reply(said.status, told.get("x-holdfast-engine"), told, said.read())
+        finally:
+            connection.close()
+
+    def send(self, raw: bytes) -> bytes:
+        """Send bytes as they are and no more, and read until it closes."""
+        with self.connect() as connection:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+            said = b""
+            with contextlib.suppress(ConnectionResetError):
+                while part := connection.recv(65536):
+                    said += part
+            return said
+
+
+def folder_for_sockets() -> str:
+    """A folder whose name is short: a Unix socket's path has at most 107 characters."""
+    return tempfile.mkdtemp(prefix="holdfast-")
+
+
+def written(settings: HostSettings, folder: str, bind: str, *, drains: bool = False) -> Path:
+    """A router's configuration in ``folder``, with its sockets there and quicker looks."""
+    (declared,) = settings.routers
+    text = router.configuration(settings, declared, bind, folder, drains=drains)
+    looks = "inter 2s fastinter 500ms"
+    assert looks in text
+    text = text.replace(looks, "inter 20ms fastinter 20ms")
+    text = text.replace(router.RouterNames(declared).queue_socket, f"{folder}/queue.sock")
+    path = Path(folder, "drain.cfg" if drains else "router.cfg")
+    path.write_text(text)
+    Path(folder, "keys").write_text(router.keys(settings, declared, SECRETS))
+    return path
+
+
+@contextmanager
+def running(
+    settings: HostSettings, folder: str | None = None, *, drains: bool = False
+) -> Iterator[Running]:
+    """The one router of a host, as its unit runs it; ``drains``: the queue's way back."""
+    own = folder is None
+    folder = folder or folder_for_sockets()
+    at: int | str = f"{folder}/drain.sock" if drains else free_port()
+    bind = f"unix@{at}" if drains else f"127.0.0.1:{at}"
+    file = written(settings, folder, bind, drains=drains)
+    log = file.with_suffix(".log")
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            ["env", "--ignore-environment", f"CREDENTIALS_DIRECTORY={folder}"]
+            + ["/usr/sbin/haproxy", "-db", "-f", str(file)],
+            stdout=sink,
+            stderr=sink,
+        )
+    found = Running(at, log)
+
+    def listens() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            found.connect().close()
+        except OSError:
+            return False
+        return True
+
+    try:
+        until(listens)
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+        if own:
+            shutil.rmtree(folder)
