@@ -12,6 +12,7 @@ from pyinfra.api import State
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import ctx_state
 from pyinfra_cli.inventory import make_inventory_from_files
+from pyinfra_cli.util import PYTHON_CODES
 
 from holdfast import site
 from holdfast.connector import RackConnector
@@ -28,6 +29,8 @@ def load(path: str) -> dict[str, HostSettings]:
     """
     if not Path(path).is_file():
         raise Refused([Refusal(path, "path", path, "no such file", "name a file in inventories/")])
+    # It keeps a file's code by its name; one that was written anew is read anew.
+    PYTHON_CODES.pop(path, None)
     with ctx_state.use(State()):
         inventory: Inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))
     if not len(inventory):

@@ -663,3 +663,22 @@ def test_the_check_command_tells_inventories_from_other_files(tmp_path: Path) ->
     assert "no such file" in result.stderr
     for _, mend in files.values():
         assert mend in result.stderr
+
+
+def test_an_inventory_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    _write_inventory(old, 22, "Etc/UTC")
+    _write_inventory(new, 22, "Europe/Berlin")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from holdfast.inventory_file import load\n"
+        f"for path in {[str(old), str(new)]!r}:\n"
+        "    text = open(path).read()\n"
+        f"    open({str(tmp_path / 'inventory.py')!r}, 'w').write(text)\n"
+        f"    hosts = load({str(tmp_path / 'inventory.py')!r})\n"
+        "    print(hosts['bad'].base.timezone)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
+    )
+    assert result.stdout.splitlines() == ["Etc/UTC", "Europe/Berlin"]
