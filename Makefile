@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-all plan gpus deploy replace verify bench bench-serving docs
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all plan gpus deploy replace verify sovereignty bench bench-serving docs
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,11 +33,15 @@ drill-gpu: setup-lab ## the drill of the cards: driver, caps, containers, a card
 drill-serving: setup-lab ## the drill of engines: a real vLLM on a CPU, its units, its doors, its plan
 	$(RUN) python -m tests.drill --serving
 
+drill-routing: setup-lab ## the drill of routers: every engine killed, a queue that keeps its word, 0 packets out
+	$(RUN) python -m tests.drill --routing
+
 drill-all: setup-lab ## every drill: both Debians with Lynis, ssh-audit and sabotage, cards, engines
 	$(RUN) python -m tests.drill --debian 12 --audit
 	$(RUN) python -m tests.drill --debian 13 --audit --sabotage
 	$(RUN) python -m tests.drill --gpu
 	$(RUN) python -m tests.drill --serving
+	$(RUN) python -m tests.drill --routing
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)
@@ -54,6 +58,9 @@ replace: setup ## give ENGINE another MODEL: drained, proved, or back to the one
 
 verify: setup ## judge the machines as they are
 	$(RUN) pytest tests/host --inventory $(INVENTORY)
+
+sovereignty: setup ## whose data can leave the machines, and what tried to
+	@$(RUN) python -m holdfast.sovereignty $(INVENTORY)
 
 bench: setup-lab ## the cost of a run that changes nothing
 	$(RUN) python -m tests.drill.bench

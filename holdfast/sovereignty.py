@@ -1,0 +1,127 @@
+"""`python -m holdfast.sovereignty INVENTORY`: whose data can leave each host, and what tried to.
+
+For people who read no firewall: of every service its tier, whom it may call, and what it was kept
+from calling. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from facts.egress import Attempts, EgressAttempts
+from holdfast.egress import walls
+from holdfast.registry import declared_services, engine_service, engines, queue_service
+from holdfast.services import Peer, Service, Tier
+from holdfast.settings import HostSettings
+
+TIERS: dict[Tier, str] = {
+    "T1": "T1: never leaves",
+    "T2": "T2: local first",
+    "T3": "T3: cloud",
+    "T4": "T4: runs the host",
+}
+"""What a tier means, in as many words as a column takes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One service, for people."""
+
+    service: str
+    tier: str
+    may_call: str
+    tried: str
+
+
+def _without_network(settings: HostSettings) -> set[str]:
+    """Services whose unit has no network (`PrivateNetwork=yes`)."""
+    queues = [queue_service(router) for router in settings.routers]
+    return {
+        *(["floor"] if settings.floor else []),
+        *(engine_service("vllm", engine).name for engine in engines(settings)),
+        *(queue.name for queue in queues if queue),
+    }
+
+
+def _peer(peer: Peer) -> str:
+    network = peer.network.removesuffix("/32").removesuffix("/128")
+    return f"{network} port {peer.port}" if peer.port else network
+
+
+def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
+    if service.name in _without_network(settings):
+        return "nobody: it has no network"
+    if service.name in held:
+        peers = ", ".join(map(_peer, service.peers))
+        return f"this machine, and {peers}" if peers else "this machine"
+    if any(listen.container for listen in service.listens):
+        return "whomever its container likes: nothing holds it"
+    return "everybody: nothing holds it"
+
+
+def _tried(service: Service, held: set[str], seen: Attempts) -> str:
+    if service.name not in held:
+        return "not watched"
+    refused = seen.refused.get(service.name, 0)
+    calls = [call for call in seen.calls if call.service == service.name]
+    if not refused and not calls:
+        return "nothing"
+    told = f"{refused} packets since the rules were loaded"
+    if calls:
+        last = calls[-1]
+        port = f" port {last.port}" if last.port else ""
+        told += f"; last {last.protocol} to {last.address}{port}, {last.at}"
+    return told
+
+
+def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
+    """Every service of a host, those that must not leave first."""
+    held = {wall.name for wall in walls(settings)} if seen.enforced else set()
+    services = sorted(declared_services(settings), key=lambda service: service.tier)
+    return [
+        Row(
+            service.name,
+            TIERS[service.tier],
+            _may_call(service, settings, held),
+            _tried(service, held, seen),
+        )
+        for service in services
+    ]
+
+
+def table(host: str, settings: HostSettings, seen: Attempts) -> Table:
+    """The rows of a host as a table."""
+    ours = "" if seen.enforced else ": the kernel holds nobody to anything, deploy first"
+    found = Table(title=f"{host}{ours}", title_justify="left")
+    for name in ("service", "tier", "may call", "was kept from calling"):
+        found.add_column(name, overflow="fold")
+    for row in rows(settings, seen):
+        found.add_row(row.service, row.tier, row.may_call, row.tried)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Tell of every host of one inventory file; the exit status is 0 when all answered."""
+    # pyinfra's command line patches sockets and threads: not for whoever wants `rows` alone.
+    from holdfast import inventory_file, live  # noqa: PLC0415
+
+    if len(arguments) != 1:
+        print("usage: python -m holdfast.sovereignty INVENTORY", file=sys.stderr)  # noqa: T201
+        return 2
+    with inventory_file.refusals():
+        hosts = inventory_file.load(arguments[0])
+    console, status = Console(), 0
+    for host, seen in live.answers(live.inventory_of(arguments[0]), EgressAttempts):
+        if seen is None:
+            status = 1
+        else:
+            console.print(table(host.name, hosts[host.name], seen))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

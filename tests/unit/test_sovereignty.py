@@ -1,0 +1,83 @@
+"""Who can leave a host, and who tried: told of declarations, counters and the journal."""
+
+from __future__ import annotations
+
+from facts.egress import Attempt, Attempts, EgressAttempts
+from holdfast.services import Peer
+from holdfast.settings import HostSettings
+from holdfast.sovereignty import Row, rows
+from tests.unit.site_data import good
+
+SAID = """\
+#= counters
+{"nftables": [{"metainfo": {"version": "1.1.3"}}, {"counter": {"family": "inet", "name": \
+"denied-album", "table": "holdfast_egress", "handle": 2, "packets": 7, "bytes": 420}}]}
+#= calls
+2026-11-21T23:10:01+00:00 rack kernel: holdfast egress album: IN= OUT=eth0 SRC=10.0.2.15 \
+DST=192.0.2.1 LEN=60 TOS=0x00 TTL=64 ID=1 DF PROTO=TCP SPT=40000 DPT=443 WINDOW=64240 UID=998
+2026-11-21T23:10:02+00:00 rack kernel: holdfast egress album: IN= OUT=eth0 SRC=fd00::1 \
+DST=2001:db8::1 LEN=104 TC=0 HOPLIMIT=64 FLOWLBL=0 PROTO=ICMPv6 TYPE=128 CODE=0 UID=998
+2026-11-21T23:10:03+00:00 rack kernel: another line DST=192.0.2.9 PROTO=TCP
+"""
+SEEN = Attempts(
+    enforced=True,
+    refused={"album": 7},
+    calls=(
+        Attempt("album", "2026-11-21T23:10:01+00:00", "tcp", "192.0.2.1", 443),
+        Attempt("album", "2026-11-21T23:10:02+00:00", "icmpv6", "2001:db8::1", None),
+    ),
+)
+
+
+def _settings(**album: object) -> HostSettings:
+    data = good()["rack"]
+    own = {"name": "album", "unit": "album.service", "user": "album", "tier": "T1"}
+    data["services"].append(own | album)
+    return HostSettings.model_validate(data)
+
+
+def _told(settings: HostSettings, seen: Attempts) -> dict[str, Row]:
+    return {row.service: row for row in rows(settings, seen)}
+
+
+def test_the_fact_reads_counters_and_the_journal() -> None:
+    assert EgressAttempts().process(SAID.splitlines()) == SEEN
+    assert EgressAttempts().process(["#= counters", "#= calls"]) == Attempts()
+
+
+def test_a_service_that_tried_is_told_with_its_last_call() -> None:
+    row = _told(_settings(), SEEN)["album"]
+    assert (row.tier, row.may_call) == ("T1: never leaves", "this machine")
+    assert row.tried == (
+        "7 packets since the rules were loaded; last icmpv6 to 2001:db8::1,"
+        " 2026-11-21T23:10:02+00:00"
+    )
+
+
+def test_peers_are_named() -> None:
+    peers = [Peer(network="192.168.1.31/32", port=5432), Peer(network="10.0.0.0/8")]
+    row = _told(_settings(peers=[peer.model_dump() for peer in peers]), SEEN)["album"]
+    assert row.may_call == "this machine, and 192.168.1.31 port 5432, 10.0.0.0/8"
+
+
+def test_what_has_no_network_calls_nobody() -> None:
+    row = _told(_settings(), SEEN)["floor"]
+    assert (row.may_call, row.tried) == ("nobody: it has no network", "nothing")
+
+
+def test_what_nothing_holds_is_said() -> None:
+    container = {"port": 9000, "container": True}
+    held = _told(_settings(listens=[container], user="root", unit="docker.service"), SEEN)
+    assert held["album"].may_call == "whomever its container likes: nothing holds it"
+    assert held["ssh"].may_call == "everybody: nothing holds it"
+    assert held["ssh"].tried == "not watched"
+
+
+def test_without_the_rules_nobody_is_said_to_be_held() -> None:
+    row = _told(_settings(), Attempts())["album"]
+    assert (row.may_call, row.tried) == ("everybody: nothing holds it", "not watched")
+
+
+def test_those_that_must_not_leave_come_first() -> None:
+    tiers = [row.tier for row in rows(_settings(), SEEN)]
+    assert tiers == sorted(tiers)
