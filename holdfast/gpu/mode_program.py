@@ -311,7 +311,7 @@ class Switch:
             if not now:
                 self._hold(leaving, wait_seconds)
             try:
-                self._stop(before, others, leaving)
+                self._stop(before, leaving)
                 self._start(self.wanted, missing)
             except Failed as failure:
                 self._back(before, str(failure))
@@ -361,11 +361,10 @@ class Switch:
         ]
         return f"{', '.join(busy)} is at work" if busy else ""
 
-    def _stop(self, before: str, others: list[Tenant], leaving: list[Tenant]) -> None:
+    def _stop(self, before: str, leaving: list[Tenant]) -> None:
         went = {pid for file in processes(leaving) for pid in Path(file).read_text().split()}
         units = [self.card_set.targets[before]] if before != self.wanted else []
-        # Those that have failed too: they would come back by themselves.
-        units += [tenant.unit for tenant in others]
+        units += [tenant.unit for tenant in leaving]
         if units and (done := _run("systemctl", "stop", *units)).returncode:
             raise Failed(f"{before} does not stop: {_last(done)}")
         self._prove_release(went)
