@@ -282,7 +282,7 @@ class Drill(Rehearsal):
             # In the middle: the firewall stands, Docker is being unpacked, nothing serves yet.
             rack.wait_until_succeeds(
                 "test -e /var/lib/dpkg/info/containerd.list || test -e /usr/bin/containerd",
-                timeout_seconds=1200,
+                timeout_seconds=2400,
             )
             rack.crash()
         finally:
