@@ -21,6 +21,14 @@ APT_GET = (
 apt-listchanges and needrestart look after upgrades; what Holdfast installs, it starts itself.
 """
 
+# A package that was torn while it was unpacked can be configured only once it is unpacked anew,
+# which apt-get does for nobody who does not ask; what else can be configured is.
+_MEND = (
+    "DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure -a;"
+    f" {APT_GET} update && dpkg-query --show --showformat='${{db:Status-Eflag}} ${{Package}}\\n'"
+    f" | sed -n 's/^reinstreq //p' | xargs --no-run-if-empty env {APT_GET} install --reinstall"
+)
+
 
 @operation()
 def present(packages: list[str]) -> Generator[StringCommand, None, None]:
@@ -32,8 +40,4 @@ def present(packages: list[str]) -> Generator[StringCommand, None, None]:
         # A first attempt fails on package lists that are absent or older than the archive, and on
         # packages that a power cut left unpacked. It waits for whoever holds dpkg's lock, such as
         # the upgrades of a machine that has just booted; dpkg itself would give up at once.
-        yield StringCommand(
-            f"{install} || {{ DEBIAN_FRONTEND=noninteractive"
-            " dpkg --force-confdef --force-confold --configure -a"
-            f" && {APT_GET} update && {install}; }}"
-        )
+        yield StringCommand(f"{install} || {{ {_MEND}; {install}; }}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -191,29 +192,42 @@ def test_missing_packages_are_installed_and_present_ones_left_alone() -> None:
 
 
 APT = """#!/bin/sh
-# As apt-get: nothing is installed while dpkg is interrupted or the package lists are missing.
+# As apt-get: nothing is installed while dpkg is interrupted, the package lists are missing or a
+# package is torn, and a torn one is unpacked anew for who asks.
 for word; do
     case $word in
         update) touch {0}/lists; exit 0 ;;
         install) [ -e {0}/lists ] && [ ! -e {0}/interrupted ] || exit 100 ;;
+        containerd) case "$*" in *--reinstall*) rm -f {0}/torn; exit 0 ;; esac ;;
     esac
 done
+[ ! -e {0}/torn ] || exit 100
 touch {0}/installed
 """
 DPKG = """#!/bin/sh
 case "$*" in *--configure*) rm -f {0}/interrupted ;; esac
+[ ! -e {0}/torn ]
 """
+DPKG_QUERY = """#!/bin/sh
+# As dpkg-query of such a machine, with what it was asked for.
+case "$*" in *'{{db:Status-Eflag}} ${{Package}}'*) ;; *) exit 2 ;; esac
+echo 'ok tzdata'
+[ ! -e {0}/torn ] || echo 'reinstreq containerd'
+"""
+TROUBLE = ("interrupted", "lists", "torn")
 
 
-@pytest.mark.parametrize("trouble", [(), ("interrupted",), ("lists",), ("interrupted", "lists")])
+@pytest.mark.parametrize(
+    "trouble", [some for count in range(4) for some in combinations(TROUBLE, count)]
+)
 def test_an_installation_survives_what_a_power_cut_leaves(
     tmp_path: Path, trouble: tuple[str, ...]
 ) -> None:
-    for name, program in (("apt-get", APT), ("dpkg", DPKG)):
+    for name, program in {"apt-get": APT, "dpkg": DPKG, "dpkg-query": DPKG_QUERY}.items():
         (tmp_path / name).write_text(program.format(tmp_path))
         (tmp_path / name).chmod(0o755)
-    if "interrupted" in trouble:
-        (tmp_path / "interrupted").touch()
+    for name in {"interrupted", "torn"} & set(trouble):
+        (tmp_path / name).touch()
     if "lists" not in trouble:
         (tmp_path / "lists").touch()
     host = LocalHost(programs=tmp_path, facts={InstalledPackages: {}})
