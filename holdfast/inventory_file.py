@@ -20,6 +20,19 @@ from holdfast.refusal import Refusal, Refused
 from holdfast.settings import HostSettings
 
 
+def read(path: str) -> Inventory:
+    """The inventory file ``path`` as pyinfra reads it, unchecked.
+
+    Raises:
+        click.ClickException: the file itself fails when Python runs it.
+    """
+    # It keeps a file's code by its name; one that was written anew is read anew.
+    PYTHON_CODES.pop(path, None)
+    with ctx_state.use(State()):
+        inventory: Inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))
+    return inventory
+
+
 def load(path: str) -> dict[str, HostSettings]:
     """The settings of every host in the inventory file ``path``.
 
@@ -29,10 +42,7 @@ def load(path: str) -> dict[str, HostSettings]:
     """
     if not Path(path).is_file():
         raise Refused([Refusal(path, "path", path, "no such file", "name a file in inventories/")])
-    # It keeps a file's code by its name; one that was written anew is read anew.
-    PYTHON_CODES.pop(path, None)
-    with ctx_state.use(State()):
-        inventory: Inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))
+    inventory = read(path)
     if not len(inventory):
         raise Refused([Refusal(path, "hosts", [], "there is no host", "list one as @rack/NAME")])
     # Any other connector would open connections before the inventory is checked.

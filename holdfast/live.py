@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pyinfra.api import Config, FactBase, Inventory, State
@@ -12,23 +12,22 @@ from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.state import StateStage
 from pyinfra.context import ctx_inventory, ctx_state
-from pyinfra_cli.inventory import make_inventory_from_files
 
 T = TypeVar("T")
 
 
-def inventory_of(path: str) -> Inventory:
-    """The inventory file ``path`` as pyinfra reads it; `holdfast.inventory_file.load` checks it."""
-    with ctx_state.use(State()):
-        inventory: Inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))
-    return inventory
+@contextmanager
+def session(inventory: Inventory) -> Iterator[State]:
+    """What pyinfra needs around it where hosts are connected and asked."""
+    state = State(inventory, Config())  # type: ignore[no-untyped-call]
+    state.set_stage(StateStage.Connect)
+    with ctx_state.use(state), ctx_inventory.use(inventory):
+        yield state
 
 
 def answers(inventory: Inventory, fact: type[FactBase[T]]) -> Iterator[tuple[Host, T | None]]:
     """Each host and what it says; None, and told on standard error, where it does not answer."""
-    state = State(inventory, Config())  # type: ignore[no-untyped-call]
-    state.set_stage(StateStage.Connect)
-    with ctx_state.use(state), ctx_inventory.use(inventory):
+    with session(inventory) as state:
         for host in inventory:
             try:
                 host.connect(show_errors=False, raise_exceptions=True)

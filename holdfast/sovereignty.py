@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
     with inventory_file.refusals():
         hosts = inventory_file.load(arguments[0])
     console, status = Console(), 0
-    for host, seen in live.answers(live.inventory_of(arguments[0]), EgressAttempts):
+    for host, seen in live.answers(inventory_file.read(arguments[0]), EgressAttempts):
         if seen is None:
             status = 1
         else:

@@ -60,6 +60,23 @@ def _unread(unit: Unit, state: UnitState) -> bool:
     return state.needs_reload or (bool(wanted) and state.load == "not-found")
 
 
+def without(stray: list[str]) -> Generator[StringCommand, None, None]:
+    """Remove files that nobody declares; units among them are stopped and disabled before."""
+    if not stray:
+        return
+    paths = " ".join(map(shlex.quote, stray))
+    units = [path.rpartition("/")[2] for path in stray if path.startswith(f"{SYSTEM}/")]
+    if not units:
+        yield StringCommand(f"rm -f {paths}")
+        return
+    names = " ".join(map(shlex.quote, units))
+    # Read anew first: what was written and never read can be neither stopped nor disabled.
+    yield StringCommand(
+        f"systemctl daemon-reload && systemctl stop {names} && systemctl disable {names}"
+        f" && rm -f {paths} && systemctl daemon-reload"
+    )
+
+
 def _with_its_targets(unit: Unit, states: dict[str, UnitState]) -> Unit:
     if not unit.along_with:
         return unit

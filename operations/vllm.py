@@ -13,7 +13,8 @@ from pyinfra.api import StringCommand, operation
 from facts.host_files import PathStates
 from facts.units import UnitStates
 from facts.vllm import EngineFiles
-from holdfast.engines.units import REPLACE_PROGRAM, SYSTEM, EngineNames
+from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
+from operations import units
 
 
 @operation()
@@ -23,18 +24,7 @@ def only(declared: list[str]) -> Generator[StringCommand, None, None]:
     Models and caches stay.
     """
     present: list[str] = host.get_fact(EngineFiles)
-    stray = sorted(set(present) - set(declared))
-    paths = " ".join(map(shlex.quote, stray))
-    units = [path for path in stray if path.startswith(f"{SYSTEM}/")]
-    if units:
-        names = " ".join(shlex.quote(path.rpartition("/")[2]) for path in units)
-        # Read anew first: what was written and never read can be neither stopped nor disabled.
-        yield StringCommand(
-            f"systemctl daemon-reload && systemctl stop {names} && systemctl disable {names}"
-            f" && rm -f {paths} && systemctl daemon-reload"
-        )
-    elif stray:
-        yield StringCommand(f"rm -f {paths}")
+    yield from units.without(sorted(set(present) - set(declared)))
 
 
 @operation()
@@ -46,14 +36,14 @@ def configured(engines: list[tuple[EngineNames, str]]) -> Generator[StringComman
     not serve has nothing to go back to, and is started with what is declared.
     """
     states = host.get_fact(PathStates, paths=[names.configuration for names, _ in engines])
-    units = host.get_fact(UnitStates, watched={names.unit: [] for names, _ in engines})
+    running = host.get_fact(UnitStates, watched={names.unit: [] for names, _ in engines})
     for names, text in engines:
         present, path = states.get(names.configuration), shlex.quote(names.configuration)
         packed = base64.b64encode(text.encode()).decode()
         if present and present.sha256 == hashlib.sha256(text.encode()).hexdigest():
             continue
         place = f"umask 022 && mkdir -p $(dirname {path}) && base64 -d > {path}.next"
-        if present and units[names.unit].active == "active":
+        if present and running[names.unit].active == "active":
             # A unit of its own: it does not end with the login that asked for it.
             unit = f"systemd-run --quiet --wait --pipe --collect --unit={names.stem}-replace"
             yield StringCommand(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings, nearest
-from holdfast.checks.gpus import own_card
-from holdfast.gpu.cards import KNOWN
+from holdfast.checks.gpus import cap_of, own_card
 from holdfast.refusal import MISSING
 from holdfast.settings import CardSet, HostSettings, Mode
 
@@ -55,16 +52,11 @@ def _caps(key: str, mode: Mode, card_set: CardSet, settings: HostSettings) -> Fi
     declared = registry.cards(settings)
     for name, cap in mode.power_caps_w.items():
         at = f"{key}.power_caps_w.{name}"
-        known = KNOWN.get(declared[name].device) if name in declared else None
         if name not in card_set.cards:
             wrong = f"{card_set.name} has no such card"
             yield Finding(at, cap, wrong, nearest(name, set(card_set.cards)))
-        elif known and cap < known.power_min_w:
-            wrong = f"an {known.name} refuses less than {known.power_min_w} W"
-            yield Finding(at, cap, wrong, f"write {known.power_min_w} or more")
-        elif known and known.power_max_w and cap > known.power_max_w:
-            wrong = f"an {known.name} takes {known.power_max_w} W at most"
-            yield Finding(at, cap, wrong, f"write {known.power_max_w} or less")
+        elif name in declared:
+            yield from cap_of(at, cap, declared[name])
 
 
 def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findings:
@@ -107,7 +99,7 @@ def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findi
 
 
 def _claims(settings: HostSettings) -> Findings:
-    """Services that name cards, or say how to tell that they are idle, as nobody can."""
+    """Services that name cards as nobody can, or do not say how much of them they claim."""
     for index, service in enumerate(settings.services):
         key = f"services[{index}]"
         for place, name in enumerate(service.cards):
@@ -116,7 +108,3 @@ def _claims(settings: HostSettings) -> Findings:
         if service.cards and not service.gpu_mib:
             wrong = "how much of its cards the service claims is not said"
             yield Finding(f"{key}.gpu_mib", MISSING, wrong, "write the MiB it takes of each")
-        ports = [listen.port for listen in service.listens]
-        if service.idle and (port := urlsplit(service.idle.url).port) not in ports:
-            wrong = f"the service does not listen on port {port}"
-            yield Finding(f"{key}.idle.url", service.idle.url, wrong, "write one of its own ports")

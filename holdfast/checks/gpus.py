@@ -43,26 +43,32 @@ def cards(settings: HostSettings) -> Findings:
 
 
 def _cap(key: str, card: GpuCard) -> Findings:
-    cap, known = card.power_cap_w, KNOWN.get(card.device)
     if card.role == "passthrough":
-        for field, limit in (("power_cap_w", cap), ("clock_max_mhz", card.clock_max_mhz)):
-            if limit is not None:
+        for field in ("power_cap_w", "clock_max_mhz"):
+            if (limit := getattr(card, field)) is not None:
                 yield Finding(
                     f"{key}.{field}",
                     limit,
                     f"{card.name} belongs to a guest, and no driver here can limit it",
                     "remove it and limit the card in the guest",
                 )
-    elif cap is not None and known and cap < known.power_min_w:
+    elif card.power_cap_w is not None:
+        yield from cap_of(f"{key}.power_cap_w", card.power_cap_w, card)
+
+
+def cap_of(key: str, cap: int, card: GpuCard) -> Findings:
+    """A power limit (W) that no card of this model takes."""
+    known = KNOWN.get(card.device)
+    if known and cap < known.power_min_w:
         yield Finding(
-            f"{key}.power_cap_w",
+            key,
             cap,
             f"an {known.name} refuses less than {known.power_min_w} W",
             f"write {known.power_min_w} or more, or hold it lower by clock_max_mhz",
         )
-    elif cap is not None and known and known.power_max_w and cap > known.power_max_w:
+    elif known and known.power_max_w and cap > known.power_max_w:
         yield Finding(
-            f"{key}.power_cap_w",
+            key,
             cap,
             f"an {known.name} takes {known.power_max_w} W at most",
             f"write {known.power_max_w} or less",

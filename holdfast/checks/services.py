@@ -31,12 +31,12 @@ def services(settings: HostSettings) -> Findings:
                 f"this unit belongs to {own[service.unit]}",
                 "name this service's own unit",
             )
-        if service.health:
-            port = urlsplit(service.health.url).port
-            if port not in [listen.port for listen in service.listens]:
+        ports = [listen.port for listen in service.listens]
+        for field, check in (("health", service.health), ("idle", service.idle)):
+            if check and (port := urlsplit(check.url).port) not in ports:
                 yield Finding(
-                    f"{key}.health.url",
-                    service.health.url,
+                    f"{key}.{field}.url",
+                    check.url,
                     f"the service does not listen on port {port}",
                     "write one of its own ports",
                 )

@@ -14,16 +14,13 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pyinfra.api import Config, State, StringCommand
+from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import PyinfraError
-from pyinfra.api.state import StateStage
-from pyinfra.context import ctx_inventory, ctx_state
 
-from holdfast import inventory_file
+from holdfast import inventory_file, live
 from holdfast.engines.throughput import Load, append, regression, row_of, rows_in
 from holdfast.engines.units import EngineNames, cards_of_engine
 from holdfast.engines.vllm import VERSION, VLLM, lock_of
-from holdfast.live import inventory_of
 from holdfast.python_environment import directory
 from holdfast.registry import checkpoint_of, engine_service, engines
 from holdfast.render import render
@@ -77,10 +74,8 @@ def _run(path: str, name: str, engine_name: str, command: str) -> list[str]:
         PyinfraError: the host did not answer.
         ValueError: the command failed; with its last words.
     """
-    inventory = inventory_of(path)
-    state = State(inventory, Config())  # type: ignore[no-untyped-call]
-    state.set_stage(StateStage.Connect)
-    with ctx_state.use(state), ctx_inventory.use(inventory):
+    inventory = inventory_file.read(path)
+    with live.session(inventory):
         host = inventory.get_host(name)
         host.connect(show_errors=False, raise_exceptions=True)
         ok, output = host.run_shell_command(

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         return 2
     with inventory_file.refusals():
         inventory_file.load(arguments[0])
-    return propose(live.inventory_of(arguments[0]))
+    return propose(inventory_file.read(arguments[0]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,11 @@ class House:
         """The services of the named modes of a set, each once; of all its modes without a name."""
         names = [name for mode in modes or card_set.modes for name in card_set.modes[mode]]
         return [self.tenants[name] for name in dict.fromkeys(names)]
+
+    def others(self, card_set: CardSet, mode: str) -> list[Tenant]:
+        """The services of a set that are not in the mode."""
+        own = self.services(card_set, mode)
+        return [tenant for tenant in self.services(card_set) if tenant not in own]
 
 
 def read_house(path: str) -> House:
@@ -245,7 +250,7 @@ def processes(tenants: Iterable[Tenant]) -> list[str]:
     return [file for file in found if Path(file).exists()]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Switch:
     """One set of cards, given to the mode ``wanted``."""
 
@@ -253,7 +258,6 @@ class Switch:
     card_set: CardSet
     wanted: str
     folder: Path = Path(PRESENT)
-    held: list[Tenant] = field(default_factory=list)
 
     @property
     def record(self) -> Path:
@@ -298,7 +302,7 @@ class Switch:
         """
         before = self.present
         entering = self.house.services(self.card_set, self.wanted)
-        others = [tenant for tenant in self.house.services(self.card_set) if tenant not in entering]
+        others = self.house.others(self.card_set, self.wanted)
         found = states([tenant.unit for tenant in (*entering, *others)])
         leaving = [tenant for tenant in others if found[tenant.unit] in RUNNING]
         missing = [tenant for tenant in entering if found[tenant.unit] != "active"]
@@ -307,18 +311,15 @@ class Switch:
             return
         self._check_room(leaving, missing)
         began = time.monotonic()
-        try:
+        with contextlib.ExitStack() as releasing:
             if not now:
-                self._hold(leaving, wait_seconds)
+                self._hold(leaving, wait_seconds, releasing)
             try:
                 self._stop(before, leaving)
                 self._start(self.wanted, missing)
             except Failed as failure:
                 self._back(before, str(failure))
                 raise
-        finally:
-            for tenant in self.held:
-                _run(*tenant.release)
         took = time.monotonic() - began
         say(f"{self.card_set.name}: {self.wanted} is in force, {before} was; it took {took:.0f} s")
 
@@ -328,12 +329,14 @@ class Switch:
         for tenant in missing:
             _check_memory(tenant, 0, besides)
 
-    def _hold(self, leaving: list[Tenant], wait_seconds: float) -> None:
+    def _hold(
+        self, leaving: list[Tenant], wait_seconds: float, releasing: contextlib.ExitStack
+    ) -> None:
         deadline = time.monotonic() + wait_seconds
         for tenant in leaving:
             left = max(0.0, deadline - time.monotonic())
             if tenant.hold:
-                self.held.append(tenant)
+                releasing.callback(_run, *tenant.release)
                 if (done := _run(*tenant.hold, f"{left:g}")).returncode:
                     raise Failed(f"{tenant.name} is busy: {_last(done).partition(': ')[2]}")
             else:
@@ -408,7 +411,7 @@ class Switch:
             signal.signal(number, signal.SIG_IGN)
         say(f"{self.card_set.name}: {why}; going back to {before}")
         tenants = self.house.services(self.card_set, before)
-        others = [tenant for tenant in self.house.services(self.card_set) if tenant not in tenants]
+        others = self.house.others(self.card_set, before)
         if before != self.wanted:
             _run("systemctl", "stop", self.card_set.targets[self.wanted])
         if others:

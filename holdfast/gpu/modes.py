@@ -15,7 +15,7 @@ from dataclasses import asdict
 from holdfast import registry
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
 from holdfast.engines.vllm import VLLM
-from holdfast.gpu import mode_program
+from holdfast.gpu import limits, mode_program
 from holdfast.gpu.mode_program import CardSet, Check, Tenant
 from holdfast.render import render
 from holdfast.services import HealthCheck, Service
@@ -74,13 +74,10 @@ def service_units(settings: HostSettings) -> list[str]:
 
 def in_force(gpus: Gpus, present: Mapping[str, str]) -> Gpus:
     """The cards with the limits they have in the modes ``present`` (set to mode)."""
-    caps = {
-        card: cap
-        for card_set in gpus.card_sets
-        for mode in card_set.modes
-        if mode.name == present.get(card_set.name, card_set.default)
-        for card, cap in mode.power_caps_w.items()
-    }
+    defaults = {card_set.name: card_set.default for card_set in gpus.card_sets}
+    # As the program on the host decides it.
+    limited = limits.declared(gpus, {**defaults, **present})
+    caps = {card.name: card.power_cap_w for card in limited}
     cards = [
         card.model_copy(update={"power_cap_w": caps.get(card.name, card.power_cap_w)})
         for card in gpus.cards

@@ -154,14 +154,15 @@ class Modes:
 
     def wrong(self, mode: str) -> list[str]:
         """What is not as it is in ``mode``: units, targets, limits, memory of cards."""
-        units = modes.service_units(self.settings)
+        settings = self.settings
+        units = modes.service_units(settings)
         targets = [modes.target(name) for name in MODES]
         told = self.rack.execute(f"systemctl is-active {' '.join([*units, *targets])}")[1].split()
         active = {
             unit for unit, state in zip([*units, *targets], told, strict=True) if state == "active"
         }
         services = MODES[mode]["services"]
-        wanted = {modes.unit(self.settings, name) for name in services} | {modes.target(mode)}
+        wanted = {modes.unit(settings, name) for name in services} | {modes.target(mode)}
         found = [f"{unit} is or is not active" for unit in active ^ wanted]
         caps = dict.fromkeys(NAMES, CAP_W) | MODES[mode].get("power_caps_w", {})
         said = self.rack.succeed(

@@ -12,8 +12,9 @@ from facts.gpu_modes import GpuModes, GpuModesState
 from facts.units import UnitState, UnitStates
 from holdfast import registry
 from holdfast.checks import gpu_modes as checks
-from holdfast.checks import gpus
-from holdfast.gpu import limits, limits_program, modes
+from holdfast.checks import gpus, services
+from holdfast.engines import units
+from holdfast.gpu import limits, limits_program, mode_program, modes
 from holdfast.settings import HostSettings
 from operations import gpu_modes as operations
 from operations.units import Unit, settle
@@ -114,7 +115,8 @@ def test_modes_that_can_be_are_not_refused() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(settings: HostSettings, key: str, said: str) -> None:
-    found = {finding.key: finding for finding in checks.modes(settings)}
+    findings = [*checks.modes(settings), *services.services(settings)]
+    found = {finding.key: finding for finding in findings}
     offset = len(good()["rack"]["services"])
     at = key if key.startswith("gpus") else f"services[{offset + 1}]{key.partition(']')[2]}"
     assert at in found, list(found)
@@ -299,6 +301,12 @@ def test_the_fact_reads_records_and_files() -> None:
     assert GpuModes().process(said.splitlines()) == GpuModesState(
         {"desk": "audio"}, ("/usr/local/sbin/holdfast-mode",)
     )
+
+
+def test_what_stands_alone_on_a_host_agrees_with_the_rest() -> None:
+    assert mode_program.PRESENT == limits_program.PRESENT
+    assert mode_program.LIMITS == limits.SERVICE
+    assert mode_program.MEMORY_PROGRAM == units.MEMORY_PROGRAM
 
 
 def test_claims_are_told_by_mode() -> None:
