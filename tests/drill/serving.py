@@ -11,12 +11,11 @@ import dataclasses
 import json
 import os
 import re
-import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,20 +26,14 @@ from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
 from holdfast.registry import engines
 from holdfast.settings import HostSettings
 from tests.drill import sabotage, sabotages
+from tests.drill.container_stage import ContainerStage
 from tests.drill.converge import ROOT
 from tests.drill.modes import Modes
-from tests.drill.rehearsal import Rehearsal, Scenery
+from tests.drill.rehearsal import Rehearsal
 from tests.drill.site import Site, versions
-from tests.lab.artefacts import llama, tiny_gguf, tiny_llama, vllm_cpu
-from tests.lab.artefacts.store import sha256
-from tests.lab.container_machine import ContainerMachine
-from tests.lab.images import ensure_image
-from tests.lab.machine import MANAGEMENT_HOST, Machine, Spec
-from tests.lab.services.daemon import private_directory
-from tests.lab.services.files import FileServer
+from tests.lab.artefacts import tiny_llama, vllm_cpu
 
 FOLDER = ROOT / ".lab" / "serving"
-SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
 DEPLOY = "tests/drill/serving_site.py"
 JUDGED = frozenset({"test_vllm.py", "test_storage.py", "test_gpu_modes.py"})
 """Not the floor's: this machine enforces no memory limits."""
@@ -57,59 +50,25 @@ VERSIONS = {
 }
 
 
-class ServingStage(Scenery):
+class ServingStage(ContainerStage):
     """A rack without emulation, and the site that its packages and models come from."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        super().__init__(folder)
-        ContainerMachine.power_off_leftover(folder / "rack")
-        self.rack = ContainerMachine(folder / "rack", SPEC, ensure_image("debian-13", SPEC.variant))
-        self.rack.wipe()
         self.wheels = vllm_cpu.build()
-        self.checkpoints = {
-            CHECKPOINT: tiny_llama.build().file(tiny_llama.FOLDER),
-            OTHER: tiny_llama.build(tiny_llama.OTHER_SEED).file(tiny_llama.FOLDER),
-        }
-        self.llama = llama.build().file("llama-server.tar.gz")
-        self.gguf = tiny_gguf.build().file("tiny.gguf")
-        self.files = FileServer(
-            private_directory(folder / "services"),
-            {
-                "simple": self.wheels.file("simple"),
-                **self.checkpoints,
-                self.llama.name: self.llama,
-                self.gguf.name: self.gguf,
+        super().__init__(
+            folder,
+            secrets=SECRETS,
+            checkpoints={
+                CHECKPOINT: tiny_llama.build().file(tiny_llama.FOLDER),
+                OTHER: tiny_llama.build(tiny_llama.OTHER_SEED).file(tiny_llama.FOLDER),
             },
+            served={"simple": self.wheels.file("simple")},
         )
 
-    @property
-    def machines(self) -> Iterable[Machine]:
-        """The rack."""
-        return (self.rack,)
-
-    @property
-    def inventory(self) -> Path:
-        """What the rack is to be."""
-        return self.folder / "inventory.py"
-
     def raise_curtain(self) -> None:
-        """Start the file server and the rack, and write the inventory with its secrets."""
-        self.files.start()
-        self.rack.start()
-        self.rack.wait_for_boot()
-        self.rack.wait_for_ssh()
-        (self.folder / "ssh_config").write_text(self.rack.ssh_settings())
-        kept = self.folder / "secrets"
-        kept.mkdir(mode=0o700, exist_ok=True)
-        for name in SECRETS:
-            (kept / name).touch(mode=0o600)
-            (kept / name).write_text(secrets.token_urlsafe(32) + "\n")
+        """Have two engines declared."""
+        super().raise_curtain()
         self.declare([self.engine("chat"), self.engine("embed", **EMBED)])
-
-    def lower_curtain(self) -> None:
-        """Stop everything; logs and disks stay for a look."""
-        self.rack.crash()
-        self.files.stop()
 
     def engine(self, name: str, **changes: object) -> dict[str, object]:
         """An engine as an inventory declares it."""
@@ -130,60 +89,9 @@ class ServingStage(Scenery):
 
     def declare(self, engines: list[dict[str, object]], **more: object) -> None:
         """Write the inventory, with these engines and whatever is declared beside them."""
-        site = f"http://{MANAGEMENT_HOST}:{self.files.port}"
-        settings = {
-            "hostname": "rack",
-            "distribution": "debian13",
-            "interfaces": {"eth0": {"role": "management"}},
-            "lan_address": "rack-lan",
-            "ssh_hostname": "rack-lan",
-            "ssh_config_file": str(self.folder / "ssh_config"),
-            "ssh_user": "operator",
-            "_sudo": True,
-            "docker": None,
-            "tailnet": None,
-            "ssh": {"lan_access": "keep"},
-            "storage": {
-                "models": [
-                    {
-                        "name": "tiny",
-                        "source": f"{site}/{self.gguf.name}",
-                        "sha256": sha256(self.gguf),
-                        "size_mib": 1,
-                        "filename": self.gguf.name,
-                    }
-                ],
-                "checkpoints": [
-                    {
-                        "name": name,
-                        "source": f"{site}/{name}",
-                        "sha256": sha256(folder / tiny_llama.SUMS),
-                        "size_mib": 2,
-                        "description": str(folder),
-                    }
-                    for name, folder in self.checkpoints.items()
-                ],
-            },
-            "floor": {
-                "release": {
-                    "version": "lab",
-                    "url": f"{site}/{self.llama.name}",
-                    "sha256": sha256(self.llama),
-                },
-                "model": "tiny",
-                "scope": "loopback",
-                "context_tokens": 256,
-                "threads": 1,
-                "memory_max_mib": 512,
-            },
-            "vllm": {
-                "lock": str(self.wheels.file("vllm.txt")),
-                "packages": f"{site}/simple/",
-                "engines": engines,
-            },
-            **more,
-        }
-        self.inventory.write_text(f"hosts = [('@rack/rack', {settings!r})]\n")
+        lock, packages = str(self.wheels.file("vllm.txt")), f"{self.site}/simple/"
+        vllm = {"lock": lock, "packages": packages, "engines": engines}
+        self.write_inventory(vllm=vllm, **more)
 
 
 def _is_whole(said: str) -> bool:

@@ -5,23 +5,14 @@ the ground makes on a whole machine are made here.
 """
 
 from pyinfra import host
-from pyinfra.operations import server
 
 from deploys import floor, gpu_limits, gpu_modes, storage, vllm
-from holdfast.base import service_users
 from holdfast.site import settings_of
+from tests.drill import accounts
 
 settings = settings_of(host)
 
-for user in service_users(settings):
-    server.user(  # noqa: S604
-        name=f"Make the account {user}",
-        user=user,
-        home="/nonexistent",
-        ensure_home=False,
-        shell="/usr/sbin/nologin",
-        system=True,
-    )
+accounts.make(settings)
 gpu_modes.declare(settings=settings)
 gpu_limits.apply(settings=settings)
 storage.apply(settings=settings)

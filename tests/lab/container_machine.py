@@ -13,8 +13,8 @@ controllers that the controller's own cgroup v1 holds (memory, CPU, pids, on a h
 taken and not enforced, `MemoryMax=` for one: `controllers` tells which there are. Every other
 directive of systemd's sandbox that was tried held; `test_container_live.py` tries them.
 
-`python -m tests.lab.container_machine DIRECTORY DISK PORT` keeps a machine powered through its
-reboots; `ContainerMachine` is the client.
+`python -m tests.lab.container_machine DIRECTORY DISK PORT INTERNET` keeps a machine powered through
+its reboots; `ContainerMachine` is the client.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ from tests.lab.machine import (
     Spec,
     free_port,
 )
-from tests.lab.process import LabError, connect_unix
+from tests.lab.process import LabError, connect_unix, output_of
 
 REPOSITORY = Path(__file__).parents[2]
 GUEST_ADDRESS = "10.0.2.15"
 """What the network process gives its only guest by DHCP."""
 
 START_TIMEOUT_SECONDS = 30
+KILLED = 128 + signal.SIGKILL
 CGROUP_TIMEOUT_SECONDS = 30
 INIT_PID = "init.pid"
 SUPERVISOR_LOG = "supervisor.log"
@@ -86,6 +87,11 @@ for device in null zero full random urandom tty; do
     touch "root/dev/$device"
     mount --bind "/dev/$device" "root/dev/$device"
 done
+if [ -e /dev/net/tun ]; then
+    mkdir root/dev/net
+    touch root/dev/net/tun
+    mount --bind /dev/net/tun root/dev/net/tun
+fi
 mkdir root/dev/pts
 mount -t devpts -o newinstance,nosuid,noexec,gid=5,mode=0620,ptmxmode=0666 devpts root/dev/pts
 ln -s pts/ptmx root/dev/ptmx
@@ -108,8 +114,10 @@ class ContainerMachine(Machine):
     Its disk is a folder: what the machine wrote lies below `upper`, its journal included.
     """
 
-    def __init__(self, directory: Path, spec: Spec, image: Image) -> None:
+    def __init__(self, directory: Path, spec: Spec, image: Image, internet: str = "") -> None:
+        """``internet``: a network namespace of the controller, whose bridge cable wan0 leads to."""
         super().__init__(directory.absolute(), spec, image)
+        self._internet = internet
         self._pid_file = self.directory / "supervisor.pid"
         self._disk = self.directory / "upper"
 
@@ -137,7 +145,7 @@ class ContainerMachine(Machine):
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.lab.container_machine"),
-                    *(self._marker(), str(self.image.disk), str(self.ssh_port)),
+                    *(self._marker(), str(self.image.disk), str(self.ssh_port), self._internet),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -220,14 +228,17 @@ class ContainerMachine(Machine):
             raise MachineError(f"{self.name} does not take commands: it has no power")
         limit = ("timeout", "--kill-after=5", f"{timeout_seconds:.0f}")
         done = subprocess.run(
-            ["nsenter", f"--target={pid}", "--all", "--root", "--wd"]
+            # A nsenter that has forked stops when its child is stopped, as a shutdown does with all
+            # processes; and the shutdown would wait for it.
+            ["nsenter", f"--target={pid}", "--all", "--root", "--wd", "--no-fork"]
             + ["env", "-i", *ENVIRONMENT, *limit, "/bin/bash", "-c", command],
             input=stdin,
             capture_output=True,
             check=False,
         )
         errors = done.stderr.decode(errors="replace")
-        if done.returncode < 0 or (done.returncode and errors.startswith("nsenter:")):
+        killed = done.returncode == KILLED and not _lives(pid)
+        if killed or done.returncode < 0 or (done.returncode and errors.startswith("nsenter:")):
             raise MachineError(f"{self.name} lost power while it ran {command!r}; {errors}")
         return Completed(done.returncode, done.stdout.decode(errors="replace"), errors)
 
@@ -252,7 +263,7 @@ class ContainerMachine(Machine):
         return str(self.directory)
 
 
-def supervise(directory: Path, disk: Path, port: int) -> None:
+def supervise(directory: Path, disk: Path, port: int, internet: str) -> None:
     """Boot a machine, and boot it again for as long as it asks for that; its power is ours.
 
     Raises LabError when a part of it does not start.
@@ -264,11 +275,11 @@ def supervise(directory: Path, disk: Path, port: int) -> None:
     for controller in (group / "cgroup.controllers").read_text().split():
         (group / "cgroup.subtree_control").write_text(f"+{controller}")
     # To reboot() in a PID namespace is to have its first process killed by this very signal.
-    while _one_boot(directory, disk, port, group / "machine") == -signal.SIGHUP:
+    while _one_boot(directory, disk, port, internet, group / "machine") == -signal.SIGHUP:
         pass
 
 
-def _one_boot(directory: Path, disk: Path, port: int, group: Path) -> int:
+def _one_boot(directory: Path, disk: Path, port: int, internet: str, group: Path) -> int:
     """Run a machine from power on to power off; returns how its first process ended."""
     machine = subprocess.Popen(
         ["unshare", "--fork", "--kill-child", *_NAMESPACES, "--propagation", "private"]
@@ -282,10 +293,26 @@ def _one_boot(directory: Path, disk: Path, port: int, group: Path) -> int:
     with machine:
         if not (pid := machine.stdout.readline().strip()):
             raise LabError("its namespaces could not be made")
-        with _network(directory, pid, port):
-            status = machine.wait()
+        try:
+            if internet:
+                _connect(pid, internet)
+            with _network(directory, pid, port):
+                status = machine.wait()
+        finally:
+            # Without its network it would wait for ever, and so would we.
+            machine.kill()
         (directory / INIT_PID).unlink(missing_ok=True)
     return status
+
+
+def _connect(pid: str, internet: str) -> None:
+    """Lay the cable from the machine's wan0 to the bridge in the namespace ``internet``."""
+    there = ["ip", "-netns", internet, "link"]
+    # Where the power was cut a moment ago, the kernel may not have taken away the old one yet.
+    subprocess.run([*there, "delete", "rack"], check=False, capture_output=True)
+    ends = ["wan0", "netns", pid, "type", "veth", "peer", "name", "rack", "netns", internet]
+    output_of(["ip", "link", "add", *ends])
+    output_of([*there, "set", "rack", "master", "cable", "up"])
 
 
 @contextlib.contextmanager
@@ -325,6 +352,14 @@ def _group(directory: Path) -> Path:
     raise LabError("this controller has no cgroup2 mounted: a container's processes need one")
 
 
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
 def _end(group: Path) -> None:
     """Kill every process in a cgroup and remove it, with what lies below."""
     (group / "cgroup.kill").write_text("1")
@@ -343,5 +378,6 @@ if __name__ == "__main__":
     parser.add_argument("directory", type=Path)
     parser.add_argument("disk", type=Path)
     parser.add_argument("port", type=int)
+    parser.add_argument("internet")
     chosen = parser.parse_args()
-    supervise(chosen.directory, chosen.disk, chosen.port)
+    supervise(chosen.directory, chosen.disk, chosen.port, chosen.internet)

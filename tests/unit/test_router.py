@@ -21,6 +21,7 @@ from holdfast.registry import declared_services
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
 from operations import router as operations
+from tests import malice
 from tests.unit.fake_upstreams import (
     COMPLETIONS,
     PROMPT,
@@ -186,22 +187,11 @@ def test_its_health_needs_no_key_and_tells_whether_anybody_answers(chain: Chain)
 
 
 AUTHORISED = f"Authorization: Bearer {CALLERS}\r\n"
-EVIL_BODIES: list[Any] = [
-    {"fallbacks": ["cloud"]},
-    {"api_base": "http://127.0.0.1:CLOUD/v1", "api_key": "sk-1"},
-    {"base_url": "http://127.0.0.1:CLOUD/v1"},
-    {"router_settings_override": {"fallbacks": [{"llama": ["cloud"]}]}},
-    {"model": "openai/gpt-4o"},
-    {"model": "http://127.0.0.1:CLOUD/v1"},
-    {"model_list": [{"litellm_params": {"api_base": "http://127.0.0.1:CLOUD"}}]},
-    {"extra_headers": {"Host": "127.0.0.1:CLOUD"}, "mock_testing_fallbacks": True},
-    {"messages": [{"content": [{"image_url": {"url": "http://127.0.0.1:CLOUD/i.png"}}]}]},
-]
 
 
-@pytest.mark.parametrize("body", EVIL_BODIES, ids="+".join)
+@pytest.mark.parametrize("body", malice.BODIES, ids="+".join)
 def test_no_body_chooses_who_answers(chain: Chain, body: dict[str, Any]) -> None:
-    text = json.dumps({**PROMPT, **body}).replace("CLOUD", str(chain.cloud.port)).encode()
+    text = json.dumps({**PROMPT, **body}).replace("CLOUD", f"127.0.0.1:{chain.cloud.port}").encode()
     for stand_in in (chain.a, chain.b, chain.floor):
         assert chain.router.ask(body=text).engine == stand_in.name
         assert stand_in.seen[-1].body == text

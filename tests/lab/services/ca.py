@@ -16,6 +16,7 @@ from tests.lab.services.daemon import private_directory, write_private
 
 DOMAIN = "drill"
 NAMES = ("headscale.drill", "files.drill", "offsite.drill")
+CLOUDS = ("one.cloud.drill", "two.cloud.drill")
 # Loopback for the controller, slirp's address of the host for the machines.
 ADDRESSES = ("127.0.0.1", "10.0.2.2")
 LIFE = datetime.timedelta(days=90)
@@ -76,15 +77,13 @@ class Authority:
         )
         server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAMES[0])])
         addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ADDRESSES]
+        names = [x509.DNSName(name) for name in (*NAMES, *CLOUDS)]
         server = (
             _certificate(server_name, ca_name, server_key.public_key(), now)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(
-                x509.SubjectAlternativeName([*(x509.DNSName(name) for name in NAMES), *addresses]),
-                critical=False,
-            )
+            .add_extension(x509.SubjectAlternativeName([*names, *addresses]), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
                 critical=False,
