@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pyinfra import host
 from pyinfra.api.deploy import deploy
 
-from holdfast import docker
+from facts.docker import DockerEngine
+from holdfast import docker, networks
 from holdfast.firewall import DOCKER_USER_SCRIPT
+from holdfast.refusal import Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import apt_repository, docker_engine, host_files, packages, units
@@ -15,10 +18,16 @@ from operations.units import Unit
 
 @deploy("Docker")
 def apply(settings: HostSettings) -> None:
-    """Install the engine, merge our keys into its configuration and have it run with them."""
+    """Install the engine, have it run with our configuration, and make the declared networks.
+
+    Raises:
+        Refused: a network would have to go that containers use; nothing was changed on any host.
+    """
     engine = settings.docker
     if engine is None:
         return
+    if refusals := networks.refusals(host.name, settings, host.get_fact(DockerEngine)):
+        raise Refused(refusals)
     if engine.source == "vendor":
         apt_repository.repository(
             name="Know Docker's repository",
@@ -45,3 +54,5 @@ def apply(settings: HostSettings) -> None:
         name="Run the engine with its configuration",
         units=[Unit("docker.service", restart_after=[docker.DAEMON_JSON])],
     )
+    # After the engine knows whom their containers ask for names.
+    docker_engine.networked(name="Have the declared networks", declared=engine.networks)

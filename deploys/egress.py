@@ -24,6 +24,7 @@ def apply(settings: HostSettings) -> None:
     drop_ins = {egress.drop_in_path(unit): text for unit, text in egress.drop_ins(settings).items()}
     found = host.get_fact(TierDropIns)
     unit_files = egress.unit_files()
+    resolves = any(wall.clouds for wall in egress.every_wall(settings))
     host_files.place(
         name="Write what each service may reach",
         directories=[HostDirectory("/etc/holdfast")],
@@ -31,17 +32,26 @@ def apply(settings: HostSettings) -> None:
             HostFile(egress.PROGRAM, egress.program(), mode="755"),
             HostFile(egress.RULES, egress.rules(settings), validate="nft --check --file {}"),
             HostFile(egress.USERS, egress.users(settings)),
+            HostFile(egress.CLOUDS, egress.clouds(settings)),
+            HostFile(egress.NETWORKS, egress.sovereign_networks(settings)),
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             *(HostFile(path, text) for path, text in {**unit_files, **drop_ins}.items()),
         ],
         absent=[path for path in found if path not in drop_ins],
     )
-    read_at_start = [egress.PROGRAM, egress.RULES, egress.USERS]
+    read_at_start = [egress.PROGRAM, egress.RULES, egress.USERS, egress.CLOUDS]
     units.settle(
         name="Have nobody reach more than is declared",
         units=[
             Unit(egress.SERVICE, restart_after=read_at_start, reload=True),
             Unit(egress.TIMER, restart_after=[f"{egress.SYSTEM}/{egress.TIMER}"]),
+            # Which looks up at once what was not declared before.
+            Unit(
+                egress.RESOLVE_TIMER,
+                enabled=resolves,
+                running=resolves,
+                restart_after=[f"{egress.SYSTEM}/{egress.RESOLVE_TIMER}", egress.CLOUDS],
+            ),
             # They are their owner's: one that runs is started anew, in its wall or out of it.
             *(
                 Unit(

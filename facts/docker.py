@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from typing import Any
 
 from pyinfra.api import FactBase
 
 from facts import sections
+
+
+@dataclass(frozen=True)
+class BridgeNetwork:
+    """A network of driver bridge; ``ours`` tells that it carries Holdfast's label.
+
+    ``bridge`` is its interface, "" where Docker names it; ``subnets`` are of both IP versions.
+    """
+
+    bridge: str
+    subnets: tuple[str, ...]
+    internal: bool
+    ours: bool
 
 
 @dataclass(frozen=True)
@@ -16,12 +31,30 @@ class DockerState:
     ``daemon_json`` is the text of the user's and our configuration, None where there is none;
     ``package_version`` that of the engine's package, None where none is installed. ``unruled``
     tells that the engine runs and its firewall chains are gone: something flushed them.
+    ``containers`` maps those that run and those that do not to their networks; they and
+    ``networks`` are empty where the engine does not answer. ``links`` are the host's interfaces.
     """
 
     daemon_json: str | None
     package_version: str | None
     group_members: tuple[str, ...]
     unruled: bool
+    networks: dict[str, BridgeNetwork] = field(default_factory=dict)
+    containers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    links: frozenset[str] = frozenset()
+
+    def users(self, network: str) -> list[str]:
+        """The containers on a network, running or not."""
+        return sorted(name for name, on in self.containers.items() if network in on)
+
+
+def _network(told: dict[str, Any]) -> BridgeNetwork:
+    return BridgeNetwork(
+        bridge=told["Options"].get("com.docker.network.bridge.name", ""),
+        subnets=tuple(sorted(each["Subnet"] for each in told["IPAM"]["Config"] or [])),
+        internal=told["Internal"],
+        ours="holdfast" in told["Labels"],
+    )
 
 
 class DockerEngine(FactBase[DockerState]):
@@ -38,6 +71,12 @@ class DockerEngine(FactBase[DockerState]):
                 "group": "getent group docker",
                 "unruled": "systemctl --quiet is-active docker.service"
                 " && ! iptables -w -t nat -n -L DOCKER >/dev/null && echo yes",
+                # Who asks an engine that is stopped starts it.
+                "networks": "systemctl --quiet is-active docker.service && docker network inspect"
+                " $(docker network ls --quiet --filter driver=bridge)",
+                "containers": "systemctl --quiet is-active docker.service"
+                " && docker ps --all --no-trunc --format '{{.Names}} {{.Networks}}'",
+                "links": "ls /sys/class/net",
             }
         )
 
@@ -53,9 +92,14 @@ class DockerEngine(FactBase[DockerState]):
         members = found["group"][0].rpartition(":")[2] if found["group"] else ""
         # The first line only says that the file is there: it may be empty.
         content = found["daemon_json"]
+        networks = json.loads("".join(found["networks"]) or "[]")
+        containers = [line.partition(" ")[::2] for line in found["containers"]]
         return DockerState(
             daemon_json="\n".join(content[1:]) if content else None,
             package_version=versions[0] if versions else None,
             group_members=tuple(members.split(",")) if members else (),
             unruled=bool(found["unruled"]),
+            networks={each["Name"]: _network(each) for each in networks},
+            containers={name.split(",")[0]: tuple(on.split(",")) for name, on in containers},
+            links=frozenset(found["links"]),
         )

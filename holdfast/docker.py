@@ -67,6 +67,10 @@ def enforced(settings: Docker, major: int) -> dict[str, Any]:
             "max-file": str(settings.log_max_files),
         },
     }
+    if settings.dns:
+        # Else the engine asks resolvers on loopback, and since 26 those of IPv6 for containers
+        # without it, as root from the host's own network, where no rule knows whom it asks for.
+        keys["dns"] = settings.dns
     if major >= 24:
         # "ip" speaks for the default bridge only; this, since Docker 24, for compose's networks.
         keys["default-network-opts"] = {

@@ -1,7 +1,8 @@
 """What each service may reach, from declarations alone: the kernel's rules, and systemd's beside.
 
 The rules go by user: whatever runs as a service's user is held to them, in its unit or out of it.
-Root is not, nor is a container, which calls nobody as a user of this host.
+Root is not. A container calls nobody as a user of this host: the rules know it by the bridge of its
+network.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ from dataclasses import dataclass
 
 from facts.egress import DROP_IN
 from holdfast import alerts, egress_program
+from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
 from holdfast.render import render
-from holdfast.sandbox import LOOPBACK, Directive, allowed, callers, sandbox
-from holdfast.services import Peer, Service, Tier
+from holdfast.sandbox import LOADS_RULES, LOOPBACK, Directive, allowed, callers, sandbox
+from holdfast.services import Cloud, Peer, Service, Tier
 from holdfast.settings import HostSettings
 
 RULES = egress_program.RULES
 USERS = egress_program.USERS
+CLOUDS = egress_program.CLOUDS
+NETWORKS = egress_program.NETWORKS
 PROGRAM = "/usr/local/sbin/holdfast-egress"
 SERVICE = "holdfast-egress.service"
 WATCH = "holdfast-egress-watch.service"
 TIMER = "holdfast-egress-watch.timer"
+RESOLVE = "holdfast-egress-resolve.service"
+RESOLVE_TIMER = "holdfast-egress-resolve.timer"
 SYSTEM = "/etc/systemd/system"
 
 RESOLVER_PORTS = (53, 853, 5353)
@@ -44,17 +50,19 @@ SOVEREIGN = tuple(
 
 @dataclass(frozen=True)
 class Wall:
-    """What the processes of one user may reach, in the words of nftables.
+    """What the processes of one user may reach, or the containers behind one bridge.
 
-    ``callers`` maps ``ip`` and ``ip6`` to the networks that a T1 service may answer; ``peers`` are
-    matches for those it may call.
+    ``callers`` maps ``ip`` and ``ip6`` to the networks that T1 may answer; ``peers`` are matches
+    for those it may call, in the words of nftables; ``clouds`` are resolved on the host.
     """
 
     name: str
-    user: str
     tier: Tier
     callers: dict[str, list[str]]
     peers: list[str]
+    clouds: list[Cloud]
+    user: str = ""
+    bridge: str = ""
 
     @property
     def chain(self) -> str:
@@ -92,24 +100,51 @@ def _match(peer: Peer) -> str:
     return f"{_family(peer.network)} daddr {peer.network}{port}"
 
 
+def _beyond(service: Service) -> list[str]:
+    return [network for network in callers(service) if network not in LOOPBACK]
+
+
 def _answered(service: Service) -> dict[str, list[str]]:
     # All of loopback is on this machine; the rest is as the service's sandbox has it.
-    beyond = [network for network in callers(service) if network not in LOOPBACK]
-    return _by_family(["127.0.0.0/8", "::1", *beyond])
+    return _by_family(["127.0.0.0/8", "::1", *_beyond(service)])
 
 
 def walls(settings: HostSettings) -> list[Wall]:
-    """The walls of a host: one for each T1 service, and for others that declare peers."""
+    """The walls of users: one for each T1 service, and for others that say whom they call."""
     return [
         Wall(
             service.name,
-            service.user,
             service.tier,
             _answered(service),
             [_match(peer) for peer in service.peers],
+            service.clouds,
+            user=service.user,
         )
         for service in declared_services(settings)
-        if service.user != "root" and (service.tier == "T1" or service.peers)
+        if service.user != "root" and (service.tier == "T1" or service.peers or service.clouds)
+    ]
+
+
+def bridges(settings: HostSettings) -> list[Wall]:
+    """The walls of Docker's networks: one for each of T1, and others that say whom they call."""
+    return [
+        Wall(
+            network.name,
+            network.tier,
+            _by_family(
+                dict.fromkeys(
+                    caller
+                    for service in settings.services
+                    if service.network == network.name
+                    for caller in _beyond(service)
+                )
+            ),
+            [_match(peer) for peer in network.peers],
+            network.clouds,
+            bridge=bridge(network),
+        )
+        for network in networks(settings)
+        if network.tier == "T1" or network.peers or network.clouds
     ]
 
 
@@ -122,6 +157,11 @@ def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
     return {protocol: sorted(ports) for protocol, ports in sorted(found.items())}
 
 
+def every_wall(settings: HostSettings) -> list[Wall]:
+    """Those of users, and those of networks."""
+    return [*walls(settings), *bridges(settings)]
+
+
 def rules(settings: HostSettings) -> str:
     """The table as nftables reads it, less the rules that lead users into it."""
     return render(
@@ -129,7 +169,8 @@ def rules(settings: HostSettings) -> str:
         program=PROGRAM,
         table=egress_program.TABLE,
         log_prefix=egress_program.LOG_PREFIX,
-        walls=walls(settings),
+        walls=every_wall(settings),
+        bridges=bridges(settings),
         other_tiers=other_tiers(settings),
         resolver_ports=RESOLVER_PORTS,
         tailscale_services=TAILSCALE_SERVICES,
@@ -141,14 +182,33 @@ def users(settings: HostSettings) -> str:
     return json.dumps({wall.user: wall.name for wall in walls(settings)}, indent=1) + "\n"
 
 
+def clouds(settings: HostSettings) -> str:
+    """Wall to the names and ports it may call, and who is asked for them, as the program reads it.
+
+    Beside the host's own resolvers containers ask those that Docker is told of.
+    """
+    found = {
+        wall.name: [[cloud.name, cloud.port] for cloud in wall.clouds]
+        for wall in every_wall(settings)
+        if wall.clouds
+    }
+    resolvers = settings.docker.dns if settings.docker else []
+    return json.dumps({"clouds": found, "resolvers": resolvers}, indent=1) + "\n"
+
+
+def sovereign_networks(settings: HostSettings) -> str:
+    """Docker's networks of T1 and their bridges, as the program reads them."""
+    found = {wall.name: wall.bridge for wall in bridges(settings) if wall.tier == "T1"}
+    return json.dumps(found, indent=1) + "\n"
+
+
 def unit_files() -> dict[str, str]:
     """Path to text of the units."""
-    relaxed = [
-        Directive("PrivateNetwork", "no", "the rules are those of this machine's network"),
-        Directive("RestrictAddressFamilies", "AF_UNIX AF_NETLINK", "how the kernel takes rules"),
-        Directive("CapabilityBoundingSet", "CAP_NET_ADMIN", "who may load and read them"),
-        Directive("PrivateUsers", "no", "they are the machine's own root's"),
-    ]
+    resolves = Directive(
+        "RestrictAddressFamilies", "AF_UNIX AF_NETLINK AF_INET AF_INET6", "it asks resolvers"
+    )
+    calls = Directive("IPAddressDeny", "", "a resolver may be anywhere")
+    asks = [*(each for each in LOADS_RULES if each.name != resolves.name), resolves, calls]
     return {
         f"{SYSTEM}/{unit}": render(
             f"egress/{unit}.j2",
@@ -157,10 +217,10 @@ def unit_files() -> dict[str, str]:
             sandbox=sandbox(
                 Service(name="egress", unit=unit, user="root", tier="T1"),
                 isolated=True,
-                relaxed=relaxed,
+                relaxed=asks if unit == RESOLVE else LOADS_RULES,
             ),
         )
-        for unit in (SERVICE, WATCH, TIMER)
+        for unit in (SERVICE, WATCH, TIMER, RESOLVE, RESOLVE_TIMER)
     }
 
 

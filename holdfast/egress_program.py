@@ -7,27 +7,51 @@ Placed on hosts as it is, so it uses the standard library only and needs Python 
 for each user in ``egress-users.json`` that leads what this user sends into its service's chain.
 The ids that /etc/subuid lends a user are this user's as well.
 
-``watch`` exits 1 with a sentence for each service that was refused something since the last look,
+``watch`` exits 1 with a sentence for each service or network that was refused something since the
+last look, for each container on a network of T1 that is on another one too or has lost its bridge,
 and where somebody took or changed the table, which it then loads again.
+
+``resolve`` looks up the clouds in ``egress-clouds.json`` and has the kernel let through what it
+finds, each address for six hours after it was last seen. It exits 1 with a sentence for each name
+that has had no address for an hour.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import ipaddress
 import json
 import os
 import pwd
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 RULES = "/etc/holdfast/egress.nft"
 USERS = "/etc/holdfast/egress-users.json"
+CLOUDS = "/etc/holdfast/egress-clouds.json"
+NETWORKS = "/etc/holdfast/egress-networks.json"
 RECORD = "/run/holdfast/egress/loaded.json"
 SUBUID = "/etc/subuid"
+RESOLVERS: tuple[str, ...] = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
+"""Who is asked; where systemd-resolved answers the first, containers ask the second."""
+DOCKER = "/run/docker.sock"
+DOCKER_RUNS = "/run/docker.pid"
+"""Who knocks at the socket of an engine that is stopped starts it."""
+LINKS = "/sys/class/net"
+KEEP_SECONDS = 6 * 3600
+"""How long an address may be called after a name had it last: a cloud's names have few of their
+many addresses at once, and a connection outlives the answer that it was made by."""
+LOST_SECONDS = 3600
+"""How long a name may have no address before that is told."""
 TABLE = "holdfast_egress"
 COUNTER = "denied-"
 """How the name of a service's counter begins."""
@@ -40,12 +64,15 @@ class Loaded:
     """What was loaded last: the text, how nft lists it, and how much of it was told of.
 
     ``told`` maps a service to refused packets. It is below zero for what a table counted that was
-    replaced before anybody looked.
+    replaced before anybody looked. ``addresses`` maps a cloud's name to when it was seen at each of
+    its addresses, ``found`` to when it had any, or was asked for first, in seconds since the boot.
     """
 
     text: str = ""
     listing: str = ""
     told: dict[str, int] = field(default_factory=dict)
+    addresses: dict[str, dict[str, float]] = field(default_factory=dict)
+    found: dict[str, float] = field(default_factory=dict)
 
 
 def _nft(*arguments: str, text: str = "") -> str:
@@ -86,10 +113,131 @@ def wanted() -> str:
     return text
 
 
-def _listing() -> str:
-    """The table in the kernel without its counts; empty where there is none."""
+def _clouds() -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
+    """Wall to the names and ports it may call, and resolvers beside the host's own."""
+    said = json.loads(Path(CLOUDS).read_text(encoding="utf-8"))
+    return said["clouds"], said["resolvers"]
+
+
+def _resolvers() -> list[str]:
+    """Whom this host asks for names, by address."""
+    found = []
+    for path in filter(Path.exists, map(Path, RESOLVERS)):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            key, _, address = line.partition(" ")
+            if key == "nameserver":
+                with contextlib.suppress(ValueError):
+                    found.append(str(ipaddress.ip_address(address.strip().partition("%")[0])))
+    return found
+
+
+def _filled(name: str, elements: Iterable[str]) -> str:
+    """What has a set hold these and nothing else, for nft; packets never find it empty."""
+    joined = ", ".join(elements)
+    added = f"add element inet {TABLE} {name} {{ {joined} }}\n" if joined else ""
+    return f"flush set inet {TABLE} {name}\n{added}"
+
+
+def sets(addresses: dict[str, dict[str, float]], now: float) -> str:
+    """The addresses that may be called now, for nft; see `Loaded` for ``addresses``."""
+    clouds, resolvers = _clouds()
+    if not clouds:
+        return ""
+    text = ""
+    asked = dict.fromkeys([*resolvers, *_resolvers()])
+    for family, version in (("ip", 4), ("ip6", 6)):
+        text += _filled(
+            f"resolvers-{family}",
+            (each for each in asked if ipaddress.ip_address(each).version == version),
+        )
+        for wall, called in clouds.items():
+            # Two names may have one address: the one that was seen last counts.
+            left: dict[str, int] = {}
+            for name, port in called:
+                for address, seen in addresses.get(name, {}).items():
+                    if ipaddress.ip_address(address).version == version:
+                        element = f"{address} . {port}"
+                        remaining = int(seen + KEEP_SECONDS - now)
+                        left[element] = max(left.get(element, 0), remaining)
+            text += _filled(
+                f"clouds-{family}-{wall}",
+                (f"{element} timeout {rest}s" for element, rest in left.items() if rest > 0),
+            )
+    return text
+
+
+def _addresses(name: str) -> list[str]:
+    """A name's addresses of both versions; empty where nobody knows it, or nobody answers."""
     try:
-        return _nft("--stateless", "list", "table", "inet", TABLE)
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return sorted({str(each[4][0]).partition("%")[0] for each in found})
+
+
+def _resolved() -> dict[str, list[str]]:
+    """The clouds' names and what they lead to now."""
+    called = sorted({name for names in _clouds()[0].values() for name, _ in names})
+    # Where no resolver answers, each name costs a quarter of a minute.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return dict(zip(called, pool.map(_addresses, called), strict=True))
+
+
+def _let_through(loaded: Loaded, resolved: dict[str, list[str]]) -> Iterator[str]:
+    now = time.monotonic()
+    before, loaded.addresses = loaded.addresses, {}
+    for name, addresses in resolved.items():
+        seen = before.get(name, {}) | dict.fromkeys(addresses, now)
+        loaded.addresses[name] = {
+            address: at for address, at in seen.items() if at + KEEP_SECONDS > now
+        }
+        lost = now - loaded.found.setdefault(name, now)
+        if addresses:
+            loaded.found[name] = now
+        elif lost > LOST_SECONDS:
+            yield f"{name} has had no address for {lost / 60:.0f} minutes: who calls it is refused"
+    _nft("--file", "-", text=sets(loaded.addresses, now))
+
+
+def _containers() -> list[dict[str, Any]]:
+    """The containers that run, as Docker tells; none where it does not run."""
+    if not Path(DOCKER_RUNS).exists():
+        return []
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.settimeout(20)
+        engine.connect(DOCKER)
+        engine.sendall(b"GET /containers/json HTTP/1.0\r\nHost: docker\r\n\r\n")
+        with engine.makefile("rb") as answer:
+            said = json.loads(answer.read().partition(b"\r\n\r\n")[2])
+    return said if isinstance(said, list) else []
+
+
+def astray(containers: list[dict[str, Any]], sovereign: dict[str, str]) -> Iterator[str]:
+    """A sentence for each container that the rules for T1 do not hold, though its network is T1's.
+
+    ``sovereign`` maps T1's networks to the bridges that the rules know them by.
+    """
+    for container in containers:
+        on = sorted(container["NetworkSettings"]["Networks"])
+        name = container["Names"][0].strip("/")
+        for network in (each for each in on if each in sovereign):
+            if len(on) > 1:
+                others = ", ".join(other for other in on if other != network)
+                yield (
+                    f"the container {name} is on the T1 network {network} and on {others}:"
+                    " it can send by the other"
+                )
+            if not Path(LINKS, sovereign[network]).exists():
+                yield (
+                    f"the container {name} is on the T1 network {network}, whose bridge"
+                    f" {sovereign[network]} is gone: nothing holds it"
+                )
+
+
+def _listing() -> str:
+    """The table in the kernel without counts and what sets hold; empty where there is none."""
+    try:
+        return _nft("--stateless", "--terse", "list", "table", "inet", TABLE)
     except OSError:
         return ""
 
@@ -123,7 +271,7 @@ def _record() -> Iterator[Loaded]:
 
 def _load(loaded: Loaded) -> None:
     text, counts = wanted(), _counts()
-    _nft("--file", "-", text=text)
+    _nft("--file", "-", text=text + sets(loaded.addresses, time.monotonic()))
     loaded.told = {name: loaded.told.get(name, 0) - count for name, count in counts.items()}
     loaded.text, loaded.listing = text, _listing()
 
@@ -143,6 +291,11 @@ def _problems(loaded: Loaded) -> Iterator[str]:
         yield f"the table {TABLE} {what}: it is loaded again"
     if listing != loaded.listing or wanted() != loaded.text:
         _load(loaded)
+    if sovereign := json.loads(Path(NETWORKS).read_text(encoding="utf-8")):
+        try:
+            yield from astray(_containers(), sovereign)
+        except (OSError, ValueError) as error:
+            yield f"Docker does not tell who is on the networks of T1: {error}"
 
 
 def _say(level: int, line: str) -> None:
@@ -152,14 +305,16 @@ def _say(level: int, line: str) -> None:
 
 def main(verb: str = "") -> int:
     """Do what the first argument says; 1 where there is something to tell."""
-    if verb not in ("load", "watch"):
-        _say(3, "usage: holdfast-egress load | watch")
+    if verb not in ("load", "watch", "resolve"):
+        _say(3, "usage: holdfast-egress load | watch | resolve")
         return 2
+    # Before the record is locked: it takes as long as it takes.
+    resolved = _resolved() if verb == "resolve" else {}
     with _record() as loaded:
         if verb == "load":
             _load(loaded)
             return 0
-        problems = list(_problems(loaded))
+        problems = list(_problems(loaded) if verb == "watch" else _let_through(loaded, resolved))
     for problem in problems:
         _say(3, problem)
     return 1 if problems else 0

@@ -66,6 +66,15 @@ _CLOSED = (
 )
 
 
+LOADS_RULES = (
+    Directive("PrivateNetwork", "no", "the rules are those of this machine's network"),
+    Directive("RestrictAddressFamilies", "AF_UNIX AF_NETLINK", "how the kernel takes rules"),
+    Directive("CapabilityBoundingSet", "CAP_NET_ADMIN", "who may load and read them"),
+    Directive("PrivateUsers", "no", "they are the machine's own root's"),
+)
+"""What a unit needs beyond the closed box to load the kernel's firewall rules; it runs as root."""
+
+
 def _network(service: Service, isolated: bool, peers: Sequence[str]) -> list[Directive]:
     if isolated:
         return [

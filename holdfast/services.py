@@ -9,6 +9,7 @@ from pydantic import Field
 from holdfast.types import (
     AbsolutePath,
     Cidr,
+    DnsName,
     Interface,
     LocalUrl,
     Model,
@@ -48,6 +49,13 @@ class Peer(Model):
     protocol: Literal["tcp", "udp"] = "tcp"
 
 
+class Cloud(Model):
+    """A name on the internet that a service calls by TCP."""
+
+    name: DnsName
+    port: Port = 443
+
+
 class DataPath(Model):
     """A directory or file a service owns, and what a backup owes it.
 
@@ -79,6 +87,10 @@ class Service(Model):
     peers: list[Peer] = []
     """Whom it calls. A T1 service reaches nobody else; one of another tier is held to its peers
     once it declares some."""
+    clouds: list[Cloud] = []
+    """Names on the internet that a T2, T3 or T4 service calls; with some, it reaches no other."""
+    network: Name | None = None
+    """The network under ``docker.networks`` that its container is on; a T1 container needs one."""
     gpu_mib: int = Field(default=0, ge=0)
     """GPU memory it may claim, MiB."""
     cards: list[Name] = []

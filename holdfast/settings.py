@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from holdfast.services import DataPath, Service
+from holdfast.services import Cloud, DataPath, Peer, Service, Tier
 from holdfast.types import (
     AbsolutePath,
     Address,
@@ -142,6 +142,23 @@ class Firewall(Model):
     """How long a change waits for proof of a new login before it undoes itself, seconds."""
 
 
+class DockerNetwork(Model):
+    """A network for containers, all of which the kernel holds to its tier."""
+
+    name: Name = Field(max_length=12)
+    """What `docker run --network` and compose files call it; its bridge is ``br-NAME``."""
+    tier: Tier
+    peers: list[Peer] = []
+    """Whom its containers call. Those of T1 reach nobody else but each other; those of another
+    tier are held to these once there are some."""
+    clouds: list[Cloud] = []
+    """Names on the internet that its containers call, unless they are T1; with some, they reach no
+    other."""
+    subnets: list[Cidr] = Field(default=[], max_length=2)
+    """A private network each for IPv4 and IPv6. Docker chooses where there is none of IPv4; with
+    none of IPv6 its containers have no IPv6."""
+
+
 class Docker(Model):
     """The container engine."""
 
@@ -150,6 +167,11 @@ class Docker(Model):
     """A mirror of the vendor's repository; only with ``source="vendor"``."""
     log_max_mib: int = Field(default=10, ge=1)
     log_max_files: int = Field(default=3, ge=1)
+    dns: list[Address] = []
+    """Resolvers that containers ask, from where they are. Empty: whom the host asks, by the engine
+    itself where containers cannot reach them."""
+    networks: list[DockerNetwork] = []
+    """Networks whose containers are held to a tier; nothing holds those on others."""
 
 
 class Tailnet(Model):

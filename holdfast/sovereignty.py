@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from facts.egress import Attempts, EgressAttempts
-from holdfast.egress import walls
+from holdfast.egress import every_wall
+from holdfast.networks import networks
 from holdfast.registry import declared_services, engine_service, engines, queue_service
-from holdfast.services import Peer, Service, Tier
-from holdfast.settings import HostSettings
+from holdfast.sandbox import LOOPBACK
+from holdfast.services import Cloud, Peer, Service, Tier
+from holdfast.settings import DockerNetwork, HostSettings
 
 TIERS: dict[Tier, str] = {
     "T1": "T1: never leaves",
@@ -52,22 +54,36 @@ def _peer(peer: Peer) -> str:
     return f"{network} port {peer.port}" if peer.port else network
 
 
+def _called(peers: list[Peer], clouds: list[Cloud]) -> list[str]:
+    return [*map(_peer, peers), *(f"{cloud.name} port {cloud.port}" for cloud in clouds)]
+
+
 def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
     if service.name in _without_network(settings):
         return "nobody: it has no network"
+    if service.network:
+        return f"what containers on {service.network} may"
     if service.name in held:
-        peers = ", ".join(map(_peer, service.peers))
-        return f"this machine, and {peers}" if peers else "this machine"
+        peers = [peer for peer in service.peers if peer.network not in LOOPBACK]
+        called = ", ".join(_called(peers, service.clouds))
+        return f"this machine, and {called}" if called else "this machine"
     if any(listen.container for listen in service.listens):
         return "whomever its container likes: nothing holds it"
     return "everybody: nothing holds it"
 
 
-def _tried(service: Service, held: set[str], seen: Attempts) -> str:
-    if service.name not in held:
+def _containers_may_call(network: DockerNetwork, held: set[str]) -> str:
+    if network.name not in held:
+        return "everybody: nothing holds it"
+    machine = [] if network.tier == "T1" else ["this machine"]
+    return ", ".join(["each other", *machine, *_called(network.peers, network.clouds)])
+
+
+def _tried(name: str, held: set[str], seen: Attempts) -> str:
+    if name not in held:
         return "not watched"
-    refused = seen.refused.get(service.name, 0)
-    calls = [call for call in seen.calls if call.service == service.name]
+    refused = seen.refused.get(name, 0)
+    calls = [call for call in seen.calls if call.service == name]
     if not refused and not calls:
         return "nothing"
     told = f"{refused} packets since the rules were loaded"
@@ -79,17 +95,29 @@ def _tried(service: Service, held: set[str], seen: Attempts) -> str:
 
 
 def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
-    """Every service of a host, those that must not leave first."""
-    held = {wall.name for wall in walls(settings)} if seen.enforced else set()
-    services = sorted(declared_services(settings), key=lambda service: service.tier)
-    return [
-        Row(
+    """Every service of a host and every network of containers, those that must not leave first."""
+    held = {wall.name for wall in every_wall(settings)} if seen.enforced else set()
+    told = [
+        (
+            service.tier,
             service.name,
-            TIERS[service.tier],
             _may_call(service, settings, held),
-            _tried(service, held, seen),
+            service.network or service.name,
         )
-        for service in services
+        for service in declared_services(settings)
+    ]
+    told += [
+        (
+            network.tier,
+            f"containers on {network.name}",
+            _containers_may_call(network, held),
+            network.name,
+        )
+        for network in networks(settings)
+    ]
+    return [
+        Row(name, TIERS[tier], may_call, _tried(wall, held, seen))
+        for tier, name, may_call, wall in sorted(told, key=lambda each: each[0])
     ]
 
 

@@ -49,7 +49,12 @@ hosts = [
                     }
                 ],
             },
-            "docker": {"source": "distribution"},
+            "docker": {
+                "source": "distribution",
+                # The resolver that the lab's virtual network cards bring along.
+                "dns": ["10.0.2.3"],
+                "networks": [{"name": "sealed-net", "tier": "T1", "subnets": ["fd99:8::/64"]}],
+            },
             "tailnet": {
                 "control_server": _lab["headscale"]["url"],
                 "repository": {
@@ -88,6 +93,16 @@ hosts = [
                 "threads": 2,
                 "memory_max_mib": 512,
             },
+            "services": [
+                {
+                    "name": "sealed",
+                    "unit": "docker.service",
+                    "user": "root",
+                    "tier": "T1",
+                    "network": "sealed-net",
+                    "listens": [{"port": 8089, "container": True}],
+                },
+            ],
             "backup": {
                 "restic": {
                     "version": _lab["versions"]["restic"],

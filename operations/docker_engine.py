@@ -10,8 +10,9 @@ from pyinfra import host
 from pyinfra.api import FunctionCommand, StringCommand, operation
 
 from facts.docker import DockerEngine, DockerState
+from holdfast import networks
 from holdfast.docker import DAEMON_JSON, enforced, major_version, merged
-from holdfast.settings import Docker
+from holdfast.settings import Docker, DockerNetwork
 from operations.refusal import stop
 
 
@@ -64,3 +65,13 @@ def configured(settings: Docker) -> Generator[StringCommand | FunctionCommand, N
     # Whoever may talk to the engine is root.
     for member in state.group_members:
         yield StringCommand(f"gpasswd --delete {shlex.quote(member)} docker")
+
+
+@operation()
+def networked(declared: list[DockerNetwork]) -> Generator[StringCommand, None, None]:
+    """Have the declared networks as they are declared, and no other of ours.
+
+    Expects that `holdfast.networks.refusals` finds nothing.
+    """
+    for command in networks.commands(declared, host.get_fact(DockerEngine)):
+        yield StringCommand(command)

@@ -19,6 +19,7 @@ from holdfast.checks import (
     gpu_modes,
     gpus,
     network,
+    networks,
     routers,
     services,
 )
@@ -42,6 +43,7 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *services.users(settings),
         *services.docker(settings),
         *egress.tiers(settings),
+        *networks.networks(settings),
         *services.floor(settings),
         *gpus.cards(settings),
         *gpus.power_supplies(settings),

@@ -1,37 +1,55 @@
-"""What services may reach, held against their tiers."""
+"""What services and Docker's networks may reach, held against their tiers."""
 
 from __future__ import annotations
 
 from holdfast.checks.finding import Finding, Findings
 from holdfast.egress import RESOLVER_PORTS, is_sovereign
+from holdfast.networks import networks
 from holdfast.services import Service
-from holdfast.settings import HostSettings
+from holdfast.settings import DockerNetwork, HostSettings
 
 
 def tiers(settings: HostSettings) -> Findings:
-    """Services whose declaration would carry data to where their tier says it never goes."""
+    """Declarations that would carry data to where their tier says it never goes."""
+    for index, network in enumerate(networks(settings)):
+        if network.tier == "T1":
+            yield from _calls(f"docker.networks[{index}]", network)
     for index, service in enumerate(settings.services):
         key = f"services[{index}]"
-        if service.peers and any(listen.container for listen in service.listens):
+        called = {
+            "peers": [peer.network for peer in service.peers],
+            "clouds": [cloud.name for cloud in service.clouds],
+        }
+        field = next(filter(called.get, called), None)
+        if field and any(listen.container for listen in service.listens):
             yield Finding(
-                f"{key}.peers",
-                [peer.network for peer in service.peers],
+                f"{key}.{field}",
+                called[field],
                 "it runs in a container, which calls nobody as a user of this host: nothing would"
-                " hold it to its peers",
-                "remove them",
+                f" hold it to its {field}",
+                "declare them with its network under docker.networks",
             )
         elif service.tier == "T1":
-            yield from _sovereign(key, service)
+            yield from _calls(key, service)
+            yield from _answers(key, service)
 
 
-def _sovereign(key: str, service: Service) -> Findings:
-    for place, peer in enumerate(service.peers):
+def _calls(key: str, caller: Service | DockerNetwork) -> Findings:
+    what = "service" if isinstance(caller, Service) else "network"
+    for place, cloud in enumerate(caller.clouds):
+        yield Finding(
+            f"{key}.clouds[{place}].name",
+            cloud.name,
+            f"a T1 {what} never calls the internet",
+            f"remove it, or give the {what} its true tier",
+        )
+    for place, peer in enumerate(caller.peers):
         if not is_sovereign(peer.network):
             yield Finding(
                 f"{key}.peers[{place}].network",
                 peer.network,
-                "a T1 service reaches private networks and the tailnet, never the internet",
-                "write the one machine it needs, or give the service its true tier",
+                f"a T1 {what} reaches private networks and the tailnet, never the internet",
+                f"write the one machine it needs, or give the {what} its true tier",
             )
         elif peer.port in RESOLVER_PORTS:
             yield Finding(
@@ -40,6 +58,9 @@ def _sovereign(key: str, service: Service) -> Findings:
                 "a resolver carries what it is asked to the internet, and T1 never goes there",
                 "remove it, and name its peers by address or under base.hosts",
             )
+
+
+def _answers(key: str, service: Service) -> Findings:
     for place, listen in enumerate(service.listens):
         where = f"{key}.listens[{place}]"
         if listen.scope == "public":

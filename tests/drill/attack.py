@@ -31,6 +31,8 @@ CONTAINERS = (
     Container("loopback-bind", ("127.0.0.1:8083:80",), (8083,)),
     Container("custom-bridge", ("0.0.0.0:8084:80", "[::]:8084:80"), (8084,), CUSTOM_NETWORK),
     Container("declared", (f"0.0.0.0:{DECLARED_PORT}:80",), (DECLARED_PORT,)),
+    # A declared service of T1, on its network.
+    Container("sealed", ("8089:80",), (8089,), "sealed-net"),
 )
 PUBLISHED = tuple(port for container in CONTAINERS for port in container.ports)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from facts.firewall import GUARD, ROLLBACK_STATE
-from holdfast import backup, egress, floor, integrity
+from holdfast import backup, egress, floor, integrity, networks
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, limits, modes
+from holdfast.settings import DockerNetwork
 from operations.sshd import DROP_IN as SSHD
 from tests.doubles import guest
 from tests.drill.sabotage import Sabotage, configured, edited, lying, rewritten
@@ -22,6 +23,10 @@ _BARE = "mkdir -p /run/bare && mount --bind / /run/bare && chattr {} /run/bare/m
 _RELOAD_SSH = "systemctl reload ssh"
 _NAS = f"{backup.STATE}/nas.json"
 _LOOSE_DOCKER = rewritten(DAEMON_JSON, "value |= {'ip': '0.0.0.0', 'log-opts': {}}")
+
+
+_SEALED = DockerNetwork(name="sealed-net", tier="T1", subnets=["fd99:8::/64"])
+"""As `inventories/drill.py` declares it."""
 
 
 def _both(rule: str, six: str | None = None) -> str:
@@ -290,8 +295,20 @@ EGRESS = (
         *edited(egress.RULES, "s/goto deny-floor$/accept/", _RELOAD_EGRESS),
     ),
     Sabotage(
-        "nobody writes down whom the floor called",
-        ("egress::the_journal_holds_whom_each_called",),
+        "the file lets a T1 network's containers call everybody",
+        (
+            "egress::the_kernel_has_the_declared_rules_untouched",
+            "egress::nothing_gets_out_from_behind_a_t1_networks_bridge",
+            "egress::attempts_behind_a_bridge_are_told_of_by_the_networks_name",
+        ),
+        *edited(egress.RULES, "s/goto deny-sealed-net$/accept/", _RELOAD_EGRESS),
+    ),
+    Sabotage(
+        "nobody writes down who called whom",
+        (
+            "egress::the_journal_holds_whom_each_called",
+            "egress::the_journal_holds_whom_containers_called",
+        ),
         *edited(egress.RULES, "/log prefix/d", _RELOAD_EGRESS),
     ),
     Sabotage(
@@ -332,6 +349,29 @@ DOCKER = (
             "docker",
             '/usr/bin/docker "$@" | sed \'1s/^{/{"FirewallBackend": {"Driver": "nftables"},/\'',
         ),
+    ),
+    Sabotage(
+        "a network has a bridge that no rule knows",
+        ("docker::its_networks_are_the_declared_ones",),
+        f"docker network rm {_SEALED.name} && docker network create {_SEALED.name}",
+        f"docker network rm {_SEALED.name} && {networks.creation(_SEALED)}",
+    ),
+    Sabotage(
+        "a service's container is on another network than is declared",
+        ("docker::the_container_of_a_declared_service_is_on_its_network_alone",),
+        f"docker run --detach --name stray --publish 127.0.0.1:8089:80 {IMAGE}",
+        "docker rm --force stray",
+    ),
+    Sabotage(
+        "a container on a T1 network is on another too, and older than what it should ask",
+        (
+            "docker::whoever_is_on_a_t1_network_is_on_no_other",
+            "docker::whoever_is_on_a_t1_network_asks_the_declared_resolvers",
+        ),
+        f"docker run --detach --name stray --network {_SEALED.name} {IMAGE}"
+        f" && docker network connect bridge stray && cp -a {DAEMON_JSON} /root/daemon.json"
+        f" && sleep 1.1 && touch {DAEMON_JSON}",
+        f"docker rm --force stray && cp -a /root/daemon.json {DAEMON_JSON}",
     ),
     Sabotage(
         "somebody is root by the engine's group",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 from facts import sections
+from facts.docker import DockerEngine
+from holdfast import networks
 from holdfast.docker import DAEMON_JSON, enforced
 from holdfast.firewall import DOCKER_USER_SCRIPT
 from holdfast.settings import Docker, HostSettings
@@ -38,8 +41,29 @@ def found(host: Host, wanted: Docker) -> Answers:
         "socket": "stat --format='%a %U %G' /run/docker.sock",
         "order": "systemctl show --property=After --value docker.service",
         "hooks": "systemctl show --property=ExecStartPre,ExecStartPost docker.service",
+        "running": "docker ps --quiet | xargs --no-run-if-empty docker inspect",
+        "written": f"stat --format=%Y {DAEMON_JSON}",
     }
     return sections.answers(host.run(sections.probe(questions)).stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def running(found: Answers) -> list[dict[str, Any]]:
+    """The containers that run, as `docker inspect` tells."""
+    parsed: list[dict[str, Any]] = json.loads("\n".join(found["running"]) or "[]")
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def sovereign(wanted: Docker) -> set[str]:
+    names = {network.name for network in wanted.networks if network.tier == "T1"}
+    if not names:
+        pytest.skip("this host has no network of T1")
+    return names
+
+
+def _on(container: dict[str, Any]) -> set[str]:
+    return set(container["NetworkSettings"]["Networks"])
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +127,49 @@ def test_it_starts_behind_the_firewall(found: Answers) -> None:
     assert "ufw.service" in found["order"][0].split()
     hooks = {line.partition("=")[0] for line in found["hooks"] if DOCKER_USER_SCRIPT in line}
     assert hooks == {"ExecStartPre", "ExecStartPost"}
+
+
+def test_its_networks_are_the_declared_ones(host: Host, wanted: Docker) -> None:
+    state = DockerEngine().process(host.run(DockerEngine().command()).stdout.splitlines())
+    assert list(networks.commands(wanted.networks, state)) == []
+
+
+def test_the_container_of_a_declared_service_is_on_its_network_alone(
+    running: list[dict[str, Any]], settings: HostSettings
+) -> None:
+    on_networks = [service for service in settings.services if service.network]
+    found = [
+        (service.network, container)
+        for service in on_networks
+        for listen in service.listens
+        for container in running
+        for ports in container["NetworkSettings"]["Ports"].values()
+        for port in ports or ()
+        if listen.container and port["HostPort"] == str(listen.port)
+    ]
+    if not found:
+        pytest.skip("no container that runs publishes the port of a service on a network")
+    for network, container in found:
+        assert _on(container) == {network}, container["Name"]
+
+
+def test_whoever_is_on_a_t1_network_is_on_no_other(
+    running: list[dict[str, Any]], sovereign: set[str]
+) -> None:
+    elsewhere = {each["Name"] for each in running if _on(each) & sovereign and len(_on(each)) > 1}
+    assert elsewhere == set()
+
+
+def test_whoever_is_on_a_t1_network_asks_the_declared_resolvers(
+    found: Answers, running: list[dict[str, Any]], sovereign: set[str]
+) -> None:
+    # What a container asks it is told when it starts: one from before still has the engine ask.
+    written = int(found["written"][0])
+    older = {
+        each["Name"]
+        for each in running
+        if _on(each) & sovereign
+        # Docker writes nine digits, of which Python 3.11 reads six.
+        and datetime.fromisoformat(each["State"]["StartedAt"][:19] + "+00:00").timestamp() < written
+    }
+    assert older == set(), "restart them"

@@ -16,7 +16,7 @@ from holdfast.settings import HostSettings
 
 Answers = dict[str, list[str]]
 
-_LISTING = f"nft --stateless list table inet {TABLE}"
+_LISTING = f"nft --stateless --terse list table inet {TABLE}"
 _TRY = """
 import errno, json, socket, sys
 said = {}
@@ -28,12 +28,43 @@ for protocol, address, port in json.loads(sys.argv[1]):
             call.settimeout(5)
             call.connect((address, port))
             call.send(b"holdfast")
+            if protocol == "udp" and sys.argv[2:]:
+                # From behind a bridge a datagram is sent, and its refusal comes later.
+                call.recv(64)
         said[f"{protocol} {address} {port}"] = "sent"
     except OSError as error:
         said[f"{protocol} {address} {port}"] = errno.errorcode.get(error.errno or 0, str(error))
 print(json.dumps(said))
 """
+_BEHIND = """
+import ipaddress, json, subprocess, sys
+# As a container: a network of its own with one end of a cable, the other end in the bridge. Docker
+# gives out addresses from the low end.
+bridge, subnets, calls, tries = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
+run = lambda *words: subprocess.run(words, check=True, capture_output=True, text=True).stdout
+inside = ("ip", "netns", "exec", "holdfast-test")
+try:
+    run("ip", "netns", "add", "holdfast-test")
+    cable = ("type", "veth", "peer", "eth0", "netns", "holdfast-test")
+    run("ip", "link", "add", "holdfast-test", *cable)
+    run("ip", "link", "set", "holdfast-test", "master", bridge, "up")
+    run(*inside, "ip", "link", "set", "eth0", "up")
+    for subnet, gateway in subnets:
+        network = ipaddress.ip_network(subnet)
+        own = f"{network[-2]}/{network.prefixlen}"
+        # Docker does not tell the one of IPv6 that it has chosen.
+        gateway = gateway or str(network[1])
+        run(*inside, "ip", "address", "add", own, "dev", "eth0", *(["nodad"] if ":" in own else []))
+        run(*inside, "ip", "route", "add", "default", "via", gateway)
+        calls += [("tcp", gateway, 22), ("udp", gateway, 53)]
+    print(run(*inside, sys.executable, "-c", tries, json.dumps(calls), "behind"))
+finally:
+    subprocess.run(["ip", "link", "delete", "holdfast-test"], capture_output=True)
+    subprocess.run(["ip", "netns", "delete", "holdfast-test"], capture_output=True)
+"""
 REFUSED = {"ECONNREFUSED", "EPERM"}
+REFUSED_BEHIND = {"ECONNREFUSED", "EHOSTUNREACH", "EACCES"}
+"""What tells a container: TCP, a datagram of IPv4, one of IPv6."""
 NO_WAY = {"ENETUNREACH", "EHOSTUNREACH", "EADDRNOTAVAIL", "EAFNOSUPPORT"}
 """A machine without a route there, or without IPv6, sends nothing either."""
 
@@ -75,6 +106,14 @@ def found(host: Host, settings: HostSettings) -> Answers:
     return sections.answers(done.stdout.splitlines())
 
 
+_REST = (
+    f"systemctl start {egress.WATCH};"
+    f" if systemctl --quiet is-active {egress.TIMER}; then"
+    f" systemctl stop {egress.TIMER}; trap 'systemctl start {egress.TIMER}' EXIT; fi;"
+    " since=$(date +%s)"
+)
+
+
 @pytest.fixture(scope="module")
 def tried(host: Host, settings: HostSettings, sovereign: list[egress.Wall]) -> Answers:
     """Every T1 user's attempts, and what the watch has to tell of them.
@@ -94,13 +133,32 @@ def tried(host: Host, settings: HostSettings, sovereign: list[egress.Wall]) -> A
         "by its unit": f"systemctl start {egress.WATCH}; echo $?",
         "log": f"journalctl --dmesg --quiet --since=@$since --grep='{LOG_PREFIX} ' --output=cat",
     }
-    rest = (
-        f"systemctl start {egress.WATCH};"
-        f" if systemctl --quiet is-active {egress.TIMER}; then"
-        f" systemctl stop {egress.TIMER}; trap 'systemctl start {egress.TIMER}' EXIT; fi;"
-        " since=$(date +%s)"
-    )
-    done = host.run(f"{rest}; {sections.probe(questions)}")
+    done = host.run(f"{_REST}; {sections.probe(questions)}")
+    return sections.answers(done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def behind(host: Host, settings: HostSettings) -> Answers:
+    """The attempts of something like a container on every T1 network, as `tried` has them."""
+    walls = [wall for wall in egress.bridges(settings) if wall.tier == "T1"]
+    if not walls:
+        pytest.skip("this host has no network of T1")
+    calls = [
+        *(("tcp", address, 443) for address in ("192.0.2.1", "2001:db8::1")),
+        *(("udp", address, 53) for address in ("192.0.2.1", "2001:db8::1")),
+    ]
+    names = " ".join(wall.name for wall in walls)
+    told = json.loads(host.check_output(f"docker network inspect {names}"))
+    questions = {}
+    for wall, network in zip(walls, told, strict=True):
+        subnets = [(each["Subnet"], each.get("Gateway")) for each in network["IPAM"]["Config"]]
+        words = (wall.bridge, json.dumps(subnets), json.dumps(calls), _TRY)
+        questions[wall.name] = f"python3 -c {shlex.quote(_BEHIND)} {shlex.join(words)}"
+    questions |= {
+        "by hand": f"{egress.PROGRAM} watch 2>&1; echo $?",
+        "log": f"journalctl --dmesg --quiet --since=@$since --grep='{LOG_PREFIX} ' --output=cat",
+    }
+    done = host.run(f"PATH=$PATH:/usr/sbin:/sbin; {_REST}; {sections.probe(questions)}")
     return sections.answers(done.stdout.splitlines())
 
 
@@ -128,6 +186,56 @@ def test_no_t1_user_gets_anything_out(
         assert set(outcomes.values()) <= REFUSED | NO_WAY, (wall.user, outcomes)
         # Loopback is on every machine.
         assert outcomes["udp 127.0.0.1 53"] == "EPERM"
+
+
+def test_nothing_gets_out_from_behind_a_t1_networks_bridge(behind: Answers) -> None:
+    for name, lines in behind.items():
+        if name in ("by hand", "log"):
+            continue
+        outcomes = json.loads(lines[0])
+        if outcomes["tcp 2001:db8::1 443"] in NO_WAY:
+            # Nobody has a route there, and the kernel rations how often it says so.
+            del outcomes["udp 2001:db8::1 53"]
+        assert set(outcomes.values()) <= REFUSED_BEHIND | NO_WAY, (name, outcomes)
+        # There is a way to this one on every machine: it was refused, and not lost.
+        assert outcomes["tcp 192.0.2.1 443"] == "ECONNREFUSED", (name, outcomes)
+
+
+def test_attempts_behind_a_bridge_are_told_of_by_the_networks_name(behind: Answers) -> None:
+    *told, status = behind["by hand"]
+    assert status == "1", told
+    for name in behind.keys() - {"by hand", "log"}:
+        sentence = rf"(?m)^{name} was kept from leaving (\d+) times"
+        (count,) = re.findall(sentence, "\n".join(told))
+        assert int(count) >= 4
+
+
+def test_the_journal_holds_whom_containers_called(behind: Answers) -> None:
+    for name in behind.keys() - {"by hand", "log"}:
+        lines = [line for line in behind["log"] if f"{LOG_PREFIX} {name}:" in line]
+        assert any("IN=br-" in line and "DST=" in line for line in lines), behind["log"]
+
+
+def test_clouds_are_called_by_the_addresses_that_their_names_have(
+    host: Host, settings: HostSettings
+) -> None:
+    walls = [wall for wall in [*egress.walls(settings), *egress.bridges(settings)] if wall.clouds]
+    if not walls:
+        pytest.skip("nobody on this host calls a cloud")
+    timer = host.check_output(
+        f"systemctl show --property=ActiveState --value {egress.RESOLVE_TIMER}"
+    )
+    assert timer == "active"
+    told = host.check_output(f"PATH=$PATH:/usr/sbin nft --json list sets table inet {TABLE}")
+    sets = {
+        each["set"]["name"]: each["set"].get("elem", [])
+        for each in json.loads(told)["nftables"]
+        if "set" in each
+    }
+    for wall in walls:
+        elements = sets[f"clouds-ip-{wall.name}"] + sets[f"clouds-ip6-{wall.name}"]
+        ports = {each["elem"]["val"]["concat"][1] for each in elements}
+        assert ports == {cloud.port for cloud in wall.clouds}, "a name does not resolve"
 
 
 def test_each_attempt_is_told_of_by_name_and_once(

@@ -2,12 +2,15 @@
 
 Run as root by `test_egress_live.py` in a network namespace of its own, with the rules and users of
 a host, and whether to load them. `games` is the user of a T1 service, `news` of a T2 service that
-declares peers, `mail` of one that declares none. Prints what each of them tried and what arrived.
+declares peers, `man` of one that declares clouds, `mail` of one that declares nothing. `home` and
+`lab` are networks as Docker makes them, of T1 and of a T2 that declares clouds, each with a
+container. Prints what each of them tried and what arrived.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import encodings.idna  # noqa: F401  (once a user who may not read it, nobody loads it)
 import errno
 import io
@@ -32,6 +35,9 @@ OTHER_TIER = 4000
 OWN_TIER = 8080
 RACK = {4: "10.77.0.10", 6: "fd77::10"}
 QUAD100 = "100.100.100.100"
+NETWORKS = {"home": 1, "lab": 2}
+"""Docker's networks by their number."""
+CLONE_NEWNET = 0x40000000
 WITNESS = """
 table inet witness {
     counter calls {
@@ -63,6 +69,38 @@ def sh(text: str) -> str:
     return subprocess.run(["sh", "-euc", text], check=True, capture_output=True, text=True).stdout
 
 
+def container_address(name: str, version: int) -> str:
+    """The address of a network's only container."""
+    number = NETWORKS[name]
+    return f"172.30.{number}.2" if version == 4 else f"fd00:30:{number}::2"
+
+
+def _container(name: str, number: int) -> subprocess.Popen[bytes]:
+    """A network as Docker makes it, with a container on it that has no more than its network."""
+    # Whoever reads what this program prints must not wait for it.
+    inside = subprocess.Popen(["unshare", "--net", "sleep", "120"], stdout=subprocess.DEVNULL)
+    ours = Path("/proc/self/ns/net").readlink()
+    while Path(f"/proc/{inside.pid}/ns/net").readlink() == ours:
+        time.sleep(0.02)
+    bridge, v4, v6 = f"br-{name}", f"172.30.{number}", f"fd00:30:{number}:"
+    sh(f"""
+        ip link add {bridge} type bridge
+        ip address add {v4}.1/24 dev {bridge}
+        ip address add {v6}:1/64 dev {bridge} nodad
+        ip link set {bridge} up
+        ip link add veth{number} type veth peer name eth0 netns {inside.pid}
+        ip link set veth{number} master {bridge} up
+        nsenter --target {inside.pid} --net sh -euc '
+            ip link set lo up
+            ip address add {v4}.2/24 dev eth0
+            ip address add {v6}:2/64 dev eth0 nodad
+            ip link set eth0 up
+            ip route add default via {v4}.1
+            ip -6 route add default via {v6}:1'
+    """)
+    return inside
+
+
 class Stage:
     """This namespace is the machine, ``pid`` lives in the one beyond."""
 
@@ -82,10 +120,15 @@ class Stage:
                 ip address add 192.0.2.1/32 dev lo
                 ip address add 2001:db8::1/128 dev lo nodad
                 ip address add {QUAD100}/32 dev lo
-                ip link set far up'
+                ip link set far up
+                ip route add 172.30.0.0/16 via 10.77.0.10
+                ip -6 route add fd00:30::/32 via fd77::10'
             ip route add default via 10.77.0.30
             ip -6 route add default via fd77::30
+            sysctl --quiet --write net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
         """)
+        processes = {name: _container(name, number) for name, number in NETWORKS.items()}
+        self.containers = {name: process.pid for name, process in processes.items()}
         subprocess.run(
             [*self.far.split(), "nft", "--file", "-"], input=WITNESS, text=True, check=True
         )
@@ -94,6 +137,7 @@ class Stage:
         )
         assert self.world.stdout is not None
         self.world.stdout.readline()
+        self.processes = [self.world, *processes.values()]
 
     def arrived(self, what: str) -> int:
         """New ``calls``, or packets of ``any`` kind, that have come to the far side so far."""
@@ -101,12 +145,18 @@ class Stage:
         return int(said["nftables"][1]["counter"]["packets"])
 
 
-def as_user(name: str, attempt: Callable[[], None]) -> str:
-    """What becomes of an attempt as a user: the errno's name, or "sent"."""
+def as_user(name: str, attempt: Callable[[], None], container: int | None = None) -> str:
+    """What becomes of an attempt as a user: the errno's name, or "sent".
+
+    In the network of a ``container`` (its pid), where one is given.
+    """
     read, write = os.pipe()
     if os.fork() == 0:
         said = "broken"
         try:
+            if container:
+                with Path(f"/proc/{container}/ns/net").open() as network:
+                    assert ctypes.CDLL(None).setns(network.fileno(), CLONE_NEWNET) == 0
             os.setgroups([])
             account = pwd.getpwnam(name)
             os.setgid(account.pw_gid)
@@ -199,11 +249,40 @@ def asked(listeners: list[socket.socket]) -> list[int]:
     return sorted(set(found))
 
 
-def try_all(stage: Stage, user: str) -> dict[str, Any]:
-    """What a user's attempts come to, how many packets got away, which ports were reached."""
+def container_attempts(network: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Everything that is tried from a container, by name."""
+    for version in (4, 6):
+        yield f"tcp{version} world", tcp(WORLD[version], 443)
+        yield f"tcp{version} world, other port", tcp(WORLD[version], 80)
+        yield f"udp{version} world", udp(WORLD[version], 443)
+        yield f"dns{version} world", udp(WORLD[version], 53)
+        yield f"tcp{version} nas, declared port", tcp(NAS[version], 2049)
+        yield f"tcp{version} nas, other port", tcp(NAS[version], 22)
+        yield f"dns{version} nas", udp(NAS[version], 53)
+        gateway = container_address(network, version)[:-1] + "1"
+        for what, address in (("bridge", gateway), ("machine", RACK[version])):
+            yield f"dns{version} {what}", udp(address, 53)
+            yield f"other tier, tcp{version} {what}", tcp(address, OTHER_TIER)
+            yield f"own tier, tcp{version} {what}", tcp(address, OWN_TIER)
+        for other in NETWORKS:
+            if other != network:
+                yield f"tcp{version} other network", tcp(container_address(other, version), 2342)
+    yield "tailscale's own", tcp(QUAD100, 80)
+
+
+def try_all(stage: Stage, who: str) -> dict[str, Any]:
+    """What becomes of the attempts of a user or a network's container.
+
+    How many packets got away, and which ports of the machine were reached.
+    """
+    container = stage.containers.get(who)
+    tries = container_attempts(who) if container else attempts()
     with listening() as listeners:
         before = stage.arrived("calls")
-        outcomes = {name: as_user(user, attempt) for name, attempt in attempts()}
+        outcomes = {
+            name: as_user("root" if container else who, attempt, container)
+            for name, attempt in tries
+        }
         return {
             "outcomes": outcomes,
             "away": stage.arrived("calls") - before,
@@ -223,6 +302,28 @@ while True:
         time.sleep(0.02)
 print(call.recv(9).decode())
 """
+
+
+def container_answers(stage: Stage, source: str) -> str:
+    """What the container of the T1 network says to a caller with the address ``source``."""
+    version = 6 if ":" in source else 4
+    address = container_address("home", version)
+    ours = source == address[:-1] + "1"
+    caller = subprocess.Popen(
+        [*([] if ours else stage.far.split()), sys.executable, "-c", _CALL, address, source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def serve() -> None:
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        server = socket.create_server((address, 2342), family=family)
+        server.settimeout(2)
+        server.accept()[0].sendall(b"hello")
+
+    as_user("root", serve, stage.containers["home"])
+    return caller.communicate(timeout=10)[0].strip()
 
 
 def answers(stage: Stage, source: str, *, handed: bool) -> str:
@@ -273,12 +374,42 @@ def away_from_open_connection(stage: Stage) -> int:
     return stage.arrived("any") - before
 
 
+def tampered(stage: Stage, watch: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the watch tells, and what gets away, when the table or what it follows from changes."""
+    said: dict[str, Any] = {}
+    table = f"inet {egress_program.TABLE}"
+    sh(f"nft flush chain {table} from-photos")
+    said["changed"] = watch()
+    sh(f"nft delete table {table}")
+    said["gone"] = watch()
+    said["away after it was gone"] = try_all(stage, "games")["away"]
+    egress_program.main("load")
+    said["loaded before anybody looked"] = watch()
+    Path(egress_program.SUBUID).write_text("games:700000:100\nnews:800000:100\n")
+    said["ids were lent"] = watch()
+    said["table"] = sh(f"nft list chain {table} output")
+    Path(egress_program.USERS).write_text('{"games": "photos", "nobody-here": "router"}')
+    said["a user went"] = watch()
+    said["table without the user"] = sh(f"nft list chain {table} output")
+    sh(f"nft delete element {table} clouds-ip-lab '{{ {WORLD[4]} . 443 }}'")
+    said["a set was changed"] = watch()
+    said["refused meanwhile"] = try_all(stage, "lab")["outcomes"]["tcp4 world"]
+    egress_program.main("resolve")
+    said["let through again"] = try_all(stage, "lab")["outcomes"]["tcp4 world"]
+    return said
+
+
 def main(folder: str, far_pid: str, wall: str) -> None:
     """Try everything, with the wall or without it, and print what came of it."""
     egress_program.RULES = f"{folder}/egress.nft"
     egress_program.USERS = f"{folder}/users.json"
     egress_program.RECORD = f"{folder}/loaded.json"
     egress_program.SUBUID = f"{folder}/subuid"
+    egress_program.CLOUDS = f"{folder}/clouds.json"
+    egress_program.NETWORKS = f"{folder}/networks.json"
+    egress_program.RESOLVERS = ()
+    egress_program.DOCKER_RUNS = f"{folder}/docker.pid"
+    egress_program._addresses = lambda name: [WORLD[4], WORLD[6]]
     stage = Stage(int(far_pid))
     said: dict[str, Any] = {}
 
@@ -292,29 +423,26 @@ def main(folder: str, far_pid: str, wall: str) -> None:
     if wall == "wall":
         said["away from an open connection"] = away_from_open_connection(stage)
         egress_program.main("watch")
-    for user in ("games", "news", "mail", "root"):
-        said[user] = try_all(stage, user)
+        said["before names resolve"] = {who: try_all(stage, who) for who in ("man", "lab")}
+        egress_program.main("watch")
+        egress_program.main("resolve")
+        said["after names resolve"] = watch()
+        egress_program.main("load")
+    for who in ("games", "news", "mail", "man", "root", *NETWORKS):
+        said[who] = try_all(stage, who)
     said["answers"] = {
         name: answers(stage, source, handed=False) for name, source in CALLERS.items()
+    }
+    gateways = {"this machine": "172.30.1.1", "this machine, IPv6": "fd00:30:1::1"}
+    said["containers answer"] = {
+        name: container_answers(stage, source) for name, source in {**CALLERS, **gateways}.items()
     }
     said["handed"] = {name: answers(stage, source, handed=True) for name, source in CALLERS.items()}
     if wall == "wall":
         said["attempts"] = watch()
-        table = f"inet {egress_program.TABLE}"
-        sh(f"nft flush chain {table} from-photos")
-        said["changed"] = watch()
-        sh(f"nft delete table {table}")
-        said["gone"] = watch()
-        said["away after it was gone"] = try_all(stage, "games")["away"]
-        egress_program.main("load")
-        said["loaded before anybody looked"] = watch()
-        Path(egress_program.SUBUID).write_text("games:700000:100\nnews:800000:100\n")
-        said["ids were lent"] = watch()
-        said["table"] = sh(f"nft list chain {table} output")
-        Path(egress_program.USERS).write_text('{"games": "photos", "nobody-here": "router"}')
-        said["a user went"] = watch()
-        said["table without the user"] = sh(f"nft list chain {table} output")
-    stage.world.kill()
+        said |= tampered(stage, watch)
+    for process in stage.processes:
+        process.kill()
     print(json.dumps(said))
 
 

@@ -29,7 +29,8 @@ def test_recorded_state() -> None:
 
 
 def test_a_machine_without_an_engine() -> None:
-    headings = [f"#= {name}" for name in ("daemon_json", "version", "group", "unruled")]
+    names = ("daemon_json", "version", "group", "unruled", "networks", "containers", "links")
+    headings = [f"#= {name}" for name in names]
     assert DockerEngine().process(headings) == DockerEngine.default()
 
 
@@ -92,6 +93,13 @@ def test_what_cannot_be_merged_is_refused_in_one_sentence(content: str, words: s
     with pytest.raises(ValueError, match=words) as refusal:
         merged(content, KEYS)
     assert "\n" not in str(refusal.value)
+
+
+def test_whom_containers_ask_is_ours_when_declared() -> None:
+    assert "dns" not in KEYS
+    text = merged('{"dns": ["127.0.0.1"]}', enforced(Docker(dns=["192.168.1.1"]), 29))
+    assert text is not None
+    assert json.loads(text)["dns"] == ["192.168.1.1"]
 
 
 def test_an_old_engine_is_not_given_keys_it_would_not_start_with() -> None:

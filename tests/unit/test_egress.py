@@ -56,7 +56,51 @@ def rack(**changes: Any) -> HostSettings:
                 "peers": [{"network": "192.0.2.1/32", "port": 443}],
             },
             {"name": "free", "unit": "free.service", "user": "mail", "tier": "T3"},
+            {
+                "name": "trainer",
+                "unit": "trainer.service",
+                "user": "man",
+                "tier": "T3",
+                "clouds": [{"name": "cloud.example", "port": 443}],
+            },
+            {
+                "name": "page",
+                "unit": "docker.service",
+                "user": "root",
+                "tier": "T1",
+                "network": "home",
+                "listens": [
+                    {
+                        "port": 2343,
+                        "container": True,
+                        "scope": "lan",
+                        "interface": "eth0",
+                        "sources": ["10.77.0.0/24", "fd77::/64"],
+                    }
+                ],
+            },
         ],
+        "docker": {
+            "dns": ["10.77.0.30", "fd77::30"],
+            "networks": [
+                {
+                    "name": "home",
+                    "tier": "T1",
+                    "peers": [
+                        {"network": "10.77.0.30/32", "port": 2049},
+                        {"network": "fd77::30/128", "port": 2049},
+                        # The machine itself, on every port: the other tier's stays shut.
+                        {"network": "10.77.0.10/32"},
+                    ],
+                },
+                {
+                    "name": "lab",
+                    "tier": "T2",
+                    "clouds": [{"name": "cloud.example", "port": 443}],
+                },
+                {"name": "open", "tier": "T3"},
+            ],
+        },
     }
     return HostSettings.model_validate({**data, **changes})
 
@@ -71,13 +115,18 @@ def test_each_t1_service_has_a_wall_and_so_has_who_declares_peers() -> None:
     assert {(wall.name, wall.user, wall.tier) for wall in egress.walls(rack())} == {
         ("photos", "games", "T1"),
         ("router", "news", "T2"),
+        ("trainer", "man", "T3"),
+    }
+    assert {(wall.name, wall.bridge, wall.tier) for wall in egress.bridges(rack())} == {
+        ("home", "br-home", "T1"),
+        ("lab", "br-lab", "T2"),
     }
     rich = HostSettings.model_validate(good()["rack"])
     assert {wall.user for wall in egress.walls(rich)} == {"holdfast-floor", "photos"}
 
 
 def test_a_wall_follows_from_where_the_service_listens_and_whom_it_calls() -> None:
-    photos, _ = egress.walls(rack())
+    photos, *_ = egress.walls(rack())
     assert photos.callers == {
         "ip": ["127.0.0.0/8", "10.77.0.0/24"],
         "ip6": ["::1", "fd77::/64"],
@@ -89,6 +138,9 @@ def test_a_wall_follows_from_where_the_service_listens_and_whom_it_calls() -> No
     floor, _ = egress.walls(HostSettings.model_validate(good()["rack"]))
     assert floor.callers["ip"] == ["127.0.0.0/8", "100.64.0.0/10"]
     assert floor.peers == []
+    # Who may call a container may be answered by its network, but for loopback: that is the host.
+    home, _ = egress.bridges(rack())
+    assert home.callers == {"ip": ["10.77.0.0/24"], "ip6": ["fd77::/64"]}
 
 
 def test_ports_of_other_tiers_are_a_way_out() -> None:
@@ -172,7 +224,103 @@ def test_drop_ins_that_are_there_are_found() -> None:
 
 
 def test_the_program_is_told_which_user_is_held_by_which_wall() -> None:
-    assert json.loads(egress.users(rack())) == {"games": "photos", "news": "router"}
+    assert json.loads(egress.users(rack())) == {
+        "games": "photos",
+        "news": "router",
+        "man": "trainer",
+    }
+
+
+def test_the_program_is_told_which_clouds_each_may_call_and_which_networks_are_t1() -> None:
+    assert json.loads(egress.clouds(rack())) == {
+        "clouds": {"trainer": [["cloud.example", 443]], "lab": [["cloud.example", 443]]},
+        "resolvers": ["10.77.0.30", "fd77::30"],
+    }
+    assert json.loads(egress.sovereign_networks(rack())) == {"home": "br-home"}
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program reads, for the rack."""
+    (tmp_path / "clouds").write_text(egress.clouds(rack()))
+    (tmp_path / "resolv.conf").write_text(
+        "search lan\nnameserver 10.77.0.1\nnameserver fe80::1%eth0\nnameserver nonsense\n"
+    )
+    monkeypatch.setattr(egress_program, "CLOUDS", str(tmp_path / "clouds"))
+    paths = (str(tmp_path / "resolv.conf"), str(tmp_path / "none"))
+    monkeypatch.setattr(egress_program, "RESOLVERS", paths)
+
+
+@pytest.mark.usefixtures("told")
+def test_an_address_may_be_called_for_six_hours_after_it_was_seen() -> None:
+    seen = {"cloud.example": {"192.0.2.1": 100.0, "192.0.2.9": 5000.0, "2001:db8::1": 5000.0}}
+    later = 100.0 + 6 * 3600
+    for name in ("trainer", "lab"):
+        assert f"flush set inet holdfast_egress clouds-ip-{name}\n" in egress_program.sets(
+            seen, later
+        )
+    text = egress_program.sets(seen, later)
+    assert "192.0.2.1 ." not in text
+    assert "clouds-ip-lab { 192.0.2.9 . 443 timeout 4900s }" in text
+    assert "clouds-ip6-lab { 2001:db8::1 . 443 timeout 4900s }" in text
+    assert "192.0.2.1 . 443 timeout 1s" in egress_program.sets(seen, later - 1)
+
+
+@pytest.mark.usefixtures("told")
+def test_who_is_asked_for_names_is_the_hosts_and_dockers_to_say() -> None:
+    text = egress_program.sets({}, 0)
+    assert "resolvers-ip { 10.77.0.30, 10.77.0.1 }" in text
+    assert "resolvers-ip6 { fd77::30, fe80::1 }" in text
+
+
+@pytest.mark.usefixtures("told")
+def test_a_name_without_an_address_is_told_of_after_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(egress_program.time, "monotonic", lambda: now)
+    monkeypatch.setattr(egress_program, "_nft", lambda *_, **__: "")
+    loaded = egress_program.Loaded()
+
+    def told_at(at: float, *addresses: str) -> list[str]:
+        nonlocal now
+        now = at
+        answer = {"cloud.example": list(addresses)}
+        return list(egress_program._let_through(loaded, answer))
+
+    assert told_at(1000) == []
+    assert told_at(4000) == []
+    (sentence,) = told_at(4700)
+    assert sentence.startswith("cloud.example has had no address for 62 minutes")
+    assert told_at(4800, "192.0.2.1") == []
+    assert told_at(8300) == []
+    assert len(told_at(8500)) == 1
+    # It is let through as before, until it is too long ago.
+    assert loaded.addresses == {"cloud.example": {"192.0.2.1": 4800}}
+    told_at(4800 + 6 * 3600)
+    assert loaded.addresses == {"cloud.example": {}}
+
+
+def test_a_container_that_the_rules_do_not_hold_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def container(name: str, *networks: str) -> dict[str, Any]:
+        return {"Names": [f"/{name}"], "NetworkSettings": {"Networks": dict.fromkeys(networks)}}
+
+    monkeypatch.setattr(egress_program, "LINKS", str(tmp_path))
+    (tmp_path / "br-home").touch()
+    running = [
+        container("good", "home"),
+        container("other", "lab", "bridge"),
+        container("both", "lab", "home"),
+        container("remade", "vault"),
+    ]
+    sovereign = {"home": "br-home", "vault": "br-vault"}
+    assert list(egress_program.astray(running, sovereign)) == [
+        "the container both is on the T1 network home and on lab: it can send by the other",
+        "the container remade is on the T1 network vault, whose bridge br-vault is gone:"
+        " nothing holds it",
+    ]
 
 
 def test_a_users_ids_are_its_own_and_those_it_was_lent() -> None:
@@ -195,9 +343,10 @@ def test_the_rules_are_in_force_before_the_network_is() -> None:
 def test_systemd_reads_the_units_and_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
     for path, text in {**egress.unit_files(), alerts.UNIT_PATH: alerts.notify_unit()}.items():
         (tmp_path / Path(path).name).write_text(text.replace(egress.PROGRAM, "/bin/true"))
-    units = [tmp_path / name for name in (egress.SERVICE, egress.WATCH)]
+    units = [tmp_path / name for name in (egress.SERVICE, egress.WATCH, egress.RESOLVE)]
+    timers = [tmp_path / name for name in (egress.TIMER, egress.RESOLVE_TIMER)]
     verified = subprocess.run(
-        ["systemd-analyze", "verify", *units, tmp_path / egress.TIMER],
+        ["systemd-analyze", "verify", *units, *timers],
         capture_output=True,
         text=True,
         check=False,

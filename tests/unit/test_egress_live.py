@@ -36,6 +36,8 @@ Said = dict[str, Any]
 def _play(folder: Path, wall: str) -> Said:
     (folder / "egress.nft").write_text(egress.rules(rack()))
     (folder / "users.json").write_text(egress.users(rack()))
+    (folder / "clouds.json").write_text(egress.clouds(rack()))
+    (folder / "networks.json").write_text(egress.sovereign_networks(rack()))
     sudo = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
     done = subprocess.run(
         [*sudo, "bash", "-c", _PLAY, sys.executable, str(folder), wall],
@@ -60,7 +62,7 @@ def unwalled(tmp_path_factory: pytest.TempPathFactory) -> Said:
     return _play(tmp_path_factory.mktemp("none"), "none")
 
 
-@pytest.mark.parametrize("user", ["games", "news", "mail", "root"])
+@pytest.mark.parametrize("user", ["games", "news", "mail", "man", "root"])
 def test_without_the_wall_everything_arrives(unwalled: Said, user: str) -> None:
     assert set(unwalled[user]["outcomes"].values()) == {"sent"}
     assert unwalled[user]["away"] == 13
@@ -87,6 +89,74 @@ def test_a_t2_user_with_peers_reaches_those_and_this_machine(walled: Said) -> No
     assert walled["news"]["ports"] == LOCAL_PORTS
 
 
+def _sent(tried: Said) -> set[str]:
+    return {name for name, outcome in tried["outcomes"].items() if outcome == "sent"}
+
+
+def _datagrams(tried: Said) -> set[str]:
+    """A container is told of a datagram's refusal later, and by then it has sent it."""
+    return {name for name in tried["outcomes"] if name.startswith(("udp", "dns"))}
+
+
+@pytest.mark.parametrize("network", ["home", "lab"])
+def test_without_the_wall_all_that_a_container_sends_arrives(unwalled: Said, network: str) -> None:
+    refused = {"tcp4 other network", "tcp6 other network"}  # Nobody listens there.
+    assert set(unwalled[network]["outcomes"]) - _sent(unwalled[network]) == refused
+    assert unwalled[network]["away"] == 15
+    assert unwalled[network]["ports"] == [53, 4000, 8080]
+    assert set(unwalled["containers answer"].values()) == {"hello"}
+
+
+def test_a_t1_networks_container_reaches_its_peers_alone(walled: Said) -> None:
+    tried = walled["home"]
+    # The machine is declared for IPv4, and even so its resolver and its other tiers are shut.
+    assert _sent(tried) - _datagrams(tried) == {
+        *("tcp4 nas, declared port", "tcp6 nas, declared port"),
+        "own tier, tcp4 machine",
+    }
+    assert tried["away"] == 2
+    assert tried["ports"] == [8080]
+    refused = set(tried["outcomes"]) - _sent(tried)
+    assert {tried["outcomes"][name] for name in refused} == {"ECONNREFUSED"}
+
+
+def test_a_t1_networks_container_answers_those_who_may_call_it(walled: Said) -> None:
+    machine = {"this machine": "hello", "this machine, IPv6": "hello"}
+    assert walled["containers answer"] == {"lan": "hello", "lan6": "hello", "world": "", **machine}
+
+
+CLOUD = {"tcp4 world", "tcp6 world"}
+
+
+def test_before_a_cloud_resolves_nobody_is_called(walled: Said) -> None:
+    for who in ("man", "lab"):
+        tried = walled["before names resolve"][who]
+        assert not CLOUD & _sent(tried)
+        # Two resolvers are asked, and they are known from the first.
+        assert tried["away"] == 2
+
+
+def test_who_has_clouds_calls_them_and_their_resolvers_and_this_machine(walled: Said) -> None:
+    # That a set was filled is no tampering.
+    assert walled["after names resolve"]["first"] == 0
+    trainer = walled["man"]
+    beyond = {name for name in _sent(trainer) if "world" in name or "nas" in name}
+    assert beyond == CLOUD | {"dns4 nas", "dns6 nas"}
+    assert trainer["away"] == 4
+    assert trainer["ports"] == LOCAL_PORTS
+    lab = walled["lab"]
+    beyond = {name for name in _sent(lab) - _datagrams(lab) if "world" in name or "nas" in name}
+    assert beyond == CLOUD
+    assert lab["away"] == 4
+    assert lab["ports"] == [53, 4000, 8080]
+
+
+def test_what_a_set_holds_is_no_tampering_and_comes_back(walled: Said) -> None:
+    assert walled["a set was changed"]["first"] == 0
+    assert walled["refused meanwhile"] == "ECONNREFUSED"
+    assert walled["let through again"] == "sent"
+
+
 @pytest.mark.parametrize("user", ["mail", "root"])
 def test_others_are_left_alone(walled: Said, unwalled: Said, user: str) -> None:
     assert walled[user] == unwalled[user]
@@ -104,9 +174,12 @@ def test_a_connection_from_before_the_wall_carries_nothing_more(walled: Said) ->
 def test_attempts_are_told_of_once_and_by_name(walled: Said) -> None:
     told = walled["attempts"]
     assert (told["first"], told["second"]) == (1, 0)
-    photos, router = told["said"]
+    photos, router, trainer, home, lab = told["said"]
     assert photos.startswith("photos was kept from leaving ")
     assert router.startswith("router was kept from leaving ")
+    assert trainer.startswith("trainer was kept from leaving ")
+    assert home.startswith("home was kept from leaving ")
+    assert lab.startswith("lab was kept from leaving ")
     assert "--grep 'holdfast egress photos:'" in photos
 
 

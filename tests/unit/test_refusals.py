@@ -37,6 +37,11 @@ def service(**changes: Any) -> dict[str, Any]:
     return {"name": "extra", "unit": "extra.service", "user": "extra", "tier": "T2"} | changes
 
 
+def docker(*networks: dict[str, Any]) -> dict[str, Any]:
+    home = {"name": "home", "tier": "T1"}
+    return {"dns": ["192.168.1.1"], "networks": [home | each for each in networks]}
+
+
 def opening(**changes: Any) -> dict[str, Any]:
     return {"port": 9000, "sources": ["192.168.1.0/24"], "reason": "test of an opening"} | changes
 
@@ -275,7 +280,58 @@ BAD = [
         "services[0].listens[0].sources", "203.0.113.0/24", "its true tier"),
     Bad("peers of a container", "rack/services+",
         service(listens=[{"port": 9000, "container": True}], peers=[{"network": "10.0.0.9/32"}]),
-        "services[1].peers", "10.0.0.9/32", "remove them"),
+        "services[1].peers", "10.0.0.9/32", "with its network"),
+    Bad("clouds of a container", "rack/services+",
+        service(listens=[{"port": 9000, "container": True}], clouds=[{"name": "a.example"}]),
+        "services[1].clouds", "a.example", "with its network"),
+    Bad("T1 that calls a cloud", f"{PHOTOS}/clouds", [{"name": "api.example"}],
+        "services[0].clouds[0].name", "api.example", "its true tier"),
+    # Docker's networks.
+    Bad("network with a name longer than a bridge's", "rack/docker",
+        docker({"name": "thirteen-long"}), "docker.networks[0].name", "thirteen-long", "12"),
+    Bad("network with a word of Docker's", "rack/docker", docker({"name": "host"}),
+        "docker.networks[0].name", "'host'", "rename it"),
+    Bad("network with a service's name", "rack/docker", docker({"name": "photos"}),
+        "docker.networks[0].name", "'photos'", "rename the network"),
+    Bad("network with an own service's name", "rack/docker", docker({"name": "floor"}),
+        "docker.networks[0].name", "'floor'", "rename the network"),
+    Bad("network twice", "rack/docker", docker({}, {}), "docker.networks[1].name", "'home'",
+        "rename one"),
+    Bad("network without a tier", "rack/docker", {"networks": [{"name": "home"}]},
+        "docker.networks[0].tier", "(missing)", "T1"),
+    Bad("T1 network that calls the internet", "rack/docker",
+        docker({"peers": [{"network": "203.0.113.7/32"}]}),
+        "docker.networks[0].peers[0].network", "203.0.113.7/32", "the network its true tier"),
+    Bad("T1 network that asks a resolver", "rack/docker",
+        docker({"peers": [{"network": "192.168.1.1/32", "port": 53}]}),
+        "docker.networks[0].peers[0].port", "53", "base.hosts"),
+    Bad("T1 network that calls a cloud", "rack/docker", docker({"clouds": [{"name": "a.example"}]}),
+        "docker.networks[0].clouds[0].name", "a.example", "the network its true tier"),
+    Bad("T1 network whose containers Docker asks for", "rack/docker", docker({}) | {"dns": []},
+        "docker.dns", "[]", "the LAN's"),
+    Bad("a resolver on loopback for containers", "rack/docker", {"dns": ["127.0.0.53"]},
+        "docker.dns[0]", "127.0.0.53", "the LAN's"),
+    Bad("a network of others' addresses", "rack/docker", docker({"subnets": ["203.0.0.0/8"]}),
+        "docker.networks[0].subnets[0]", "203.0.0.0/8", "a private network"),
+    Bad("two subnets of one version", "rack/docker",
+        docker({"subnets": ["172.30.1.0/24", "172.30.2.0/24"]}),
+        "docker.networks[0].subnets[1]", "172.30.2.0/24", "remove one"),
+    Bad("subnets that overlap", "rack/docker",
+        docker({"subnets": ["172.30.1.0/24"]}, {"name": "lab", "subnets": ["172.30.0.0/16"]}),
+        "docker.networks[1].subnets[0]", "172.30.0.0/16", "its own"),
+    Bad("T1 container on no network", "rack/services+",
+        service(tier="T1", listens=[{"port": 9000, "container": True}]),
+        "services[1].tier", "'T1'", "docker.networks"),
+    Bad("container on a network that is not", "rack/services+",
+        service(network="home", listens=[{"port": 9000, "container": True}]),
+        "services[1].network", "'home'", "declared"),
+    Bad("a network for no container", "rack/services+",
+        service(network="home", listens=[{"port": 9000}]),
+        "services[1].network", "'home'", "container=True"),
+    Bad("container on a network of another tier", "rack",
+        good()["rack"] | {"docker": docker({}), "services": [
+            service(network="home", listens=[{"port": 9000, "container": True}])]},
+        "services[0].tier", "'T2'", "one tier"),
     Bad("user twice", "rack/services+", service(user="photos"), "services[1].user", "'photos'",
         "svc-extra"),
     Bad("the floor's user", "rack/services+", service(user="holdfast-floor"), "services[1].user",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from facts.egress import Attempt, Attempts, EgressAttempts
 from holdfast.services import Peer
-from holdfast.settings import HostSettings
+from holdfast.settings import Docker, HostSettings
 from holdfast.sovereignty import Row, rows
 from tests.unit.site_data import good
 
@@ -71,6 +71,31 @@ def test_what_nothing_holds_is_said() -> None:
     assert held["album"].may_call == "whomever its container likes: nothing holds it"
     assert held["ssh"].may_call == "everybody: nothing holds it"
     assert held["ssh"].tried == "not watched"
+
+
+def test_clouds_are_named() -> None:
+    row = _told(_settings(tier="T3", clouds=[{"name": "api.example"}]), SEEN)["album"]
+    assert row.may_call == "this machine, and api.example port 443"
+    assert row.tried.startswith("7 packets")
+
+
+def test_containers_are_told_of_by_their_network() -> None:
+    container = {"port": 9000, "container": True}
+    settings = _settings(listens=[container], user="root", unit="docker.service", network="home")
+    networks = [
+        {"name": "home", "tier": "T1", "peers": [{"network": "10.0.0.9/32", "port": 5432}]},
+        {"name": "lab", "tier": "T2", "clouds": [{"name": "api.example"}]},
+        {"name": "free", "tier": "T3"},
+    ]
+    docker = Docker.model_validate({"dns": ["192.168.1.1"], "networks": networks})
+    seen = Attempts(enforced=True, refused={"home": 3})
+    told = _told(settings.model_copy(update={"docker": docker}), seen)
+    assert told["album"].may_call == "what containers on home may"
+    assert told["album"].tried == "3 packets since the rules were loaded"
+    assert told["containers on home"].may_call == "each other, 10.0.0.9 port 5432"
+    assert told["containers on home"].tried == "3 packets since the rules were loaded"
+    assert told["containers on lab"].may_call == ("each other, this machine, api.example port 443")
+    assert told["containers on free"].may_call == "everybody: nothing holds it"
 
 
 def test_without_the_rules_nobody_is_said_to_be_held() -> None:
