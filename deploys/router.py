@@ -1,11 +1,11 @@
-"""Routers: addresses for private work, which reach this host's engines and nothing else."""
+"""Routers: addresses for work, each of which reaches what its profile says and nothing else."""
 
 from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
-from holdfast import alerts
-from holdfast.registry import queue_service
+from holdfast import alerts, clouds, ledger
+from holdfast.registry import clouds_service, queue_service
 from holdfast.router import (
     CREDENTIALS,
     QUEUE_PROGRAM,
@@ -14,16 +14,30 @@ from holdfast.router import (
     files,
     keys,
     queue_program_text,
-    secret_names,
+    secrets_needed,
 )
 from holdfast.secrets import require
-from holdfast.settings import HostSettings, Router
-from operations import host_files, packages, router, units
+from holdfast.settings import Clouds, HostSettings, Router
+from operations import host_files, packages, python_environment, router, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
 
-def _units(declared: Router) -> list[Unit]:
+def _clouds_units(declared: Router) -> list[Unit]:
+    socket, service = f"{clouds.stem(declared)}.socket", f"{clouds.stem(declared)}.service"
+    read = [
+        f"{SYSTEM}/{service}",
+        clouds.PROGRAM,
+        clouds.configuration_path(declared),
+        clouds.key_file(declared),
+    ]
+    return [
+        Unit(socket, restart_after=[f"{SYSTEM}/{socket}"]),
+        Unit(service, restart_after=read),
+    ]
+
+
+def _units(settings: HostSettings, declared: Router) -> list[Unit]:
     names = RouterNames(declared)
     wanted = [
         Unit(
@@ -38,13 +52,15 @@ def _units(declared: Router) -> list[Unit]:
         for door in names.doors
         for unit in (door.socket, door.service)
     ]
+    if clouds_service(settings, declared):
+        # What a router needs is there before the router.
+        return [*_clouds_units(declared), *wanted]
     queue = queue_service(declared)
     if queue is None:
         return wanted
     drain, socket = f"{names.drain_stem}.service", f"{names.queue_stem}.socket"
     read = [f"{SYSTEM}/{drain}", names.configuration("drain"), names.key_file]
     return [
-        # What a router needs is there before the router.
         Unit(f"{names.drain_stem}.socket", restart_after=[f"{SYSTEM}/{names.drain_stem}.socket"]),
         Unit(drain, restart_after=read),
         Unit(socket, restart_after=[f"{SYSTEM}/{socket}"]),
@@ -52,6 +68,17 @@ def _units(declared: Router) -> list[Unit]:
         Unit(f"{names.queue_stem}-age.timer"),
         *wanted,
     ]
+
+
+def _install_litellm(settings: HostSettings, wanted: Clouds) -> None:
+    packages.present(name="Install what LiteLLM needs", packages=python_environment.PACKAGES)
+    python_environment.installed(
+        name="Install LiteLLM",
+        program=clouds.LITELLM,
+        lock=clouds.LOCK.read_text(),
+        distribution=settings.distribution,
+        index=wanted.packages,
+    )
 
 
 @deploy("Routers")
@@ -62,12 +89,18 @@ def apply(settings: HostSettings) -> None:
     private: dict[str, str] = {}
     for each in declared:
         texts |= files(settings, each)
-        read = {name: require(name) for name in secret_names(settings, each).values()}
+        read = {name: require(name) for name in secrets_needed(settings, each)}
         private[RouterNames(each).key_file] = keys(settings, each, read)
+        if each.clouds:
+            private[clouds.key_file(each)] = clouds.keys(settings, each, read)
     # First, for its port may be wanted by another.
-    router.only(name="Have no other router", declared=[*texts, *private])
+    router.only(name="Have no other router", declared=[*texts, *private, *ledger.files(settings)])
     if not declared:
         return
+    asked = settings.clouds if any(each.clouds for each in declared) else None
+    if asked:
+        _install_litellm(settings, asked)
+        texts[clouds.PROGRAM] = clouds.program_text()
     packages.present(name="Install the routers' proxy", packages=["haproxy", "python3"])
     host_files.place(
         name="Write the routers' units, configuration and keys",
@@ -87,8 +120,15 @@ def apply(settings: HostSettings) -> None:
         units=[
             # Ours are the only proxies: the package's own would run with nothing to do.
             Unit("haproxy.service", masked=True),
-            *(unit for each in declared for unit in _units(each)),
+            *(unit for each in declared for unit in _units(settings, each)),
         ],
         # A port may pass from one to another.
         together=True,
     )
+    if asked:
+        python_environment.pruned(
+            name="Keep the environment before this one and none older",
+            program=clouds.LITELLM,
+            lock=clouds.LOCK.read_text(),
+            distribution=settings.distribution,
+        )

@@ -14,6 +14,7 @@ from deploys import (
     gpu_driver,
     gpu_limits,
     gpu_modes,
+    ledger,
     router,
     ssh,
     storage,
@@ -40,6 +41,7 @@ tailnet.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
 vllm.apply(settings=settings)
+ledger.apply(settings=settings)
 router.apply(settings=settings)
 gpu_modes.settle(settings=settings)
 backup.apply(settings=settings)

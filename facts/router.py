@@ -1,20 +1,25 @@
-"""What of routers and their queues lies on a host, declared or not."""
+"""What of routers, and of what stands behind them, lies on a host, declared or not."""
 
 from __future__ import annotations
 
 from pyinfra.api import FactBase
 
+from holdfast import clouds, ledger
 from holdfast.router import CONFIGURATIONS, CREDENTIALS, SYSTEM
 
 
 class RouterFiles(FactBase[list[str]]):
-    """Paths of every unit, configuration and key of a router or its queue. One command."""
+    """Paths of every unit, configuration and key of a router, its queue, its clouds and the
+    ledger. One command."""
 
     def command(self) -> str:
         """Build the probe."""
         return (
             f"ls {SYSTEM}/holdfast-router-*.* {SYSTEM}/holdfast-queue-*.*"
-            f" {CREDENTIALS}/holdfast-router-* {CONFIGURATIONS}/*.cfg 2>/dev/null; true"
+            f" {SYSTEM}/holdfast-clouds-*.* {SYSTEM}/holdfast-ledger*.*"
+            f" {CREDENTIALS}/holdfast-router-* {CREDENTIALS}/holdfast-clouds-*"
+            f" {CONFIGURATIONS}/*.cfg {clouds.CONFIGURATIONS}/*.json {ledger.FOLDER}/*"
+            " 2>/dev/null; true"
         )
 
     @staticmethod

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from holdfast import alerts, integrity, storage
-from holdfast.registry import declared_services
+from holdfast import alerts, integrity, ledger, storage
+from holdfast.registry import declared_services, ledger_service
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
 from holdfast.secrets import Secret
@@ -34,6 +34,7 @@ HOUSE = (
     DataPath(path=STATE, backup="derived"),
     DataPath(path="/var/lib/holdfast/firewall", backup="derived"),
     DataPath(path="/var/lib/holdfast/gpu-reboot", backup="derived"),
+    DataPath(path="/var/lib/holdfast/ledger", backup="derived"),
     DataPath(path="/var/lib/holdfast/queue", backup="derived"),
     DataPath(path="/var/lib/holdfast/vllm", backup="derived"),
     DataPath(path=integrity.STATE, backup="derived"),
@@ -198,6 +199,7 @@ def unit_files(settings: HostSettings) -> dict[str, str]:
                 "schedule": schedule,
                 "program": PROGRAM,
                 "credentials": CREDENTIALS,
+                "dump": ledger.DUMP if ledger_service(settings) and command == "backup" else None,
                 "mount": mount_of(settings, repository),
                 "state": STATE,
                 "on_failure": alerts.ON_FAILURE,

@@ -12,6 +12,7 @@ from typing import Literal
 
 from holdfast.render import render
 from holdfast.sandbox import LOOPBACK, TAILNET
+from holdfast.services import LOOPBACK_OF, Tier
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,15 @@ class Door:
         return f"{self.stem}.service"
 
 
-def doors(program: str, port: int, scope: Literal["loopback", "tailnet"]) -> list[Door]:
+def doors(
+    program: str, port: int, scope: Literal["loopback", "tailnet"], tier: Tier = "T1"
+) -> list[Door]:
     """Where a program can be reached, and where it could be: a door that is shut stays described,
     so that a host whose scope was narrowed closes it.
     """
+    own = f"{LOOPBACK_OF[tier]}:{port}"
     return [
-        Door(program, "loopback", f"127.0.0.1:{port}", "lo", "sockets.target", LOOPBACK),
+        Door(program, "loopback", own, "lo", "sockets.target", LOOPBACK),
         Door(
             program,
             "tailnet",

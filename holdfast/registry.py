@@ -11,9 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
+from urllib.parse import urlsplit
 
 from holdfast.grammar import names_a_secret, walk
-from holdfast.services import DataPath, HealthCheck, Listen, Service
+from holdfast.services import (
+    LOOPBACK_OF,
+    Cloud,
+    DataPath,
+    HealthCheck,
+    Listen,
+    Peer,
+    Service,
+    Tier,
+)
 from holdfast.settings import (
     Checkpoint,
     Engine,
@@ -21,12 +31,18 @@ from holdfast.settings import (
     GpuCard,
     HostSettings,
     ModelFile,
+    Provider,
     Router,
 )
 from holdfast.storage import model_path
 
 FLOOR_USER = "holdfast-floor"
 FLOOR_STATE = "/var/lib/holdfast/floor"
+LEDGER_DUMPS = "/var/backups/holdfast-ledger"
+TIER_OF_PROFILE: dict[str, Tier] = {
+    **{"private": "T1", "client": "T1"},
+    **{"personal": "T2", "cloud": "T3"},
+}
 
 
 def floor_model(settings: HostSettings) -> ModelFile | None:
@@ -90,13 +106,56 @@ def engine_service(program: str, engine: Engine) -> Service:
 def router_service(router: Router) -> Service:
     """A router as a service."""
     name = f"router-{router.name}"
+    tier = TIER_OF_PROFILE[router.profile]
     return Service(
         name=name,
         unit=f"holdfast-{name}-loopback.service",
         user=name,
-        tier="T1",
+        tier=tier,
         listens=[Listen(port=router.port, scope=router.scope)],
-        health=HealthCheck(url=f"http://127.0.0.1:{router.port}/health", contains="ok"),
+        # It never calls a cloud itself: that is another process's, which it hands requests to.
+        peers=[] if tier == "T1" else [Peer(network="127.0.0.1/32")],
+        health=HealthCheck(url=f"http://{LOOPBACK_OF[tier]}:{router.port}/health", contains="ok"),
+    )
+
+
+def providers(settings: HostSettings, router: Router) -> list[Provider]:
+    """The clouds of a router in the order in which they are tried, those that are declared."""
+    declared = settings.clouds.providers if settings.clouds else []
+    return [each for name in router.clouds for each in declared if each.name == name]
+
+
+def clouds_service(settings: HostSettings, router: Router) -> Service | None:
+    """What asks clouds for a router as a service, or None where it leads to none."""
+    if not router.clouds:
+        return None
+    name = f"clouds-{router.name}"
+    called = [urlsplit(provider.base_url) for provider in providers(settings, router)]
+    clouds = [Cloud(name=url.hostname or "", port=url.port or 443) for url in called]
+    return Service(
+        name=name,
+        unit=f"holdfast-{name}.service",
+        user=name,
+        tier=TIER_OF_PROFILE[router.profile],
+        clouds=list(dict.fromkeys(clouds)),
+        memory_max_mib=2048,
+    )
+
+
+def ledger_service(settings: HostSettings) -> Service | None:
+    """The record of what was spent on clouds as a service, or None where nothing can be."""
+    if not any(router.clouds for router in settings.routers):
+        return None
+    return Service(
+        name="ledger",
+        unit="holdfast-ledger.service",
+        user="holdfast-ledger",
+        tier="T1",
+        data=[
+            # Files that change while they are read are no backup: its dumps are.
+            DataPath(path="/var/lib/holdfast/ledger", backup="derived"),
+            DataPath(path=LEDGER_DUMPS, backup="state"),
+        ],
     )
 
 
@@ -156,6 +215,10 @@ def _own_services(settings: HostSettings) -> list[tuple[str, Service]]:
         services.append((f"routers[{index}]", router_service(router)))
         if queue := queue_service(router):
             services.append((f"routers[{index}].queue", queue))
+        if clouds := clouds_service(settings, router):
+            services.append((f"routers[{index}].clouds", clouds))
+    if ledger := ledger_service(settings):
+        services.append(("clouds", ledger))
     return services
 
 

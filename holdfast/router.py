@@ -1,24 +1,25 @@
-"""Routers for private work: their units and what these are told, from settings alone.
+"""Routers: their units and what these are told, from settings alone.
 
 A router is the distribution's HAProxy with a ladder of upstreams on this host, each a literal
 address. It reads of a request its method, its path and the caller's key, and never its body: no
-text in there can choose who answers. The queue reads bodies, so it is another process and user,
-without a network.
+text in there can choose who answers. What does read bodies is another process and user: the queue,
+which has no network, and what asks clouds (`holdfast.clouds`), which has little more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from dataclasses import dataclass
 
-from holdfast import alerts, queue_program
+from holdfast import alerts, clouds, queue_program
 from holdfast.doors import Door, doors, socket_unit
 from holdfast.engines.program import GENERATE_PATHS, paths
-from holdfast.registry import engines, queue_service, router_service
+from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
 from holdfast.sandbox import sandbox
 from holdfast.secrets import Secret
-from holdfast.services import Listen, Service
+from holdfast.services import LOOPBACK_OF, Listen, Service, Tier
 from holdfast.settings import Engine, HostSettings, Router
 
 CREDENTIALS = "/etc/holdfast/credentials"
@@ -57,9 +58,19 @@ class RouterNames:
         return f"holdfast-router-{self.router.name}"
 
     @property
+    def tier(self) -> Tier:
+        """How far its chain may lead."""
+        return TIER_OF_PROFILE[self.router.profile]
+
+    @property
+    def url(self) -> str:
+        """Where this host's own programs call it, without a path."""
+        return f"http://{LOOPBACK_OF[self.tier]}:{self.router.port}"
+
+    @property
     def doors(self) -> list[Door]:
         """Where callers reach it, and where they could; each door is a process."""
-        return doors(self.stem, self.router.port, self.router.scope)
+        return doors(self.stem, self.router.port, self.router.scope, self.tier)
 
     @property
     def key_file(self) -> str:
@@ -113,6 +124,8 @@ def _engines(settings: HostSettings, router: Router) -> list[Engine]:
 
 def posted_paths(settings: HostSettings, router: Router) -> tuple[str, ...]:
     """Where callers may post; the ladder's engines all take the same."""
+    if router.profile == "cloud":
+        return (clouds.PATH,)
     return paths(_engines(settings, router)[0]) if router.engines else GENERATE_PATHS
 
 
@@ -135,27 +148,51 @@ def configuration(
         posted=posted_paths(settings, router),
         models=MODELS_PATH,
         queue=names.queue_socket if router.queue and not drains else None,
+        clouds=clouds.socket(router) if router.clouds else None,
+        cloud_path=clouds.PATH,
+        spenders=[key.name for key in router.keys if key.clouds],
         buffer_bytes=BUFFER_BYTES,
         callers=CALLERS,
     )
 
 
 def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
-    """What a key is called in a router's credential, to the name of the secret that it is."""
-    return {CALLERS: router.api_key, **{rung.key: rung.secret for rung in ladder(settings, router)}}
+    """What a key is called in a router's credential, to the name of the secret that it is.
+
+    Of callers who each have a key of their own it holds digests: those are not among them.
+    """
+    callers = {CALLERS: router.api_key} if router.api_key else {}
+    return callers | {rung.key: rung.secret for rung in ladder(settings, router)}
+
+
+def secrets_needed(settings: HostSettings, router: Router) -> list[str]:
+    """The names of all secrets that a router's credentials are made of."""
+    return [
+        *secret_names(settings, router).values(),
+        *(key.api_key for key in router.keys),
+        *clouds.secret_names(settings, router).values(),
+    ]
+
+
+def digest(key: Secret) -> str:
+    """How a router knows a caller's key: as HAProxy writes the checksum of the header."""
+    return hashlib.sha256(f"Bearer {key.get_secret_value()}".encode()).hexdigest().upper()
 
 
 def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str:
     """The text of a router's credential; ``read`` holds the secrets by their names."""
-    return "".join(
+    held = [
         f"{key} Bearer {read[name].get_secret_value()}\n"
         for key, name in secret_names(settings, router).items()
-    )
+    ]
+    return "".join([*held, *(f"{digest(read[key.api_key])} {key.name}\n" for key in router.keys)])
 
 
 def _process(names: RouterNames, service: Service, stem: str, door: str, summary: str) -> str:
-    # It calls what is on loopback, wherever it is itself called from.
-    confined = service.model_copy(update={"listens": [Listen(port=names.router.port)]})
+    # It calls what is on loopback, wherever it is itself called from and whatever its tier.
+    confined = service.model_copy(
+        update={"listens": [Listen(port=names.router.port)], "tier": "T1", "peers": []}
+    )
     return render(
         "router/router.service.j2",
         summary=summary,
@@ -184,7 +221,7 @@ def files(settings: HostSettings, router: Router) -> dict[str, str]:
         found[names.configuration(door.name)] = configuration(
             settings, router, "fd@3", f"/run/{door.stem}"
         )
-    return found | _queue_files(settings, names, service)
+    return found | _queue_files(settings, names, service) | clouds.files(settings, router)
 
 
 def _queue_files(settings: HostSettings, names: RouterNames, service: Service) -> dict[str, str]:

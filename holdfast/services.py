@@ -23,6 +23,15 @@ from holdfast.types import (
 Tier = Literal["T1", "T2", "T3", "T4"]
 """Sovereignty tier: T1 sovereign, T2 local first, T3 cloud explicit, T4 coordination."""
 
+LOOPBACK_OF: dict[Tier, str] = {
+    "T1": "127.0.0.1",
+    "T2": "127.0.0.2",
+    "T3": "127.0.0.3",
+    "T4": "127.0.0.4",
+}
+"""Where what Holdfast runs for a tier listens on loopback. systemd lets a T1 unit exchange packets
+with the first alone, so not even root in there reaches what leads on to a cloud."""
+
 
 class Listen(Model):
     """Where a service can be reached.

@@ -16,6 +16,7 @@ from holdfast.types import (
     Address,
     Calendar,
     Cidr,
+    CloudUrl,
     ControllerPath,
     CpuList,
     DnsName,
@@ -441,21 +442,70 @@ class Queue(Model):
     """How long an answer can be fetched before it is removed, hours."""
 
 
+class Provider(Model):
+    """One model of one cloud, and what it costs."""
+
+    name: Name
+    """What answers call it (X-Holdfast-Engine), and keys that may use it."""
+    api: Literal["openai", "anthropic"] = "openai"
+    """What it speaks: OpenAI's chat completions, or Anthropic's messages."""
+    base_url: CloudUrl
+    """What its paths are appended to: for ``openai`` this ends in ``/v1`` as a rule."""
+    model: Text
+    """What the cloud calls it; callers do not choose it."""
+    api_key: SecretName
+    input_usd: float = Field(gt=0, allow_inf_nan=False)
+    """Price of a million tokens of the prompt, USD."""
+    output_usd: float = Field(gt=0, allow_inf_nan=False)
+    """Price of a million tokens of the answer, USD."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Longest answer, tokens: what a request without a limit gets, and no request gets more."""
+
+
+class Clouds(Model):
+    """Models of others, which routers of profile ``personal`` and ``cloud`` may ask by LiteLLM."""
+
+    packages: Url | None = None
+    """A mirror of the Python package index; PyPI when absent."""
+    providers: list[Provider] = Field(min_length=1)
+
+
+class CallerKey(Model):
+    """What one person or agent sends to a router that leads to clouds."""
+
+    name: Name = Field(max_length=24)
+    """Whose it is; the ledger counts by this name."""
+    api_key: SecretName
+    clouds: list[Name] = []
+    """Which of the router's clouds it may use; none: local work only."""
+    budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """What it may spend on clouds in a period, USD; required with ``clouds``."""
+    period: Literal["day", "week", "month"] = "month"
+    """When the budget begins anew: at midnight, on Monday or on the first, by ``base.timezone``."""
+
+
 class Router(Model):
-    """One address for a chain of engines, tried in order, none of them outside this host."""
+    """One address for a chain of engines, tried in order."""
 
     name: Name = Field(max_length=24)
     """Its units and its user are called ``holdfast-router-NAME`` and ``router-NAME``."""
-    profile: Literal["private", "client"]
-    """``private`` goes on to the next in the chain; ``client`` has one engine and else an error."""
+    profile: Literal["private", "client", "personal", "cloud"]
+    """``private`` goes on to the next in the chain; ``client`` has one engine and else an error.
+    ``personal`` goes on to clouds after engines and floor; ``cloud`` has clouds alone."""
     port: Port
     scope: Literal["loopback", "tailnet"] = "loopback"
-    api_key: SecretName
-    """What callers must send; each engine's own key stays on this host."""
+    api_key: SecretName | None = None
+    """What callers of a ``private`` or ``client`` router must send; each engine's own key stays on
+    this host."""
+    keys: list[CallerKey] = []
+    """What callers of a ``personal`` or ``cloud`` router must send, each their own."""
     engines: list[Name] = []
     """Engines declared under ``vllm.engines``, in the order in which they are tried."""
     floor: bool = False
     """Whether the floor answers when no engine does."""
+    clouds: list[Name] = []
+    """Providers declared under ``clouds.providers``, in the order in which they are tried when no
+    engine and no floor answers."""
     queue: Queue | None = None
     """None: when nothing answers that is an error at once."""
 
@@ -482,8 +532,10 @@ class HostSettings(Model):
     """None: no floor."""
     vllm: Vllm | None = None
     """None: no engine of vLLM."""
+    clouds: Clouds | None = None
+    """None: nothing here asks a model of somebody else's."""
     routers: list[Router] = []
-    """Addresses for private work, which reach this host's engines and nothing else."""
+    """Addresses for work: what each chain may reach is said by its profile."""
     backup: Backup | None = None
     """None: nothing is backed up."""
     services: list[Service] = []

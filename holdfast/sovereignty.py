@@ -15,7 +15,13 @@ from rich.table import Table
 from facts.egress import Attempts, EgressAttempts
 from holdfast.egress import every_wall
 from holdfast.networks import networks
-from holdfast.registry import declared_services, engine_service, engines, queue_service
+from holdfast.registry import (
+    declared_services,
+    engine_service,
+    engines,
+    ledger_service,
+    queue_service,
+)
 from holdfast.sandbox import LOOPBACK
 from holdfast.services import Cloud, Peer, Service, Tier
 from holdfast.settings import DockerNetwork, HostSettings
@@ -46,6 +52,7 @@ def _without_network(settings: HostSettings) -> set[str]:
         *(["floor"] if settings.floor else []),
         *(engine_service("vllm", engine).name for engine in engines(settings)),
         *(queue.name for queue in queues if queue),
+        *(["ledger"] if ledger_service(settings) else []),
     }
 
 

@@ -117,6 +117,15 @@ def _check_url(value: str) -> None:
         raise ValueError("this URL has no valid host and port; write https://host[:port]/path")
 
 
+def _check_cloud_url(value: str) -> None:
+    _check_url(value)
+    host = urlsplit(value).hostname or ""
+    if re.fullmatch(r"[0-9.]+", host) or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})+", host):
+        raise ValueError("this URL names its server by no DNS name; write it with one")
+    if value.endswith("/"):
+        raise ValueError("this URL ends with a slash; write it without")
+
+
 _FLOATING = {"latest", "main", "master", "head", "nightly", "edge", "stable", "trunk", "develop"}
 
 
@@ -239,6 +248,15 @@ Url = Annotated[
     str,
     Word("an http(s) URL without user or password", "https://nas.home.arpa:8000", _URL, _check_url),
 ]
+CloudUrl = Annotated[
+    str,
+    Word(
+        "an https URL without user or password",
+        "https://api.example.org/v1",
+        r"https://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~/-]*)?",
+        _check_cloud_url,
+    ),
+]
 PinnedUrl = Annotated[
     str,
     Word(
@@ -322,9 +340,9 @@ DriverBranch = Annotated[str, Word("an NVIDIA driver branch", "580", r"[3-9][0-9
 LocalUrl = Annotated[
     str,
     Word(
-        "a URL on 127.0.0.1 with a port",
+        "a URL on 127.0.0.1 (of T2, T3, T4: .2, .3, .4) with a port",
         "http://127.0.0.1:8080/health",
-        r"http://127\.0\.0\.1:\d{1,5}/[A-Za-z0-9._~/%=&?-]*",
+        r"http://127\.0\.0\.[1-4]:\d{1,5}/[A-Za-z0-9._~/%=&?-]*",
     ),
 ]
 AbsolutePath = Annotated[

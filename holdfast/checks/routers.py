@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast import completion, registry, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
 from holdfast.checks.network import tailnet_scope
-from holdfast.settings import Engine, HostSettings, Router
+from holdfast.settings import CallerKey, Engine, HostSettings, Router
 
 _TAKEN = ("floor", "queue")
 """What a router calls those of its answers that are not an engine's."""
@@ -27,8 +27,14 @@ def routers(settings: HostSettings) -> Findings:
             yield Finding(at, name, "vllm.engines declares no such engine", mend)
         if not unknown:
             yield from _chain(key, router, [declared[name] for name in router.engines])
+        if router.profile in ("private", "client"):
+            yield from _sovereign(key, router)
+        else:
+            yield from _leads_to_clouds(key, router, settings)
         if router.profile == "client":
             yield from _client(key, router)
+        elif router.profile == "cloud":
+            yield from _cloud(key, router)
         elif not router.engines and not router.floor:
             yield Finding(f"{key}.engines", [], "nobody would answer", "name one, or say floor")
         if router.floor and settings.floor is None:
@@ -49,7 +55,7 @@ def _chain(key: str, router: Router, chain: list[Engine]) -> Findings:
                 f"it does '{engine.task}', and {first.name} does '{first.task}'",
                 "give each task a router of its own",
             )
-        elif engine.checkpoint != first.checkpoint and router.profile == "private":
+        elif engine.checkpoint != first.checkpoint and router.profile != "client":
             # Both answer to the checkpoint's name; of another's, an engine says 404.
             yield Finding(
                 at,
@@ -58,6 +64,13 @@ def _chain(key: str, router: Router, chain: list[Engine]) -> Findings:
                 f" {first.checkpoint}",
                 "name engines of one checkpoint, or give it a router of its own",
             )
+    if router.clouds and chain and chain[0].task == "embed":
+        yield Finding(
+            f"{key}.clouds",
+            router.clouds,
+            f"no cloud can do what {chain[0].name} does",
+            "remove it",
+        )
     if router.floor and chain and chain[0].task == "embed":
         yield Finding(
             f"{key}.floor", True, f"the floor cannot do what {chain[0].name} does", "remove it"
@@ -85,10 +98,116 @@ def _client(key: str, router: Router) -> Findings:
         )
 
 
+def _sovereign(key: str, router: Router) -> Findings:
+    if router.clouds:
+        yield Finding(
+            f"{key}.clouds",
+            router.clouds,
+            f"{router.profile} work never falls back to a cloud",
+            "remove it, or write profile 'personal'",
+        )
+    if router.keys:
+        yield Finding(
+            f"{key}.keys",
+            [each.name for each in router.keys],
+            f"a {router.profile} router has one key for all who call it",
+            "write api_key, or profile 'personal'",
+        )
+    if router.api_key is None:
+        yield Finding(
+            f"{key}.api_key", None, "nobody could call it, or everybody", "name its secret"
+        )
+
+
+def _leads_to_clouds(key: str, router: Router, settings: HostSettings) -> Findings:
+    declared = {each.name for each in settings.clouds.providers} if settings.clouds else set()
+    taken = {*_TAKEN, *(engine.name for engine in registry.engines(settings))}
+    for place, name in enumerate(router.clouds):
+        at = f"{key}.clouds[{place}]"
+        if name not in declared:
+            mend = nearest(name, declared)
+            yield Finding(at, name, "clouds.providers declares no such cloud", mend)
+        if name in taken:
+            yield Finding(at, name, "local answers are called so", "rename the cloud")
+    if router.api_key is not None:
+        yield Finding(
+            f"{key}.api_key",
+            router.api_key,
+            f"who calls a {router.profile} router has a key of their own",
+            "remove it, and give each person or agent one of keys",
+        )
+    if not router.keys:
+        yield Finding(f"{key}.keys", [], "nobody could call it", "give each person or agent one")
+    if router.queue is not None:
+        yield Finding(
+            f"{key}.queue",
+            router.queue.model_dump(exclude_defaults=True),
+            "what waits is private work, and leads to no cloud",
+            "remove it, or write profile 'private'",
+        )
+    if router.clouds and router.keys and not any(each.clouds for each in router.keys):
+        yield Finding(
+            f"{key}.clouds", router.clouds, "no key of it may use one", "remove it, or let one"
+        )
+    # One person may have one key for several routers.
+    holders: dict[str, str] = {}
+    for other in (each for router in settings.routers for each in router.keys):
+        holders.setdefault(other.api_key, other.name)
+    for place, each in enumerate(router.keys):
+        at = f"{key}.keys[{place}]"
+        holder = holders[each.api_key]
+        if holder != each.name:
+            yield Finding(
+                f"{at}.api_key",
+                each.api_key,
+                f"{holder} has this secret, and nobody could tell them apart",
+                "name a secret of its own",
+            )
+        yield from _spender(at, router, each)
+
+
+def _spender(key: str, router: Router, caller: CallerKey) -> Findings:
+    for place, name in enumerate(caller.clouds):
+        if name not in router.clouds:
+            mend = nearest(name, set(router.clouds))
+            yield Finding(
+                f"{key}.clouds[{place}]", name, f"{router.name} does not lead to it", mend
+            )
+    if caller.clouds and caller.budget_usd is None:
+        yield Finding(
+            f"{key}.budget_usd", None, f"nothing would limit what {caller.name} spends", "write it"
+        )
+    if caller.budget_usd is not None and not caller.clouds:
+        yield Finding(
+            f"{key}.budget_usd",
+            caller.budget_usd,
+            "local work costs nothing, and this key leads to no cloud",
+            "remove it, or name its clouds",
+        )
+    if router.profile == "cloud" and not caller.clouds:
+        yield Finding(f"{key}.clouds", [], f"{caller.name} could ask nobody", "name its clouds")
+
+
+def _cloud(key: str, router: Router) -> Findings:
+    if not router.clouds:
+        yield Finding(f"{key}.clouds", [], "nobody would answer", "name one")
+    for name, value in (("engines", router.engines), ("floor", router.floor)):
+        if value:
+            yield Finding(
+                f"{key}.{name}",
+                value,
+                "a cloud router leads to clouds alone",
+                "remove it, or write profile 'personal'",
+            )
+
+
 def router_keys(settings: HostSettings) -> Findings:
     """Keys that cannot be sent; expects that the secrets can be read."""
     for index, router in enumerate(settings.routers):
-        key = secrets.read(router.api_key)
-        if key and (wrong := completion.key_problem(key)):
-            at = f"routers[{index}].api_key"
-            yield Finding(at, router.api_key, f"this secret {wrong}", NEW_SECRET)
+        sent = {f"keys[{place}].api_key": each.api_key for place, each in enumerate(router.keys)}
+        if router.api_key:
+            sent["api_key"] = router.api_key
+        for at, name in sent.items():
+            key = secrets.read(name)
+            if key and (wrong := completion.key_problem(key)):
+                yield Finding(f"routers[{index}].{at}", name, f"this secret {wrong}", NEW_SECRET)

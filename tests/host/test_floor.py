@@ -10,6 +10,7 @@ from testinfra.host import Host
 from holdfast.floor import KEY_FILE, PROBE_FILE, UNIT
 from holdfast.registry import floor_model
 from holdfast.settings import Floor, HostSettings
+from tests.host.doors import listens_only_as_declared
 
 BACK_SECONDS = 180
 
@@ -54,12 +55,7 @@ def test_its_health_is_public(host: Host, floor: Floor) -> None:
 
 
 def test_it_listens_only_where_it_is_declared(host: Host, floor: Floor) -> None:
-    lines = host.check_output(f"ss -Hltn 'sport = :{floor.port}'").splitlines()
-    listeners = {line.split()[3] for line in lines}
-    expected = {f"127.0.0.1%lo:{floor.port}"}
-    if floor.scope == "tailnet":
-        expected.add(f"*%tailscale0:{floor.port}")
-    assert listeners == expected
+    listens_only_as_declared(host, floor.port, floor.scope)
 
 
 def test_the_engine_has_no_network(host: Host, floor: Floor) -> None:

@@ -18,6 +18,7 @@ from holdfast.gpu import modes
 from holdfast.python_environment import directory
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
+from tests.host.doors import listens_only_as_declared
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +123,7 @@ def test_its_health_and_its_metrics_are_there(host: Host, engines: list[EngineNa
 
 def test_each_listens_only_where_it_is_declared(host: Host, engines: list[EngineNames]) -> None:
     for engine in engines:
-        port = engine.engine.port
-        lines = host.check_output(f"ss -Hltn 'sport = :{port}'").splitlines()
-        expected = {f"127.0.0.1%lo:{port}"}
-        if engine.engine.scope == "tailnet":
-            expected.add(f"*%tailscale0:{port}")
-        assert {line.split()[3] for line in lines} == expected
+        listens_only_as_declared(host, engine.engine.port, engine.engine.scope)
 
 
 def test_no_process_of_an_engine_has_a_network(host: Host, engines: list[EngineNames]) -> None:

@@ -69,6 +69,12 @@ def router(**changes: Any) -> list[dict[str, Any]]:
     return [work | {"floor": True} | changes]
 
 
+def clouds(**changes: Any) -> dict[str, Any]:
+    one = {"name": "one", "base_url": "https://one.example/v1", "model": "big"}
+    prices = {"input_usd": 1.0, "output_usd": 2.0}
+    return {"providers": [one | prices | {"api_key": "WORK_KEY"} | changes]}
+
+
 def mirror(**changes: Any) -> dict[str, Any]:
     urls = {"url": "https://example.org/debian", "key_url": "https://example.org/key.gpg"}
     return urls | {"suite": "trixie"} | changes
@@ -212,12 +218,24 @@ BAD = [
         "ssh.lan_access"),
     Bad("port of the floor for a router", "rack/routers", router(port=8080), "routers[0].port",
         "8080", "another port"),
-    Bad("router opened to what is no profile", "rack/routers", router(profile="personal"),
-        "routers[0].profile", "'personal'", "'private'"),
+    Bad("router opened to what is no profile", "rack/routers", router(profile="public"),
+        "routers[0].profile", "'public'", "'private'"),
     Bad("router without its callers' key", "rack/routers", router(api_key="NO_SUCH_KEY"),
         "routers[0].api_key", "NO_SUCH_KEY", ".env"),
     Bad("router that asks for its floor's key", "rack/routers", router(api_key="FLOOR_API_KEY"),
         "routers[0].api_key", "FLOOR_API_KEY", "secret of its own"),
+    Bad("fallback from private work to a cloud", "rack/routers", router(clouds=["one"]),
+        "routers[0].clouds", "one", "never falls back"),
+    Bad("cloud for nobody's keys", "rack/routers", router(profile="personal", api_key=None),
+        "routers[0].keys", "[]", "give each person or agent one"),
+    Bad("cloud without its key", "rack/clouds", clouds(api_key="NO_SUCH_KEY"),
+        "clouds.providers[0].api_key", "NO_SUCH_KEY", ".env"),
+    Bad("cloud with the floor's key", "rack/clouds", clouds(api_key="FLOOR_API_KEY"),
+        "clouds.providers[0].api_key", "FLOOR_API_KEY", "secret of its own"),
+    Bad("cloud in the clear", "rack/clouds", clouds(base_url="http://one.example/v1"),
+        "clouds.providers[0].base_url", "http://one.example/v1", "https"),
+    Bad("cloud by an address", "rack/clouds", clouds(base_url="https://203.0.113.1/v1"),
+        "clouds.providers[0].base_url", "203.0.113.1", "DNS name"),
     Bad("router to an engine that is not there", "rack/routers", router(engines=["chat"]),
         "routers[0].engines[0]", "chat", "write one that is declared"),
     Bad("floor opened by hand", f"{OPENINGS}+", opening(port=8080), "firewall.openings[1].port",

@@ -1,0 +1,127 @@
+"""What asks clouds for a router: its unit, what it is told, and the keys it holds.
+
+It is LiteLLM as a library, in a process of its own beside the router's: the one user of this host
+that may call the declared clouds, and the only one that holds their keys.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+from holdfast import alerts, clouds_program, registry
+from holdfast.ledger import SOCKET_FOLDER
+from holdfast.python_environment import directory
+from holdfast.render import render
+from holdfast.sandbox import sandbox
+from holdfast.secrets import Secret
+from holdfast.settings import HostSettings, Router
+
+LITELLM = "litellm"
+LOCK = Path(__file__).resolve().parent.parent / "locks" / "litellm.txt"
+PROGRAM = "/usr/local/sbin/holdfast-clouds"
+CONFIGURATIONS = "/etc/holdfast/clouds"
+CREDENTIALS = "/etc/holdfast/credentials"
+SYSTEM = "/etc/systemd/system"
+PATH = "/v1/chat/completions"
+"""The one thing that clouds are asked."""
+
+
+def stem(router: Router) -> str:
+    """The beginning of its units' names."""
+    return f"holdfast-clouds-{router.name}"
+
+
+def socket(router: Router) -> str:
+    """Where it listens; only the router's user may connect."""
+    return f"/run/{stem(router)}.sock"
+
+
+def configuration_path(router: Router) -> str:
+    """What it is told; no secret is in it."""
+    return f"{CONFIGURATIONS}/{router.name}.json"
+
+
+def key_file(router: Router) -> str:
+    """The clouds' keys, for root alone; systemd hands them over."""
+    return f"{CREDENTIALS}/{stem(router)}-keys"
+
+
+def serves(settings: HostSettings, router: Router) -> str:
+    """The name of the model that callers write: that of the chain's engines, where it has some."""
+    declared = {engine.name: engine for engine in registry.engines(settings)}
+    if router.engines:
+        return declared[router.engines[0]].checkpoint
+    return settings.floor.model if router.floor and settings.floor else router.name
+
+
+def configuration(settings: HostSettings, router: Router) -> str:
+    """The text that it is told, JSON."""
+    clouds = [
+        {
+            **provider.model_dump(include={"name", "api", "base_url", "model", "max_tokens"}),
+            # Written out: money is no binary fraction.
+            "input_usd": str(provider.input_usd),
+            "output_usd": str(provider.output_usd),
+        }
+        for provider in registry.providers(settings, router)
+    ]
+    callers = {
+        key.name: {"clouds": key.clouds, "budget_usd": str(key.budget_usd), "period": key.period}
+        for key in router.keys
+        if key.clouds
+    }
+    told = {
+        "serves": serves(settings, router),
+        "ledger": SOCKET_FOLDER,
+        "clouds": clouds,
+        "callers": callers,
+    }
+    return json.dumps(told, indent=1) + "\n"
+
+
+def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
+    """Each cloud's name to that of the secret which is its key."""
+    return {each.name: each.api_key for each in registry.providers(settings, router)}
+
+
+def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str:
+    """The text of its credential; ``read`` holds the secrets by their names."""
+    names = secret_names(settings, router)
+    return json.dumps({cloud: read[name].get_secret_value() for cloud, name in names.items()})
+
+
+def files(settings: HostSettings, router: Router) -> dict[str, str]:
+    """Path to text of its units and what it is told; nothing for a router without clouds."""
+    service = registry.clouds_service(settings, router)
+    if service is None:
+        return {}
+    said = f"Holdfast: clouds of the router {router.name}"
+    environment = directory(LITELLM, LOCK.read_text(), settings.distribution)
+    return {
+        f"{SYSTEM}/{stem(router)}.socket": render(
+            "router/unix.socket.j2",
+            description=said,
+            stem=stem(router),
+            path=socket(router),
+            user=registry.router_service(router).user,
+        ),
+        f"{SYSTEM}/{service.unit}": render(
+            "router/clouds.service.j2",
+            said=said,
+            stem=stem(router),
+            python=f"{environment}/bin/python",
+            program=PROGRAM,
+            configuration=configuration_path(router),
+            key_file=key_file(router),
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(service),
+        ),
+        configuration_path(router): configuration(settings, router),
+    }
+
+
+def program_text() -> str:
+    """The text of the program that asks."""
+    return inspect.getsource(clouds_program)

@@ -1,0 +1,587 @@
+"""Ask a router's clouds, in order and within each caller's budget, and keep account of it.
+
+Placed on hosts as it is, and run by the environment of locks/litellm.txt. Only the router can
+connect, and it says who asks. Of what a caller wrote, only what `request` names goes on: no text
+in a body can choose a server, a key or a price.
+
+What a request may cost at most is written into the ledger before any packet goes out, and what it
+did cost takes its place afterwards. So requests that run at once cannot overrun a budget together,
+and what a crash or a broken connection leaves unknown counts as spent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import os
+import socket
+import socketserver
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+LISTEN_FD = 3
+"""Where systemd hands over the socket that it holds."""
+BODY_MAX_BYTES = 8 << 20
+ANSWER_SECONDS = 600
+CONNECT_SECONDS = 5
+RETRY_SECONDS = 10
+"""When a caller should come back after nobody answered."""
+CONNECTIONS = 8
+"""To the ledger, at once; who comes then waits."""
+LEDGER_SECONDS = 10
+OWN_TOKENS = 1000
+"""What a cloud may add to a prompt by itself, a template or how to use tools, tokens."""
+ASKER_ERRORS = (400, 413, 422)
+"""What a cloud says of the request: the next one would say so too."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_FORMATS = ("text", "json_object", "json_schema")
+_EFFORTS = ("none", "minimal", "low", "medium", "high")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS charge (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT now(),
+    caller text NOT NULL,
+    cloud text NOT NULL,
+    usd numeric(14, 8) NOT NULL,
+    settled boolean NOT NULL DEFAULT false,
+    prompt_tokens integer,
+    answer_tokens integer
+);
+CREATE INDEX IF NOT EXISTS charge_caller ON charge (caller, at);
+"""
+_SPENT = (
+    "SELECT coalesce(sum(usd), 0), date_trunc(%(period)s, now()) + ('1 ' || %(period)s)::interval"
+    " FROM charge WHERE caller = %(caller)s AND at >= date_trunc(%(period)s, now())"
+)
+
+
+class Refused(Exception):
+    """A request that is not answered."""
+
+    def __init__(self, status: int, message: str, cloud: str = "") -> None:
+        super().__init__(message)
+        self.status, self.cloud = status, cloud
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """One model of one cloud; prices are those of a million tokens, USD."""
+
+    name: str
+    api: str
+    base_url: str
+    model: str
+    input_usd: Decimal
+    output_usd: Decimal
+    max_tokens: int
+
+    def usd(self, prompt_tokens: int, answer_tokens: int) -> Decimal:
+        """What so many tokens cost."""
+        return (prompt_tokens * self.input_usd + answer_tokens * self.output_usd) / 1_000_000
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and what it may."""
+
+    name: str
+    clouds: tuple[str, ...]
+    budget_usd: Decimal
+    period: str
+
+
+class Ledger:
+    """What each caller has spent, in PostgreSQL; who may connect is told by the user it runs as."""
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._turn = threading.Semaphore(CONNECTIONS)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        with self._turn, closing(self._connect()) as connection, connection:
+            yield connection
+
+    def open(self) -> None:
+        """Have the table that is written to."""
+        with self._transaction() as connection:
+            connection.execute(_SCHEMA)
+
+    def reserve(self, caller: Caller, cloud: Cloud, usd: Decimal) -> int:
+        """Count ``usd`` as spent before it is; returns the charge's number.
+
+        Raises:
+            Refused: it is more than the caller has left.
+        """
+        asked = {"caller": caller.name, "period": caller.period}
+        with self._transaction() as connection:
+            # Whoever else asks for this caller waits until this is written.
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (caller.name,))
+            spent, until = connection.execute(_SPENT, asked).fetchone()
+            left = caller.budget_usd - spent
+            if usd > left:
+                raise Refused(
+                    402,
+                    f"{caller.name} has {max(left, Decimal(0)):.4f} of {caller.budget_usd} USD left"
+                    f" until {until:%Y-%m-%d %H:%M %Z}, and this may cost {usd:.4f}",
+                )
+            (number,) = connection.execute(
+                "INSERT INTO charge (caller, cloud, usd) VALUES (%s, %s, %s) RETURNING number",
+                (caller.name, cloud.name, usd),
+            ).fetchone()
+            return int(number)
+
+    def settle(self, number: int, usd: Decimal, prompt_tokens: int, answer_tokens: int) -> None:
+        """Write what a charge came to."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE charge SET usd = %s, settled = true, prompt_tokens = %s,"
+                " answer_tokens = %s WHERE number = %s",
+                (usd, prompt_tokens, answer_tokens, number),
+            )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(item, str) for item in value)
+    )
+
+
+PASSED: dict[str, Callable[[Any], bool]] = {
+    "temperature": _number,
+    "top_p": _number,
+    "presence_penalty": _number,
+    "frequency_penalty": _number,
+    "seed": _number,
+    "stop": _strings,
+    "parallel_tool_calls": lambda value: isinstance(value, bool),
+    "reasoning_effort": lambda value: value in _EFFORTS,
+}
+"""What a cloud is told as it was written, each with what it must be."""
+
+
+def _kept(value: Any, names: Iterable[str], what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Refused(400, f"{what} is no object")
+    return {name: value[name] for name in names if value.get(name) is not None}
+
+
+def _text(content: Any) -> Any:
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise Refused(400, "clouds are sent text alone: what else costs, nobody could tell")
+        if not isinstance(part.get("text"), str):
+            raise Refused(400, "a part of a message has no text")
+    return [{"type": "text", "text": part["text"]} for part in parts]
+
+
+def _function(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.get("type") != "function":
+        raise Refused(400, "clouds are sent tools of type 'function' alone")
+    function = _kept(value.get("function"), names, "a function")
+    if not isinstance(function.get("name"), str):
+        raise Refused(400, "a function has no name")
+    return {"type": "function", "function": function}
+
+
+def _call(value: Any) -> dict[str, Any]:
+    made = _function(value, ("name", "arguments"))
+    if not isinstance(value.get("id"), str) or not _strings(made["function"].get("arguments", "")):
+        raise Refused(400, "a tool's call has no id")
+    return {"id": value["id"], **made}
+
+
+def _message(value: Any) -> dict[str, Any]:
+    kept = _kept(value, ("role", "content", "name", "tool_call_id", "tool_calls"), "a message")
+    if kept.get("role") not in _ROLES:
+        raise Refused(400, "a message has no role that is known")
+    for name in ("name", "tool_call_id"):
+        if not isinstance(kept.get(name, ""), str):
+            raise Refused(400, f"{name} of a message is no text")
+    kept["content"] = _text(kept.get("content"))
+    if calls := kept.pop("tool_calls", None):
+        kept["tool_calls"] = [_call(each) for each in calls]
+    return kept
+
+
+def request(asked: Any) -> tuple[dict[str, Any], int | None]:
+    """What goes on of a request's body, and the answer's length that it asks for, tokens.
+
+    What is not known here is left out, a server, a key or a header among it.
+
+    Raises:
+        Refused: it is no chat completion, or what it holds could cost more than can be told.
+    """
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+        raise Refused(400, "this is no chat completion: it has no list of messages")
+    made: dict[str, Any] = {"messages": [_message(each) for each in asked["messages"]]}
+    if not made["messages"]:
+        raise Refused(400, "there is no message")
+    for name, is_right in PASSED.items():
+        if (value := asked.get(name)) is not None:
+            if not is_right(value):
+                raise Refused(400, f"{name} is not what it should be")
+            made[name] = value
+    if tools := asked.get("tools"):
+        if not isinstance(tools, list):
+            raise Refused(400, "tools is no list")
+        names = ("name", "description", "parameters", "strict")
+        made["tools"] = [_function(each, names) for each in tools]
+    if (choice := asked.get("tool_choice")) is not None:
+        made["tool_choice"] = choice if isinstance(choice, str) else _function(choice, ("name",))
+    if (shape := asked.get("response_format")) is not None:
+        kept = _kept(shape, ("type", "json_schema"), "response_format")
+        if kept.get("type") not in _FORMATS:
+            raise Refused(400, "response_format has no type that is known")
+        made["response_format"] = kept
+    limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise Refused(400, "max_tokens is no whole number above 0")
+    return made, limit
+
+
+def dearest(cloud: Cloud, made: dict[str, Any], limit: int) -> Decimal:
+    """What a request may cost at most: no token has less than a byte."""
+    written = len(json.dumps(made, ensure_ascii=False).encode(errors="surrogatepass"))
+    return cloud.usd(written + OWN_TOKENS, limit)
+
+
+def usage_of(said: Any) -> tuple[int, int] | None:
+    """Tokens of prompt and answer as a cloud counts them, or None where it does not say."""
+    usage = getattr(said, "usage", None)
+    counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+    if all(isinstance(count, int) and count >= 0 for count in counts) and any(counts):
+        return counts  # type: ignore[return-value]
+    return None
+
+
+Ask = Callable[..., Any]
+"""`litellm.completion`."""
+
+
+class Asker:
+    """What asks clouds for callers."""
+
+    def __init__(
+        self, ask: Ask, clouds: list[Cloud], keys: dict[str, str], ledger: Ledger, timeout: Any
+    ) -> None:
+        self._ask, self._clouds, self._keys = ask, clouds, keys
+        self._ledger, self._timeout = ledger, timeout
+
+    def answer(
+        self, caller: Caller, asked: Any
+    ) -> tuple[str, Generator[dict[str, Any], None, None]]:
+        """The first cloud that answers, by name, and its answer: the parts of a stream, or one.
+
+        Raises:
+            Refused: it is the request's fault, nobody answered, or it is more than the budget.
+        """
+        made, limit = request(asked)
+        streams = asked.get("stream") is True
+        refused: Refused | None = None
+        for cloud in self._clouds:
+            if cloud.name not in caller.clouds:
+                continue
+            tokens = min(limit or cloud.max_tokens, cloud.max_tokens)
+            try:
+                number = self._ledger.reserve(caller, cloud, dearest(cloud, made, tokens))
+            except Refused as too_dear:
+                refused = refused or too_dear
+                continue
+            parts = self._parts(cloud, number, {**made, "max_tokens": tokens}, streams)
+            try:
+                # Nothing is told to the caller before a cloud has begun to answer.
+                first = next(parts)
+            except Refused as failure:
+                if failure.status in ASKER_ERRORS:
+                    raise
+                refused = failure
+                continue
+            return cloud.name, _chain(first, parts, _wants_usage(asked) or not streams)
+        raise refused or Refused(503, "no cloud is left to ask")
+
+    def _parts(
+        self, cloud: Cloud, number: int, made: dict[str, Any], streams: bool
+    ) -> Generator[dict[str, Any], None, None]:
+        """Ask one cloud; the charge is settled when its answer ends and says what it used."""
+        more = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
+        usage, said = None, None
+        try:
+            said = self._ask(
+                model=f"{cloud.api}/{cloud.model}",
+                api_base=cloud.base_url,
+                api_key=self._keys[cloud.name],
+                timeout=self._timeout,
+                num_retries=0,
+                max_retries=0,
+                **made,
+                **more,
+            )
+            for part in said if streams else [said]:
+                usage = usage_of(part) or usage
+                yield part.model_dump(exclude_none=streams)
+        except Exception as failure:
+            if is_free(failure):
+                self._settle(number, Decimal(0), 0, 0)
+            raise _refusal(cloud, failure) from None
+        finally:
+            _close(said)
+        # A caller who has gone does not come here: what the cloud still counts, nobody hears.
+        if usage:
+            self._settle(number, cloud.usd(*usage), *usage)
+
+    def _settle(self, number: int, usd: Decimal, prompt_tokens: int, answer_tokens: int) -> None:
+        try:
+            self._ledger.settle(number, usd, prompt_tokens, answer_tokens)
+        except Exception as failure:
+            # An answer is there and paid for: it is not lost for its account, which has the most
+            # that it can have cost.
+            sys.stderr.write(f"charge {number} stays as reserved: {type(failure).__name__}\n")
+
+
+def _close(said: Any) -> None:
+    with suppress(Exception):
+        close = getattr(getattr(said, "completion_stream", None), "close", None)
+        if close:
+            close()
+
+
+def _wants_usage(asked: dict[str, Any]) -> bool:
+    options = asked.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def _chain(
+    first: dict[str, Any], rest: Generator[dict[str, Any], None, None], with_usage: bool
+) -> Generator[dict[str, Any], None, None]:
+    with closing(rest):
+        for part in itertools.chain([first], rest):
+            if not with_usage and part.pop("usage", None):
+                choices = part.get("choices") or []
+                if not any(each.get("delta") or each.get("finish_reason") for each in choices):
+                    continue
+            yield part
+
+
+def _causes(failure: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [failure]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__cause__, each.__context__]
+
+
+def is_free(failure: BaseException) -> bool:
+    """Whether a cloud that failed so has charged nothing: it was not reached, or it refused.
+
+    An answer that did not come, or broke off, may be charged for all the same.
+    """
+    kinds = {kind.__name__ for each in _causes(failure) for kind in type(each).__mro__}
+    if kinds & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}:
+        return True
+    broke = {"TransportError", "APIConnectionError", "TimeoutException", "Timeout", "OSError"}
+    return not kinds & broke and getattr(failure, "status_code", None) is not None
+
+
+def _refusal(cloud: Cloud, failure: Exception) -> Refused:
+    status = getattr(failure, "status_code", None)
+    # By its kind alone: what it says may hold the request.
+    sys.stderr.write(f"{cloud.name}: {type(failure).__name__} {status or ''}\n")
+    if status in ASKER_ERRORS:
+        return Refused(int(status), f"{cloud.name} says: {str(failure)[:500]}", cloud.name)
+    return Refused(503, "nobody can answer now")
+
+
+def error(status: int, message: str) -> bytes:
+    """An error's body, as OpenAI's clients read it."""
+    kind = "insufficient_quota" if status == 402 else "clouds"
+    return json.dumps({"error": {"message": message, "type": kind, "code": status}}).encode()
+
+
+def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseHTTPRequestHandler]:
+    """What answers one connection; only the router can make one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 120
+
+        def do_GET(self) -> None:
+            if self.path == "/health":
+                self._send(200, "text/plain", b"ok")
+            else:
+                model = {"id": serves, "object": "model", "created": 0, "owned_by": "holdfast"}
+                self._json(200, {"object": "list", "data": [model]})
+
+        def do_POST(self) -> None:
+            said = self.headers.get("Content-Length", "")
+            length = int(said) if said.isdigit() else BODY_MAX_BYTES + 1
+            if length > BODY_MAX_BYTES:
+                self.close_connection = True
+                self._refuse(Refused(413, "this is longer than clouds are sent"))
+                return
+            body = self.rfile.read(length)
+            caller = callers.get(self.headers.get("X-Holdfast-Caller", ""))
+            try:
+                if caller is None:
+                    raise Refused(403, "this key is for local work alone")
+                try:
+                    asked = json.loads(body)
+                except (ValueError, RecursionError):
+                    raise Refused(400, "this is no JSON") from None
+                cloud, parts = asker.answer(caller, asked)
+            except Refused as refusal:
+                self._refuse(refusal)
+            except Exception as failure:
+                # Without the ledger nothing goes out.
+                _tell(failure)
+                self._refuse(Refused(503, "clouds cannot be asked now"))
+            else:
+                with closing(parts):
+                    if asked.get("stream") is True:
+                        self._stream(cloud, parts)
+                    else:
+                        # To its end, where it is settled.
+                        (whole,) = parts
+                        self._json(200, whole, cloud)
+
+        def _stream(self, cloud: str, parts: Generator[dict[str, Any], None, None]) -> None:
+            kinds = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
+            self._head(200, kinds, cloud)
+            try:
+                for part in parts:
+                    self._chunk(f"data: {json.dumps(part)}\n\n".encode())
+                self._chunk(b"data: [DONE]\n\n")
+                self._chunk(b"")
+            except (Refused, OSError):
+                # Half an answer must not look whole.
+                self.close_connection = True
+
+        def _chunk(self, text: bytes) -> None:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(text), text))
+            self.wfile.flush()
+
+        def _json(self, status: int, said: Any, cloud: str = "") -> None:
+            self._send(status, "application/json", json.dumps(said).encode(), cloud)
+
+        def _refuse(self, refused: Refused) -> None:
+            text = error(refused.status, str(refused))
+            self._send(refused.status, "application/json", text, refused.cloud)
+
+        def _send(self, status: int, kind: str, body: bytes, cloud: str = "") -> None:
+            headers = {"Content-Type": kind, "Content-Length": str(len(body))}
+            if status == 503:
+                headers["Retry-After"] = str(RETRY_SECONDS)
+            self._head(status, headers, cloud)
+            with suppress(OSError):
+                self.wfile.write(body)
+
+        def _head(self, status: int, headers: dict[str, str], cloud: str) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            if cloud:
+                self.send_header("X-Holdfast-Engine", cloud)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing: the router logs each request, and text belongs in no journal."""
+
+    return Handler
+
+
+def _tell(failure: BaseException) -> None:
+    # What it was and where, not what it says: text belongs in no journal.
+    where = traceback.extract_tb(failure.__traceback__)[-1]
+    sys.stderr.write(f"{type(failure).__name__} at {where.name}:{where.lineno}\n")
+
+
+class Server(socketserver.ThreadingUnixStreamServer):
+    """A server on the socket that systemd made."""
+
+    daemon_threads = True
+
+    def __init__(self, fd: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__("", handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = socket.socket(fileno=fd)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a router that hangs up."""
+        failure = sys.exception()
+        if failure and not isinstance(failure, OSError):
+            _tell(failure)
+
+
+def read(told: dict[str, Any]) -> tuple[list[Cloud], dict[str, Caller]]:
+    """Clouds and callers of a configuration."""
+    clouds = [
+        Cloud(
+            **each
+            | {"input_usd": Decimal(each["input_usd"]), "output_usd": Decimal(each["output_usd"])}
+        )
+        for each in told["clouds"]
+    ]
+    callers = {
+        name: Caller(name, tuple(each["clouds"]), Decimal(each["budget_usd"]), each["period"])
+        for name, each in told["callers"].items()
+    }
+    return clouds, callers
+
+
+def _ready(manager: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.connect(f"\0{manager[1:]}" if manager.startswith("@") else manager)
+        told.send(b"READY=1")
+
+
+def main(path: str) -> int:
+    """Answer until ended, as the configuration at ``path`` says."""
+    # Here, so that the rest can be read and tried without the environment.
+    httpx, psycopg = import_module("httpx"), import_module("psycopg")
+    litellm: Any = import_module("litellm")
+    # It would log what it was asked.
+    logging.disable(logging.CRITICAL)
+    litellm.suppress_debug_info = True
+    litellm.telemetry = False
+    litellm.drop_params = True
+    told = json.loads(Path(path).read_text())
+    keys = json.loads(Path(os.environ["CREDENTIALS_DIRECTORY"], "keys").read_text())
+    clouds, callers = read(told)
+    limits = f"-c statement_timeout={LEDGER_SECONDS}s"
+    ledger = Ledger(
+        lambda: psycopg.connect(host=told["ledger"], connect_timeout=LEDGER_SECONDS, options=limits)
+    )
+    ledger.open()
+    timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+    asker = Asker(litellm.completion, clouds, keys, ledger, timeout)
+    with Server(LISTEN_FD, handler(asker, callers, told["serves"])) as server:
+        _ready(os.environ["NOTIFY_SOCKET"])
+        server.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

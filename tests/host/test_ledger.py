@@ -1,0 +1,82 @@
+"""The ledger: reached by its writers alone, durable, and written out for the backup."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from testinfra.host import Host
+
+from holdfast import ledger
+from holdfast.registry import LEDGER_DUMPS, ledger_service
+from holdfast.sandbox import EXPOSURE_MAX
+from holdfast.services import Service
+from holdfast.settings import HostSettings
+
+
+@pytest.fixture(scope="module")
+def service(settings: HostSettings) -> Service:
+    found = ledger_service(settings)
+    if found is None:
+        pytest.skip("nothing is spent on clouds here")
+    return found
+
+
+def _psql(user: str, more: str = "", asked: str = "SELECT 1") -> str:
+    return (
+        f"runuser --user {user} -- psql --no-psqlrc --tuples-only --no-align {more}"
+        f" --host={ledger.SOCKET_FOLDER} --command='{asked}'"
+    )
+
+
+def test_it_listens_on_no_port(host: Host, service: Service) -> None:
+    pid = host.check_output(f"systemctl show --property=MainPID --value {service.unit}")
+    links = host.check_output(f"nsenter --target {pid} --net ip -brief link").splitlines()
+    assert [line.split()[0] for line in links] == ["lo"]
+    listening = host.run(f"nsenter --target {pid} --net ss -Hltn")
+    assert listening.stdout == ""
+
+
+def test_each_writer_gets_into_its_own_database_and_no_other(
+    host: Host, settings: HostSettings, service: Service
+) -> None:
+    users = ledger.databases(settings)
+    for user in users:
+        assert host.check_output(_psql(user)).strip() == "1"
+        for other in [*users, "postgres", "template1"]:
+            if other != user:
+                assert host.run(_psql(user, f"--dbname={other}")).failed
+        assert host.run(_psql(user, f"--username={service.user} --dbname=postgres")).failed
+    for stranger in ("root", "nobody"):
+        assert host.run(_psql(stranger, f"--dbname={users[0]}")).failed
+
+
+def test_what_it_has_said_is_on_disk(host: Host, settings: HostSettings, service: Service) -> None:
+    user = ledger.databases(settings)[0]
+    for name in ("fsync", "full_page_writes", "synchronous_commit", "data_checksums"):
+        assert host.check_output(_psql(user, asked=f"SHOW {name}")).strip() == "on"
+
+
+def test_its_files_are_its_own(host: Host, service: Service) -> None:
+    folders = " ".join(data.path for data in service.data)
+    assert host.check_output(f"find {folders} ! -user {service.user} -o -perm /022 ! -type l") == ""
+    modes = host.check_output(f"stat --format=%a {folders}").split()
+    assert modes == ["700"] * len(service.data)
+
+
+def test_it_can_be_written_out_for_the_backup(
+    host: Host, settings: HostSettings, service: Service
+) -> None:
+    host.check_output(f"systemctl start {ledger.DUMP}")
+    for name in ledger.databases(settings):
+        dump = f"{LEDGER_DUMPS}/{name}.sql"
+        assert "COPY public.charge" in host.check_output(f"grep '^COPY' {dump}")
+        assert host.check_output(f"find {dump} -mmin -5") == dump
+
+
+def test_systemd_finds_it_as_closed_as_declared(host: Host, service: Service) -> None:
+    for unit in (service.unit, ledger.DUMP):
+        verdict = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+        score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
+        assert score is not None, verdict
+        assert float(score[1]) <= EXPOSURE_MAX, verdict
