@@ -1,44 +1,63 @@
 """The drill of routing: chains whose engines come and go, and a cloud that nobody reaches.
 
 On a systemd container at the controller's own speed, as `serving.py`, with stand-ins for engines
-and the real floor. The cloud is a listener on the controller, which the machine could reach.
+and the real floor. Once it has its packages, the internet that the machine reaches is the lab's own
+(`tests/lab/services/cloud.py`), where every packet is counted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
-import secrets
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from holdfast import floor, inventory_file
-from holdfast.registry import queue_service
+from holdfast import alerts, egress, floor, inventory_file
+from holdfast.registry import router_service
 from holdfast.router import CALLERS, RouterNames
-from tests.drill import sabotage, sabotages
+from tests import malice
+from tests.drill import personal, routers, sabotage, sabotages
+from tests.drill.container_stage import ContainerStage
 from tests.drill.converge import ROOT
-from tests.drill.rehearsal import Rehearsal, Scenery
+from tests.drill.personal import Personal
+from tests.drill.rehearsal import Rehearsal, load_probe_image
 from tests.drill.site import Site, versions
-from tests.lab.artefacts import llama, tiny_gguf, tiny_llama
-from tests.lab.artefacts.store import sha256
-from tests.lab.container_machine import ContainerMachine
-from tests.lab.images import ensure_image
-from tests.lab.machine import MANAGEMENT_HOST, Machine, Spec
-from tests.lab.services.daemon import private_directory
-from tests.lab.services.files import FileServer
-from tests.unit.fake_upstreams import Cloud
+from tests.lab.artefacts import container, tiny_llama
+from tests.lab.services.ca import CLOUDS
+from tests.lab.services.cloud import ADDRESSES, NOBODY, RESOLVERS, Cloud
 
 FOLDER = ROOT / ".lab" / "routing"
-SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=2048, cpus=2)
 DEPLOY = "tests/drill/routing_site.py"
-JUDGED = frozenset({"test_router.py"})
+JUDGED = frozenset({"test_router.py", "test_clouds.py", "test_ledger.py"})
 SECRETS = ("CHAT_KEY", "LEGAL_KEY", "WORK_KEY", "CLIENT_KEY", "FLOOR_API_KEY")
 ENGINES = {"chat": 8100, "legal": 8101}
 WORK, CLIENT = 8200, 8201
+ONE = f"https://{CLOUDS[0]}/"
+WAYS = ("-s -k -m 5 -o /dev/null -4", "-s -k -m 5 -o /dev/null -6")
 WAITING = 20
+WORK_ROUTER: dict[str, object] = {
+    "name": "work",
+    "profile": "private",
+    "port": WORK,
+    "api_key": "WORK_KEY",
+    "engines": ["chat"],
+    "floor": True,
+    "queue": {"entries": WAITING, "max_age_minutes": 1},
+}
+CLIENT_ROUTER: dict[str, object] = {
+    "name": "client",
+    "profile": "client",
+    "port": CLIENT,
+    "api_key": "CLIENT_KEY",
+    "engines": ["legal"],
+}
 ASKED = 300
 VERSIONS = {
     "kernel": "uname -r",
@@ -69,51 +88,31 @@ with sqlite3.connect("/var/lib/holdfast/queue/work/queue.db") as store:
 """
 
 
-class RoutingStage(Scenery):
-    """A rack without emulation, its stand-in engines, and a cloud beside it."""
+class RoutingStage(ContainerStage):
+    """A rack without emulation, its stand-in engines, and an internet with two clouds beside it."""
 
     def __init__(self, folder: Path = FOLDER, debian: int = 13) -> None:
-        super().__init__(folder)
-        self.debian = debian
-        ContainerMachine.power_off_leftover(folder / "rack")
-        image = ensure_image(f"debian-{debian}", SPEC.variant)
-        self.rack = ContainerMachine(folder / "rack", SPEC, image)
-        self.rack.wipe()
-        self.model = tiny_llama.build().file(tiny_llama.FOLDER)
-        self.llama = llama.build().file("llama-server.tar.gz")
-        self.gguf = tiny_gguf.build().file("tiny.gguf")
-        served = {self.llama.name: self.llama, self.gguf.name: self.gguf}
-        served |= dict.fromkeys(ENGINES, self.model)
-        self.files = FileServer(private_directory(folder / "services"), served)
-        self.cloud = Cloud()
-
-    @property
-    def machines(self) -> Iterable[Machine]:
-        """The rack."""
-        return (self.rack,)
-
-    @property
-    def inventory(self) -> Path:
-        """What the rack is to be."""
-        return self.folder / "inventory.py"
+        name = f"holdfast-cloud-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        self.cloud = Cloud(folder / "cloud", name)
+        model = tiny_llama.build().file(tiny_llama.FOLDER)
+        super().__init__(
+            folder,
+            secrets=(*SECRETS, *personal.SECRETS),
+            checkpoints=dict.fromkeys(ENGINES, model),
+            served=personal.index(debian),
+            debian=debian,
+            internet=name,
+        )
 
     def raise_curtain(self) -> None:
-        """Start the file server, the rack and its engines, and write the inventory."""
-        self.files.start()
-        self.rack.start()
-        self.rack.wait_for_boot()
-        self.rack.wait_for_ssh()
-        (self.folder / "ssh_config").write_text(self.rack.ssh_settings())
-        kept = self.folder / "secrets"
-        kept.mkdir(mode=0o700, exist_ok=True)
-        for name in SECRETS:
-            (kept / name).touch(mode=0o600)
-            (kept / name).write_text(secrets.token_urlsafe(32) + "\n")
+        """Have the engines ready to be started."""
+        self.cloud.start()
+        super().raise_curtain()
         (self.folder / "cpu.txt").write_text("vllm==0.32.0+cpu --hash=sha256:00\n")
-        self.declare(both=True)
         self.rack.copy_to(ROOT / "tests/drill/stand_in_engine.py", "/opt/stand_in_engine.py")
         for name in ENGINES:
-            self.rack.copy_to(kept / f"{name.upper()}_KEY", f"/root/{name}.key")
+            kept = self.folder / "secrets" / f"{name.upper()}_KEY"
+            self.rack.copy_to(kept, f"/root/{name}.key")
 
     def start_engines(self, names: Iterable[str] = ENGINES) -> None:
         """Have stand-ins answer; they do not outlive a boot."""
@@ -131,78 +130,31 @@ class RoutingStage(Scenery):
 
     def lower_curtain(self) -> None:
         """Stop everything; logs and disks stay for a look."""
-        self.rack.crash()
-        self.files.stop()
-        self.cloud.close()
+        super().lower_curtain()
+        self.cloud.stop()
 
-    def declare(self, *, both: bool) -> None:
-        """Write the inventory, with both routers or the client's alone."""
-        site = f"http://{MANAGEMENT_HOST}:{self.files.port}"
+    def declare(self, routers: list[dict[str, object]], **more: object) -> None:
+        """Write the inventory, with these routers and whatever is declared beside them."""
         common = {"context_tokens": 256, "cache_mib": 1024, "memory_max_mib": 8192}
         engines = [
             {"name": name, "checkpoint": name, "port": port, "api_key": f"{name.upper()}_KEY"}
             | common
             for name, port in ENGINES.items()
         ]
-        work = {
-            "name": "work",
-            "profile": "private",
-            "port": WORK,
-            "api_key": "WORK_KEY",
-            "engines": ["chat"],
-            "floor": True,
-            "queue": {"entries": WAITING, "max_age_minutes": 1},
-        }
-        client = {"name": "client", "profile": "client", "port": CLIENT, "api_key": "CLIENT_KEY"}
-        settings = {
-            "hostname": "rack",
-            "distribution": f"debian{self.debian}",
-            "interfaces": {"eth0": {"role": "management"}},
-            "lan_address": "rack-lan",
-            "ssh_hostname": "rack-lan",
-            "ssh_config_file": str(self.folder / "ssh_config"),
-            "ssh_user": "operator",
-            "_sudo": True,
-            "docker": None,
-            "tailnet": None,
-            "ssh": {"lan_access": "keep"},
-            "storage": {
-                "models": [
-                    {
-                        "name": "tiny",
-                        "source": f"{site}/{self.gguf.name}",
-                        "sha256": sha256(self.gguf),
-                        "size_mib": 1,
-                        "filename": self.gguf.name,
-                    }
+        declared = {
+            "interfaces": {"eth0": {"role": "management"}, "wan0": {"role": "lan"}},
+            "docker": {
+                "source": "distribution",
+                "dns": [RESOLVERS[0]],
+                "networks": [
+                    {"name": "sealed", "tier": "T1", "subnets": ["fd99:8::/64"]},
+                    {"name": "open", "tier": "T3"},
                 ],
-                "checkpoints": [
-                    {
-                        "name": name,
-                        "source": f"{site}/{name}",
-                        "sha256": sha256(self.model / tiny_llama.SUMS),
-                        "size_mib": 2,
-                        "description": str(self.model),
-                    }
-                    for name in ENGINES
-                ],
-            },
-            "floor": {
-                "release": {
-                    "version": "lab",
-                    "url": f"{site}/{self.llama.name}",
-                    "sha256": sha256(self.llama),
-                },
-                "model": "tiny",
-                "scope": "loopback",
-                "context_tokens": 256,
-                "threads": 1,
-                "memory_max_mib": 512,
             },
             "vllm": {"lock": str(self.folder / "cpu.txt"), "engines": engines},
-            "routers": [*([work] if both else []), client | {"engines": ["legal"]}],
+            "routers": routers,
         }
-        self.inventory.write_text(f"hosts = [('@rack/rack', {settings!r})]\n")
+        self.write_inventory(**declared, **more)
 
 
 class RoutingDrill(Rehearsal):
@@ -222,46 +174,164 @@ class RoutingDrill(Rehearsal):
             self.site = Site(record, self.stage.inventory, self.stage.logs, DEPLOY, JUDGED)
         with record.phase("boot a machine without emulation", vital=True):
             self.stage.raise_curtain()
+            self.personal = Personal(self.stage, self.site, [WORK_ROUTER, CLIENT_ROUTER])
+            self.personal.prepare()
+            self.personal.declare(personal.routers())
         with record.phase("converge from nothing", vital=True):
             self.site.converge("bare", fatal=True)
+            self.stage.cloud.become_the_internet_of(self.stage.rack)
             self.stage.start_engines()
         with record.phase("converge again"):
             self.site.expect_nothing("again")
             record.versions |= versions(self.stage.rack, VERSIONS)
         with record.phase("verify"):
             self.site.verify("after the first converge")
-        with record.phase("kill in every combination"):
-            self._chain()
-            self._client()
-        with record.phase("try to reach a cloud"):
-            self._cloud()
-        with record.phase("fill the queue, kill it, cut the power, drain it"):
-            self._queue()
+        self._stay()
+        with record.phase("containers of two tiers"):
+            self._containers()
+        self._go()
         with record.phase("what a router costs"):
             self._latency()
         with record.phase("sabotage"):
-            sabotage.commit(self.site, self.stage.rack, sabotages.ROUTERS)
+            sabotage.commit(self.site, self.stage.rack, (*sabotages.ROUTERS, *sabotages.CLOUDS))
         with record.phase("reboot", vital=True):
             self.stage.rack.reboot()
             self.stage.start_engines()
             self._wait_for_health()
             self.site.verify("after a reboot")
+        with record.phase("ask clouds after a reboot"):
+            self.personal.after_reboot()
         with record.phase("take a router away"):
             self._take_away()
 
+    def _stay(self) -> None:
+        """Private work alone, of which nothing leaves: nobody here has a reason to."""
+        record = self.record
+        with record.phase("declare private work alone", vital=True):
+            self.stage.declare([WORK_ROUTER, CLIENT_ROUTER])
+            self.site.converge("private work", fatal=True)
+            self._wait_for_health()
+        with (
+            record.phase("kill in every combination"),
+            self._nothing_leaves("whoever is killed"),
+        ):
+            self._chain()
+            self._client()
+        with record.phase("try to reach a cloud"):
+            self._cloud()
+        with record.phase("ask who tried"):
+            self._audit()
+        with (
+            record.phase("fill the queue, kill it, cut the power, drain it"),
+            self._nothing_leaves("while the queue fills and drains"),
+        ):
+            self._queue()
+        with record.phase("reboot private work"), self._nothing_leaves("over a reboot"):
+            self.stage.rack.reboot()
+            self.stage.start_engines()
+            self._wait_for_health()
+            self.site.verify("of private work, after a reboot")
+
+    def _go(self) -> None:
+        """Work that may go on to a cloud, and whatever may not."""
+        record, timer = self.record, egress.RESOLVE_TIMER
+        with record.phase("declare clouds again", vital=True):
+            self.personal.declare(personal.routers())
+            self.site.converge("clouds", fatal=True)
+            self.site.expect_nothing("clouds, again")
+            self._other_tiers()
+            # What it asks each minute would be counted with what nobody may send.
+            self.stage.rack.succeed(f"systemctl stop {timer}")
+        for phase, act in {
+            "go on to a cloud, in every combination": self.personal.chain,
+            "ask for a cloud with a key that leads to none": self.personal.keys,
+            "spend a budget": self.personal.budget,
+            "restart what counts": self.personal.restarts,
+            "restore the ledger": self.personal.restore,
+            "rotate keys": self.personal.rotation,
+            "look for texts and keys in the journal": self.personal.silence,
+        }.items():
+            with record.phase(phase):
+                act()
+        self.stage.rack.succeed(f"systemctl start {timer}")
+
+    def _audit(self) -> None:
+        """What `make sovereignty` tells of those attempts."""
+        inventory = str(self.stage.inventory)
+        (settings,) = inventory_file.load(inventory).values()
+        done = subprocess.run(
+            [sys.executable, "-m", "holdfast.sovereignty", inventory],
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (self.stage.logs / "sovereignty.txt").write_text(done.stdout + done.stderr)
+        rows = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()]
+        told = {row[1]: row[4] for row in rows if len(row) == 6}
+        tried = [wall.name for wall in egress.walls(settings)]
+        silent = [name for name in tried if "packets since" not in told.get(name, "")]
+        good = done.returncode == 0 and not silent
+        self.record.check("make sovereignty names each who tried", good, silent or told)
+
+    def _other_tiers(self) -> None:
+        """Root itself, in the group of a T1 unit, does not reach what leads on to a cloud."""
+        rack, door = self.stage.rack, self._names(WORK).doors[0].service
+        group = rack.succeed(f"systemctl show -P ControlGroup {door}").strip()
+        for port, reached in {personal.HOME: False, personal.FAR: False, CLIENT: True}.items():
+            call = f"curl --silent --max-time 5 {self._names(port).url}/health"
+            rack.wait_until_succeeds(call, timeout_seconds=60)
+            status, _ = rack.execute(f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs && {call}")
+            told = f"{self._names(port).router.name} is {'' if reached else 'not '}reached from T1"
+            self.record.check(told, (status == 0) is reached, status)
+
+    def _containers(self) -> None:
+        """What somebody starts by hand on a network of T1, and on one that may leave."""
+        rack = self.stage.rack
+        load_probe_image(rack)
+        v4, v6 = NOBODY
+        call = "timeout 6 /bin/busybox nc -w 3"
+        calls = "; ".join(
+            [
+                *(f"{call} {address} 443 </dev/null" for address in (v4, v6)),
+                f"timeout 6 /bin/busybox nslookup {CLOUDS[0]}",
+                *(f"timeout 6 /bin/busybox nslookup {CLOUDS[0]} {each}" for each in RESOLVERS),
+            ]
+        )
+        run = "docker run --rm --network {} " + f"{container.IMAGE} /bin/busybox sh -c '{calls}'"
+        self.stage.cloud.forget()
+        rack.execute(run.format("open"))
+        seen = self.stage.cloud.packets()
+        good = bool(seen.v4 and seen.dns)
+        self.record.check("a container on a T3 network leaves, and asks names", good, seen)
+        told = "a container started by hand on a T1 network"
+        with self._is_told("sealed", told), self._nothing_leaves(told):
+            rack.execute(run.format("sealed"))
+        for trick, hurt in {
+            "restarted": "systemctl restart docker",
+            "reloaded": "ufw reload",
+        }.items():
+            with self._nothing_leaves(f"the same with Docker or ufw {trick}"):
+                rack.succeed(hurt)
+                rack.execute(run.format("sealed"))
+
     def _names(self, port: int) -> RouterNames:
-        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
-        return next(RouterNames(each) for each in settings.routers if each.port == port)
+        return routers.at(self.stage.inventory, port)
 
     def _ask(
-        self, port: int, prompt: str = "ready", path: str = "/v1/completions", more: str = ""
+        self,
+        port: int,
+        prompt: str = "ready",
+        path: str = "/v1/completions",
+        also: Mapping[str, object] | None = None,
     ) -> tuple[int, str, str, float]:
         """Status, who answered, text and seconds."""
         key = f"sed -n 's/^{CALLERS} /Authorization: /p' {self._names(port).key_file}"
-        body = json.dumps({"prompt": prompt, "max_tokens": 1})
-        data = f"--json '{body}'" if path == "/v1/completions" else ""
+        body = json.dumps({"prompt": prompt, "max_tokens": 1, **(also or {})})
+        data = f"--json '{body.replace('CLOUD', CLOUDS[0])}'" if path == "/v1/completions" else ""
         said = self.stage.rack.succeed(
-            f"{key} | curl --silent --max-time 30 --header @- {data} {more} --write-out"
+            f"{key} | curl --silent --max-time 30 --header @- {data} --write-out"
             " '\\n%header{x-holdfast-engine}\\n%{http_code}\\n%{time_total}'"
             f" http://127.0.0.1:{port}{path}"
         )
@@ -298,13 +368,8 @@ class RoutingDrill(Rehearsal):
 
     def _wait_until_told(self, rung: int, up: bool) -> None:
         """Wait until the router's checks see a rung of its ladder as it is."""
-        door = self._names(WORK).doors[0].service
-        told = (
-            "journalctl --output=cat"
-            f" _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {door})"
-            f" | grep 'rung-{rung}/engine is' | tail -n 1 | grep -q 'is DOWN'"
-        )
-        self.stage.rack.wait_until_succeeds(f"{'!' if up else ''} ({told})", timeout_seconds=60)
+        server = f"rung-{rung}/engine"
+        routers.wait_until_told(self.stage.rack, self._names(WORK), server, up=up)
 
     def _client(self) -> None:
         said = self._ask(CLIENT)
@@ -317,48 +382,94 @@ class RoutingDrill(Rehearsal):
         self.stage.start_engines(["legal"])
         self._wait_for_health(CLIENT)
 
+    @contextmanager
+    def _nothing_leaves(self, what: str) -> Iterator[None]:
+        self.stage.cloud.forget()
+        yield
+        seen = self.stage.cloud.packets()
+        self.record.check(f"{what}: 0 packets to the cloud, v4, v6, DNS", not seen, seen)
+
+    @contextmanager
+    def _is_told(self, name: str, what: str) -> Iterator[None]:
+        """An alert within the watch's next look, which names who tried."""
+        rack, alert = self.stage.rack, f"{alerts.ALERTS}/{egress.WATCH}"
+        # As often as it is asked here, systemd would give it up.
+        since = rack.succeed(f"systemctl reset-failed; rm -f {alert}; date +%s").strip()
+        yield
+        rack.execute(f"systemctl start {egress.WATCH}")
+        rack.wait_until_succeeds(f"test -s {alert}", timeout_seconds=70)
+        told = rack.succeed(f"journalctl --unit={egress.WATCH} --since=@{since} --output=cat")
+        good = f"{name} was kept from leaving" in told
+        self.record.check(f"{what}: an alert names {name}", good, told)
+
     def _cloud(self) -> None:
-        rack, port, names = self.stage.rack, self.stage.cloud.port, self._names(WORK)
-        cloud = f"{MANAGEMENT_HOST}:{port}"
-        call = f"timeout 5 bash -c '</dev/tcp/{MANAGEMENT_HOST}/{port}'"
-        rack.succeed(call)
-        control = self.stage.cloud.visitors()
-        self.record.check("the control reaches the cloud", control == 1, control)
+        rack, names = self.stage.rack, self._names(WORK)
+        self.stage.cloud.forget()
+        rack.succeed(" && ".join(f"curl {way} {ONE}" for way in WAYS))
+        seen = self.stage.cloud.packets()
+        good = bool(seen.v4 and seen.v6 and seen.dns)
+        self.record.check("root reaches the cloud, by v4, v6 and name", good, seen)
         door = names.doors[0].service
+        keys, configuration = names.key_file, names.configuration("loopback")
+        # As often as it is restarted here, systemd would give it up.
+        again = f"systemctl reset-failed {door}; systemctl restart {door}"
+        cloud = f"{ADDRESSES[CLOUDS[0]][0]}:443"
         tricks = {
             "a proxy variable": (
                 f"systemctl set-environment http_proxy=http://{cloud} https_proxy=http://{cloud}"
-                f" OPENAI_BASE_URL=http://{cloud} && systemctl restart {door}",
-                "systemctl unset-environment http_proxy https_proxy OPENAI_BASE_URL",
+                f" OPENAI_BASE_URL=https://{cloud} && {again}",
+                f"systemctl unset-environment http_proxy https_proxy OPENAI_BASE_URL && {again}",
             ),
             "the hosts file": (
-                f"cp /etc/hosts /root/hosts && echo '{MANAGEMENT_HOST} holdfast localhost"
-                f" engine engines api.openai.com' >> /etc/hosts && systemctl restart {door}",
-                "cp /root/hosts /etc/hosts",
+                f"cp /etc/hosts /root/hosts && echo '{cloud[:-4]} holdfast localhost engine"
+                f" engines api.openai.com' >> /etc/hosts && {again}",
+                f"cp /root/hosts /etc/hosts && {again}",
             ),
-            "another upstream in its configuration": (
-                f"cp -a {names.configuration('loopback')} /root/cfg && sed -i"
-                f" 's/server engine 127.0.0.1:8100/server engine {cloud}/'"
-                f" {names.configuration('loopback')} && systemctl restart {door}",
-                f"cp -a /root/cfg {names.configuration('loopback')} && systemctl restart {door}",
+            "a cloud's key in its file": (
+                f"cp -a {keys} /root/keys && echo cloud Bearer sk-{40 * 'a'} >> {keys} && {again}",
+                f"cp -a /root/keys {keys} && {again}",
             ),
         }
         for trick, (hurt, heal) in tricks.items():
-            rack.succeed(hurt)
+            with self._nothing_leaves(trick):
+                rack.succeed(hurt)
+                self._wait_for_health()
+                said = {self._ask(WORK)[:2] for _ in range(3)}
+                self.record.check(f"{trick}: answered here", said == {(200, "chat")}, said)
+                rack.succeed(heal)
+        self._wait_for_health()
+        with self._nothing_leaves(f"{len(malice.BODIES)} malicious bodies"):
+            said = {self._ask(WORK, also=body)[:2] for body in malice.BODIES}
+            self.record.check("each was answered here", said == {(200, "chat")}, said)
+        elsewhere = f"s/server engine 127.0.0.1:8100/server engine {cloud}/"
+        other = "another upstream in its configuration"
+        wall = router_service(names.router).name
+        with self._is_told(wall, other), self._nothing_leaves(other):
+            rack.succeed(f"cp -a {configuration} /root/cfg && sed -i '{elsewhere}' {configuration}")
+            rack.succeed(again)
             self._wait_for_health()
-            said = [self._ask(WORK)[:2] for _ in range(3)]
-            seen = self.stage.cloud.visitors()
-            good = seen == 0 and {status for status, _ in said} == {200}
-            self.record.check(f"{trick}: answered here, 0 connections to the cloud", good, said)
-            rack.succeed(heal)
-        services = [door, f"{names.drain_stem}.service"]
-        queue = queue_service(names.router)
-        services += [queue.unit] if queue else []
-        for service in services:
-            group = rack.succeed(f"systemctl show -P ControlGroup {service}").strip()
-            rack.execute(f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs && {call}")
-        seen = self.stage.cloud.visitors()
-        self.record.check("a shell in their groups does not reach the cloud", seen == 0, seen)
+            said = {self._ask(WORK)[:2] for _ in range(3)}
+            self.record.check(f"{other}: answered here", said == {(200, "floor")}, said)
+        rack.succeed(f"cp -a /root/cfg {configuration} && {again}")
+        self._wait_for_health()
+        self._shells([door, f"{names.drain_stem}.service", f"{names.queue_stem}.service"])
+
+    def _shells(self, units: list[str]) -> None:
+        """Whoever may run a shell as a T1 user, or as root in a T1 unit's group."""
+        rack = self.stage.rack
+        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
+        for wall in egress.walls(settings):
+            if wall.tier != "T1":
+                continue
+            shell = f"setpriv --reuid={wall.user} --regid=$(id --group {wall.user}) --clear-groups"
+            told = f"a shell as {wall.user} runs curl"
+            with self._is_told(wall.name, told), self._nothing_leaves(told):
+                rack.execute("; ".join(f"{shell} curl {way} {ONE}" for way in WAYS))
+        with self._nothing_leaves("a shell of root in their groups"):
+            for unit in units:
+                group = rack.succeed(f"systemctl show -P ControlGroup {unit}").strip()
+                join = f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs"
+                rack.execute(f"{join} && ({'; '.join(f'curl {way} {ONE}' for way in WAYS)})")
 
     def _queue(self) -> None:
         rack, names = self.stage.rack, self._names(WORK)
@@ -435,11 +546,13 @@ class RoutingDrill(Rehearsal):
 
     def _take_away(self) -> None:
         names = self._names(WORK)
-        self.stage.declare(both=False)
+        self.stage.declare([CLIENT_ROUTER])
         self.site.converge("one router less")
         left = self.stage.rack.execute(
             f"ss -Hltn | grep ':{WORK} '; ls /etc/*/*/*{names.stem}* /etc/*/*/*{names.queue_stem}*"
-            " /etc/holdfast/router/work* 2>/dev/null; pgrep --list-full --uid router-work"
+            " /etc/*/*/*holdfast-clouds* /etc/*/*/holdfast-ledger* /etc/holdfast/ledger/*"
+            " /etc/holdfast/router/work* 2>/dev/null;"
+            " pgrep --list-full --uid router-work,clouds-home,holdfast-ledger"
         )
         self.record.check("a router that is declared no more is gone", not left[1], left[1])
         self.site.expect_nothing("one router less, again")

@@ -4,23 +4,18 @@ As in `serving_site.py`; the engines are stand-ins, which the drill has started.
 """
 
 from pyinfra import host
-from pyinfra.operations import server
 
-from deploys import floor, router, storage
-from holdfast.base import service_users
+from deploys import docker, egress, firewall, floor, ledger, router, storage
 from holdfast.site import settings_of
+from tests.drill import accounts
 
 settings = settings_of(host)
 
-for user in service_users(settings):
-    server.user(  # noqa: S604
-        name=f"Make the account {user}",
-        user=user,
-        home="/nonexistent",
-        ensure_home=False,
-        shell="/usr/sbin/nologin",
-        system=True,
-    )
+accounts.make(settings)
+firewall.apply(settings=settings)
+egress.apply(settings=settings)
+docker.apply(settings=settings)
 storage.apply(settings=settings)
 floor.apply(settings=settings)
+ledger.apply(settings=settings)
 router.apply(settings=settings)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from facts.firewall import GUARD, ROLLBACK_STATE
-from holdfast import backup, egress, floor, integrity, networks
+from holdfast import backup, egress, floor, integrity, ledger, networks
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, limits, modes
+from holdfast.registry import LEDGER_DUMPS
 from holdfast.settings import DockerNetwork
 from operations.sshd import DROP_IN as SSHD
 from tests.doubles import guest
@@ -468,6 +469,104 @@ MOUNTS = (
         " && systemctl mask rpcbind.socket rpcbind.service",
     ),
 )
+
+_HOME = "holdfast-clouds-home"
+_HOME_TOLD = "/etc/holdfast/clouds/home.json"
+_LEDGER = "holdfast-ledger.service"
+_OPEN = ["ProtectSystem=no", "CapabilityBoundingSet=~", "SystemCallFilter=", "PrivateUsers=no"]
+
+CLOUDS = (
+    Sabotage(
+        "nobody asks clouds",
+        ("clouds::each_runs_as_a_user_of_its_own",),
+        f"systemctl stop {_HOME}.service",
+        f"systemctl start {_HOME}.service",
+    ),
+    Sabotage(
+        "a budget is another",
+        ("clouds::each_is_told_what_is_declared",),
+        *edited(_HOME_TOLD, 's/"budget_usd": "/&9/'),
+    ),
+    Sabotage(
+        "anyone may ask its clouds",
+        ("clouds::only_its_router_may_ask_it",),
+        f"chmod 666 /run/{_HOME}.sock",
+        f"chmod 600 /run/{_HOME}.sock",
+    ),
+    Sabotage(
+        "anyone may read the clouds' keys",
+        ("clouds::its_keys_are_the_declared_clouds_and_root_alone_reads_them",),
+        f"chmod 644 /etc/holdfast/credentials/{_HOME}-keys",
+        f"chmod 600 /etc/holdfast/credentials/{_HOME}-keys",
+    ),
+    Sabotage(
+        "it minds the host's variables",
+        ("clouds::no_variable_of_the_host_reaches_it",),
+        *edited(
+            f"/etc/systemd/system/{_HOME}.service",
+            "s/--ignore-environment//",
+            f"systemctl daemon-reload && systemctl restart {_HOME}.service",
+        ),
+    ),
+    Sabotage(
+        "its environment runs what nobody pinned",
+        ("clouds::its_environment_is_the_pinned_one_and_roots_alone",),
+        "for folder in /opt/holdfast/litellm/*/lib/python3*/site-packages;"
+        " do echo 'import os' > $folder/stray.pth; done",
+        "rm /opt/holdfast/litellm/*/lib/python3*/site-packages/stray.pth",
+    ),
+    Sabotage(
+        "its sandbox is open",
+        ("clouds::systemd_finds_each_as_closed_as_declared",),
+        *configured(f"{_HOME}.service", ["User=root", *_OPEN]),
+    ),
+    Sabotage(
+        "the ledger has a network",
+        ("ledger::it_listens_on_no_port",),
+        f"nsenter --target $(systemctl show -P MainPID {_LEDGER}) --net"
+        " ip link add stray type veth",
+        f"nsenter --target $(systemctl show -P MainPID {_LEDGER}) --net ip link delete stray",
+    ),
+    Sabotage(
+        "anyone gets into the ledger",
+        ("ledger::each_writer_gets_into_its_own_database_and_no_other",),
+        *edited(
+            "/etc/holdfast/ledger/pg_hba.conf",
+            "s/^local.*/local all all trust/",
+            f"systemctl restart {_LEDGER}",
+        ),
+    ),
+    Sabotage(
+        "the ledger writes to memory alone",
+        ("ledger::what_it_has_said_is_on_disk",),
+        *edited(
+            "/etc/holdfast/ledger/postgresql.conf",
+            "$ a fsync = off",
+            f"systemctl restart {_LEDGER}",
+        ),
+    ),
+    Sabotage(
+        "anyone may look among its dumps",
+        ("ledger::its_files_are_its_own",),
+        f"chmod 755 {LEDGER_DUMPS}",
+        f"chmod 700 {LEDGER_DUMPS}",
+    ),
+    Sabotage(
+        "it cannot be written out",
+        ("ledger::it_can_be_written_out_for_the_backup",),
+        *edited(
+            f"/etc/systemd/system/{ledger.DUMP}",
+            "s/pg_dump/pg_dumb/",
+            f"systemctl daemon-reload; systemctl reset-failed {ledger.DUMP}; true",
+        ),
+    ),
+    Sabotage(
+        "the ledger's sandbox is open",
+        ("ledger::systemd_finds_it_as_closed_as_declared",),
+        *configured(_LEDGER, ["User=root", "PrivateNetwork=no", "IPAddressDeny=", *_OPEN]),
+    ),
+)
+"""For a rack of `make drill-routing` with the routers of `personal.py`."""
 
 MODELS = (
     Sabotage(

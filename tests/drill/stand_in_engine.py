@@ -31,9 +31,10 @@ class Handler(BaseHTTPRequestHandler):
             self._send(401, {})
             return
         asked = json.loads(body)
+        said = asked.get("prompt") or asked["messages"][-1]["content"]
         with Path(log).open("a") as noted:
-            noted.write(f"{asked['prompt']}\n")
-        self._send(200, {"model": name, "choices": [{"text": asked["prompt"]}]})
+            noted.write(f"{said}\n")
+        self._send(200, {"model": name, "choices": [{"text": said}]})
 
     def _send(self, status: int, said: object) -> None:
         body = json.dumps(said).encode()

