@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all plan gpus deploy replace verify sovereignty bench bench-serving docs
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all plan gpus deploy replace verify sovereignty policy bench bench-serving docs
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -61,6 +61,9 @@ verify: setup ## judge the machines as they are
 
 sovereignty: setup ## whose data can leave the machines, and what tried to
 	@$(RUN) python -m holdfast.sovereignty $(INVENTORY)
+
+policy: setup ## who may call what over the tailnet, as its control server reads it
+	@$(RUN) python -m holdfast.tailnet_policy $(INVENTORY)
 
 bench: setup-lab ## the cost of a run that changes nothing
 	$(RUN) python -m tests.drill.bench

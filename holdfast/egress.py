@@ -75,13 +75,20 @@ class Wall:
         return egress_program.COUNTER + self.name
 
 
-def is_sovereign(network: str) -> bool:
-    """Whether a network (CIDR) lies where a T1 service's data may go."""
+def lies_within(
+    network: str, others: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]
+) -> bool:
+    """Whether one of the ``others`` holds all of a network (CIDR)."""
     parsed = ipaddress.ip_network(network)
     return any(
-        parsed.version == ours.version and parsed.subnet_of(ours)  # type: ignore[arg-type]
-        for ours in SOVEREIGN
+        parsed.version == other.version and parsed.subnet_of(other)  # type: ignore[arg-type]
+        for other in others
     )
+
+
+def is_sovereign(network: str) -> bool:
+    """Whether a network (CIDR) lies where a T1 service's data may go."""
+    return lies_within(network, SOVEREIGN)
 
 
 def _family(network: str) -> str:

@@ -65,7 +65,7 @@ def floor_service(settings: HostSettings) -> Service | None:
         unit="holdfast-floor.service",
         user=FLOOR_USER,
         tier="T1",
-        listens=[Listen(port=floor.port, scope=floor.scope)],
+        listens=[Listen(port=floor.port, scope=floor.scope, callers=floor.callers)],
         memory_max_mib=floor.memory_max_mib,
         data=data,
         health=HealthCheck(url=f"http://127.0.0.1:{floor.port}/health", contains="ok"),
@@ -97,7 +97,7 @@ def engine_service(program: str, engine: Engine) -> Service:
         user=name,
         # It has no network: nothing that it is told leaves the host.
         tier="T1",
-        listens=[Listen(port=engine.port, scope=engine.scope)],
+        listens=[Listen(port=engine.port, scope=engine.scope, callers=engine.callers)],
         memory_max_mib=engine.memory_max_mib,
         data=[DataPath(path=f"/var/cache/holdfast-{name}", backup="derived")],
     )
@@ -112,7 +112,7 @@ def router_service(router: Router) -> Service:
         unit=f"holdfast-{name}-loopback.service",
         user=name,
         tier=tier,
-        listens=[Listen(port=router.port, scope=router.scope)],
+        listens=[Listen(port=router.port, scope=router.scope, callers=router.callers)],
         # It never calls a cloud itself: that is another process's, which it hands requests to.
         peers=[] if tier == "T1" else [Peer(network="127.0.0.1/32")],
         health=HealthCheck(url=f"http://{LOOPBACK_OF[tier]}:{router.port}/health", contains="ok"),
@@ -175,19 +175,20 @@ def queue_service(router: Router) -> Service | None:
 
 
 def ssh_service(settings: HostSettings) -> Service:
-    """The SSH server; its scope is the one that holds once the deploy has finished."""
+    """The SSH server; its scopes are those that hold once the deploy has finished."""
     ssh = settings.ssh
+    listens = []
+    if settings.tailnet is not None:
+        listens = [Listen(port=ssh.port, scope="tailnet", callers=ssh.callers)]
     # The storage network has no business logging in.
     lan = [name for name, link in settings.interfaces.items() if link.role != "storage"]
-    if ssh.lan_access == "until-tailnet":
-        listens = [Listen(port=ssh.port, scope="tailnet")]
-    elif ssh.lan_sources and lan:
-        listens = [
+    if ssh.lan_access == "keep" and ssh.lan_sources and lan:
+        listens += [
             Listen(port=ssh.port, scope="lan", interface=name, sources=ssh.lan_sources)
             for name in lan
         ]
-    else:
-        listens = [Listen(port=ssh.port, scope="public")]
+    elif ssh.lan_access == "keep":
+        listens.append(Listen(port=ssh.port, scope="public"))
     return Service(name="ssh", unit="ssh.service", user="root", tier="T4", listens=listens)
 
 
@@ -260,6 +261,66 @@ def port_claims(settings: HostSettings) -> list[PortClaim]:
         for place, listen in enumerate(service.listens)
     ]
     return list(dict.fromkeys(claims))
+
+
+@dataclass(frozen=True)
+class TailnetClaim:
+    """A port that the tailnet may reach, and the key under which its callers stand.
+
+    No ``callers``: every member.
+    """
+
+    key: str
+    owner: str
+    port: int
+    protocol: Literal["tcp", "udp"]
+    callers: tuple[str, ...] = ()
+    container: bool = False
+
+
+def tailnet_claims(settings: HostSettings) -> list[TailnetClaim]:
+    """What the host's tailnet may reach, SSH first; none where it has no tailnet.
+
+    What is open to everybody is open to the tailnet, too.
+    """
+    if settings.tailnet is None:
+        return []
+    listens = [
+        (key, service.name, listen)
+        for key, service in _own_services(settings)
+        # Its port is where the tailnet comes from.
+        if service.name != "tailscaled"
+        for listen in service.listens
+    ]
+    listens += [
+        (f"services[{index}].listens[{place}]", service.name, listen)
+        for index, service in enumerate(settings.services)
+        for place, listen in enumerate(service.listens)
+    ]
+    found: dict[tuple[str, int], TailnetClaim] = {}
+    for scope in ("tailnet", "public"):
+        for key, owner, listen in listens:
+            if listen.scope == scope:
+                claim = TailnetClaim(
+                    f"{key}.callers",
+                    owner,
+                    listen.port,
+                    listen.protocol,
+                    tuple(sorted(set(listen.callers))),
+                    listen.container,
+                )
+                found.setdefault((listen.protocol, listen.port), claim)
+    for index, opening in enumerate(settings.firewall.openings):
+        if opening.public:
+            claim = TailnetClaim(
+                f"firewall.openings[{index}].port",
+                opening.reason,
+                opening.port,
+                opening.protocol,
+                container=opening.container,
+            )
+            found.setdefault((opening.protocol, opening.port), claim)
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from holdfast.types import (
     AbsolutePath,
+    Caller,
     Cidr,
     DnsName,
     Interface,
@@ -45,6 +46,8 @@ class Listen(Model):
     scope: Literal["loopback", "tailnet", "lan", "public"] = "loopback"
     interface: Interface | None = None
     sources: list[Cidr] = []
+    callers: list[Caller] = []
+    """Who on the tailnet may call it, with scope ``tailnet``; empty: every member."""
     container: bool = False
     """The port is published by Docker: it is opened in DOCKER-USER, not in INPUT."""
 

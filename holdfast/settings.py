@@ -15,6 +15,7 @@ from holdfast.types import (
     AbsolutePath,
     Address,
     Calendar,
+    Caller,
     Cidr,
     CloudUrl,
     ControllerPath,
@@ -42,6 +43,8 @@ from holdfast.types import (
     Source,
     Suite,
     Tag,
+    TailnetGroup,
+    TailnetUser,
     Text,
     Timezone,
     Url,
@@ -116,6 +119,8 @@ class Ssh(Model):
     """``until-tailnet`` closes SSH on the LAN once a tailnet login has succeeded."""
     lan_sources: list[Cidr] = []
     """Networks SSH is open to while it is open on the LAN; empty means any."""
+    callers: list[Caller] = []
+    """Who may log in over the tailnet; empty: every member who holds a key."""
     tcp_forwarding: Literal["no", "local", "yes"] = "local"
     """What a login may tunnel. ``local``, as ``ssh -L`` and jumping need it, lets an operator reach
     a loopback service and a training tool its job; it gives nobody more than a shell does."""
@@ -187,6 +192,12 @@ class Tailnet(Model):
     auth_key: SecretName | None = "TAILSCALE_AUTH_KEY"
     """Joins the host, once. None: it is a member already, and is refused where it is not."""
     tags: list[Tag] = []
+    """What it is to the tailnet's policy; hosts of one tag are one."""
+    other_tags: list[Tag] = []
+    """Tags of machines that are no hosts of this inventory, for ``callers`` to name."""
+    groups: dict[TailnetGroup, list[TailnetUser]] = {}
+    """Groups for ``callers`` to name, and who is in each. Like ``other_tags`` they hold for all
+    hosts of the inventory, wherever they are declared."""
     port: Port = 41641
     join_timeout_seconds: int = Field(default=60, ge=10, le=600)
     accept_dns: bool = True
@@ -253,6 +264,8 @@ class Floor(Model):
     """A model declared under ``storage.models``."""
     port: Port = 8080
     scope: Literal["loopback", "tailnet"] = "tailnet"
+    callers: list[Caller] = []
+    """Who on the tailnet may call it; empty: every member."""
     api_key: SecretName = "FLOOR_API_KEY"
     context_tokens: int = Field(default=4096, ge=128)
     threads: int = Field(default=4, ge=1)
@@ -396,6 +409,8 @@ class Engine(Model):
     with a lock of vLLM's CPU build."""
     port: Port
     scope: Literal["loopback", "tailnet"] = "loopback"
+    callers: list[Caller] = []
+    """Who on the tailnet may call it; empty: every member."""
     api_key: SecretName
     context_tokens: int = Field(ge=16)
     """Prompt and answer together (--max-model-len)."""
@@ -494,6 +509,8 @@ class Router(Model):
     ``personal`` goes on to clouds after engines and floor; ``cloud`` has clouds alone."""
     port: Port
     scope: Literal["loopback", "tailnet"] = "loopback"
+    callers: list[Caller] = []
+    """Who on the tailnet may call it; empty: every member."""
     api_key: SecretName | None = None
     """What callers of a ``private`` or ``client`` router must send; each engine's own key stays on
     this host."""

@@ -230,7 +230,19 @@ Interface = Annotated[
         "a network interface name", "enp5s0", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", _check_interface
     ),
 ]
-Tag = Annotated[str, Word("a tailnet tag", "tag:rack", r"tag:[a-z][a-z0-9-]*")]
+_TAG, _GROUP = r"tag:[a-z][a-z0-9-]*", r"group:[a-z][a-z0-9-]*"
+_TAILNET_USER = r"[A-Za-z0-9][A-Za-z0-9._+-]*@[A-Za-z0-9.-]*"
+Tag = Annotated[str, Word("a tailnet tag", "tag:rack", _TAG)]
+TailnetUser = Annotated[str, Word("a tailnet user", "alice@example.org", _TAILNET_USER)]
+TailnetGroup = Annotated[str, Word("a tailnet group", "group:family", _GROUP)]
+Caller = Annotated[
+    str,
+    Word(
+        "a tailnet tag, group or user",
+        "tag:office",
+        f"{_TAG}|{_GROUP}|{_TAILNET_USER}",
+    ),
+]
 SecretName = Annotated[
     str,
     Word(

@@ -33,7 +33,10 @@ hosts = [
                 # A virtual disk of a few GiB, most of which stays free.
                 "disks": [{"path": "/", "free_gib": 2}],
             },
-            "ssh": {"authorised_keys": {"operator": [_lab["operator_key"]]}},
+            "ssh": {
+                "authorised_keys": {"operator": [_lab["operator_key"]]},
+                "callers": ["tag:operator"],
+            },
             "firewall": {
                 # Under emulation one login took 49 seconds.
                 "rollback_seconds": 300,
@@ -64,6 +67,7 @@ hosts = [
                     "components": [_lab["tailscale"]["component"]],
                 },
                 "tags": ["tag:rack"],
+                "other_tags": ["tag:operator", "tag:guest"],
             },
             "storage": {
                 "mounts": [
@@ -89,11 +93,27 @@ hosts = [
             "floor": {
                 "release": {"version": _lab["versions"]["llama"], **_lab["downloads"]["llama"]},
                 "model": "tiny",
+                "callers": ["tag:operator"],
                 "context_tokens": 256,
                 "threads": 2,
                 "memory_max_mib": 512,
             },
             "services": [
+                {
+                    # A container that the guest alone may call; the drill publishes it.
+                    "name": "visitors",
+                    "unit": "docker.service",
+                    "user": "root",
+                    "tier": "T4",
+                    "listens": [
+                        {
+                            "port": 8085,
+                            "scope": "tailnet",
+                            "callers": ["tag:guest"],
+                            "container": True,
+                        }
+                    ],
+                },
                 {
                     "name": "sealed",
                     "unit": "docker.service",

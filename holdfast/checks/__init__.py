@@ -22,6 +22,7 @@ from holdfast.checks import (
     networks,
     routers,
     services,
+    tailnet,
 )
 from holdfast.checks.finding import Finding, Findings
 from holdfast.grammar import walk
@@ -39,6 +40,8 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *network.ports(settings),
         *network.listens(settings),
         *network.openings(settings),
+        *tailnet.callers(settings),
+        *tailnet.openings(settings),
         *services.services(settings),
         *services.users(settings),
         *services.docker(settings),
@@ -74,9 +77,12 @@ def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
 def check_site(hosts: dict[str, HostSettings]) -> list[Refusal]:
     """What is wrong between hosts. The later host of a pair is the one named."""
     return [
-        Refusal(second, key, value, f"{first} has it too", "give each host its own")
-        for (first, one), (second, other) in combinations(hosts.items(), 2)
-        for key, value in _shared(one, other)
+        *(
+            Refusal(second, key, value, f"{first} has it too", "give each host its own")
+            for (first, one), (second, other) in combinations(hosts.items(), 2)
+            for key, value in _shared(one, other)
+        ),
+        *tailnet.policy(hosts),
     ]
 
 

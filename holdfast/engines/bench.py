@@ -53,7 +53,7 @@ def script(settings: HostSettings, engine: Engine, load: Load) -> str:
 
 def _told(host: str, settings: HostSettings, engine: Engine, load: Load) -> dict[str, str]:
     checkpoint = checkpoint_of(settings, engine)
-    said = engine.model_dump(mode="json", exclude={"name", "api_key", "port", "scope"})
+    said = engine.model_dump(mode="json", exclude={"name", "api_key", "port", "scope", "callers"})
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "host": host,

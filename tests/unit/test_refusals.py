@@ -444,6 +444,35 @@ BAD = [
             {"name": "a", "kind": "path", "path": "/srv/b", "password": "NAS_BACKUP"}],
          "single_place_waiver": "a test of something else"},
         "backup.paths", "[]", "name a path", "station"),
+    # The tailnet.
+    Bad("caller of another shape", "rack/ssh/callers", ["alice"], "ssh.callers[0]", "'alice'",
+        "such as tag:office"),
+    Bad("group of nobody's shape", "rack/tailnet/groups", {"family": ["a@"]},
+        "tailnet.groups.family", "'family'", "such as group:family"),
+    Bad("callers on loopback", "rack/services+", listening(callers=["tag:rack"])[0],
+        "services[1].listens[0].callers", "['tag:rack']", "scope 'tailnet'"),
+    Bad("callers of a floor on loopback", "rack/floor",
+        good()["rack"]["floor"] | {"scope": "loopback", "callers": ["alice@"]},
+        "floor.callers", "['alice@']", "scope 'tailnet'"),
+    Bad("callers of a router on loopback", "rack/routers", router(callers=["alice@"]),
+        "routers[0].callers", "['alice@']", "scope 'tailnet'"),
+    Bad("callers without a tailnet", "station",
+        good()["station"] | {"tailnet": None, "ssh": {"lan_access": "keep", "callers": ["a@"]}},
+        "ssh.callers", "['a@']", "declare tailnet", "station"),
+    Bad("a tag nobody declares", "rack/floor/callers", ["tag:rakc"], "floor.callers", "'tag:rakc'",
+        "write 'tag:rack'"),
+    Bad("a group nobody declares", "rack/floor/callers", ["group:familie"], "floor.callers",
+        "'group:familie'", "one that is declared"),
+    Bad("callers of a host without a tag", "station/ssh", {"callers": ["alice@"]}, "tailnet.tags",
+        "[]", "such as tag:rack", "station"),
+    Bad("nobody may log in any more", "rack/ssh/callers", ["tag:rack"], "ssh.callers",
+        "['tag:rack']", "name yourself"),
+    Bad("an opening for the tailnet", f"{OPENINGS}+", opening(sources=["100.64.0.0/10"]),
+        "firewall.openings[1].sources", "'100.64.0.0/10'", "scope 'tailnet'"),
+    Bad("two hosts of one tag", "station",
+        good()["station"] | {"tailnet": good()["rack"]["tailnet"],
+                             "ssh": {"callers": ["alice@"]}},
+        "ssh.callers", "['alice@']", "a tag of its own", "station"),
     # Between hosts.
     Bad("hostname twice", "station/hostname", "rack", "hostname", "'rack'", "each host its own",
         "station"),
@@ -756,3 +785,16 @@ def test_an_inventory_that_was_written_anew_is_read_anew(tmp_path: Path) -> None
         [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
     )
     assert result.stdout.splitlines() == ["Etc/UTC", "Europe/Berlin"]
+
+
+def test_a_group_is_said_the_same_by_every_host_and_has_somebody_who_logs_in() -> None:
+    data = good()
+    data["rack"]["tailnet"] |= {"groups": {"group:ops": []}}
+    data["rack"]["ssh"] |= {"callers": ["group:ops", "tag:rack"]}
+    data["station"]["tailnet"] = {"groups": {"group:ops": ["alice@"]}}
+    with pytest.raises(Refused) as refused:
+        site.parse({"rack": data["rack"]})
+    assert "ssh.callers = ['group:ops', 'tag:rack']: nobody could log in" in str(refused.value)
+    with pytest.raises(Refused) as refused:
+        site.parse(data)
+    assert "station: tailnet.groups.group:ops = ['alice@']: rack puts others" in str(refused.value)

@@ -116,10 +116,13 @@ def test_every_service_is_declared_once(rack: HostSettings) -> None:
     ("ssh", "scopes"),
     [
         ({}, [("tailnet", None, [])]),
-        ({"lan_access": "keep"}, [("public", None, [])]),
+        ({"lan_access": "keep"}, [("tailnet", None, []), ("public", None, [])]),
         (
             {"lan_access": "keep", "lan_sources": ["10.0.0.0/8"]},
-            [("lan", name, ["10.0.0.0/8"]) for name in ("eth0", "eth1")],
+            [
+                ("tailnet", None, []),
+                *(("lan", name, ["10.0.0.0/8"]) for name in ("eth0", "eth1")),
+            ],
         ),
     ],
 )

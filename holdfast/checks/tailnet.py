@@ -1,0 +1,118 @@
+"""Who on the tailnet may call what: names that nobody declared, and what no policy could say."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from itertools import combinations
+
+from holdfast import registry
+from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.egress import lies_within
+from holdfast.refusal import Refusal
+from holdfast.sandbox import TAILNET
+from holdfast.settings import HostSettings
+from holdfast.tailnet_policy import Hosts, groups_of, known_tags, server_of, tag_of, tags_of
+
+
+def callers(settings: HostSettings) -> Findings:
+    """Callers of something that the tailnet cannot call."""
+    scoped: dict[str, tuple[str, list[str]]] = {
+        "ssh.callers": ("tailnet" if settings.tailnet else "none", settings.ssh.callers)
+    }
+    if settings.floor:
+        scoped["floor.callers"] = settings.floor.scope, settings.floor.callers
+    for index, engine in enumerate(registry.engines(settings)):
+        scoped[f"vllm.engines[{index}].callers"] = engine.scope, engine.callers
+    for index, router in enumerate(settings.routers):
+        scoped[f"routers[{index}].callers"] = router.scope, router.callers
+    for index, service in enumerate(settings.services):
+        for place, listen in enumerate(service.listens):
+            key = f"services[{index}].listens[{place}].callers"
+            scoped[key] = listen.scope, listen.callers
+    for key, (scope, named) in scoped.items():
+        if not named or scope == "tailnet":
+            continue
+        if scope == "none":
+            yield Finding(key, named, "this host has no tailnet", "declare tailnet, or remove them")
+        else:
+            wrong = f"scope '{scope}' has no use for them"
+            yield Finding(key, named, wrong, "write scope 'tailnet', or remove them")
+
+
+def openings(settings: HostSettings) -> Findings:
+    """Openings for the tailnet, which does not ask ufw."""
+    for index, opening in enumerate(settings.firewall.openings):
+        for source in opening.sources if opening.interface is None else ():
+            if lies_within(source, map(ipaddress.ip_network, TAILNET)):
+                yield Finding(
+                    f"firewall.openings[{index}].sources",
+                    source,
+                    "ufw is not asked about what comes over the tailnet",
+                    "declare a service that listens with scope 'tailnet'",
+                )
+
+
+def policy(hosts: Hosts) -> Iterator[Refusal]:
+    """What is wrong between the hosts of one inventory, or with their tags and groups."""
+    yield from _unknown(hosts)
+    for host, settings in hosts.items():
+        for finding in _own(settings, hosts):
+            yield Refusal(host, *finding)
+    for (first, one), (second, other) in combinations(hosts.items(), 2):
+        if one.tailnet and other.tailnet:
+            for finding in [
+                *_groups(first, one, other),
+                *_contradictions(first, one, other, hosts),
+            ]:
+                yield Refusal(second, *finding)
+
+
+def _unknown(hosts: Hosts) -> Iterator[Refusal]:
+    tags, groups = set(known_tags(hosts)), set(groups_of(hosts))
+    for host, settings in hosts.items():
+        for claim in registry.tailnet_claims(settings):
+            for caller in claim.callers:
+                if caller.startswith("tag:") and caller not in tags:
+                    wrong = "no host declares this tag under tailnet.tags or tailnet.other_tags"
+                    yield Refusal(host, claim.key, caller, wrong, nearest(caller, tags))
+                if caller.startswith("group:") and caller not in groups:
+                    wrong = "no host declares this group under tailnet.groups"
+                    yield Refusal(host, claim.key, caller, wrong, nearest(caller, groups))
+
+
+def _own(settings: HostSettings, hosts: Hosts) -> Findings:
+    own, ssh, groups = tags_of(settings), settings.ssh, groups_of(hosts)
+    if not own and any(claim.callers for claim in registry.tailnet_claims(settings)):
+        wrong = "a policy knows a host by its tag, so nobody would be held to its callers"
+        yield Finding("tailnet.tags", own, wrong, "give it one such as tag:rack")
+    someone = any(groups.get(caller, [caller]) for caller in ssh.callers if caller not in own)
+    if ssh.callers and ssh.lan_access == "until-tailnet" and not someone:
+        wrong = "nobody could log in any more, but for machines of this host's own tag"
+        yield Finding("ssh.callers", ssh.callers, wrong, "name yourself, too")
+
+
+def _groups(first: str, one: HostSettings, other: HostSettings) -> Findings:
+    theirs = one.tailnet.groups if one.tailnet else {}
+    for name, people in (other.tailnet.groups if other.tailnet else {}).items():
+        if set(theirs.get(name, people)) != set(people):
+            wrong = f"{first} puts others into this group"
+            yield Finding(f"tailnet.groups.{name}", people, wrong, "write it once, or the same")
+
+
+def _contradictions(first: str, one: HostSettings, other: HostSettings, hosts: Hosts) -> Findings:
+    if server_of(one) != server_of(other):
+        return
+    both = {*tags_of(one)} & {*tags_of(other)}
+    tag = next((each for each in (tag_of(one, hosts), tag_of(other, hosts)) if each in both), None)
+    theirs = {(claim.protocol, claim.port): claim for claim in registry.tailnet_claims(one)}
+    for claim in registry.tailnet_claims(other):
+        rival = theirs.get((claim.protocol, claim.port), claim)
+        if tag and rival.callers != claim.callers:
+            yield Finding(
+                claim.key,
+                list(claim.callers),
+                f"{first} lets others call {claim.protocol} port {claim.port}, and to a policy"
+                f" every host of {tag} is one",
+                "write the same callers, or give one of them a tag of its own first",
+            )

@@ -1,0 +1,156 @@
+"""`python -m holdfast.tailnet_policy INVENTORY`: who may call what, as the control server reads it.
+
+One document for all hosts of an inventory, from the declarations that also write each host's own
+rules. Tailscale and headscale (0.29 or newer) both take it. What it does not grant is denied.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from holdfast.refusal import Refusal, Refused
+from holdfast.registry import tailnet_claims
+from holdfast.settings import HostSettings
+
+EVERYBODY = ("autogroup:member", "autogroup:tagged")
+"""Every machine of the tailnet, a person's or a tagged one; ``*`` would be strangers, too."""
+
+Hosts = dict[str, HostSettings]
+Door = tuple[str, str, int, tuple[str, ...]]
+"""A tag, a protocol, a port of its hosts, and who may call it."""
+
+
+def _members(hosts: Hosts) -> Hosts:
+    return {name: settings for name, settings in hosts.items() if settings.tailnet}
+
+
+def tags_of(settings: HostSettings) -> list[str]:
+    """The tags of a host; none where it has no tailnet."""
+    return settings.tailnet.tags if settings.tailnet else []
+
+
+def groups_of(hosts: Hosts) -> dict[str, list[str]]:
+    """Every declared group and who is in it."""
+    found: dict[str, list[str]] = {}
+    for settings in hosts.values():
+        found |= settings.tailnet.groups if settings.tailnet else {}
+    return dict(sorted(found.items()))
+
+
+def known_tags(hosts: Hosts) -> list[str]:
+    """Every declared tag: the hosts' own, and those of other machines."""
+    found: set[str] = set()
+    for settings in hosts.values():
+        found |= {*tags_of(settings), *(settings.tailnet.other_tags if settings.tailnet else ())}
+    return sorted(found)
+
+
+def tag_of(settings: HostSettings, hosts: Hosts) -> str | None:
+    """What the policy calls a host: that of its tags which the fewest hosts have."""
+    shared = [tag for other in hosts.values() for tag in tags_of(other)]
+    return min(tags_of(settings), key=shared.count, default=None)
+
+
+def server_of(settings: HostSettings) -> str | None:
+    """Which tailnet a host is on: its control server, None for Tailscale's own."""
+    return settings.tailnet.control_server if settings.tailnet else None
+
+
+def document(hosts: Hosts) -> dict[str, Any]:
+    """The policy of the tailnet that these hosts are on.
+
+    Raises:
+        Refused: there is no tailnet, there are several, or a host has no tag to be named by.
+    """
+    members = _members(hosts)
+    first = next(iter(members), "inventory")
+    refusals = []
+    if not members:
+        wrong = "no host is on a tailnet"
+        refusals.append(Refusal(first, "tailnet", None, wrong, "declare tailnet"))
+    for host, settings in members.items():
+        if not tags_of(settings):
+            wrong = "a policy knows a host by its tag"
+            refusals.append(
+                Refusal(host, "tailnet.tags", [], wrong, "give it one such as tag:rack")
+            )
+        if server_of(settings) != server_of(members[first]):
+            wrong = f"{first} is on another tailnet, and a policy is of one"
+            mend = "keep them in two inventories"
+            server = server_of(settings)
+            refusals.append(Refusal(host, "tailnet.control_server", server, wrong, mend))
+    if refusals:
+        raise Refused(refusals)
+    doors: list[Door] = sorted(
+        {
+            (tag, claim.protocol, claim.port, claim.callers)
+            for settings in members.values()
+            if (tag := tag_of(settings, members))
+            for claim in tailnet_claims(settings)
+        }
+    )
+    granted: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for tag, protocol, port, callers in doors:
+        granted.setdefault((tag, callers or EVERYBODY), []).append(f"{protocol}:{port}")
+    return {
+        "groups": groups_of(members),
+        # Nobody but the control server's administrator hands out tags.
+        "tagOwners": {tag: [] for tag in known_tags(members)},
+        "grants": [
+            {"src": list(callers), "dst": [tag], "ip": ports}
+            for (tag, callers), ports in granted.items()
+        ],
+        "tests": _tests(members, doors),
+    }
+
+
+def _tests(hosts: Hosts, doors: list[Door]) -> list[dict[str, Any]]:
+    """What the control server must find true: who gets in, and who does not."""
+    groups = groups_of(hosts)
+    people = {person for group in groups.values() for person in group}
+    people |= {caller for door in doors for caller in door[3] if ":" not in caller}
+    unused = next(port for port in range(1, 65536) if port not in {door[2] for door in doors})
+    tests = []
+    for subject in [*known_tags(hosts), *sorted(people)]:
+        for protocol in ("tcp", "udp"):
+            said: dict[str, list[str]] = {"accept": [], "deny": []}
+            for tag, spoken, port, callers in doors:
+                verdict = _verdict(subject, callers, groups, hosts)
+                if spoken == protocol and verdict:
+                    said[verdict].append(f"{tag}:{port}")
+            if protocol == "tcp":
+                said["deny"] += sorted({f"{door[0]}:{unused}" for door in doors})
+            if any(said.values()):
+                kept = {verdict: ports for verdict, ports in said.items() if ports}
+                tests.append({"src": subject, "proto": protocol, **kept})
+    return tests
+
+
+def _verdict(
+    subject: str, callers: tuple[str, ...], groups: dict[str, list[str]], hosts: Hosts
+) -> str | None:
+    """What becomes of a tag or user who calls; None where its other tags may let it in."""
+    named = {subject, *(group for group, people in groups.items() if subject in people)}
+    if not callers or named & {*callers}:
+        return "accept"
+    beside = {tag for host in hosts.values() if subject in tags_of(host) for tag in tags_of(host)}
+    return None if beside & {*callers} else "deny"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the policy of one inventory file; the exit status is 0 when there is one."""
+    # pyinfra's command line patches sockets and threads: not for whoever wants `document` alone.
+    from holdfast import inventory_file  # noqa: PLC0415
+
+    if len(arguments) != 1:
+        print("usage: python -m holdfast.tailnet_policy INVENTORY", file=sys.stderr)  # noqa: T201
+        return 2
+    with inventory_file.refusals():
+        print(json.dumps(document(inventory_file.load(arguments[0])), indent=2))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
