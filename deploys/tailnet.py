@@ -3,7 +3,9 @@
 from pyinfra import host
 from pyinfra.api.deploy import deploy
 
+from facts.ssh import Sshd, SshState
 from facts.tailnet import TailnetNode
+from holdfast import alerts, ssh, tailnet_rules
 from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -18,7 +20,11 @@ DROP_IN = "/etc/systemd/system/tailscaled.service.d/holdfast.conf"
 
 @deploy("Tailnet")
 def apply(settings: HostSettings) -> None:
-    """Install Tailscale from its repository, quiet from its first start, and join.
+    """Install Tailscale from its repository, walled and quiet from its first start, and join.
+
+    The wall lets SSH in by every port that sshd may be reached at, this very login's among them:
+    it can lock nobody out. Expects nftables, which `deploys/egress.py` installs, and
+    nftables.service masked, as `deploys/firewall.py` has it.
 
     Raises:
         Refused: the host must join, and no key is named; nothing was changed on any host.
@@ -35,10 +41,18 @@ def apply(settings: HostSettings) -> None:
         label="tailscale",
         settings=tailnet.repository or vendor_repository(settings.distribution),
     )
+    found: SshState | None = host.get_fact(
+        Sshd,
+        host_key=ssh.HOST_KEY,
+        moduli=ssh.MODULI,
+        users=list(settings.ssh.authorised_keys),
+    )
+    came_by = found.came_by if found else None
+    rules = tailnet_rules.rules(settings, ssh.ports(settings, came_by))
     # Before the package: its daemon starts at once, and must not call home even then. The package's
     # own /etc/default/tailscaled stays untouched, so that no upgrade has to ask about it.
     host_files.place(
-        name="Configure the daemon",
+        name="Configure the daemon, and write what the tailnet may reach",
         directories=[
             HostDirectory(path="/etc/holdfast"),
             HostDirectory(path="/etc/systemd/system/tailscaled.service.d"),
@@ -51,6 +65,26 @@ def apply(settings: HostSettings) -> None:
             HostFile(
                 path=DROP_IN,
                 content=render("tailnet/tailscaled.conf.j2", environment=ENVIRONMENT),
+            ),
+            HostFile(
+                tailnet_rules.PROGRAM, tailnet_rules.program(), mode="755", validate="sh -n {}"
+            ),
+            HostFile(tailnet_rules.RULES, rules, validate="nft --check --file {}"),
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            *(HostFile(path, text) for path, text in tailnet_rules.unit_files().items()),
+        ],
+    )
+    units.settle(
+        name="Have the tailnet reach no more than is declared",
+        units=[
+            Unit(
+                tailnet_rules.SERVICE,
+                restart_after=[tailnet_rules.PROGRAM, tailnet_rules.RULES],
+                reload=True,
+            ),
+            Unit(
+                tailnet_rules.TIMER,
+                restart_after=[f"{tailnet_rules.SYSTEM}/{tailnet_rules.TIMER}"],
             ),
         ],
     )

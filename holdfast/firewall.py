@@ -124,7 +124,7 @@ def holes(settings: HostSettings, services: list[Service], *, lan_ssh: bool) -> 
     """Every hole the inventory declares; ``lan_ssh`` adds the one that the tailnet will replace.
 
     A service that listens on the tailnet needs none: Tailscale accepts what comes from its own
-    interface before ufw is asked, and who may reach what there is the tailnet policy's to say.
+    interface before ufw is asked, and `holdfast.tailnet_rules` stand before both.
     """
     anywhere = list(ANYWHERE.values())
     wanted: list[Hole] = []
@@ -148,7 +148,8 @@ def container_rules(
 ) -> list[str]:
     """The rules of ``chain`` for ``family``, written as ``iptables -S`` prints them.
 
-    Containers keep their way out and each other; the tailnet keeps its way to published ports;
+    Containers keep their way out and each other; the tailnet keeps its way to published ports, as
+    far as `holdfast.tailnet_rules` let it come;
     from the ``external`` interfaces only what was declared gets in.
     """
     rule = f"-A {chain}"

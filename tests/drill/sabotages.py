@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facts.firewall import GUARD, ROLLBACK_STATE
-from holdfast import backup, egress, floor, integrity, ledger, networks
+from holdfast import backup, egress, floor, integrity, ledger, networks, tailnet_rules
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, limits, modes
@@ -408,6 +408,19 @@ TAILNET = (
             ' -e \'s/"Hostname": "rack"/"Hostname": "stray"/\''
             ' -e \'s/"RunSSH": false/"RunSSH": true/\'',
         ),
+    ),
+    Sabotage(
+        "a hand opens everything to the tailnet",
+        ("tailnet::the_kernel_has_what_the_tailnet_may_reach_untouched",),
+        f"systemctl stop {tailnet_rules.TIMER}"
+        f" && nft insert rule inet {tailnet_rules.TABLE} input accept",
+        f"systemctl reload {tailnet_rules.SERVICE} && systemctl start {tailnet_rules.TIMER}",
+    ),
+    Sabotage(
+        "nobody watches what the tailnet may reach",
+        ("tailnet::those_rules_come_before_tailscaled_at_boot_and_are_watched",),
+        f"systemctl stop {tailnet_rules.TIMER}",
+        f"systemctl start {tailnet_rules.TIMER}",
     ),
     Sabotage(
         "its interface has lost an address",

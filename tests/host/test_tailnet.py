@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from facts import sections
+from holdfast import tailnet_rules
 from holdfast.settings import HostSettings, Tailnet
 from holdfast.tailnet import VENDOR_CONTROL
 
@@ -86,6 +88,45 @@ def test_the_daemon_starts_with_the_host(host: Host, tailnet: Tailnet) -> None:
     assert host.check_output("systemctl is-enabled tailscaled; systemctl is-active tailscaled") == (
         "enabled\nactive"
     )
+
+
+@pytest.fixture(scope="module")
+def rules(host: Host, tailnet: Tailnet) -> dict[str, list[str]]:
+    """Our own chains: in the kernel, in their file, and that file in a network of its own."""
+    listing = f"nft --stateless list table inet {tailnet_rules.TABLE}"
+    shown = "systemctl show --property=Id,After,Before,UnitFileState,ActiveState,Result"
+    questions = {
+        "table": listing,
+        "file": f"cat {tailnet_rules.RULES}",
+        "as written": f"unshare --net sh -c 'nft --file {tailnet_rules.RULES} && {listing}'",
+        "sshd": "sshd -T | sed -n 's/^port //p'",
+        "units": f"{shown} {tailnet_rules.SERVICE} {tailnet_rules.TIMER} tailscaled.service",
+    }
+    done = host.run(f"PATH=$PATH:/usr/sbin:/sbin; {sections.probe(questions)}")
+    return sections.answers(done.stdout.splitlines())
+
+
+def test_the_kernel_has_what_the_tailnet_may_reach_untouched(
+    rules: dict[str, list[str]], settings: HostSettings
+) -> None:
+    ssh = sorted(map(int, rules["sshd"]))
+    assert rules["file"] == tailnet_rules.rules(settings, ssh).splitlines()
+    assert rules["as written"]
+    assert rules["table"] == rules["as written"]
+
+
+def test_those_rules_come_before_tailscaled_at_boot_and_are_watched(
+    rules: dict[str, list[str]],
+) -> None:
+    units = {}
+    for block in "\n".join(rules["units"]).split("\n\n"):
+        values = dict(line.partition("=")[::2] for line in block.splitlines())
+        units[values["Id"]] = values
+    for unit in units.values():
+        assert (unit["UnitFileState"], unit["ActiveState"]) == ("enabled", "active"), unit
+    assert units[tailnet_rules.SERVICE]["Result"] == "success"
+    assert "network-pre.target" in units[tailnet_rules.SERVICE]["Before"].split()
+    assert "network-pre.target" in units["tailscaled.service"]["After"].split()
 
 
 # The prefixes of Tailscale's and headscale's join keys, followed by enough to be one.
