@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.lab.machine import Machine
@@ -13,6 +14,10 @@ RACK_V4, RACK_V6 = "10.77.0.10", "fd77::10"
 CUSTOM_NETWORK = "custom"
 DECLARED_PORT = 8088
 """The one port that `inventories/drill.py` opens to the LAN."""
+VISITORS_PORT = 8085
+"""The one that it opens to the tailnet's guest."""
+STRAY_PORT = 8099
+"""Of a program that somebody starts by hand."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ CONTAINERS = (
     Container("loopback-bind", ("127.0.0.1:8083:80",), (8083,)),
     Container("custom-bridge", ("0.0.0.0:8084:80", "[::]:8084:80"), (8084,), CUSTOM_NETWORK),
     Container("declared", (f"0.0.0.0:{DECLARED_PORT}:80",), (DECLARED_PORT,)),
+    Container("visitors", (f"0.0.0.0:{VISITORS_PORT}:80",), (VISITORS_PORT,)),
     # A declared service of T1, on its network.
     Container("sealed", ("8089:80",), (8089,), "sealed-net"),
 )
@@ -129,3 +135,19 @@ def reach(neighbour: Machine, rack_containers: list[str]) -> dict[str, list[str]
     return {
         name: [target for target in group if target in answered] for name, group in attempts.items()
     }
+
+
+@contextmanager
+def stray_listener(rack: Machine) -> Iterator[None]:
+    """Have a program listen at every address of the rack, at a port that nobody declared."""
+    rack.succeed(
+        "systemd-run --quiet --collect --unit=stray-listener"
+        f" python3 -m http.server {STRAY_PORT} --bind :: --directory /srv"
+    )
+    try:
+        rack.wait_until_succeeds(
+            f"curl -sf -m 20 -o /dev/null http://127.0.0.1:{STRAY_PORT}/", timeout_seconds=120
+        )
+        yield
+    finally:
+        rack.succeed("systemctl stop stray-listener")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from tests.drill.converge import ROOT
 from tests.drill.rehearsal import Scenery
@@ -58,6 +62,27 @@ class Stage(Scenery):
         password = Path(facts["offsite"]["password_file"]).read_text().strip()
         self._keep_secret(OFFSITE_PASSWORD, password)
         self.invite_rack()
+        # Nobody of its tag has joined yet, and what the policy's tests say of it cannot be asked.
+        self.services.headscale.adopt_policy({**self.policy(), "tests": []})
+
+    def policy(self) -> dict[str, Any]:
+        """What `make policy` prints of the rack."""
+        done = subprocess.run(
+            [sys.executable, "-m", "holdfast.tailnet_policy", str(INVENTORY)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "HOLDFAST_LAB": str(self.folder / "lab.json"),
+                "HOLDFAST_SECRETS": str(self.folder),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
     def invite_rack(self) -> None:
         """Mint a key for one join, and forget a rack of that name which is no more."""

@@ -18,7 +18,7 @@ from tests.lab.services.daemon import REPOSITORY, Daemon, private_directory, sto
 from tests.lab.services.files import FileServer
 from tests.lab.services.headscale import HOST, TAIL_DOMAIN, Headscale
 from tests.lab.services.offsite import USER, Offsite
-from tests.lab.services.tailnet import Tailnet
+from tests.lab.services.tailnet import HOSTNAME, Tailnet
 
 DIRECTORY = REPOSITORY / ".lab" / "services"
 # QEMU's user network shows a guest the controller's loopback under this address.
@@ -60,21 +60,28 @@ class Services:
         self.proxy = ConnectProxy(
             self.directory, f"{HOST}:{self.headscale.port}", self.headscale.port
         )
-        self.tailnet = Tailnet(
+        self.tailnet = self.node(HOSTNAME, "tag:operator")
+        self.guest = self.node("guest", "tag:guest")
+        self.offsite = Offsite(
+            self.directory, built["rest-server"].file("rest-server"), self.authority
+        )
+
+    def node(self, hostname: str, tag: str) -> Tailnet:
+        """A userspace node on the controller, joined once it is started."""
+        return Tailnet(
             self.directory,
-            built["tailscale-operator"].file("tailscaled"),
+            self.artefacts["tailscale-operator"].file("tailscaled"),
             self.headscale,
             self.proxy,
             self.authority,
-        )
-        self.offsite = Offsite(
-            self.directory, built["rest-server"].file("rest-server"), self.authority
+            hostname=hostname,
+            tag=tag,
         )
 
     @property
     def daemons(self) -> tuple[Daemon, ...]:
         """All of them, in the order in which they can start."""
-        return (self.files, self.headscale, self.proxy, self.tailnet, self.offsite)
+        return (self.files, self.headscale, self.proxy, self.tailnet, self.guest, self.offsite)
 
     def start(self) -> None:
         """Start what does not run yet and wait until everything answers.
@@ -90,9 +97,9 @@ class Services:
         stop_all(self.directory)
 
     def ready(self) -> bool:
-        """Whether everything answers and the controller is part of the tailnet."""
-        return all(daemon.running() and daemon.ready() for daemon in self.daemons) and (
-            self.tailnet.joined()
+        """Whether everything answers and the controller is part of the tailnet, twice."""
+        return all(daemon.running() and daemon.ready() for daemon in self.daemons) and all(
+            node.joined() for node in (self.tailnet, self.guest)
         )
 
     def facts(self) -> dict[str, Any]:

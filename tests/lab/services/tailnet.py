@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from select import select
 from typing import Any
 
 import httpx
@@ -144,6 +145,26 @@ class Tailnet(Daemon):
         """`ProxyCommand` for ssh that reaches a machine over the tailnet."""
         client, socket = shlex.quote(str(self.client)), shlex.quote(str(self.socket))
         return f"{client} --socket={socket} nc %h %p"
+
+    def answered(self, name: str, port: int, timeout_seconds: float) -> bool:
+        """Whether a machine says anything to this node at a port: greets it, or answers a GET."""
+        command = self.proxy_command().replace("%h", name).replace("%p", str(port))
+        with subprocess.Popen(
+            shlex.split(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # What a buffer still holds is written when it is closed, to somebody who has gone.
+            bufsize=0,
+        ) as call:
+            assert call.stdin is not None
+            assert call.stdout is not None
+            with suppress(BrokenPipeError):
+                call.stdin.write(b"GET / HTTP/1.0\r\n\r\n")
+            heard, _, _ = select([call.stdout], [], [], timeout_seconds)
+            said = bool(heard) and bool(call.stdout.read(1))
+            call.terminate()
+        return said
 
     def addresses(self, name: str) -> list[str]:
         """Tailnet addresses of a machine as the controller sees it. Raises LookupError."""

@@ -1,0 +1,258 @@
+"""Two peers of different tags call a rack: `pytest -m lab tests/lab/test_tailnet_live.py`.
+
+A real tailscaled on a container machine, a real headscale that takes the policy which the inventory
+renders, and two userspace nodes on the controller. It takes root and five minutes, no emulation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import Any
+
+import pytest
+
+from holdfast import tailnet_rules
+from tests.drill import sabotage, sabotages
+from tests.drill.converge import ROOT, converge
+from tests.drill.record import Record
+from tests.drill.site import Site
+from tests.lab.container_machine import ContainerMachine
+from tests.lab.images import ensure_image, lab_key
+from tests.lab.machine import Machine, Spec
+from tests.lab.services import CONTROLLER_SEEN_BY_GUESTS, Services
+from tests.lab.services.ca import NAMES
+from tests.lab.services.daemon import wait_until
+from tests.lab.services.tailnet import Tailnet
+from tests.unit.test_inventories import SECRETS
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a container machine needs root"),
+]
+
+SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=2048, cpus=2)
+DEPLOY = "tests/lab/tailnet_site.py"
+SSH, GUESTS, EVERYBODYS, NOBODYS = 22, 8090, 8091, 8099
+SILENT_SECONDS = 8
+"""How long a call may take; what the policy drops is never answered."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The rack and who calls it."""
+
+    rack: Machine
+    services: Services
+    folder: Path
+    inventory: Path
+
+    def policy(self, inventory: Path | None = None) -> dict[str, Any]:
+        """What an inventory, else the rack's, says to the control server."""
+        done = subprocess.run(
+            [sys.executable, "-m", "holdfast.tailnet_policy", inventory or self.inventory],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    @property
+    def peers(self) -> tuple[Tailnet, Tailnet]:
+        """The operator, and a guest."""
+        return self.services.tailnet, self.services.guest
+
+    def wait_until_online(self) -> None:
+        """Wait until the rack is a member again, in its own eyes."""
+        self.rack.wait_until_succeeds("tailscale status --peers=false", 60)
+
+    def answers(self, peer: Tailnet, port: int) -> bool:
+        """Whether a peer gets an answer at a port of the rack."""
+        return peer.answered("rack", port, SILENT_SECONDS)
+
+    def refused(self) -> int:
+        """Packets that our own chains have refused."""
+        listing = self.rack.succeed(f"nft --json list counters table inet {tailnet_rules.TABLE}")
+        (counter,) = [
+            each["counter"] for each in json.loads(listing)["nftables"] if "counter" in each
+        ]
+        return int(counter["packets"])
+
+
+def _settings(services: Services, folder: Path) -> dict[str, Any]:
+    facts = services.facts()
+    tailscale = facts["tailscale"]
+
+    def service(name: str, **listen: Any) -> dict[str, Any]:
+        listens = [{"scope": "tailnet", **listen}]
+        return {"name": name, "unit": f"{name}.service", "user": name, "tier": "T2"} | {
+            "listens": listens
+        }
+
+    return {
+        "hostname": "rack",
+        "distribution": "debian13",
+        "interfaces": {"eth0": {"role": "management"}},
+        "lan_address": "rack-lan",
+        "ssh_hostname": "rack-lan",
+        "ssh_config_file": str(folder / "ssh_config"),
+        "ssh_user": "operator",
+        "_sudo": True,
+        "docker": None,
+        "ssh": {
+            "authorised_keys": {"operator": [lab_key().with_suffix(".pub").read_text().strip()]},
+            "callers": ["tag:operator"],
+        },
+        "tailnet": {
+            "control_server": facts["headscale"]["url"],
+            "repository": {
+                "url": tailscale["repository_url"],
+                "key_url": tailscale["key_urls"]["trixie"],
+                "suite": "trixie",
+                "components": [tailscale["component"]],
+            },
+            "tags": ["tag:rack"],
+            "other_tags": ["tag:operator", "tag:guest"],
+        },
+        "services": [
+            service("guests", port=GUESTS, callers=["tag:guest"]),
+            service("everybodys", port=EVERYBODYS),
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("tailnet")
+    services = Services(folder / "services")
+    rack = ContainerMachine(folder / "rack", SPEC, ensure_image("debian-13", "rack"))
+    try:
+        services.start()
+        rack.start()
+        rack.wait_for_boot()
+        rack.wait_for_ssh()
+        (folder / "ssh_config").write_text(rack.ssh_settings())
+        names = "".join(f"{CONTROLLER_SEEN_BY_GUESTS} {name}\n" for name in NAMES)
+        rack.succeed(f"cat >> /etc/hosts <<'END'\n{names}END")
+        rack.copy_to(services.authority.certificate, "/usr/local/share/ca-certificates/lab.crt")
+        rack.succeed("update-ca-certificates", timeout_seconds=120)
+        secrets = folder / "secrets"
+        secrets.mkdir(mode=0o700)
+        key = services.headscale.create_preauth_key("rack", tags=("tag:rack",))
+        for name in SECRETS:
+            (secrets / name).touch(mode=0o600)
+            (secrets / name).write_text(token_urlsafe(24))
+        (secrets / "TAILSCALE_AUTH_KEY").write_text(key.read_text())
+        os.environ["HOLDFAST_SECRETS"] = str(folder)
+        inventory = folder / "inventory.py"
+        inventory.write_text(f"hosts = [('@rack/rack', {_settings(services, folder)!r})]\n")
+        outcome = converge(inventory, "bare", folder, DEPLOY)
+        assert outcome.ok, (outcome.failed, outcome.log.read_text()[-3000:])
+        for port in (GUESTS, EVERYBODYS, NOBODYS):
+            rack.succeed(
+                f"systemd-run --quiet --collect --unit=listener-{port}"
+                f" python3 -m http.server {port} --bind :: --directory /srv"
+            )
+            rack.wait_until_succeeds(f"ss -Hltn 'sport = :{port}' | grep -q .", 30)
+        yield Stage(rack, services, folder, inventory)
+    finally:
+        rack.power_off()
+        services.stop()
+
+
+def test_a_second_converge_changes_nothing(stage: Stage) -> None:
+    outcome = converge(stage.inventory, "again", stage.folder, DEPLOY)
+    assert outcome.ok
+    assert outcome.changed == []
+
+
+def test_the_host_tests_hold_and_each_can_fail(stage: Stage) -> None:
+    record = Record("tailnet", "now")
+    site = Site(record, stage.inventory, stage.folder, DEPLOY, frozenset({"test_tailnet.py"}))
+    with record.phase("sabotage"):
+        sabotage.commit(site, stage.rack, sabotages.TAILNET)
+    assert record.failures == []
+
+
+def test_the_rack_itself_lets_in_what_is_declared_and_ssh(stage: Stage) -> None:
+    # The control server still lets everybody call everything: what stops them is the rack.
+    for peer in stage.peers:
+        assert stage.answers(peer, GUESTS)
+        assert stage.answers(peer, EVERYBODYS)
+        before = stage.refused()
+        assert not stage.answers(peer, NOBODYS)
+        assert stage.refused() > before
+        assert stage.answers(peer, SSH)
+    # The control: without our chains Tailscale's own rules let a peer in before ufw is asked.
+    stage.rack.succeed(f"nft delete table inet {tailnet_rules.TABLE}")
+    assert all(stage.answers(peer, NOBODYS) for peer in stage.peers)
+
+
+def test_a_table_that_is_gone_is_told_of_and_put_back(stage: Stage) -> None:
+    rack = stage.rack
+    rack.succeed(f"systemctl stop {tailnet_rules.TIMER} && nft flush ruleset")
+    assert rack.execute(f"systemctl start {tailnet_rules.WATCH}")[0] != 0
+    rack.wait_until_succeeds(f"test -e /run/holdfast/alerts/{tailnet_rules.WATCH}", 10)
+    rack.succeed(f"systemctl start {tailnet_rules.WATCH}")
+    # What Tailscale and ufw have lost is theirs to bring back.
+    rack.succeed("ufw reload && systemctl restart tailscaled")
+    stage.wait_until_online()
+    assert not any(stage.answers(peer, NOBODYS) for peer in stage.peers)
+    assert all(stage.answers(peer, EVERYBODYS) for peer in stage.peers)
+
+
+def test_the_policy_tells_the_peers_apart(stage: Stage) -> None:
+    headscale, policy = stage.services.headscale, stage.policy()
+    assert headscale.check_policy(policy) == ""
+    headscale.adopt_policy(policy)
+    operator, guest = stage.peers
+    wait_until(lambda: not stage.answers(operator, GUESTS), "the operator's new policy", 60)
+    wait_until(lambda: not stage.answers(guest, SSH), "the guest's new policy", 60)
+    assert stage.answers(operator, SSH)
+    assert stage.answers(guest, GUESTS)
+    assert all(stage.answers(peer, EVERYBODYS) for peer in stage.peers)
+    assert not any(stage.answers(peer, NOBODYS) for peer in stage.peers)
+
+
+def test_the_rules_are_there_before_tailscaled_after_a_boot(stage: Stage) -> None:
+    stage.rack.reboot()
+    stage.rack.wait_for_ssh()
+    stage.wait_until_online()
+    loaded, started = (
+        int(stage.rack.succeed(f"systemctl show --value --property={when} {unit}"))
+        for when, unit in (
+            ("ActiveEnterTimestampMonotonic", tailnet_rules.SERVICE),
+            ("ExecMainStartTimestampMonotonic", "tailscaled"),
+        )
+    )
+    assert 0 < loaded < started
+    assert stage.answers(stage.peers[0], SSH)
+    assert not stage.answers(stage.peers[1], SSH)
+
+
+def test_a_policy_that_says_another_thing_than_its_tests_is_refused(stage: Stage) -> None:
+    policy = stage.policy()
+    policy["grants"].append({"src": ["tag:guest"], "dst": ["tag:rack"], "ip": ["tcp:22"]})
+    assert (
+        "tag:rack:22 (tcp): expected DENIED, got ALLOWED"
+        in stage.services.headscale.check_policy(policy)
+    )
+
+
+@pytest.mark.parametrize("name", ["example", "reference"])
+def test_the_control_server_finds_the_policies_of_other_inventories_true(
+    stage: Stage, name: str
+) -> None:
+    # Somebody must bear each tag, or the server can say nothing of it.
+    stage.services.node("workstation", "tag:workstation").start()
+    policy = stage.policy(ROOT / "inventories" / f"{name}.py")
+    assert policy["tests"]
+    assert stage.services.headscale.check_policy(policy) == ""
