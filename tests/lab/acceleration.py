@@ -8,12 +8,15 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from tests.lab.images import Image, LabError, cache_directory
 from tests.lab.process import output_of
 
 MINIMUM_EMULATING_QEMU = 8
 """QEMU 7.2 corrupts guests under multi-threaded emulation: they oops at random."""
+CONSOLE_BYTES = 1 << 20
+"""How much of a console is read: a kernel has started long before it has said so much."""
 
 
 def accelerator(accelerated: bool) -> list[str]:
@@ -79,20 +82,24 @@ def _probe(kernel: Path, initrd: Path, timeout_seconds: float) -> bool:
     command = ["qemu-system-x86_64", "-machine", "q35", *accelerator(True), "-m", "512M"]
     command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
     command += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 panic=-1"]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        seen, deadline = b"", time.monotonic() + timeout_seconds
+    # A file, not a pipe: QEMU stays after its error, and where gevent reads a pipe it waits for the
+    # end.
+    with TemporaryFile() as console:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + timeout_seconds
         try:
-            while time.monotonic() < deadline and process.poll() is None:
-                seen += process.stdout.read() or b""
+            while True:
+                ended = process.poll() is not None
+                seen = os.pread(console.fileno(), CONSOLE_BYTES, 0)
                 if b"KVM internal error" in seen:
                     return False
                 if b"Run /init" in seen or b"Freeing unused kernel" in seen:
                     return True
+                if ended or time.monotonic() > deadline:
+                    return False
                 time.sleep(0.1)
         finally:
             process.kill()
-    return False
+            process.wait()

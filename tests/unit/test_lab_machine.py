@@ -157,12 +157,12 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return programs
 
 
-def install_qemu(programs: Path, version: str, boot_output: str = "") -> None:
+def install_qemu(programs: Path, version: str, boot_output: str = "", then: str = "") -> None:
     program = programs / "qemu-system-x86_64"
     program.write_text(
         "#!/bin/sh\n"
         f'if [ "$1" = --version ]; then echo "QEMU emulator version {version}"; exit; fi\n'
-        f'printf "%s" "{boot_output}"\n'
+        f'printf "%s" "{boot_output}"\n{then}\n'
     )
     program.chmod(0o755)
 
@@ -182,6 +182,21 @@ def test_a_device_that_cannot_boot_a_kernel_is_not_acceleration(controller: Path
     assert acceleration.acceleration_works(IMAGE) is False
     assert time.monotonic() - started < 20
     assert "tcg,thread=multi" in acceleration.accelerator(accelerated=False)
+
+
+def test_a_guest_that_died_is_not_waited_for_where_gevent_reads(controller: Path) -> None:
+    """QEMU reports the error and stays; some drills bring gevent, whose reads wait for the end."""
+    install_qemu(controller, "10.0.2", "KVM internal error. Suberror: 1", then="exec sleep 60")
+    script = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "from pathlib import Path\n"
+        "from tests.lab.acceleration import _probe\n"
+        "print(_probe(Path('vmlinuz'), Path('initrd'), 25))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_the_verdict_is_kept(controller: Path) -> None:
