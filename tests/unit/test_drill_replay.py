@@ -13,7 +13,6 @@ import pytest
 
 from tests.drill.replay import UNIT, FastTarget
 from tests.drill.transcript import Answer, Transcript
-from tests.lab.artefacts import store
 
 ROOT = Path(__file__).resolve().parents[2]
 ODD = "sudo -H -n sh -c 'printf \"%s\\n\" '\"'\"'$HOME a\\\\x2db'\"'\"'; echo `id`\n'"
@@ -22,11 +21,6 @@ ANSWERS = [
     Answer("sh -c uptime", "up 1 minute\n", "", 0),
     Answer("sh -c uptime", "up 2 minutes\n", "", 0),
 ]
-
-needs_sshd = pytest.mark.skipif(
-    not Path("/usr/sbin/sshd").exists() and not list(store.root().glob("sshd-*")),
-    reason="no sshd on this controller; `make bench` fetches one",
-)
 
 
 def _ask(target: FastTarget, command: str) -> tuple[int, str, str]:
@@ -85,7 +79,6 @@ def running(tmp_path: Path) -> Iterator[FastTarget]:
         yield target
 
 
-@needs_sshd
 def test_openssh_serves_the_answers(running: FastTarget) -> None:
     done = subprocess.run(
         ["ssh", "-F", running.ssh_config, "rack", ODD],
@@ -97,7 +90,6 @@ def test_openssh_serves_the_answers(running: FastTarget) -> None:
     assert "a warning\n" in done.stderr
 
 
-@needs_sshd
 def test_it_lets_in_nobody_but_the_bench(running: FastTarget) -> None:
     other = running.folder / "other"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
@@ -114,7 +106,6 @@ def test_it_lets_in_nobody_but_the_bench(running: FastTarget) -> None:
     assert "Permission denied (publickey)" in done.stderr
 
 
-@needs_sshd
 @pytest.mark.parametrize("switch", [[], ["--nagle"]])
 def test_a_watched_run_records_what_it_asked(running: FastTarget, switch: list[str]) -> None:
     inventory = running.folder / "inventory.py"
