@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import os
 import socket
 import socketserver
@@ -155,7 +154,8 @@ class Ledger:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Neither infinity nor nan is less; and of an int it asks no float, which may not hold it.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**64
 
 
 def _strings(value: Any) -> bool:
@@ -220,6 +220,8 @@ def _message(value: Any) -> dict[str, Any]:
             raise Refused(400, f"{name} of a message is no text")
     kept["content"] = _text(kept.get("content"))
     if calls := kept.pop("tool_calls", None):
+        if not isinstance(calls, list):
+            raise Refused(400, "tool_calls of a message is no list")
         kept["tool_calls"] = [_call(each) for each in calls]
     return kept
 
