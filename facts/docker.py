@@ -49,11 +49,13 @@ class DockerState:
 
 
 def _network(told: dict[str, Any]) -> BridgeNetwork:
+    # What was not given is empty or null, as whoever made the network had it.
+    options, labels = told["Options"] or {}, told["Labels"] or {}
     return BridgeNetwork(
-        bridge=told["Options"].get("com.docker.network.bridge.name", ""),
+        bridge=options.get("com.docker.network.bridge.name", ""),
         subnets=tuple(sorted(each["Subnet"] for each in told["IPAM"]["Config"] or [])),
         internal=told["Internal"],
-        ours="holdfast" in told["Labels"],
+        ours="holdfast" in labels,
     )
 
 

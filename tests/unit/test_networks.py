@@ -45,6 +45,14 @@ def test_what_is_on_a_host_is_read() -> None:
     assert {"br-home", "eth0"} <= STATE.links
 
 
+def test_a_network_that_was_given_nothing_is_read() -> None:
+    """Docker hands back what it was told, and some tell it null."""
+    bare = [re.sub(r'"(Options|Labels)": \{\}', r'"\1": null', line) for line in RECORDED]
+    assert bare != RECORDED
+    state: DockerState = DockerEngine().process(bare)
+    assert state.networks.keys() == STATE.networks.keys()
+
+
 def test_nothing_is_run_when_all_is_so() -> None:
     assert _planned(ALL) == []
 
