@@ -36,7 +36,10 @@ def routers(settings: HostSettings) -> Findings:
         elif router.profile == "cloud":
             yield from _cloud(key, router)
         elif not router.engines and not router.floor:
-            yield Finding(f"{key}.engines", [], "nobody would answer", "name one, or say floor")
+            mend = "name one, or say floor"
+            if router.profile == "personal":
+                mend += '; a router that has clouds alone is profile="cloud"'
+            yield Finding(f"{key}.engines", [], "nobody here would answer", mend)
         if router.floor and settings.floor is None:
             yield Finding(f"{key}.floor", True, "this host has no floor", "declare floor")
         yield from tailnet_scope(f"{key}.scope", router.scope, settings)

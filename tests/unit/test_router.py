@@ -435,7 +435,7 @@ def test_systemd_judges_the_sandboxes_as_declared(tmp_path: Path) -> None:
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("engines[1]", {"engines": ["a", "bb"]}, "no such engine; write 'b'"),
-    ("engines", {"engines": [], "floor": False}, "nobody would answer"),
+    ("engines", {"engines": [], "floor": False}, "nobody here would answer"),
     ("name", {"name": "x-drain"}, "rename it"),
     ("scope", {"scope": "tailnet"}, "this host has no tailnet"),
     ("engines", {"profile": "client", "floor": False, "queue": None}, "one engine or not at all"),
