@@ -10,15 +10,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.lab.artefacts import archive, store
+from tests.lab.process import LabError
 
 COMPONENT = "main"
 ARCHITECTURE = "amd64"
 
 
 def _run(*command: str | Path, **environment: str) -> str:
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
-    ).stdout
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    if done.returncode != 0:
+        raise LabError(f"{command[0]} failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def build(tree: Path, deb: Path) -> Path:
@@ -50,9 +54,14 @@ def signing_home() -> Path:
 
 
 def _gpg(*arguments: str | Path) -> None:
-    home = signing_home()
-    _run("gpg", "--homedir", home, "--batch", "--yes", "--quiet", *arguments)
-    _run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
+    # In a home of its own: the agent that one call ends must not be another's.
+    with tempfile.TemporaryDirectory(prefix="gpg-") as folder:
+        home = Path(folder) / "home"
+        shutil.copytree(signing_home(), home, ignore=shutil.ignore_patterns("S.*"))
+        try:
+            _run("gpg", "--homedir", home, "--batch", "--yes", "--quiet", *arguments)
+        finally:
+            _run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
 
 
 def fingerprint() -> str:
