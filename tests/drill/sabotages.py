@@ -492,8 +492,9 @@ CLOUDS = (
     Sabotage(
         "nobody asks clouds",
         ("clouds::each_runs_as_a_user_of_its_own",),
-        f"systemctl stop {_HOME}.service",
-        f"systemctl start {_HOME}.service",
+        # With its socket: its router asks how it is, and would start it again.
+        f"systemctl stop {_HOME}.socket {_HOME}.service",
+        f"systemctl start {_HOME}.socket {_HOME}.service",
     ),
     Sabotage(
         "a budget is another",
