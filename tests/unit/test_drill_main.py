@@ -1,0 +1,21 @@
+"""The command that runs the drills."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_drill_of_a_virtual_machine_is_not_patched_by_gevent() -> None:
+    """It asks in many threads at once; patched when half of it was imported, it heard no answer."""
+    script = (
+        "import tests.drill.__main__, tests.drill.scenario, tests.drill.gpu;"
+        " from gevent.monkey import is_module_patched; print(is_module_patched('subprocess'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
