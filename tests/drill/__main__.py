@@ -11,7 +11,9 @@ from tests.drill import report
 from tests.drill.converge import ROOT
 from tests.drill.gpu import GpuDrill
 from tests.drill.rehearsal import Rehearsal
+from tests.drill.routing import RoutingDrill
 from tests.drill.scenario import Drill
+from tests.drill.serving import ServingDrill
 
 
 def main() -> int:
@@ -34,16 +36,11 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=None, help="folder for the report")
     arguments = parser.parse_args()
     drill: Rehearsal
-    # Those of engines and routers read inventories, which bring gevent; the others do without.
     if arguments.gpu:
         name, drill = "gpu", GpuDrill()
     elif arguments.serving:
-        from tests.drill.serving import ServingDrill
-
         name, drill = "serving", ServingDrill()
     elif arguments.routing:
-        from tests.drill.routing import RoutingDrill
-
         name, drill = f"routing-{arguments.debian}", RoutingDrill(arguments.debian)
     else:
         name = f"debian-{arguments.debian}"

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from holdfast.settings import HostSettings
 from tests.drill.rehearsal import Scenery
 from tests.lab.artefacts import llama, tiny_gguf, tiny_llama
 from tests.lab.artefacts.store import sha256
@@ -20,6 +21,9 @@ SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
 
 class ContainerStage(Scenery):
     """A rack in a systemd container, with the floor's model and checkpoints ready to be fetched."""
+
+    settings: HostSettings
+    """What the inventory that was written last says."""
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class ContainerStage(Scenery):
 
     def write_inventory(self, **more: object) -> None:
         """Write the inventory: the ground, the floor, the checkpoints, and what is declared."""
-        settings = {
+        data = {
             "hostname": "rack",
             "distribution": f"debian{self.debian}",
             "interfaces": {"eth0": {"role": "management"}},
@@ -134,4 +138,6 @@ class ContainerStage(Scenery):
             },
             **more,
         }
-        self.inventory.write_text(f"hosts = [('@rack/rack', {settings!r})]\n")
+        # Not read back: pyinfra's inventories bring gevent, which patches whoever reads them.
+        self.settings = HostSettings.model_validate(data)
+        self.inventory.write_text(f"hosts = [('@rack/rack', {data!r})]\n")

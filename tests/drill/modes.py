@@ -16,7 +16,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast import inventory_file
 from holdfast.gpu import limits, modes
 from holdfast.settings import HostSettings
 from tests.doubles import guest
@@ -76,8 +75,7 @@ class Modes:
     @property
     def settings(self) -> HostSettings:
         """What it is to be."""
-        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
-        return settings
+        return self.stage.settings
 
     def declare(self, engine: dict[str, object]) -> None:
         """Give the rack its cards and its stand-ins, and declare them beside ``engine``."""

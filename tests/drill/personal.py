@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from holdfast import clouds, floor, ledger
 from holdfast.registry import LEDGER_DUMPS
 from holdfast.router import RouterNames
+from holdfast.settings import HostSettings
 from tests import malice
 from tests.drill import routers as routers_of_rack
 from tests.drill.site import Site
@@ -88,7 +89,7 @@ class Stage(Protocol):
         """Where the stage's secrets lie, below ``secrets``."""
 
     @property
-    def inventory(self) -> Path:
+    def settings(self) -> HostSettings:
         """What the rack is to be."""
 
     @property
@@ -149,7 +150,7 @@ class Personal:
             self.rack.copy_to(self.stage.folder / "secrets" / name, f"/root/{name}")
 
     def _names(self, port: int) -> RouterNames:
-        return routers_of_rack.at(self.stage.inventory, port)
+        return routers_of_rack.at(self.stage.settings, port)
 
     def _command(self, port: int, key: str, body: dict[str, Any], path: str = PATH) -> str:
         asked = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], **body}

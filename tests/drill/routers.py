@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from holdfast import inventory_file
 from holdfast.router import RouterNames
+from holdfast.settings import HostSettings
 from tests.lab.machine import Machine
 
 
-def at(inventory: Path, port: int) -> RouterNames:
+def at(settings: HostSettings, port: int) -> RouterNames:
     """The declared router at a port."""
-    (settings,) = inventory_file.load(str(inventory)).values()
     return next(RouterNames(each) for each in settings.routers if each.port == port)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from holdfast import alerts, egress, floor, inventory_file
+from holdfast import alerts, egress, floor
 from holdfast.registry import router_service
 from holdfast.router import CALLERS, RouterNames
 from tests import malice
@@ -257,10 +257,8 @@ class RoutingDrill(Rehearsal):
 
     def _audit(self) -> None:
         """What `make sovereignty` tells of those attempts."""
-        inventory = str(self.stage.inventory)
-        (settings,) = inventory_file.load(inventory).values()
         done = subprocess.run(
-            [sys.executable, "-m", "holdfast.sovereignty", inventory],
+            [sys.executable, "-m", "holdfast.sovereignty", str(self.stage.inventory)],
             cwd=ROOT,
             env={**os.environ, "COLUMNS": "200"},
             capture_output=True,
@@ -270,7 +268,7 @@ class RoutingDrill(Rehearsal):
         (self.stage.logs / "sovereignty.txt").write_text(done.stdout + done.stderr)
         rows = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()]
         told = {row[1]: row[4] for row in rows if len(row) == 6}
-        tried = [wall.name for wall in egress.walls(settings)]
+        tried = [wall.name for wall in egress.walls(self.stage.settings)]
         silent = [name for name in tried if "packets since" not in told.get(name, "")]
         good = done.returncode == 0 and not silent
         self.record.check("make sovereignty names each who tried", good, silent or told)
@@ -317,7 +315,7 @@ class RoutingDrill(Rehearsal):
                 rack.execute(run.format("sealed"))
 
     def _names(self, port: int) -> RouterNames:
-        return routers.at(self.stage.inventory, port)
+        return routers.at(self.stage.settings, port)
 
     def _ask(
         self,
@@ -457,8 +455,7 @@ class RoutingDrill(Rehearsal):
     def _shells(self, units: list[str]) -> None:
         """Whoever may run a shell as a T1 user, or as root in a T1 unit's group."""
         rack = self.stage.rack
-        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
-        for wall in egress.walls(settings):
+        for wall in egress.walls(self.stage.settings):
             if wall.tier != "T1":
                 continue
             shell = f"setpriv --reuid={wall.user} --regid=$(id --group {wall.user}) --clear-groups"

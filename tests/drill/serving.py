@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from holdfast import floor, inventory_file
+from holdfast import floor
 from holdfast.engines import throughput, vllm
 from holdfast.engines.fit import fit_of
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
 from holdfast.registry import engines
-from holdfast.settings import HostSettings
 from tests.drill import sabotage, sabotages
 from tests.drill.container_stage import ContainerStage
 from tests.drill.converge import ROOT
@@ -167,15 +166,11 @@ class ServingDrill(Rehearsal):
         with record.phase("stay in another mode, then reboot"):
             modes.reboot()
 
-    def _settings(self) -> HostSettings:
-        (settings,) = inventory_file.load(str(self.stage.inventory)).values()
-        return settings
-
     def _engines(self) -> list[EngineNames]:
-        return [EngineNames(vllm.VLLM, engine) for engine in engines(self._settings())]
+        return [EngineNames(vllm.VLLM, engine) for engine in engines(self.stage.settings)]
 
     def _compare_cache(self, names: EngineNames) -> None:
-        fit = fit_of(self._settings(), names.engine)
+        fit = fit_of(self.stage.settings, names.engine)
         told = self.stage.rack.succeed(
             f"curl --silent http://127.0.0.1:{names.engine.port}/metrics"
             " | grep '^vllm:cache_config_info'"
