@@ -5,8 +5,12 @@ from __future__ import annotations
 from holdfast.checks.finding import Finding, Findings
 from holdfast.egress import RESOLVER_PORTS, is_sovereign
 from holdfast.networks import networks
-from holdfast.services import Service
+from holdfast.services import Service, Tier
 from holdfast.settings import DockerNetwork, HostSettings
+
+ALLOW_LISTED: tuple[Tier, ...] = ("T3", "T4")
+"""Tiers whose services and networks say whom they call."""
+NOBODY, EVERYBODY = "127.0.0.1/32", ("0.0.0.0/0", "::/0")
 
 
 def tiers(settings: HostSettings) -> Findings:
@@ -14,6 +18,7 @@ def tiers(settings: HostSettings) -> Findings:
     for index, network in enumerate(networks(settings)):
         if network.tier == "T1":
             yield from _calls(f"docker.networks[{index}]", network)
+        yield from _says_whom(f"docker.networks[{index}]", network)
     for index, service in enumerate(settings.services):
         key = f"services[{index}]"
         called = {
@@ -32,6 +37,19 @@ def tiers(settings: HostSettings) -> Findings:
         elif service.tier == "T1":
             yield from _calls(key, service)
             yield from _answers(key, service)
+        elif service.user != "root":
+            yield from _says_whom(key, service)
+
+
+def _says_whom(key: str, caller: Service | DockerNetwork) -> Findings:
+    if caller.tier in ALLOW_LISTED and not caller.clouds and not caller.peers:
+        yield Finding(
+            f"{key}.clouds",
+            [],
+            f"{caller.tier} calls whom it names and nobody else",
+            f"name its clouds or its peers ({NOBODY} where it calls nobody beyond this machine,"
+            f" {' and '.join(EVERYBODY)} where it calls everybody)",
+        )
 
 
 def _calls(key: str, caller: Service | DockerNetwork) -> Findings:

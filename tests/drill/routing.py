@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -148,7 +149,11 @@ class RoutingStage(ContainerStage):
                 "dns": [RESOLVERS[0]],
                 "networks": [
                     {"name": "sealed", "tier": "T1", "subnets": ["fd99:8::/64"]},
-                    {"name": "open", "tier": "T3"},
+                    {
+                        "name": "open",
+                        "tier": "T3",
+                        "peers": [{"network": each} for each in ("0.0.0.0/0", "::/0")],
+                    },
                 ],
             },
             "vllm": {"lock": str(self.folder / "cpu.txt"), "engines": engines},
@@ -269,7 +274,7 @@ class RoutingDrill(Rehearsal):
         rows = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()]
         told = {row[1]: row[4] for row in rows if len(row) == 6}
         tried = [wall.name for wall in egress.walls(self.stage.settings)]
-        silent = [name for name in tried if "packets since" not in told.get(name, "")]
+        silent = [name for name in tried if not re.match("[1-9][0-9]* packets", told.get(name, ""))]
         good = done.returncode == 0 and not silent
         self.record.check("make sovereignty names each who tried", good, silent or told)
 
@@ -310,7 +315,8 @@ class RoutingDrill(Rehearsal):
             "restarted": "systemctl restart docker",
             "reloaded": "ufw reload",
         }.items():
-            with self._nothing_leaves(f"the same with Docker or ufw {trick}"):
+            told = f"the same with Docker or ufw {trick}"
+            with self._is_told("sealed", told), self._nothing_leaves(told):
                 rack.succeed(hurt)
                 rack.execute(run.format("sealed"))
 

@@ -304,6 +304,13 @@ BAD = [
         "services[1].clouds", "a.example", "with its network"),
     Bad("T1 that calls a cloud", f"{PHOTOS}/clouds", [{"name": "api.example"}],
         "services[0].clouds[0].name", "api.example", "its true tier"),
+    Bad("service without a tier", f"{PHOTOS}/tier", GONE, "services[0].tier", "(missing)", "T1"),
+    Bad("T3 that says of nobody that it calls them", "rack/services+", service(tier="T3"),
+        "services[1].clouds", "[]", "0.0.0.0/0"),
+    Bad("T4 that says of nobody that it calls them", "rack/services+", service(tier="T4"),
+        "services[1].clouds", "[]", "127.0.0.1/32 where it calls nobody"),
+    Bad("T3 network that calls whom nobody says", "rack/docker", docker({"tier": "T3"}),
+        "docker.networks[0].clouds", "[]", "name its clouds or its peers"),
     # Docker's networks.
     Bad("network with a name longer than a bridge's", "rack/docker",
         docker({"name": "thirteen-long"}), "docker.networks[0].name", "thirteen-long", "12"),
