@@ -28,6 +28,7 @@ from tests.lab.services.cloud import Cloud
 HOME, FAR = 8210, 8211
 SECRETS = ("ALICE_KEY", "AGENT_KEY", "CHILD_KEY", "CLOUD_ONE_KEY", "CLOUD_TWO_KEY")
 INDEX = "litellm"
+LEDGER = "/var/lib/holdfast/ledger"
 BUDGET_USD = 0.5
 INPUT_USD, OUTPUT_USD = 1.0, 1000.0
 MAX_TOKENS = 100
@@ -296,10 +297,27 @@ class Personal:
         self.stage.cloud.packets()
         said, left = self._ask()[:2], self.stage.cloud.packets()
         self.record.check("no ledger: 503, 0 packets", said == (503, "") and not left, (said, left))
-        self.rack.succeed("systemctl start holdfast-ledger.service")
+        status, _ = self.rack.execute(
+            f"cd {LEDGER} && mv [1-9]* 9 && systemctl start holdfast-ledger.service"
+        )
+        told = self.rack.succeed(
+            "journalctl --unit=holdfast-ledger.service --output=cat --lines=20"
+        )
+        good = status != 0 and "the ledger is of PostgreSQL 9, and this is" in told
+        self.record.check("a ledger of another PostgreSQL is not forgotten", good, told)
+        self.rack.succeed(
+            f"systemctl stop holdfast-ledger.service && mv {LEDGER}/9"
+            f" {LEDGER}/{ledger.MAJOR[self.stage.settings.distribution]}"
+            " && systemctl reset-failed && systemctl start holdfast-ledger.service"
+        )
         self.rack.succeed("systemctl kill --signal=KILL holdfast-ledger.service")
         self.rack.wait_until_succeeds("systemctl is-active holdfast-ledger.service", 60)
-        units = " ".join(f"{clouds.stem(self._names(port).router)}.service" for port in (HOME, FAR))
+        # With their sockets: their routers ask how they are, and would start them again.
+        units = " ".join(
+            f"{clouds.stem(self._names(port).router)}.{kind}"
+            for port in (HOME, FAR)
+            for kind in ("socket", "service")
+        )
         # A connection that was kept says goodbye.
         self.rack.succeed(f"systemctl stop {units}")
         self.stage.cloud.packets()
@@ -317,14 +335,18 @@ class Personal:
 
     def restore(self) -> None:
         """Write the ledger out, lose it, and have it back."""
+        unit = clouds.stem(self._names(HOME).router)
         self.rack.succeed(f"systemctl start {ledger.DUMP}")
         self._sql("DROP TABLE charge")
         # As docs/routing.md says.
+        self.rack.succeed(f"systemctl stop {unit}.socket {unit}.service")
         self.rack.succeed(
             "runuser --user clouds-home -- psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1"
             f" --single-transaction --host={ledger.SOCKET_FOLDER}"
             f" < {LEDGER_DUMPS}/clouds-home.sql"
         )
+        self.rack.succeed(f"systemctl start {unit}.socket {unit}.service")
+        self._wait_for_clouds()
         self._still_spent("restored from its dump,")
 
     def rotation(self) -> None:
