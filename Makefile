@@ -34,14 +34,16 @@ drill-serving: setup-lab ## the drill of engines: a real vLLM on a CPU, its unit
 	$(RUN) python -m tests.drill --serving
 
 drill-routing: setup-lab ## the drill of routers: every engine killed, a queue that keeps its word, 0 packets out
-	$(RUN) python -m tests.drill --routing
+	$(RUN) python -m tests.drill --routing --debian $(DEBIAN)
 
 drill-all: setup-lab ## every drill: both Debians with Lynis, ssh-audit and sabotage, cards, engines
 	$(RUN) python -m tests.drill --debian 12 --audit
 	$(RUN) python -m tests.drill --debian 13 --audit --sabotage
 	$(RUN) python -m tests.drill --gpu
 	$(RUN) python -m tests.drill --serving
+	$(RUN) python -m tests.drill --routing --debian 12
 	$(RUN) python -m tests.drill --routing
+	$(RUN) pytest -m lab tests/lab/test_tailnet_live.py
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)

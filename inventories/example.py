@@ -91,6 +91,24 @@ _rack = {
         "threads": 8,
         "memory_max_mib": 4096,
     },
+    # One address for private work, which no request in it can lead to a cloud: docs/routing.md. What
+    # nobody can answer now waits on disk.
+    "routers": [
+        {
+            "name": "work",
+            "profile": "private",
+            "port": 8200,
+            "scope": "tailnet",
+            "api_key": "WORK_API_KEY",
+            "floor": True,
+            "queue": {"entries": 500, "max_age_minutes": 60},
+        }
+    ],
+    # Whatever container runs on this network can call its own kind and nobody else: docs/egress.md.
+    "docker": {
+        "dns": ["192.168.1.1"],  # (yours) your LAN's resolver
+        "networks": [{"name": "home", "tier": "T1"}],
+    },
     "backup": {
         # Two places, so that neither a dead NAS nor a fire takes everything.
         "repositories": [
