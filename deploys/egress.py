@@ -7,6 +7,7 @@ from pyinfra.api.deploy import deploy
 
 from facts.egress import TierDropIns
 from holdfast import alerts, egress
+from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import host_files, packages, units
 from operations.host_files import HostDirectory, HostFile
@@ -27,8 +28,9 @@ def apply(settings: HostSettings) -> None:
     resolves = any(wall.clouds for wall in egress.every_wall(settings))
     host_files.place(
         name="Write what each service may reach",
-        directories=[HostDirectory("/etc/holdfast")],
+        directories=[HostDirectory("/etc/holdfast"), HostDirectory("/etc/request-key.d")],
         files=[
+            HostFile(egress.REQUEST_KEYS, render("egress/request-key.conf.j2")),
             HostFile(egress.PROGRAM, egress.program(), mode="755"),
             HostFile(egress.RULES, egress.rules(settings), validate="nft --check --file {}"),
             HostFile(egress.USERS, egress.users(settings)),
@@ -52,15 +54,21 @@ def apply(settings: HostSettings) -> None:
                 running=resolves,
                 restart_after=[f"{egress.SYSTEM}/{egress.RESOLVE_TIMER}", egress.CLOUDS],
             ),
-            # They are their owner's: one that runs is started anew, in its wall or out of it.
-            *(
+        ],
+    )
+    if held := sorted({*drop_ins, *found}, reverse=True):
+        # They are their owner's: one that runs is started anew. Sockets first, and while their
+        # services are stopped: systemd starts none whose service runs.
+        units.settle(
+            name="Have the services of others in their walls, or out of them",
+            units=[
                 Unit(
                     path.split("/")[-2].removesuffix(".d"),
                     enabled=None,
                     running=None,
                     restart_after=[path],
                 )
-                for path in sorted({*drop_ins, *found})
-            ),
-        ],
-    )
+                for path in held
+            ],
+            together=True,
+        )

@@ -15,7 +15,8 @@ class RouterFiles(FactBase[list[str]]):
     def command(self) -> str:
         """Build the probe."""
         return (
-            f"ls {SYSTEM}/holdfast-router-*.* {SYSTEM}/holdfast-queue-*.*"
+            # Drop-ins are their owner's.
+            f"ls -dp {SYSTEM}/holdfast-router-*.* {SYSTEM}/holdfast-queue-*.*"
             f" {SYSTEM}/holdfast-clouds-*.* {SYSTEM}/holdfast-ledger*.*"
             f" {CREDENTIALS}/holdfast-router-* {CREDENTIALS}/holdfast-clouds-*"
             f" {CONFIGURATIONS}/*.cfg {clouds.CONFIGURATIONS}/*.json {ledger.FOLDER}/*"
@@ -29,4 +30,4 @@ class RouterFiles(FactBase[list[str]]):
 
     def process(self, output: list[str]) -> list[str]:
         """One path a line."""
-        return list(output)
+        return [path for path in output if not path.endswith("/")]

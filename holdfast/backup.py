@@ -170,7 +170,7 @@ def _sandbox(
         relaxed += [
             Directive("CapabilityBoundingSet", capabilities, "restored files get their owners"),
             Directive("SystemCallFilter", "@system-service", "restored files get their owners"),
-            Directive("SystemCallFilter", "~@resources", "all but what gives files their owners"),
+            Directive("SystemCallFilter", "~@resources @keyring", "all but what owners need"),
             Directive("RestrictSUIDSGID", "no", "restored files get their modes"),
         ]
     else:

@@ -54,6 +54,11 @@ modules_disabled. ufw would undo some of it: `firewall` tells it to set no sysct
 
 BLACKLISTED_MODULES = [
     *("dccp", "sctp", "rds", "tipc"),
+    # Any user opens their sockets, and the kernel sends what is written there in nobody's name: the
+    # rules of `holdfast.egress` know a packet by its user. rxrpc sends UDP, smc TCP, kcm and l2tp
+    # either, pppoe frames without IP.
+    *("rxrpc", "kafs", "smc", "smc_diag", "kcm", "l2tp_core", "l2tp_ip", "l2tp_ip6", "l2tp_ppp"),
+    *("pppox", "pppoe", "pptp"),
     *("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus", "udf"),
     # FireWire gives whoever plugs in a cable direct access to memory. USB storage stays: people
     # carry models and backups on it.

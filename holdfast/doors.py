@@ -14,6 +14,10 @@ from holdfast.render import render
 from holdfast.sandbox import LOOPBACK, TAILNET
 from holdfast.services import LOOPBACK_OF, Tier
 
+MARK = 0x5AFE
+"""On every packet of a door's sockets, the accepted ones too. None of its bits is Tailscale's
+(0xff0000)."""
+
 
 @dataclass(frozen=True)
 class Door:
@@ -67,4 +71,4 @@ def doors(
 
 def socket_unit(door: Door) -> str:
     """The text of a door's socket unit."""
-    return render("service/door.socket.j2", door=door)
+    return render("service/door.socket.j2", door=door, mark=MARK)

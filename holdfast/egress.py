@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from facts.egress import DROP_IN
 from holdfast import alerts, egress_program
+from holdfast.doors import MARK
 from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
 from holdfast.render import render
@@ -32,8 +33,12 @@ WATCH = "holdfast-egress-watch.service"
 TIMER = "holdfast-egress-watch.timer"
 RESOLVE = "holdfast-egress-resolve.service"
 RESOLVE_TIMER = "holdfast-egress-resolve.timer"
+REQUEST_KEYS = "/etc/request-key.d/holdfast.conf"
+"""What the kernel does where somebody wants a key that is not there (request-key.conf(5))."""
 SYSTEM = "/etc/systemd/system"
 
+DOORS = "our_doors"
+"""What calls by a door's socket are told of as; no service can have that name."""
 RESOLVER_PORTS = (53, 853, 5353)
 """DNS, DNS over TLS, mDNS."""
 TAILSCALE_SERVICES = {"ip": "100.100.100.100", "ip6": "fd7a:115c:a1e0::53"}
@@ -176,6 +181,9 @@ def rules(settings: HostSettings) -> str:
         program=PROGRAM,
         table=egress_program.TABLE,
         log_prefix=egress_program.LOG_PREFIX,
+        counter=egress_program.COUNTER,
+        doors=DOORS,
+        door_mark=f"{MARK:#x}",
         walls=every_wall(settings),
         bridges=bridges(settings),
         other_tiers=other_tiers(settings),
@@ -232,10 +240,15 @@ def unit_files() -> dict[str, str]:
 
 
 def drop_ins(settings: HostSettings) -> dict[str, str]:
-    """Unit to the text of its drop-in: T1 services whose units are the owner's."""
+    """Unit to the text of its drop-in: T1 services whose units are the owner's.
+
+    And the socket unit of each, be there one or not: what it hands over is root's to the kernel's
+    rules, and a service's own list does not hold for it (systemd.resource-control(5)).
+    """
     return {
-        service.unit: render(
+        f"{service.unit.removesuffix('.service')}.{kind.lower()}": render(
             "egress/tier.conf.j2",
+            kind=kind,
             service=service,
             rules=RULES,
             networks=dict.fromkeys([*LOOPBACK, "::1/128", *allowed(service)]),
@@ -245,6 +258,7 @@ def drop_ins(settings: HostSettings) -> dict[str, str]:
         and service.user != "root"
         and service.unit.endswith(".service")
         and not any(listen.container for listen in service.listens)
+        for kind in ("Service", "Socket")
     }
 
 

@@ -66,7 +66,7 @@ def _check_path(value: str) -> None:
 
 def _check_cidr(value: str) -> None:
     try:
-        ipaddress.ip_network(value)
+        found = str(ipaddress.ip_network(value))
     except ValueError:
         try:
             meant = ipaddress.ip_network(value, strict=False)
@@ -77,6 +77,9 @@ def _check_cidr(value: str) -> None:
         raise ValueError(
             f"this names a host inside a network; write {meant} for the whole of it"
         ) from None
+    if value not in (found, found.removesuffix("/32"), found.removesuffix("/128")):
+        # Who reads it back from a host must find it the same.
+        raise ValueError(f"this network is written otherwise; write {found}")
 
 
 def _check_address(value: str) -> None:

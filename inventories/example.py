@@ -91,8 +91,8 @@ _rack = {
         "threads": 8,
         "memory_max_mib": 4096,
     },
-    # One address for private work, which no request in it can lead to a cloud: docs/routing.md. What
-    # nobody can answer now waits on disk.
+    # One address for private work, which nothing in a request can lead to a cloud: docs/routing.md.
+    # What nobody can answer now waits on disk.
     "routers": [
         {
             "name": "work",

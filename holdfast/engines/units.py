@@ -55,7 +55,7 @@ _RELAXED = (
     ),
     *(Directive("IPAddressAllow", network, "the same") for network in LOOPBACK),
     Directive("SystemCallFilter", "@system-service @resources", "binds threads and memory to CPUs"),
-    Directive("SystemCallFilter", "~@privileged", "binds threads and memory to CPUs"),
+    Directive("SystemCallFilter", "~@privileged @keyring", "binds threads and memory to CPUs"),
 )
 _ON_CARDS = (
     Directive("PrivateDevices", "no", "its cards are devices"),

@@ -88,6 +88,27 @@ with sqlite3.connect("/var/lib/holdfast/queue/work/queue.db") as store:
     store.execute("UPDATE entry SET asked = asked - 120")
 """
 
+# A T1 service that is its owner's. systemd hands it its socket, which root has made, and by that it
+# tries to call.
+PHOTOS = 2342
+_PHOTOS = """
+import socket
+listener = socket.socket(fileno=3)
+caller, _ = listener.accept()
+try:
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.settimeout(3)
+    listener.connect(("{cloud}", 443))
+    said = "out"
+except OSError as error:
+    said = str(error)
+caller.sendall(said.encode())
+"""
+PHOTOS_UNITS = {
+    "photos.socket": f"[Socket]\nListenStream=0.0.0.0:{PHOTOS}\n",
+    "photos.service": "[Service]\nUser=photos\nExecStart=/usr/bin/python3 /opt/photos.py\n",
+}
+
 
 class RoutingStage(ContainerStage):
     """A rack without emulation, its stand-in engines, and an internet with two clouds beside it."""
@@ -111,6 +132,10 @@ class RoutingStage(ContainerStage):
         super().raise_curtain()
         (self.folder / "cpu.txt").write_text("vllm==0.32.0+cpu --hash=sha256:00\n")
         self.rack.copy_to(ROOT / "tests/drill/stand_in_engine.py", "/opt/stand_in_engine.py")
+        (self.folder / "photos.py").write_text(_PHOTOS.format(cloud=ADDRESSES[CLOUDS[0]][0]))
+        self.rack.copy_to(self.folder / "photos.py", "/opt/photos.py")
+        for name, text in PHOTOS_UNITS.items():
+            self.rack.succeed(f"cat > /etc/systemd/system/{name} <<'END'\n{text}END")
         for name in ENGINES:
             kept = self.folder / "secrets" / f"{name.upper()}_KEY"
             self.rack.copy_to(kept, f"/root/{name}.key")
@@ -158,6 +183,12 @@ class RoutingStage(ContainerStage):
             },
             "vllm": {"lock": str(self.folder / "cpu.txt"), "engines": engines},
             "routers": routers,
+            "services": [
+                {
+                    **{"name": "photos", "unit": "photos.service", "user": "photos", "tier": "T1"},
+                    "listens": [{"port": PHOTOS}],
+                }
+            ],
         }
         self.write_inventory(**declared, **more)
 
@@ -457,6 +488,7 @@ class RoutingDrill(Rehearsal):
         rack.succeed(f"cp -a /root/cfg {configuration} && {again}")
         self._wait_for_health()
         self._shells([door, f"{names.drain_stem}.service", f"{names.queue_stem}.service"])
+        self._handed()
 
     def _shells(self, units: list[str]) -> None:
         """Whoever may run a shell as a T1 user, or as root in a T1 unit's group."""
@@ -473,6 +505,25 @@ class RoutingDrill(Rehearsal):
                 group = rack.succeed(f"systemctl show -P ControlGroup {unit}").strip()
                 join = f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs"
                 rack.execute(f"{join} && ({'; '.join(f'curl {way} {ONE}' for way in WAYS)})")
+
+    def _handed(self) -> None:
+        """A T1 service that calls by the socket which systemd handed it."""
+        rack, wall = self.stage.rack, egress.drop_in_path("photos.socket")
+        ask = (
+            "python3 -c 'import socket; print(socket.create_connection"
+            f'(("127.0.0.1", {PHOTOS}), 10).recv(99).decode(), end="")\''
+        )
+        # As it is for whoever has it: their unit, their socket.
+        again = "systemctl stop photos.socket photos.service; systemctl start photos.socket"
+        rack.succeed(f"mv {wall} /root/wall && systemctl daemon-reload && {again}")
+        said = rack.succeed(ask)
+        self.record.check("a socket that systemd hands over is not its user's", said == "out", said)
+        rack.succeed(f"mv /root/wall {wall} && systemctl daemon-reload && {again}")
+        told = "a T1 service calls by the socket that systemd handed it"
+        with self._nothing_leaves(told):
+            said = rack.succeed(ask)
+        self.record.check(f"{told}: refused", bool(said) and said != "out", said)
+        rack.succeed("systemctl stop photos.socket photos.service")
 
     def _queue(self) -> None:
         rack, names = self.stage.rack, self._names(WORK)

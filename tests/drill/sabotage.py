@@ -102,8 +102,11 @@ def _function(test: str) -> str:
 def _red(site: Site, rack: Machine, sabotage: Sabotage) -> set[str]:
     outcomes: dict[str, str] = {}
     try:
+        # As often as units are started here, systemd would give them up.
+        rack.succeed("systemctl reset-failed")
         rack.succeed(sabotage.hurt, timeout_seconds=300)
         outcomes = site.host_tests(sabotage.what, sabotage.red)
+        rack.succeed("systemctl reset-failed")
         rack.succeed(sabotage.heal, timeout_seconds=300)
     except MachineError as error:
         site.record.check(f"sabotage and its end: {sabotage.what}", False, error)

@@ -324,6 +324,12 @@ EGRESS = (
         "chmod 755 /run/tailscale",
         "chmod 700 /run/tailscale",
     ),
+    Sabotage(
+        "the kernel asks a resolver for whoever wants a key",
+        ("egress::nobodys_key_makes_the_kernel_ask_a_resolver",),
+        # What was negated is so for half a minute.
+        *edited(egress.REQUEST_KEYS, "/^create/d", "sleep 31"),
+    ),
 )
 
 DOCKER = (

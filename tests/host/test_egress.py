@@ -278,6 +278,14 @@ def test_nobody_but_root_has_tailscale_call_for_them(
     assert found["socket"] == ["700"]
 
 
+def test_nobodys_key_makes_the_kernel_ask_a_resolver(host: Host) -> None:
+    if not host.exists("keyctl"):
+        pytest.skip("this host has no keyutils, and the kernel no program to start")
+    # Else it is answered from /etc/hosts.
+    asked = host.run("keyctl request2 dns_resolver localhost '' @s")
+    assert (asked.rc, asked.stdout) == (1, "")
+
+
 def test_systemd_holds_units_of_others_to_their_tier(host: Host, settings: HostSettings) -> None:
     drop_ins = egress.drop_ins(settings)
     if not drop_ins:

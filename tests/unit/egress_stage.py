@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import egress_program
+from holdfast.doors import MARK
 
 WORLD = {4: "192.0.2.1", 6: "2001:db8::1"}
 """What lies beyond the gateway; the far namespace answers for it."""
@@ -44,11 +45,14 @@ table inet witness {
     }
     counter any {
     }
+    counter neighbours {
+    }
     chain arrived {
         type filter hook prerouting priority raw;
         tcp flags & (syn | ack) == syn counter name calls
         meta l4proto udp counter name calls
         meta l4proto { tcp, udp } counter name any
+        ip6 saddr fd00:30::/32 meta l4proto icmpv6 counter name neighbours
     }
 }
 """
@@ -140,7 +144,8 @@ class Stage:
         self.processes = [self.world, *processes.values()]
 
     def arrived(self, what: str) -> int:
-        """New ``calls``, or packets of ``any`` kind, that have come to the far side so far."""
+        """What has come to the far side so far: new ``calls``, packets of ``any`` kind, or what
+        containers say to ``neighbours``."""
         said = json.loads(sh(f"{self.far} nft --json list counter inet witness {what}"))
         return int(said["nftables"][1]["counter"]["packets"])
 
@@ -346,6 +351,8 @@ def answers(stage: Stage, source: str, *, handed: bool) -> str:
         return server
 
     server = listen() if handed else None
+    if server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
 
     def serve() -> None:
         (server or listen()).accept()[0].sendall(b"hello")
@@ -354,6 +361,26 @@ def answers(stage: Stage, source: str, *, handed: bool) -> str:
     if server:
         server.close()
     return caller.communicate(timeout=10)[0].strip()
+
+
+def by_a_door() -> str:
+    """What becomes of a call by a socket that root made for a door, and a T1 user took over."""
+    with listening(), socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+        door.settimeout(2)
+        return as_user("games", lambda: door.connect(("127.0.0.1", 53)))
+
+
+def away_as_neighbours(stage: Stage) -> int:
+    """Packets that a T1 container gets away as what neighbours ask each other, four kinds."""
+
+    def attempt() -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
+            for kind in (133, 135, 136, 143):
+                sender.sendto(bytes([kind, 0, 0, 0]) + b"secret" * 8, (WORLD[6], 0))
+
+    as_user("root", attempt, stage.containers["home"])
+    return stage.arrived("neighbours")
 
 
 def away_from_open_connection(stage: Stage) -> int:
@@ -437,6 +464,8 @@ def main(folder: str, far_pid: str, wall: str) -> None:
     said["containers answer"] = {
         name: container_answers(stage, source) for name, source in {**CALLERS, **gateways}.items()
     }
+    said["by a door"] = by_a_door()
+    said["away as neighbours"] = away_as_neighbours(stage)
     said["handed"] = {name: answers(stage, source, handed=True) for name, source in CALLERS.items()}
     if wall == "wall":
         said["attempts"] = watch()

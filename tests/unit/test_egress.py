@@ -191,14 +191,17 @@ def test_nftables_reads_the_rules_as_often_as_they_are_loaded(settings: HostSett
 
 
 def test_systemd_holds_t1_units_of_others_to_the_same() -> None:
-    (text,) = egress.drop_ins(rack()).values()
-    lines = text.splitlines()
-    assert "IPAddressDeny=any" in lines
-    assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6" in lines
-    assert [line.partition("=")[2] for line in lines if line.startswith("IPAddressAllow=")] == [
-        *("127.0.0.1/32", "::1/128", "10.77.0.0/24", "fd77::/64"),
-        *("10.77.0.30/32", "fd77::30/128"),
-    ]
+    drop_ins = egress.drop_ins(rack())
+    families = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
+    assert families in drop_ins["photos.service"].splitlines()
+    # What its socket unit hands over is held by the socket unit's list alone.
+    for unit, section in {"photos.service": "[Service]", "photos.socket": "[Socket]"}.items():
+        lines = drop_ins[unit].splitlines()
+        assert {section, "IPAddressDeny=any"} <= set(lines)
+        assert [line.partition("=")[2] for line in lines if line.startswith("IPAddressAllow=")] == [
+            *("127.0.0.1/32", "::1/128", "10.77.0.0/24", "fd77::/64"),
+            *("10.77.0.30/32", "fd77::30/128"),
+        ]
     assert egress.drop_in_path("photos.service") == (
         f"/etc/systemd/system/photos.service.d/{DROP_IN}"
     )

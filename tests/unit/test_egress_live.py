@@ -167,6 +167,14 @@ def test_a_t1_user_answers_those_who_may_call_it(walled: Said, listener: str) ->
     assert walled[listener] == {"lan": "hello", "lan6": "hello", "world": ""}
 
 
+def test_a_doors_socket_answers_and_calls_nobody(walled: Said, unwalled: Said) -> None:
+    assert (walled["by a door"], unwalled["by a door"]) == ("ECONNREFUSED", "sent")
+
+
+def test_what_neighbours_ask_each_other_is_not_forwarded(walled: Said, unwalled: Said) -> None:
+    assert (walled["away as neighbours"], unwalled["away as neighbours"]) == (0, 4)
+
+
 def test_a_connection_from_before_the_wall_carries_nothing_more(walled: Said) -> None:
     assert walled["away from an open connection"] == 0
 
@@ -174,7 +182,8 @@ def test_a_connection_from_before_the_wall_carries_nothing_more(walled: Said) ->
 def test_attempts_are_told_of_once_and_by_name(walled: Said) -> None:
     told = walled["attempts"]
     assert (told["first"], told["second"]) == (1, 0)
-    photos, router, trainer, home, lab = told["said"]
+    doors, photos, router, trainer, home, lab = told["said"]
+    assert doors.startswith("our_doors was kept from leaving ")
     assert photos.startswith("photos was kept from leaving ")
     assert router.startswith("router was kept from leaving ")
     assert trainer.startswith("trainer was kept from leaving ")
