@@ -235,7 +235,10 @@ class Modes:
     def busy(self) -> None:
         """Nobody who is at work is stopped, unless somebody says so."""
         (chat,) = modes.engine_names(self.settings).values()
-        body = {"model": "chat", "prompt": "ready", "max_tokens": 200, "ignore_eos": True}
+        # Answers that take seconds on a quick processor, too: one that ends before the engine says
+        # how busy it is has nobody stopped.
+        more = {"max_tokens": 240, "ignore_eos": True, "n": 64}
+        body = {"model": "chat", "prompt": "ready", **more}
         ask = (
             "until test -e /run/asked; do"
             f' printf "Authorization: Bearer %s" "$(cat {chat.key})" | curl --silent --header @-'
