@@ -336,6 +336,8 @@ class Asker:
                 timeout=self._timeout,
                 num_retries=0,
                 max_retries=0,
+                # It looks for tools of its own proxy, whose packages are not here.
+                _skip_mcp_handler=True,
                 **made,
                 **more,
             )

@@ -46,6 +46,7 @@ MALICE: tuple[dict[str, Any], ...] = (
 """What a body may hold beside its messages, to steer who answers or what it costs."""
 SENT = {"model", "messages", "max_tokens", "stream", "stream_options"}
 """What of such a body a cloud may see at most."""
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 def routers() -> list[dict[str, Any]]:
@@ -225,6 +226,9 @@ class Personal:
         text = self._ask(stream=True)[2]
         good = text.count("data: ") > 3 and text.rstrip().endswith("[DONE]")
         self.record.check("a stream comes part by part", good, text)
+        said, seen = self._ask(tools=[TOOL])[:2], self.stage.cloud.asked()[-1]["body"]
+        good = said == (200, "one") and isinstance(seen, dict) and seen.get("tools") == [TOOL]
+        self.record.check("tools go on to a cloud", good, (said, seen))
         settled = self._sql("SELECT count(*) FROM charge WHERE NOT settled")
         self.record.check("every charge is settled, the stream's too", settled == "0", settled)
 

@@ -143,6 +143,8 @@ class Clouds:
         does = self.does.get(name)
         if isinstance(does, Exception):
             raise does
+        if asked.get("tools") and not asked.get("_skip_mcp_handler"):
+            raise ModuleNotFoundError("No module named 'mcp'")
         if asked.get("stream"):
             parts = [Said("he"), Said("llo"), Said("", USED)]
             return iter(parts[:2] if does == "cut" else parts)
@@ -186,6 +188,7 @@ def test_of_a_body_only_what_is_known_goes_on(more: dict[str, Any]) -> None:
             "timeout": 60,
             "num_retries": 0,
             "max_retries": 0,
+            "_skip_mcp_handler": True,
             "messages": ASKED["messages"],
             "max_tokens": 1000,
         }
@@ -266,6 +269,13 @@ def test_what_a_cloud_says_of_a_request_is_the_answer(status: int) -> None:
         answered(asks, account)
     assert (refused.value.status, refused.value.cloud) == (status, "one")
     assert (len(asks.asked), account.usd) == (1, [Decimal(0)])
+
+
+def test_tools_go_on_and_are_paid_for() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    asks, account = Clouds(), Charges()
+    assert answered(asks, account, tools=tools)[0] == "one"
+    assert (asks.asked[0]["tools"], account.usd) == (tools, [COST])
 
 
 @pytest.mark.parametrize("failure", [TimeoutError(), OSError(), ConnectionResetError()])
