@@ -43,6 +43,8 @@ OWN_TOKENS = 1000
 """What a cloud may add to a prompt by itself, a template or how to use tools, tokens."""
 ASKER_ERRORS = (400, 413, 422)
 """What a cloud says of the request: the next one would say so too."""
+REFUSALS = (*ASKER_ERRORS, 401, 403, 404, 429, 503)
+"""With what a cloud says that it does nothing. After any other status it may have worked."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _FORMATS = ("text", "json_object", "json_schema")
@@ -327,7 +329,8 @@ class Asker:
     ) -> Generator[dict[str, Any], None, None]:
         """Ask one cloud; the charge is settled when its answer ends and says what it used."""
         more = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
-        usage, said = None, None
+        said, raw = None, None
+        counted: list[tuple[int, int]] = []
         try:
             said = self._ask(
                 model=f"{cloud.api}/{cloud.model}",
@@ -341,18 +344,23 @@ class Asker:
                 **made,
                 **more,
             )
+            if streams:
+                raw = said.completion_stream
+                said.completion_stream = _own(raw, counted)
+            elif usage := usage_of(said):
+                counted.append(usage)
             for part in said if streams else [said]:
-                usage = usage_of(part) or usage
                 yield part.model_dump(exclude_none=streams)
         except Exception as failure:
-            if is_free(failure):
+            # A cloud that began to answer had taken the request, whatever it says then.
+            if said is None and is_free(failure):
                 self._settle(number, Decimal(0), 0, 0)
             raise _refusal(cloud, failure) from None
         finally:
-            _close(said)
+            _close(raw)
         # A caller who has gone does not come here: what the cloud still counts, nobody hears.
-        if usage:
-            self._settle(number, cloud.usd(*usage), *usage)
+        if counted:
+            self._settle(number, cloud.usd(*counted[-1]), *counted[-1])
 
     def _settle(self, number: int, usd: Decimal, prompt_tokens: int, answer_tokens: int) -> None:
         try:
@@ -363,9 +371,26 @@ class Asker:
             sys.stderr.write(f"charge {number} stays as reserved: {type(failure).__name__}\n")
 
 
-def _close(said: Any) -> None:
+def _own(raw: Iterable[Any], counted: list[tuple[int, int]]) -> Iterator[Any]:
+    """A cloud's own parts of a stream; what it counts at their end goes into ``counted``.
+
+    Of a stream without them LiteLLM would make up both: an end, and a usage by its own guess.
+    """
+    ended = False
+    for part in raw:
+        choices = getattr(part, "choices", None) or ()
+        ended = ended or any(getattr(each, "finish_reason", None) for each in choices)
+        # Before its end a cloud may count what it has said so far.
+        if ended and (usage := usage_of(part)):
+            counted.append(usage)
+        yield part
+    if not ended:
+        raise EOFError("the stream broke off")
+
+
+def _close(raw: Any) -> None:
     with suppress(Exception):
-        close = getattr(getattr(said, "completion_stream", None), "close", None)
+        close = getattr(raw, "close", None)
         if close:
             close()
 
@@ -399,15 +424,17 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
 
 
 def is_free(failure: BaseException) -> bool:
-    """Whether a cloud that failed so has charged nothing: it was not reached, or it refused.
+    """Whether a cloud that gave no answer has charged nothing: it was not reached, or it refused.
 
-    An answer that did not come, or broke off, may be charged for all the same.
+    Anything else, one that nobody can read among it, may be charged for all the same.
     """
     kinds = {kind.__name__ for each in _causes(failure) for kind in type(each).__mro__}
     if kinds & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}:
         return True
     broke = {"TransportError", "APIConnectionError", "TimeoutException", "Timeout", "OSError"}
-    return not kinds & broke and getattr(failure, "status_code", None) is not None
+    # LiteLLM guesses a status from the words of an error; beneath it is what the cloud said.
+    told = {getattr(each, "status_code", None) for each in _causes(failure)} - {None}
+    return not kinds & broke and bool(told) and told <= set(REFUSALS)
 
 
 def _refusal(cloud: Cloud, failure: Exception) -> Refused:

@@ -24,6 +24,7 @@ from tests.lab.artefacts import litellm
 from tests.lab.machine import Machine
 from tests.lab.services.ca import CLOUDS
 from tests.lab.services.cloud import Cloud
+from tests.lab.services.cloud_api import BREAKS
 
 HOME, FAR = 8210, 8211
 SECRETS = ("ALICE_KEY", "AGENT_KEY", "CHILD_KEY", "CLOUD_ONE_KEY", "CLOUD_TWO_KEY")
@@ -231,6 +232,13 @@ class Personal:
         self.record.check("tools go on to a cloud", good, (said, seen))
         settled = self._sql("SELECT count(*) FROM charge WHERE NOT settled")
         self.record.check("every charge is settled, the stream's too", settled == "0", settled)
+        self.stage.cloud.answer(CLOUDS[0], BREAKS)
+        status, text = self.rack.execute(self._command(HOME, "ALICE_KEY", {"stream": True}))
+        self.stage.cloud.answer(CLOUDS[0])
+        most = f"usd > {MAX_TOKENS * OUTPUT_USD / 1e6}"
+        kept = self._sql(f"SELECT count(*) FROM charge WHERE NOT settled AND {most}")  # noqa: S608
+        good = status != 0 and "answers" in text and "[DONE]" not in text and kept == "1"
+        self.record.check("a stream that breaks off counts in full", good, (status, text, kept))
 
     def keys(self) -> None:
         """A key that leads to no cloud, and bodies that ask for one all the same."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,8 +108,11 @@ class Charges(Ledger):
 class Said:
     """An answer, or a part of one, as LiteLLM gives it."""
 
-    def __init__(self, text: str, usage: SimpleNamespace | None = None) -> None:
+    def __init__(
+        self, text: str, usage: SimpleNamespace | None = None, end: str | None = None
+    ) -> None:
         self.text, self.usage = text, usage
+        self.choices = [SimpleNamespace(finish_reason=end)]
 
     def model_dump(self, *, exclude_none: bool) -> dict[str, Any]:
         said: dict[str, Any] = {"choices": [{"delta": {"content": self.text} if self.text else {}}]}
@@ -116,6 +120,32 @@ class Said:
 
 
 USED = SimpleNamespace(prompt_tokens=10, completion_tokens=20)
+GUESSED = SimpleNamespace(prompt_tokens=1, completion_tokens=1)
+
+
+class Stream:
+    """A stream as LiteLLM gives it: what a cloud sends, and an end and a count if that has none."""
+
+    def __init__(self, sends: list[Any]) -> None:
+        self.completion_stream = self._raw(sends)
+        self.closed = False
+
+    def _raw(self, sends: list[Any]) -> Iterator[Said]:
+        try:
+            for each in sends:
+                if isinstance(each, Exception):
+                    raise each
+                yield each
+        finally:
+            self.closed = True
+
+    def __iter__(self) -> Iterator[Said]:
+        counted = False
+        for part in self.completion_stream:
+            counted = counted or part.usage is not None
+            yield part
+        if not counted:
+            yield Said("", GUESSED, "stop")
 
 
 class Status(Exception):
@@ -136,6 +166,7 @@ class Clouds:
 
     does: dict[str, Any] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
 
     def __call__(self, **asked: Any) -> Any:
         self.asked.append(asked)
@@ -146,8 +177,9 @@ class Clouds:
         if asked.get("tools") and not asked.get("_skip_mcp_handler"):
             raise ModuleNotFoundError("No module named 'mcp'")
         if asked.get("stream"):
-            parts = [Said("he"), Said("llo"), Said("", USED)]
-            return iter(parts[:2] if does == "cut" else parts)
+            whole = [Said("he"), Said("llo", end="stop"), Said("", USED)]
+            self.streams.append(Stream(does if isinstance(does, list) else whole))
+            return self.streams[-1]
         return Said(f"{name} answers", None if does == "silent" else USED)
 
 
@@ -256,7 +288,8 @@ def answered(asks: Clouds, charges: Charges, who: Caller = WHO, **more: Any) -> 
 
 
 def test_the_first_that_answers_is_asked_and_paid_for() -> None:
-    for failure in (Status(503), Status(401), Status(429), ConnectError()):
+    refusals = [Status(status) for status in (401, 403, 404, 429, 503)]
+    for failure in (*refusals, ConnectError()):
         asks, account = Clouds({"one": failure}), Charges()
         assert answered(asks, account)[0] == "two"
         assert (account.usd, account.settled) == ([Decimal(0), COST], {0, 1})
@@ -278,23 +311,74 @@ def test_tools_go_on_and_are_paid_for() -> None:
     assert (asks.asked[0]["tools"], account.usd) == (tools, [COST])
 
 
-@pytest.mark.parametrize("failure", [TimeoutError(), OSError(), ConnectionResetError()])
+def guessed(status: int, said: int) -> Exception:
+    """A status that LiteLLM read out of an error's words, over the one that the cloud said."""
+    failure = Status(status)
+    failure.__context__ = Status(said)
+    return failure
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        *(TimeoutError(), OSError(), ConnectionResetError(), ImportError()),
+        *(Status(status) for status in (408, 409, 499, 500, 502, 504, 524)),
+        guessed(429, 500),
+    ],
+    ids=repr,
+)
 def test_what_may_have_been_charged_counts_as_spent(failure: Exception) -> None:
     asks, account = Clouds({"one": failure}), Charges()
     assert answered(asks, account)[0] == "two"
     assert account.settled == {1}
     assert account.usd[0] > Decimal("0.015")
-    for does in ("silent", "cut"):
+
+
+def test_an_answer_that_its_cloud_did_not_count_counts_as_spent() -> None:
+    uncounted = [Said("he"), Said("llo", end="stop")]
+    # What was counted on the way is not all.
+    early = [Said("he", USED), Said("llo", end="stop")]
+    for does in ("silent", uncounted, early):
         account = Charges()
-        answered(Clouds({"one": does}), account, stream=does == "cut")
+        answered(Clouds({"one": does}), account, stream=does != "silent")
         assert account.settled == set()
+        assert account.usd[0] > Decimal("0.015")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [Status(500)],
+        [Status(400)],
+        [ConnectError()],
+        [Said("llo")],
+        [Said("llo"), Said("", USED)],
+        [Said("llo", end="stop"), Status(500)],
+    ],
+    ids=["an error", "a refusal", "another", "no end", "no end, but a count", "an end, an error"],
+)
+def test_a_stream_that_breaks_off_counts_as_spent(rest: list[Any]) -> None:
+    account = Charges()
+    with pytest.raises(Refused):
+        answered(Clouds({"one": [Said("he"), *rest]}), account, stream=True)
+    assert account.settled == set()
+    assert account.usd[0] > Decimal("0.015")
+
+
+@pytest.mark.parametrize("sends", [[Status(429)], []], ids=["a refusal", "nothing"])
+def test_one_that_breaks_off_before_its_first_word_does_too(sends: list[Any]) -> None:
+    account = Charges()
+    assert answered(Clouds({"one": sends}), account, stream=True)[0] == "two"
+    assert account.settled == {1}
+    assert account.usd[0] > Decimal("0.015")
 
 
 def test_a_caller_who_leaves_has_spent_what_was_reserved() -> None:
-    account = Charges()
-    _, parts = asker(Clouds(), account).answer(WHO, {**ASKED, "stream": True})
+    asks, account = Clouds(), Charges()
+    _, parts = asker(asks, account).answer(WHO, {**ASKED, "stream": True})
     next(parts)
     parts.close()
+    assert asks.streams[0].closed
     assert account.settled == set()
     assert account.usd[0] > Decimal("0.015")
 
@@ -508,6 +592,16 @@ def test_a_stream_comes_part_by_part(home: Home) -> None:
     events = reply.body.decode().strip().split("\n\n")
     assert [event.removeprefix("data: ") for event in events][-1] == "[DONE]"
     assert len(events) == 3
+
+
+def test_a_stream_that_its_cloud_does_not_end_has_no_end(home: Home) -> None:
+    home.a.down()
+    home.floor.down()
+    home.asks.does = {"one": [Said("he"), Said("llo")]}
+    with pytest.raises(IncompleteRead) as broken:
+        home.router.ask(CHAT, {**ASKED, "stream": True}, ALICE)
+    assert b"llo" in broken.value.partial
+    assert b"[DONE]" not in broken.value.partial
 
 
 def test_the_journal_tells_who_asked_and_who_answered(home: Home) -> None:

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+BREAKS = 0
+"""The status to wish for a stream that fails in the middle; it begins with 200."""
 PROMPT_TOKENS = 10
 ANSWER_TOKENS = 20
 """What every answer is said to have cost, unless `max_tokens` asks for less."""
@@ -55,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         self._note(body)
         wished = self.directory / self._cloud
         status = int(wished.read_text()) if wished.exists() else 200
-        if status != 200:
+        if status not in (200, BREAKS):
             self._send(status, {"error": {"message": "as wished", "type": "lab", "code": status}})
             return
         answered = min(int(body.get("max_tokens") or ANSWER_TOKENS), ANSWER_TOKENS)
@@ -66,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         }
         chat = self.path.endswith("/chat/completions")
         if body.get("stream"):
-            self._stream(body, usage, chat=chat)
+            self._stream(body, usage, chat=chat, breaks=status == BREAKS)
             return
         text = f"{self._cloud} answers"
         choice: dict[str, object] = {"index": 0, "finish_reason": "stop"}
@@ -83,7 +85,9 @@ class Handler(BaseHTTPRequestHandler):
         )
         return {"id": "lab", "object": kind, "created": 1, "model": body.get("model", "big")}
 
-    def _stream(self, body: dict[str, Any], usage: dict[str, int], *, chat: bool) -> None:
+    def _stream(
+        self, body: dict[str, Any], usage: dict[str, int], *, chat: bool, breaks: bool
+    ) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -92,6 +96,9 @@ class Handler(BaseHTTPRequestHandler):
             choice: dict[str, object] = {"index": 0, "finish_reason": None}
             choice |= {"delta": {"content": word}} if chat else {"text": word}
             self._event(self._envelope(body, chat=chat, part=True) | {"choices": [choice]})
+        if breaks:
+            self._event({"error": {"message": "as wished", "type": "lab", "code": 500}})
+            return
         last: dict[str, object] = {"index": 0, "finish_reason": "stop"}
         last["delta" if chat else "text"] = {} if chat else ""
         self._event(self._envelope(body, chat=chat, part=True) | {"choices": [last]})
