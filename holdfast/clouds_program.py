@@ -261,12 +261,16 @@ def request(asked: Any) -> tuple[dict[str, Any], int | None]:
     limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise Refused(400, "max_tokens is no whole number above 0")
+    try:
+        json.dumps(made, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "half of a surrogate pair is no text") from None
     return made, limit
 
 
 def dearest(cloud: Cloud, made: dict[str, Any], limit: int) -> Decimal:
     """What a request may cost at most: no token has less than a byte."""
-    written = len(json.dumps(made, ensure_ascii=False).encode(errors="surrogatepass"))
+    written = len(json.dumps(made, ensure_ascii=False).encode())
     return cloud.usd(written + OWN_TOKENS, limit)
 
 
