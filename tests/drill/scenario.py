@@ -23,8 +23,10 @@ DATA = "/srv/data"
 NAS = "/mnt/nas"
 """Where it declares the NAS to be mounted."""
 REPOSITORIES = ("nas", "offsite")
-CALL_SECONDS = 45
-"""How long an emulated rack may take to answer a peer; what is dropped is silent for so long."""
+SILENT_SECONDS = 45
+"""How long what is dropped must be silent: several times what an emulated rack takes to answer."""
+ANSWER_SECONDS = 180
+"""How long a rack may take to answer a peer who may call, while a busy machine emulates it."""
 VERSIONS = {
     "kernel": "uname -r",
     "docker": "docker --version",
@@ -187,8 +189,11 @@ class Drill(Rehearsal):
         ports = sorted({*attack.PUBLISHED, attack.STRAY_PORT, *may[services.tailnet]})
         with attack.stray_listener(rack), ThreadPoolExecutor(len(may) * len(ports)) as pool:
             for peer, expected in may.items():
+                seconds = dict.fromkeys(ports, SILENT_SECONDS)
+                seconds |= dict.fromkeys(expected, ANSWER_SECONDS)
                 calls = {
-                    port: pool.submit(peer.answered, "rack", port, CALL_SECONDS) for port in ports
+                    port: pool.submit(peer.answered, "rack", port, wait)
+                    for port, wait in seconds.items()
                 }
                 seen = {port for port, call in calls.items() if call.result()}
                 self._cell(
