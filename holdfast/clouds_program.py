@@ -261,17 +261,24 @@ def request(asked: Any) -> tuple[dict[str, Any], int | None]:
     limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise Refused(400, "max_tokens is no whole number above 0")
-    try:
-        json.dumps(made, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise Refused(400, "half of a surrogate pair is no text") from None
     return made, limit
 
 
-def dearest(cloud: Cloud, made: dict[str, Any], limit: int) -> Decimal:
-    """What a request may cost at most: no token has less than a byte."""
-    written = len(json.dumps(made, ensure_ascii=False).encode())
-    return cloud.usd(written + OWN_TOKENS, limit)
+def written(made: dict[str, Any]) -> int:
+    """Bytes of what goes on of a request.
+
+    Raises:
+        Refused: what it says cannot be written.
+    """
+    try:
+        return len(json.dumps(made, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        raise Refused(400, "half of a surrogate pair is no text") from None
+
+
+def dearest(cloud: Cloud, size: int, limit: int) -> Decimal:
+    """What a request of ``size`` bytes may cost at most: no token has less than a byte."""
+    return cloud.usd(size + OWN_TOKENS, limit)
 
 
 def usage_of(said: Any) -> tuple[int, int] | None:
@@ -305,6 +312,7 @@ class Asker:
             Refused: it is the request's fault, nobody answered, or it is more than the budget.
         """
         made, limit = request(asked)
+        size = written(made)
         streams = asked.get("stream") is True
         refused: Refused | None = None
         for cloud in self._clouds:
@@ -312,7 +320,7 @@ class Asker:
                 continue
             tokens = min(limit or cloud.max_tokens, cloud.max_tokens)
             try:
-                number = self._ledger.reserve(caller, cloud, dearest(cloud, made, tokens))
+                number = self._ledger.reserve(caller, cloud, dearest(cloud, size, tokens))
             except Refused as too_dear:
                 refused = refused or too_dear
                 continue
@@ -432,12 +440,13 @@ def is_free(failure: BaseException) -> bool:
 
     Anything else, one that nobody can read among it, may be charged for all the same.
     """
-    kinds = {kind.__name__ for each in _causes(failure) for kind in type(each).__mro__}
+    causes = list(_causes(failure))
+    kinds = {kind.__name__ for each in causes for kind in type(each).__mro__}
     if kinds & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}:
         return True
     broke = {"TransportError", "APIConnectionError", "TimeoutException", "Timeout", "OSError"}
     # LiteLLM guesses a status from the words of an error; beneath it is what the cloud said.
-    told = {getattr(each, "status_code", None) for each in _causes(failure)} - {None}
+    told = {getattr(each, "status_code", None) for each in causes} - {None}
     return not kinds & broke and bool(told) and told <= set(REFUSALS)
 
 

@@ -74,11 +74,6 @@ class Wall:
         """The chain its packets go through."""
         return f"from-{self.name}"
 
-    @property
-    def counter(self) -> str:
-        """Counts what was refused."""
-        return egress_program.COUNTER + self.name
-
 
 def lies_within(
     network: str, others: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]

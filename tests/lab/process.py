@@ -43,14 +43,19 @@ def stop(pid_file: Path, *, marker: str, kill: bool = False, timeout_seconds: fl
     pid_file.unlink(missing_ok=True)
 
 
-def output_of(command: Sequence[str | Path]) -> str:
-    """The standard output of a program of the controller.
+def output_of(command: Sequence[str | Path], **environment: str) -> str:
+    """The standard output of a program of the controller, with more in its environment if given.
 
     Raises LabError when it is not installed or fails, with its words.
     """
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment},
         )
     except FileNotFoundError:
         raise LabError(f"{command[0]} is not installed on this controller.") from None

@@ -409,7 +409,7 @@ def test_no_token_has_less_than_a_byte() -> None:
     for text in ("x", "ß" * 50, "\U0001f600" * 9):
         made, _ = request({"messages": [{"role": "user", "content": text}]})
         at_least = ONE.usd(len(text.encode()) + clouds_program.OWN_TOKENS, 5)
-        assert clouds_program.dearest(ONE, made, 5) > at_least
+        assert clouds_program.dearest(ONE, clouds_program.written(made), 5) > at_least
 
 
 def test_who_may_use_one_cloud_is_answered_by_no_other() -> None:

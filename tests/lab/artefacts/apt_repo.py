@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -10,28 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.lab.artefacts import archive, store
-from tests.lab.process import LabError
+from tests.lab.process import output_of
 
 COMPONENT = "main"
 ARCHITECTURE = "amd64"
-
-
-def _run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
-    if done.returncode != 0:
-        raise LabError(f"{command[0]} failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 def build(tree: Path, deb: Path) -> Path:
     """Pack ``tree``, which has its DEBIAN folder, as the package ``deb``; returns ``deb``."""
     # xz, as everything in the guest that unpacks it knows; a low level, because what is saved
     # in bytes is paid for in seconds of an emulated processor.
-    _run(
-        *("dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build"),
-        *(tree, deb),
+    output_of(
+        ["dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", tree, deb],
         SOURCE_DATE_EPOCH=str(archive.EPOCH_SECONDS),
     )
     return deb
@@ -44,11 +33,14 @@ def signing_home() -> Path:
         if not home.is_dir():
             work = Path(tempfile.mkdtemp(prefix=".archive-key-", dir=store.root()))
             identity = "Holdfast lab archive <lab@holdfast.invalid>"
-            _run(
-                *("gpg", "--homedir", work, "--batch", "--quiet", "--pinentry-mode", "loopback"),
-                *("--passphrase", "", "--quick-generate-key", identity, "rsa3072", "sign", "never"),
+            output_of(
+                [
+                    *("gpg", "--homedir", work, "--batch", "--quiet"),
+                    *("--pinentry-mode", "loopback", "--passphrase", ""),
+                    *("--quick-generate-key", identity, "rsa3072", "sign", "never"),
+                ]
             )
-            _run("gpgconf", "--homedir", work, "--kill", "gpg-agent")
+            output_of(["gpgconf", "--homedir", work, "--kill", "gpg-agent"])
             work.rename(home)
     return home
 
@@ -59,14 +51,16 @@ def _gpg(*arguments: str | Path) -> None:
         home = Path(folder) / "home"
         shutil.copytree(signing_home(), home, ignore=shutil.ignore_patterns("S.*"))
         try:
-            _run("gpg", "--homedir", home, "--batch", "--yes", "--quiet", *arguments)
+            output_of(["gpg", "--homedir", home, "--batch", "--yes", "--quiet", *arguments])
         finally:
-            _run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
+            output_of(["gpgconf", "--homedir", home, "--kill", "gpg-agent"])
 
 
 def fingerprint() -> str:
     """Fingerprint of the lab's archive key."""
-    listing = _run(*("gpg", "--homedir", signing_home(), "--batch", "--with-colons", "--list-keys"))
+    listing = output_of(
+        ["gpg", "--homedir", signing_home(), "--batch", "--with-colons", "--list-keys"]
+    )
     return next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
 
 
@@ -95,7 +89,7 @@ def publish(
             "Components": COMPONENT,
         }
         options = [f"-oAPT::FTPArchive::Release::{key}={value}" for key, value in fields.items()]
-        release = _run("apt-ftparchive", *options, "release", suite)
+        release = output_of(["apt-ftparchive", *options, "release", suite])
         (suite / "Release").write_text(release)
         _gpg("--clearsign", "--output", suite / "InRelease", suite / "Release")
         _gpg("--detach-sign", "--armor", "--output", suite / "Release.gpg", suite / "Release")
