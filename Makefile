@@ -3,7 +3,7 @@ INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all plan gpus deploy replace verify sovereignty policy bench bench-serving docs
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all plan gpus deploy replace verify sovereignty policy bench bench-serving docs accept-plans
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -77,3 +77,6 @@ docs: setup ## the generated parts of docs/
 	$(RUN) python -m holdfast.docs
 	$(RUN) python -m holdfast.fit.cases
 	$(RUN) python -m holdfast.gpu.table
+
+accept-plans: setup ## record what a deploy would do now as what it is meant to do
+	$(RUN) python -m tests.unit.plans

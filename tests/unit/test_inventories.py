@@ -18,7 +18,7 @@ INVENTORIES = sorted((ROOT / "inventories").glob("[!_]*.py"))
 SECRETS = re.findall(r"^([A-Z_]+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["example", "drill"])
+@pytest.mark.parametrize("name", ["complete", "example", "drill"])
 def test_nothing_is_refused(name: str, tmp_path: Path) -> None:
     # As many different values as names: what .env.example lists must be all that is asked for.
     keep_secrets(tmp_path, {key: f"{key.lower()[:9]}-9fKq27xLmZ" for key in SECRETS})
