@@ -34,27 +34,33 @@ def _plan(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _differences(name: str, planned: Path) -> Iterator[str]:
-    """Lines of one file that went and came, each group under its operation."""
+def _differences(name: str, planned: Path) -> dict[str, list[str]]:
+    """The lines of one file that went and came, by the operation they belong to."""
     before, after = (
         (folder / name).read_text().splitlines() if (folder / name).exists() else []
         for folder in (RECORDED, planned)
     )
-    told = ""
+    groups: dict[str, list[str]] = {}
+    heading = ""
     for line in list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]:
         if hunk := re.match(r"@@ -(\d+)", line):
             above = [text for text in before[: int(hunk[1])] if "== " in text[:60]]
-            heading = f"{name}: {above[-1] if above else 'begin'}"
-            if heading != told:
-                yield heading
-            told = heading
+            heading = above[-1] if above else "== its beginning"
         else:
-            yield line
+            groups.setdefault(heading, []).append(line)
+    return groups
 
 
-def _all_differences(planned: Path) -> list[str]:
+def _all_differences(planned: Path) -> Iterator[str]:
+    """Every difference; one that several files share is told once."""
     names = {path.name for folder in (RECORDED, planned) for path in folder.glob("*.txt")}
-    return [line for name in sorted(names) for line in _differences(name, planned)]
+    files: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(names):
+        for heading, lines in _differences(name, planned).items():
+            files.setdefault((heading, *lines), []).append(name)
+    for told, where in files.items():
+        yield f"in {', '.join(where)}:"
+        yield from told
 
 
 def _on(path: Path, distribution: str) -> list[str]:
@@ -71,7 +77,7 @@ def _on(path: Path, distribution: str) -> list[str]:
 def test_the_plans_are_the_recorded_ones(tmp_path: Path) -> None:
     done = _plan(tmp_path)
     assert done.returncode == 0, done.stderr
-    if differences := _all_differences(tmp_path):
+    if differences := list(_all_differences(tmp_path)):
         pytest.fail("\n".join(["The plans are not the recorded ones.", *differences, MEANT]), False)
 
 
@@ -88,11 +94,12 @@ def test_a_byte_of_a_template_changes_the_plans_that_use_it(tmp_path: Path) -> N
     done = _plan(tmp_path, "--only", "example", "--mark", "floor/holdfast-floor.service.j2")
     assert done.returncode == 0, done.stderr
     file = "file /etc/systemd/system/holdfast-floor.service 644 root:root"
-    changed = [line.rpartition(" ")[0] for line in _differences("example-rack.txt", tmp_path)]
-    assert {f"-{file}", f"+{file}"} <= set(changed)
+    changed = _differences("example-rack.txt", tmp_path)[
+        "== Floor | Write the floor's units and key"
+    ]
+    assert {f"-{file}", f"+{file}"} <= {line.rpartition(" ")[0] for line in changed}
     # The other machine has no floor.
-    elsewhere = list(_differences("example-workstation.txt", tmp_path))
-    assert not any("floor" in line for line in elsewhere)
+    assert not any("Floor" in each for each in _differences("example-workstation.txt", tmp_path))
 
 
 def test_a_host_of_another_distribution_stops_the_plan(tmp_path: Path) -> None:
