@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from tests.drill import report
+from rich.markup import escape
+
+from tests.drill import expected, report
 from tests.drill.converge import ROOT
 from tests.drill.gpu import GpuDrill
+from tests.drill.record import Record
 from tests.drill.rehearsal import Rehearsal
 from tests.drill.routing import RoutingDrill
 from tests.drill.scenario import Drill
@@ -34,8 +38,14 @@ def main() -> int:
         "--sabotage", action="store_true", help="in the end, see each host test turn red"
     )
     parser.add_argument("--report", type=Path, default=None, help="folder for the report")
+    parser.add_argument(
+        "--accept-counts",
+        action="store_true",
+        help="when all else holds, expect from now on as many checks as this run makes",
+    )
     arguments = parser.parse_args()
     drill: Rehearsal
+    options = ""
     if arguments.gpu:
         name, drill = "gpu", GpuDrill()
     elif arguments.serving:
@@ -50,21 +60,68 @@ def main() -> int:
             audit=arguments.audit,
             sabotage=arguments.sabotage,
         )
-    record = drill.run()
-    folder = arguments.report or ROOT / "report" / name
-    page = report.write(record, folder)
-    if hasattr(drill, "stage"):
-        shutil.copytree(drill.stage.logs, folder / "logs", dirs_exist_ok=True)
+        chosen = {
+            "--no-rebuild": not arguments.rebuild,
+            "--audit": arguments.audit,
+            "--sabotage": arguments.sabotage,
+        }
+        options = "".join(f" {option}" for option, is_chosen in chosen.items() if is_chosen)
+    typed = [argument for argument in sys.argv[1:] if argument != "--accept-counts"]
+    drill.record.command = shlex.join(["python", "-m", "tests.drill", *typed])
+    return perform(
+        drill,
+        name + options,
+        arguments.report or ROOT / "report" / name,
+        accept_counts=arguments.accept_counts,
+    )
+
+
+def perform(
+    drill: Rehearsal,
+    key: str,
+    folder: Path,
+    *,
+    accept_counts: bool = False,
+    counts: Path = expected.FILE,
+) -> int:
+    """Run a drill, write its report into ``folder`` and tell the result; 0 when all of it holds.
+
+    ``key`` is its name in the file ``counts``.
+    """
+    record = drill.record
+    # Before it runs: an hour later is late to learn that there is no place for a report.
+    try:
+        report.clear(folder)
+        record.counts = expected.read(counts).get(key)
+    except (OSError, ValueError) as error:
+        print(f"the drill does not begin: {error}\ndrill: 0 passed, 1 failed")
+        return 1
+    drill.run()
+    if accept_counts and not record.broken:
+        record.counts = expected.accept(key, record, counts)
+    try:
+        if hasattr(drill, "stage"):
+            shutil.copytree(drill.stage.logs, folder / "logs", dirs_exist_ok=True)
+        written = f"report: {report.write(record, folder)}"
+    except Exception as error:
+        record.mishap("the report was written", error)
+        written = f"the report cannot be written: {error}"
+    _tell(record, written)
+    return 0 if record.ok else 1
+
+
+def _tell(record: Record, written: str) -> None:
     console = record.console
     console.rule("[bold]result")
+    for note in record.notes:
+        console.print(f"note: {note}", markup=False)
     for phase in record.phases:
-        console.print(f"{phase.seconds:7.0f} s  {'' if phase.ok else '[red]'}{phase.name}")
-    console.print(f"report: {page}")
+        took = f"{phase.seconds:7.0f} s" if phase.ran else "did not run"
+        console.print(f"{took}  {'' if phase.ok else '[red]'}{phase.name}")
+    console.print(written, markup=False)
     for check in record.failures:
-        console.print(f"[red]✗ {check.phase}: {check.name}[/]: {check.seen}")
-    failed = len(record.failures)
-    print(f"drill: {len(record.checks) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+        console.print(f"[red]✗ {escape(f'{check.phase}: {check.name}')}[/]: {escape(check.seen)}")
+    print(f"drill: {record.passed} passed, {len(record.failures)} failed")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ user space that answers for the rack's description.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from holdfast.gpu import containers, limits
@@ -15,7 +16,7 @@ from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION, KERNEL_TELLS, known
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import ROOT
-from tests.drill.rehearsal import Rehearsal, Scenery, load_probe_image
+from tests.drill.rehearsal import Act, Rehearsal, Scenery, load_probe_image
 from tests.drill.site import Site, versions
 from tests.lab.artefacts import archive, container, nvidia_open, nvidia_repo
 from tests.lab.lab import Lab
@@ -149,36 +150,41 @@ def name_of(index: int) -> str:
 class GpuDrill(Rehearsal):
     """One pass over what Holdfast promises about cards, on Debian 13."""
 
+    kind = "virtual"
     stage: GpuStage
 
     def __init__(self) -> None:
         super().__init__("Holdfast drill of the cards, Debian 13")
 
-    def _act(self) -> None:
-        record = self.record
-        with record.phase("build images and artefacts", vital=True):
-            self.stage = GpuStage()
-            self.site = Site(record, self.stage.inventory, self.stage.logs)
-        with record.phase("boot a rack with nine cards", vital=True):
-            self.stage.raise_curtain()
-        with record.phase("try NVIDIA's own module"):
-            self._try_nvidias_own_module()
-        with record.phase("converge a bare machine", vital=True):
-            self._converge_bare()
-        with record.phase("converge again"):
-            self.site.expect_nothing("again")
-            record.versions |= versions(self.stage.lab.rack, VERSIONS)
-        with record.phase("give a container its card"):
-            self._give_a_container_its_card()
-        with record.phase("sabotage"):
-            sabotage.commit(self.site, self.stage.lab.rack, sabotages.CARDS)
-        with record.phase("reload the driver"):
-            self._reload()
-        with record.phase("reboot"):
-            self.stage.lab.rack.reboot()
-            self._expect_caps("after a reboot")
-        with record.phase("lose a card"):
-            self._lose_a_card()
+    def acts(self) -> Sequence[Act]:
+        """Drive the cards, hand them out, and lose one."""
+        return (
+            Act("build images and artefacts", self._build, vital=True),
+            Act("boot a rack with nine cards", lambda: self.stage.raise_curtain(), vital=True),
+            Act("try NVIDIA's own module", self._try_nvidias_own_module, rows=(2,)),
+            Act("converge a bare machine", self._converge_bare, vital=True, rows=(2,)),
+            Act("converge again", self._converge_again, rows=(2, 4, 5)),
+            Act("give a container its card", self._give_a_container_its_card, rows=(5,)),
+            Act("sabotage", self._sabotage, rows=(34,)),
+            Act("reload the driver", self._reload, rows=(4,)),
+            Act("reboot", self._reboot, rows=(4,)),
+            Act("lose a card", self._lose_a_card, rows=(3,)),
+        )
+
+    def _build(self) -> None:
+        self.stage = GpuStage()
+        self.site = Site(self.record, self.stage.inventory, self.stage.logs)
+
+    def _converge_again(self) -> None:
+        self.site.expect_nothing("again")
+        self.record.versions |= versions(self.stage.lab.rack, VERSIONS)
+
+    def _sabotage(self) -> None:
+        sabotage.commit(self.site, self.stage.lab.rack, sabotages.CARDS)
+
+    def _reboot(self) -> None:
+        self.stage.lab.rack.reboot()
+        self._expect_caps("after a reboot")
 
     def _try_nvidias_own_module(self) -> None:
         rack = self.stage.lab.rack
@@ -208,7 +214,7 @@ class GpuDrill(Rehearsal):
         rack = self.stage.lab.rack
         rack.wait_until_succeeds(ALL_CAPPED, timeout_seconds=400)
         result = rack.succeed(f"systemctl show --property=Result --value {limits.SERVICE}").strip()
-        self.record.check(f"nine caps of {CAP_W} W {when}", result == "success", result)
+        self.record.check(f"nine caps of {CAP_W} W {when}", result == "success", result, rows=(4,))
 
     def _give_a_container_its_card(self) -> None:
         rack, uuid = self.stage.lab.rack, self.stage.cards.cards[0].uuid

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tests.drill import personal, routers, sabotage, sabotages
 from tests.drill.container_stage import ContainerStage
 from tests.drill.converge import ROOT
 from tests.drill.personal import Personal
-from tests.drill.rehearsal import Rehearsal, load_probe_image
+from tests.drill.rehearsal import Act, Rehearsal, load_probe_image
 from tests.drill.site import Site, versions
 from tests.lab.artefacts import container, tiny_llama
 from tests.lab.services.ca import CLOUDS
@@ -196,100 +196,113 @@ class RoutingStage(ContainerStage):
 class RoutingDrill(Rehearsal):
     """One pass over what Holdfast promises of its routers for private work."""
 
+    kind = "native"
     stage: RoutingStage
 
     def __init__(self, debian: int = 13) -> None:
         super().__init__(f"Holdfast drill of routing, Debian {debian}")
         self.debian = debian
 
-    def _act(self) -> None:
-        record = self.record
-        with record.phase("build images and artefacts", vital=True):
-            self.stage = RoutingStage(debian=self.debian)
-            os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
-            self.site = Site(record, self.stage.inventory, self.stage.logs, DEPLOY, JUDGED)
-        with record.phase("boot a machine without emulation", vital=True):
-            self.stage.raise_curtain()
-            self.personal = Personal(self.stage, self.site, [WORK_ROUTER, CLIENT_ROUTER])
-            self.personal.prepare()
-            self.personal.declare(personal.routers())
-        with record.phase("converge from nothing", vital=True):
-            self.site.converge("bare", fatal=True)
-            self.stage.cloud.become_the_internet_of(self.stage.rack)
-            self.stage.start_engines()
-        with record.phase("converge again"):
-            self.site.expect_nothing("again")
-            record.versions |= versions(self.stage.rack, VERSIONS)
-        with record.phase("verify"):
-            self.site.verify("after the first converge")
-        self._stay()
-        with record.phase("containers of two tiers"):
-            self._containers()
-        self._go()
-        with record.phase("what a router costs"):
-            self._latency()
-        with record.phase("sabotage"):
-            sabotage.commit(self.site, self.stage.rack, (*sabotages.ROUTERS, *sabotages.CLOUDS))
-        with record.phase("reboot", vital=True):
-            self.stage.rack.reboot()
-            self.stage.start_engines()
-            self._wait_for_health()
-            self.site.verify("after a reboot")
-        with record.phase("ask clouds after a reboot"):
-            self.personal.after_reboot()
-        with record.phase("take a router away"):
-            self._take_away()
+    def acts(self) -> Sequence[Act]:
+        """Private work alone, of which nothing leaves, then work that may go on to a cloud."""
+        return (
+            Act("build images and artefacts", self._build, vital=True),
+            Act("boot a machine without emulation", self._boot, vital=True),
+            Act("converge from nothing", self._converge_bare, vital=True, rows=(14,)),
+            Act("converge again", self._converge_again, rows=(14,)),
+            Act("verify", lambda: self.site.verify("after the first converge"), rows=(33,)),
+            Act("declare private work alone", self._declare_private, vital=True, rows=(14,)),
+            Act("kill in every combination", self._kill, rows=(13, 14)),
+            Act("try to reach a cloud", self._cloud, rows=(15,)),
+            Act("ask who tried", self._audit, rows=(15,)),
+            Act("fill the queue, kill it, cut the power, drain it", self._fill_queue, rows=(14,)),
+            Act("reboot private work", self._reboot_private, rows=(14, 15)),
+            Act("declare clouds again", self._declare_clouds, vital=True, rows=(14, 15)),
+            *self._go(),
+            Act("containers of two tiers", self._containers, rows=(15,)),
+            Act("what a router costs", self._latency, rows=(14,)),
+            Act("sabotage", self._sabotage, rows=(34,)),
+            Act("reboot", self._reboot, vital=True, rows=(14,)),
+            Act("ask clouds after a reboot", lambda: self.personal.after_reboot(), rows=(14,)),
+            Act("take a router away", self._take_away, rows=(14,)),
+        )
 
-    def _stay(self) -> None:
-        """Private work alone, of which nothing leaves: nobody here has a reason to."""
-        record = self.record
-        with record.phase("declare private work alone", vital=True):
-            self.stage.declare([WORK_ROUTER, CLIENT_ROUTER])
-            self.site.converge("private work", fatal=True)
-            self._wait_for_health()
-        with (
-            record.phase("kill in every combination"),
-            self._nothing_leaves("whoever is killed"),
-        ):
+    def _go(self) -> Sequence[Act]:
+        """Work that may go on to a cloud, and whatever may not."""
+        return tuple(
+            Act(name, run, rows=(14, 15))
+            for name, run in {
+                "go on to a cloud, in every combination": lambda: self.personal.chain(),
+                "ask for a cloud with a key that leads to none": lambda: self.personal.keys(),
+                "spend a budget": lambda: self.personal.budget(),
+                "restart what counts": lambda: self.personal.restarts(),
+                "restore the ledger": lambda: self.personal.restore(),
+                "rotate keys": lambda: self.personal.rotation(),
+                "look for texts and keys in the journal": self._look_into_the_journal,
+            }.items()
+        )
+
+    def _build(self) -> None:
+        self.stage = RoutingStage(debian=self.debian)
+        os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
+        self.site = Site(self.record, self.stage.inventory, self.stage.logs, DEPLOY, JUDGED)
+
+    def _boot(self) -> None:
+        self.stage.raise_curtain()
+        self.personal = Personal(self.stage, self.site, [WORK_ROUTER, CLIENT_ROUTER])
+        self.personal.prepare()
+        self.personal.declare(personal.routers())
+
+    def _converge_bare(self) -> None:
+        self.site.converge("bare", fatal=True)
+        self.stage.cloud.become_the_internet_of(self.stage.rack)
+        self.stage.start_engines()
+
+    def _converge_again(self) -> None:
+        self.site.expect_nothing("again")
+        self.record.versions |= versions(self.stage.rack, VERSIONS)
+
+    def _declare_private(self) -> None:
+        self.stage.declare([WORK_ROUTER, CLIENT_ROUTER])
+        self.site.converge("private work", fatal=True)
+        self._wait_for_health()
+
+    def _kill(self) -> None:
+        with self._nothing_leaves("whoever is killed"):
             self._chain()
             self._client()
-        with record.phase("try to reach a cloud"):
-            self._cloud()
-        with record.phase("ask who tried"):
-            self._audit()
-        with (
-            record.phase("fill the queue, kill it, cut the power, drain it"),
-            self._nothing_leaves("while the queue fills and drains"),
-        ):
+
+    def _fill_queue(self) -> None:
+        with self._nothing_leaves("while the queue fills and drains"):
             self._queue()
-        with record.phase("reboot private work"), self._nothing_leaves("over a reboot"):
+
+    def _reboot_private(self) -> None:
+        with self._nothing_leaves("over a reboot"):
             self.stage.rack.reboot()
             self.stage.start_engines()
             self._wait_for_health()
             self.site.verify("of private work, after a reboot")
 
-    def _go(self) -> None:
-        """Work that may go on to a cloud, and whatever may not."""
-        record, timer = self.record, egress.RESOLVE_TIMER
-        with record.phase("declare clouds again", vital=True):
-            self.personal.declare(personal.routers())
-            self.site.converge("clouds", fatal=True)
-            self.site.expect_nothing("clouds, again")
-            self._other_tiers()
-            # What it asks each minute would be counted with what nobody may send.
-            self.stage.rack.succeed(f"systemctl stop {timer}")
-        for phase, act in {
-            "go on to a cloud, in every combination": self.personal.chain,
-            "ask for a cloud with a key that leads to none": self.personal.keys,
-            "spend a budget": self.personal.budget,
-            "restart what counts": self.personal.restarts,
-            "restore the ledger": self.personal.restore,
-            "rotate keys": self.personal.rotation,
-            "look for texts and keys in the journal": self.personal.silence,
-        }.items():
-            with record.phase(phase):
-                act()
-        self.stage.rack.succeed(f"systemctl start {timer}")
+    def _declare_clouds(self) -> None:
+        self.personal.declare(personal.routers())
+        self.site.converge("clouds", fatal=True)
+        self.site.expect_nothing("clouds, again")
+        self._other_tiers()
+        # What it asks each minute would be counted with what nobody may send.
+        self.stage.rack.succeed(f"systemctl stop {egress.RESOLVE_TIMER}")
+
+    def _look_into_the_journal(self) -> None:
+        self.personal.silence()
+        self.stage.rack.succeed(f"systemctl start {egress.RESOLVE_TIMER}")
+
+    def _sabotage(self) -> None:
+        sabotage.commit(self.site, self.stage.rack, (*sabotages.ROUTERS, *sabotages.CLOUDS))
+
+    def _reboot(self) -> None:
+        self.stage.rack.reboot()
+        self.stage.start_engines()
+        self._wait_for_health()
+        self.site.verify("after a reboot")
 
     def _audit(self) -> None:
         """What `make sovereignty` tells of those attempts."""

