@@ -67,12 +67,13 @@ class Site:
         results = self.host_tests(when)
         verdicts = judge(files, results, Reasons.of(self.inventory, self.record.kind))
         for verdict in verdicts:
-            if verdict.absent:
-                self.record.figures[f"host tests {when}, not here: {verdict.file}"] = verdict.seen
-            else:
+            if not verdict.absent:
                 name = f"host tests {when}: {verdict.file}"
                 rows = ROWS_OF_FILES.get(verdict.file, ())
                 self.record.check(name, verdict.ok, verdict.seen, rows=rows)
+        absent = [f"{verdict.file} ({verdict.seen})" for verdict in verdicts if verdict.absent]
+        if absent:
+            self.record.figures[f"host tests {when}, not here"] = "; ".join(absent)
 
     def host_tests(self, when: str, only: Sequence[str] = ()) -> dict[str, str]:
         """Run the host tests, or those named ``file::function`` without ``test_``.

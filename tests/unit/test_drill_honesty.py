@@ -7,15 +7,22 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tests.drill import expected, sabotages
 from tests.drill.__main__ import perform
+from tests.drill.gpu import GpuDrill
 from tests.drill.record import WHOLE
 from tests.drill.rehearsal import Act, Rehearsal, Scenery
+from tests.drill.routing import RoutingDrill
+from tests.drill.rows import ROWS
+from tests.drill.scenario import Drill
+from tests.drill.serving import ServingDrill
 from tests.lab.machine import Machine
 
 KEY = "small"
@@ -372,3 +379,39 @@ def test_counts_that_cannot_be_read(
     stand.counts.write_text("<<<<<<< HEAD")
     assert stand.perform(small()) == 1
     assert "the drill does not begin" in capsys.readouterr().out
+
+
+DRILLS: dict[str, Callable[[], Rehearsal]] = {
+    **{
+        f"debian-{debian}{options}": partial(Drill, debian, **chosen)
+        for debian in (12, 13)
+        for options, chosen in {
+            "": {},
+            " --no-rebuild": {"rebuild": False},
+            " --audit": {"audit": True},
+            " --audit --sabotage": {"audit": True, "sabotage": True},
+        }.items()
+    },
+    **{f"routing-{debian}": partial(RoutingDrill, debian) for debian in (12, 13)},
+    "gpu": GpuDrill,
+    "serving": ServingDrill,
+}
+SABOTAGES = {
+    "debian-13 --audit --sabotage": sabotages.SITE,
+    "gpu": sabotages.CARDS,
+    "serving": (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES),
+    "routing-13": (*sabotages.ROUTERS, *sabotages.CLOUDS),
+}
+
+
+@pytest.mark.parametrize("key", DRILLS)
+def test_every_phase_of_a_drill_is_counted(key: str) -> None:
+    acts = DRILLS[key]().acts()
+    assert expected.read()[key].keys() == {act.name for act in acts}
+    assert {row for act in acts for row in act.rows} <= ROWS.keys()
+
+
+@pytest.mark.parametrize(("key", "done"), SABOTAGES.items())
+def test_every_sabotage_is_counted(key: str, done: Sequence[object]) -> None:
+    # Each of them, that every host test was red, and at least one file that holds in the end.
+    assert expected.read()[key]["sabotage"] > len(done) + 1

@@ -149,8 +149,8 @@ def _verify(site: Site) -> dict[str, tuple[bool, str]]:
 
 def test_a_file_about_what_is_not_declared_is_no_check_and_is_told(site: Site) -> None:
     assert _verify(site) == {"host tests now: base": (True, "1 hold")}
-    figures = {"host tests now, not here: gpu_modes": "no cards of this host take turns"}
-    assert site.record.figures == figures
+    told = "gpu_modes (no cards of this host take turns)"
+    assert site.record.figures == {"host tests now, not here": told}
     assert site.record.checks[0].rows == (1,)
 
 
