@@ -68,34 +68,32 @@ class Drill(Rehearsal):
             Act("converge again", self._converge_again, rows=(1,)),
             Act("verify", lambda: self.site.verify("after the first converge"), rows=(33,)),
             Act("publish containers", self._publish),
-            *self._first_attack(),
+            # The shorter drill is content with what it asks after a reboot and a reload.
+            *self._when(
+                self.rebuild,
+                Act("call from two peers of the tailnet", lambda: self._call("serving"), rows=(8,)),
+                Act("attack from the LAN", self._attack_serving, rows=(6, 7)),
+            ),
             Act("mend what a hand has changed", self._mend, rows=(33,)),
             Act("reboot, the NAS away", self._reboot, rows=(6, 7)),
             Act("restart Docker, reload the firewall", self._reload, rows=(6, 7)),
             Act("keep data in two places", self._keep_data, rows=(17,)),
-            *([Act("audit", self._audit, rows=(1,))] if self.audit else ()),
-            *self._loss(),
+            *self._when(self.audit, Act("audit", self._audit, rows=(1,))),
+            *self._when(
+                self.rebuild,
+                Act("lose the rack, cut power in mid-rebuild", self._lose, vital=True, rows=(1,)),
+                Act("rebuild", self._rebuild, vital=True, rows=(1,)),
+            ),
             Act("restore", self._restore_all, rows=(17,)),
-            *([Act("verify the rebuilt rack", self._verify_rebuilt, rows=(33,))] * self.rebuild),
-            *([Act("sabotage", self._sabotage, rows=(34,))] if self.sabotage else ()),
+            *self._when(
+                self.rebuild, Act("verify the rebuilt rack", self._verify_rebuilt, rows=(33,))
+            ),
+            *self._when(self.sabotage, Act("sabotage", self._sabotage, rows=(34,))),
         )
 
-    def _first_attack(self) -> Sequence[Act]:
-        # The shorter drill is content with what it asks after a reboot and a reload.
-        if not self.rebuild:
-            return ()
-        return (
-            Act("call from two peers of the tailnet", lambda: self._call("serving"), rows=(8,)),
-            Act("attack from the LAN", self._attack_serving, rows=(6, 7)),
-        )
-
-    def _loss(self) -> Sequence[Act]:
-        if not self.rebuild:
-            return ()
-        return (
-            Act("lose the rack, cut power in mid-rebuild", self._lose, vital=True, rows=(1,)),
-            Act("rebuild", self._rebuild, vital=True, rows=(1,)),
-        )
+    @staticmethod
+    def _when(chosen: bool, *acts: Act) -> Sequence[Act]:
+        return acts if chosen else ()
 
     def _build(self) -> None:
         self.stage = Stage(self.debian)
