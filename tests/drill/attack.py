@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.lab.machine import Machine
+from tests.lab.machine import Machine, Shell
 
 RACK_V4, RACK_V6 = "10.77.0.10", "fd77::10"
 CUSTOM_NETWORK = "custom"
@@ -84,7 +84,7 @@ def container_addresses(rack: Machine) -> list[str]:
     return sorted(set(shown.split()))
 
 
-def scan(neighbour: Machine, *, udp: bool, ipv6: bool, known: Collection[int] = ()) -> list[int]:
+def scan(neighbour: Shell, *, udp: bool, ipv6: bool, known: Collection[int] = ()) -> list[int]:
     """Ports of the rack that answer: all 65,535 of TCP, or the 100 commonest of UDP.
 
     A scan that finds no rack on the LAN, or misses one of the ``known`` open ports, was deaf, as
@@ -113,7 +113,7 @@ def scan(neighbour: Machine, *, udp: bool, ipv6: bool, known: Collection[int] = 
     return sorted(seen)
 
 
-def reach(neighbour: Machine, rack_containers: list[str]) -> dict[str, list[str]]:
+def reach(neighbour: Shell, rack_containers: list[str]) -> dict[str, list[str]]:
     """Which published ports and container addresses the neighbour can talk to directly."""
     attempts = {
         "published ports, IPv4": [f"{RACK_V4}:{port}" for port in PUBLISHED],

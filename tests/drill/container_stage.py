@@ -33,16 +33,16 @@ class ContainerStage(Scenery):
         checkpoints: Mapping[str, Path],
         served: Mapping[str, Path] | None = None,
         debian: int = 13,
-        internet: str = "",
+        cables: Mapping[str, str] | None = None,
     ) -> None:
-        """``served``: what else is fetched; ``internet``: as `ContainerMachine` takes it."""
+        """``served``: what else is fetched; ``cables``: as `ContainerMachine` takes them."""
         super().__init__(folder)
         self.debian = debian
         self.secrets = tuple(secrets)
         self.checkpoints = dict(checkpoints)
         ContainerMachine.power_off_leftover(folder / "rack")
         image = ensure_image(f"debian-{debian}", SPEC.variant)
-        self.rack = ContainerMachine(folder / "rack", SPEC, image, internet)
+        self.rack = ContainerMachine(folder / "rack", SPEC, image, cables)
         self.rack.wipe()
         self.llama = llama.build().file("llama-server.tar.gz")
         self.gguf = tiny_gguf.build().file("tiny.gguf")

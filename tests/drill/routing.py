@@ -123,7 +123,7 @@ class RoutingStage(ContainerStage):
             checkpoints=dict.fromkeys(ENGINES, model),
             served=personal.index(debian),
             debian=debian,
-            internet=name,
+            cables={"wan0": name},
         )
 
     def raise_curtain(self) -> None:

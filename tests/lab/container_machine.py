@@ -7,14 +7,20 @@ the network. The machine needs root, and neither its processes nor its mounts no
 outlive it: they belong to namespaces and to one cgroup, which is killed as a whole.
 
 It is no boundary: root in there is root of the controller. Nor does it have all that a kernel of
-its own would give it: no modules, no udev, no kernel's log, no audit, and of the sysctls only the
-network's and its names; so the site converges but for `deploys/base.py`. Limits by cgroup
-controllers that the controller's own cgroup v1 holds (memory, CPU, pids, on a hybrid machine) are
-taken and not enforced, `MemoryMax=` for one: `controllers` tells which there are. Every other
-directive of systemd's sandbox that was tried held; `test_container_live.py` tries them.
+its own would give it. `NOT_ENFORCED` says what a site sets in there and the kernel does not do; for
+this the machine has stand-ins (`container_layer/`, a layer of its disk below what the site writes):
 
-`python -m tests.lab.container_machine DIRECTORY DISK PORT INTERNET` keeps a machine powered through
-its reboots; `ContainerMachine` is the client.
+- /proc/sys is a copy, but for the network and the machine's names, which are its own for real.
+- /sys is read-only, but for the network's devices. udev runs, for the units of network cards.
+- `auditctl` keeps its rules and lists them; auditd and AppArmor run empty.
+- Time synchronisation runs and may not set the clock. Nothing in there may.
+
+Every other directive of systemd's sandbox that was tried held; `test_container_live.py` tries them.
+Limits by cgroup controllers that the controller's own cgroup v1 holds (memory, CPU, pids, on a
+hybrid machine) are taken and not enforced: `controllers` tells which there are.
+
+`python -m tests.lab.container_machine DIRECTORY DISK PORT NUMBER [INTERFACE=NAMESPACE ...]` keeps a
+machine powered through its reboots; `ContainerMachine` is the client.
 """
 
 from __future__ import annotations
@@ -24,12 +30,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.agent import ENVIRONMENT, Completed
@@ -44,6 +51,17 @@ from tests.lab.machine import (
 )
 from tests.lab.process import LabError, connect_unix, output_of
 
+NOT_ENFORCED = (
+    "Sysctls outside net are written and read back; the kernel does not follow them.",
+    "Audit rules are kept and listed; no event is recorded.",
+    "AppArmor's service runs; no program is confined by a profile.",
+    "The clock is the controller's; time synchronisation cannot set it.",
+    "The kernel is the controller's: no module is loaded, and its log is not in the journal.",
+    "Limits of memory, CPU and tasks hold only where the controller has them in cgroup v2.",
+    "A power cut kills every process; what was written and not flushed is not lost.",
+)
+"""What a site sets up in a container machine, or goes through there, and does not prove there."""
+
 REPOSITORY = Path(__file__).parents[2]
 GUEST_ADDRESS = "10.0.2.15"
 """What the network process gives its only guest by DHCP."""
@@ -54,6 +72,11 @@ CGROUP_TIMEOUT_SECONDS = 30
 INIT_PID = "init.pid"
 SUPERVISOR_LOG = "supervisor.log"
 NETWORK_SOCKET = "network.sock"
+LAYER = Path(__file__).with_name("container_layer")
+DIVERTED = ("/usr/sbin/auditctl", "/sbin/auditctl")
+"""Files of packages that give way to ours, by the names that Debian 13 and 12 ship them under."""
+LAN_INTERFACE = "eth1"
+"""The card on the LAN."""
 
 # The first process must be in its group before its cgroup namespace is made, and alone in there:
 # a group with processes of two kinds can hand no controller on.
@@ -61,25 +84,45 @@ _JOIN = """
 read -r pid rest < /proc/self/stat
 echo "$pid"
 echo 0 > "$0/cgroup.procs"
-exec unshare --cgroup sh -euc "$1" "$pid" "$2"
+exec unshare --cgroup sh -euc "$1" "$pid" "$2" "$3"
 """
 
 _BOOT = """
-mkdir -p lower work root
+mkdir -p lower work root sysctls lab/var/lib/dpkg
 exec 3> init.pid 4>> console.log
 mount -o loop,ro "$1" lower
-mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay root
+cat lower/var/lib/dpkg/diversions diversions > lab/var/lib/dpkg/diversions
+mount -t overlay -o "lowerdir=$2lab:lower,upperdir=upper,workdir=work" overlay root
 mount -t proc proc root/proc
 mount --bind root/proc/sys root/proc/sys
 mount -o remount,bind,ro root/proc/sys
-for own in net kernel/hostname kernel/domainname; do
-    mount --bind "root/proc/sys/$own" "root/proc/sys/$own"
-    mount -o remount,bind,rw "root/proc/sys/$own"
+mount --bind root/proc/sys/net root/proc/sys/net
+mount -o remount,bind,rw root/proc/sys/net
+mount -t tmpfs -o mode=0755,nosuid,nodev,noexec tmpfs sysctls
+for tree in kernel fs dev vm; do
+    # Some can only be written, and some belong to hardware that is not there.
+    cp -r --preserve=mode "root/proc/sys/$tree" sysctls/ 2>/dev/null || :
 done
+for own in hostname domainname random; do
+    mount --bind "root/proc/sys/kernel/$own" "sysctls/kernel/$own"
+done
+for name in hostname domainname; do mount -o remount,bind,rw "sysctls/kernel/$name"; done
+for tree in kernel fs dev vm; do mount --rbind "sysctls/$tree" "root/proc/sys/$tree"; done
+mount --bind cmdline root/proc/cmdline
 if [ -e root/proc/sysrq-trigger ]; then mount --bind /dev/null root/proc/sysrq-trigger; fi
 cat /proc/sys/kernel/random/uuid > boot_id
 mount --bind boot_id root/proc/sys/kernel/random/boot_id
-mount -t sysfs -o ro sysfs root/sys
+mount -t sysfs sysfs root/sys
+for part in root/sys/*; do
+    mount --bind "$part" "$part"
+    mount -o remount,bind,ro "$part"
+done
+mount --bind root/sys/devices/virtual/net root/sys/devices/virtual/net
+mount -o remount,bind,rw root/sys/devices/virtual/net
+mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs root/run
+# Where udev's socket is not there yet, systemd takes the machine for one without devices.
+mkdir root/run/udev
+touch root/run/udev/control
 mount -t cgroup2 cgroup2 root/sys/fs/cgroup
 mount -t bpf bpf root/sys/fs/bpf
 mount -t tmpfs -o mode=0755,nosuid tmpfs root/dev
@@ -102,22 +145,26 @@ umount -l .
 mount --make-rshared /
 echo "$0" >&3
 exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-    /sbin/init </dev/null >&4 2>&4 3>&- 4>&-
+    setpriv --bounding-set=-sys_time /sbin/init </dev/null >&4 2>&4 3>&- 4>&-
 """
 
 _NAMESPACES = ("--pid", "--mount", "--net", "--uts", "--ipc")
 
 
 class ContainerMachine(Machine):
-    """A machine that is a systemd container; it has no LAN, no snapshots and no kernel of its own.
+    """A machine that is a systemd container, without a kernel of its own.
 
     Its disk is a folder: what the machine wrote lies below `upper`, its journal included.
     """
 
-    def __init__(self, directory: Path, spec: Spec, image: Image, internet: str = "") -> None:
-        """``internet``: a network namespace of the controller, whose bridge cable wan0 leads to."""
+    def __init__(
+        self, directory: Path, spec: Spec, image: Image, cables: Mapping[str, str] | None = None
+    ) -> None:
+        """``cables``: from an interface of the machine, to the network namespace of the controller
+        whose bridge ``cable`` it leads to; the namespace must be there before the machine starts.
+        """
         super().__init__(directory.absolute(), spec, image)
-        self._internet = internet
+        self.cables = dict(cables or {})
         self._pid_file = self.directory / "supervisor.pid"
         self._disk = self.directory / "upper"
 
@@ -145,7 +192,9 @@ class ContainerMachine(Machine):
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.lab.container_machine"),
-                    *(self._marker(), str(self.image.disk), str(self.ssh_port), self._internet),
+                    *(self._marker(), str(self.image.disk), str(self.ssh_port)),
+                    str(self.spec.host_number),
+                    *(f"{interface}={space}" for interface, space in self.cables.items()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -167,7 +216,10 @@ class ContainerMachine(Machine):
         """Wait until the boot has ended, well or with a unit that failed."""
         super().wait_for_boot(timeout_seconds, other_than=other_than)
         self.wait_until_succeeds(
-            "systemctl is-system-running --wait | grep -E 'running|degraded'", timeout_seconds
+            "systemctl is-system-running --wait | grep -E 'running|degraded'"
+            # An address that may be somebody else's yet cannot be used.
+            ' && test -z "$(ip -6 address show tentative)"',
+            timeout_seconds,
         )
 
     def shutdown(self, timeout_seconds: float = BOOT_TIMEOUT_SECONDS) -> None:
@@ -209,11 +261,47 @@ class ContainerMachine(Machine):
         """Give the machine an empty disk: a new one, with new host keys."""
         if self.running():
             raise MachineError(f"{self.name} is running: crash or shut it down before wiping it")
-        for folder in (self._disk, self.directory / "work"):
+        self._stack_file.unlink(missing_ok=True)
+        for folder in (self._disk, self.directory / "work", self._layers):
             shutil.rmtree(folder, ignore_errors=True)
         self.known_hosts.unlink(missing_ok=True)
-        (self._disk / "etc").mkdir(parents=True)
-        (self._disk / "etc" / "fstab").write_text("# The root of a container is mounted already.\n")
+        self._disk.mkdir(parents=True)
+
+    def save(self, tag: str) -> None:
+        """Keep the disk under a tag, until the next wipe; one that runs is rebooted for it.
+
+        Raises MachineError when the tag is taken or does not do as a folder's name.
+        """
+        layer = self._layers / tag
+        if not re.fullmatch("[a-z0-9-]+", tag) or layer.exists():
+            raise MachineError(f"{self.name} cannot be saved as {tag!r}: choose another tag")
+        was_running = self.running()
+        self.shutdown()
+        self._layers.mkdir(exist_ok=True)
+        self._disk.rename(layer)
+        self._disk.mkdir()
+        self._stack_file.write_text("".join(f"{each}\n" for each in [*self._stack(), tag]))
+        if was_running:
+            self.start()
+            self.wait_for_boot()
+
+    def restore(self, tag: str) -> None:
+        """Cut the power, go back to the disk that `save` kept, and boot.
+
+        Raises MachineError when no such disk was kept, or only on a way that was left since.
+        """
+        stack = self._stack()
+        if tag not in stack:
+            raise MachineError(f"{self.name} has no disk saved as {tag!r} to go back to")
+        self.crash()
+        shutil.rmtree(self._disk)
+        self._disk.mkdir()
+        kept = stack[: stack.index(tag) + 1]
+        for left in set(stack) - set(kept):
+            shutil.rmtree(self._layers / left)
+        self._stack_file.write_text("".join(f"{each}\n" for each in kept))
+        self.start()
+        self.wait_for_boot()
 
     def run(
         self,
@@ -231,7 +319,8 @@ class ContainerMachine(Machine):
             # A nsenter that has forked stops when its child is stopped, as a shutdown does with all
             # processes; and the shutdown would wait for it.
             ["nsenter", f"--target={pid}", "--all", "--root", "--wd", "--no-fork"]
-            + ["env", "-i", *ENVIRONMENT, *limit, "/bin/bash", "-c", command],
+            + ["env", "-i", *ENVIRONMENT, "setpriv", "--bounding-set=-sys_time"]
+            + [*limit, "/bin/bash", "-c", command],
             input=stdin,
             capture_output=True,
             check=False,
@@ -245,8 +334,20 @@ class ContainerMachine(Machine):
     def qmp(
         self, command: str, arguments: dict[str, object] | None = None, timeout_seconds: float = 60
     ) -> None:
-        """Refuse: there is no QEMU to ask for snapshots or cables."""
+        """Refuse: there is no QEMU to ask."""
         raise MachineError(f"{self.name} is a container: it has no {command}")
+
+    def block(self) -> None:
+        """Pull the LAN cable, until `unblock` or the next boot."""
+        self._set_lan("down")
+
+    def unblock(self) -> None:
+        """Put the LAN cable back."""
+        self._set_lan("up")
+
+    def _set_lan(self, state: str) -> None:
+        there = ["ip", "-netns", self.cables[LAN_INTERFACE], "link"]
+        output_of([*there, "set", _far_end(self.directory, LAN_INTERFACE), state])
 
     def controllers(self) -> set[str]:
         """The cgroup controllers that limits in there can be enforced with."""
@@ -262,8 +363,22 @@ class ContainerMachine(Machine):
     def _marker(self) -> str:
         return str(self.directory)
 
+    @property
+    def _layers(self) -> Path:
+        return self.directory / "layers"
 
-def supervise(directory: Path, disk: Path, port: int, internet: str) -> None:
+    @property
+    def _stack_file(self) -> Path:
+        return self.directory / "stack"
+
+    def _stack(self) -> list[str]:
+        """Tags of the saved disks that the present one stands on, the oldest first."""
+        return self._stack_file.read_text().split() if self._stack_file.exists() else []
+
+
+def supervise(
+    directory: Path, disk: Path, port: int, number: int, cables: Mapping[str, str]
+) -> None:
     """Boot a machine, and boot it again for as long as it asks for that; its power is ours.
 
     Raises LabError when a part of it does not start.
@@ -274,16 +389,35 @@ def supervise(directory: Path, disk: Path, port: int, internet: str) -> None:
     (group / "supervisor" / "cgroup.procs").write_text("0")
     for controller in (group / "cgroup.controllers").read_text().split():
         (group / "cgroup.subtree_control").write_text(f"+{controller}")
+    _write_layer(directory / "lab")
+    diverted = "".join(f"{path}\n{path}.distrib\n:\n" for path in DIVERTED)
+    (directory / "diversions").write_text(diverted)
+    # As QEMU's machines have it: the image's `lab-lan-address` reads it.
+    (directory / "cmdline").write_text(f"lab.lan={number}\n")
+    stack = (directory / "stack").read_text().split() if (directory / "stack").exists() else []
+    layers = "".join(f"layers/{tag}:" for tag in reversed(stack))
+    boot = [str(group / "machine"), _BOOT, str(disk), layers]
     # To reboot() in a PID namespace is to have its first process killed by this very signal.
-    while _one_boot(directory, disk, port, internet, group / "machine") == -signal.SIGHUP:
+    while _one_boot(directory, port, cables, boot) == -signal.SIGHUP:
         pass
 
 
-def _one_boot(directory: Path, disk: Path, port: int, internet: str, group: Path) -> int:
+def _write_layer(layer: Path) -> None:
+    """Write the layer of the disk that holds the stand-ins, for root whoever owns the checkout."""
+    shutil.rmtree(layer, ignore_errors=True)
+    shutil.copytree(LAYER, layer)
+    for path in (layer, *layer.rglob("*")):
+        os.chown(path, 0, 0)
+        path.chmod(0o755 if path.is_dir() or "sbin" in path.parts else 0o644)
+    (layer / "etc").mkdir(mode=0o755)
+    (layer / "etc" / "fstab").write_text("# The root of a container is mounted already.\n")
+
+
+def _one_boot(directory: Path, port: int, cables: Mapping[str, str], boot: Sequence[str]) -> int:
     """Run a machine from power on to power off; returns how its first process ended."""
     machine = subprocess.Popen(
         ["unshare", "--fork", "--kill-child", *_NAMESPACES, "--propagation", "private"]
-        + ["sh", "-euc", _JOIN, str(group), _BOOT, str(disk)],
+        + ["sh", "-euc", _JOIN, *boot],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -294,8 +428,8 @@ def _one_boot(directory: Path, disk: Path, port: int, internet: str, group: Path
         if not (pid := machine.stdout.readline().strip()):
             raise LabError("its namespaces could not be made")
         try:
-            if internet:
-                _connect(pid, internet)
+            for interface, namespace in cables.items():
+                _plug(directory, pid, interface, namespace)
             with _network(directory, pid, port):
                 status = machine.wait()
         finally:
@@ -305,14 +439,20 @@ def _one_boot(directory: Path, disk: Path, port: int, internet: str, group: Path
     return status
 
 
-def _connect(pid: str, internet: str) -> None:
-    """Lay the cable from the machine's wan0 to the bridge in the namespace ``internet``."""
-    there = ["ip", "-netns", internet, "link"]
+def _far_end(directory: Path, interface: str) -> str:
+    """The end of a machine's cable that is on the bridge: at most 15 characters, one a cable."""
+    return f"lab{hashlib.sha256(f'{directory}/{interface}'.encode()).hexdigest()[:12]}"
+
+
+def _plug(directory: Path, pid: str, interface: str, namespace: str) -> None:
+    """Lay the cable from an interface of the machine to the bridge in a namespace."""
+    there = ["ip", "-netns", namespace, "link"]
+    far = _far_end(directory, interface)
     # Where the power was cut a moment ago, the kernel may not have taken away the old one yet.
-    subprocess.run([*there, "delete", "rack"], check=False, capture_output=True)
-    ends = ["wan0", "netns", pid, "type", "veth", "peer", "name", "rack", "netns", internet]
+    subprocess.run([*there, "delete", far], check=False, capture_output=True)
+    ends = [interface, "netns", pid, "type", "veth", "peer", "name", far, "netns", namespace]
     output_of(["ip", "link", "add", *ends])
-    output_of([*there, "set", "rack", "master", "cable", "up"])
+    output_of([*there, "set", far, "master", "cable", "up"])
 
 
 @contextlib.contextmanager
@@ -378,6 +518,8 @@ if __name__ == "__main__":
     parser.add_argument("directory", type=Path)
     parser.add_argument("disk", type=Path)
     parser.add_argument("port", type=int)
-    parser.add_argument("internet")
+    parser.add_argument("number", type=int)
+    parser.add_argument("cables", nargs="*", metavar="INTERFACE=NAMESPACE")
     chosen = parser.parse_args()
-    supervise(chosen.directory, chosen.disk, chosen.port, chosen.internet)
+    laid = dict(cable.split("=", 1) for cable in chosen.cables)
+    supervise(chosen.directory, chosen.disk, chosen.port, chosen.number, laid)

@@ -19,6 +19,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,47 @@ class Spec:
         return f"{LAN_IPV6}:{self.host_number}"
 
 
-class Machine:
+class Shell(ABC):
+    """Something that runs a test's commands as root."""
+
+    name: str
+
+    @abstractmethod
+    def run(
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
+    ) -> Completed:
+        """Run a bash command; one that outlives the timeout is killed and ends with 124."""
+
+    def execute(
+        self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
+    ) -> tuple[int, str]:
+        """Run a command and return its exit status and standard output, whatever they are."""
+        done = self.run(command, timeout_seconds=timeout_seconds)
+        return done.returncode, done.stdout
+
+    def succeed(self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> str:
+        """Run a command that must exit 0; returns its standard output."""
+        done = self.run(command, timeout_seconds=timeout_seconds)
+        if done.returncode != 0:
+            raise MachineError(
+                f"{self.name}: {command!r} ended with {done.returncode}, not 0\n"
+                f"{done.stdout}{done.stderr}"
+            )
+        return done.stdout
+
+    def fail(self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> str:
+        """Run a command that must not exit 0; returns its standard output."""
+        done = self.run(command, timeout_seconds=timeout_seconds)
+        if done.returncode == 0:
+            raise MachineError(f"{self.name}: {command!r} succeeded\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+class Machine(Shell):
     """A machine of the lab. Create it through `Lab`, which gives it a directory and a LAN."""
 
     def __init__(self, directory: Path, spec: Spec, image: Image) -> None:
@@ -294,30 +335,6 @@ class Machine:
             raise MachineError(
                 f"{self.name} does not take commands ({error}); its console: {self.console_log}"
             ) from error
-
-    def execute(
-        self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
-    ) -> tuple[int, str]:
-        """Run a command and return its exit status and standard output, whatever they are."""
-        done = self.run(command, timeout_seconds=timeout_seconds)
-        return done.returncode, done.stdout
-
-    def succeed(self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> str:
-        """Run a command that must exit 0; returns its standard output."""
-        done = self.run(command, timeout_seconds=timeout_seconds)
-        if done.returncode != 0:
-            raise MachineError(
-                f"{self.name}: {command!r} ended with {done.returncode}, not 0\n"
-                f"{done.stdout}{done.stderr}"
-            )
-        return done.stdout
-
-    def fail(self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> str:
-        """Run a command that must not exit 0; returns its standard output."""
-        done = self.run(command, timeout_seconds=timeout_seconds)
-        if done.returncode == 0:
-            raise MachineError(f"{self.name}: {command!r} succeeded\n{done.stdout}{done.stderr}")
-        return done.stdout
 
     def copy_to(self, source: Path, target: str, mode: str = "0644") -> None:
         """Copy a file of at most some tens of MiB into the guest, owned by root."""
