@@ -97,9 +97,11 @@ def test_the_controllers_sysctls_cannot_be_changed(box: ContainerMachine) -> Non
     assert before, "this kernel has none of what a site sets"
     lines = "\n".join(f"{path} = 3" for path in before)
     box.succeed(f"cat > /etc/sysctl.d/zz-trial.conf <<'END'\n{lines}\nEND")
-    for put_in_force in (lambda: box.start_unit("systemd-sysctl"), box.reboot):
-        box.succeed("systemctl stop systemd-sysctl")
-        put_in_force()
+    for put_in_force in ("systemctl restart systemd-sysctl", "reboot"):
+        if put_in_force == "reboot":
+            box.reboot(PATIENCE_SECONDS)
+        else:
+            box.succeed(put_in_force)
         assert {box.succeed(f"cat /proc/sys/{path}") for path in before} == {"3\n"}
         assert {path: sysctl(path) for path in before} == before
     box.succeed("rm /etc/sysctl.d/zz-trial.conf")
@@ -113,9 +115,10 @@ def test_its_network_follows_its_own_sysctls(box: ContainerMachine) -> None:
 
 
 def test_the_controllers_clock_cannot_be_set(box: ContainerMachine) -> None:
-    assert "Operation not permitted" in box.run("date --set=@0 2>&1").stdout
-    unit = "systemd-run --quiet --wait --collect"
-    box.fail(f"{unit} date --set=@0")
+    # To the time that it shows: no harm is done where it can be.
+    setting = "date --set=@$(date +%s.%N)"
+    box.fail(setting)
+    box.fail(f"systemd-run --quiet --wait --collect bash -c {shlex.quote(setting)}")
     assert box.succeed("systemctl is-active systemd-timesyncd") == "active\n"
 
 
