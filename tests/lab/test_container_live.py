@@ -101,9 +101,9 @@ def test_the_controllers_sysctls_cannot_be_changed(box: ContainerMachine) -> Non
         if put_in_force == "reboot":
             box.reboot(PATIENCE_SECONDS)
         else:
-            box.succeed(put_in_force)
-        assert {box.succeed(f"cat /proc/sys/{path}") for path in before} == {"3\n"}
+            box.execute(put_in_force)
         assert {path: sysctl(path) for path in before} == before
+        assert {box.succeed(f"cat /proc/sys/{path}") for path in before} == {"3\n"}
     box.succeed("rm /etc/sysctl.d/zz-trial.conf")
     box.wait_for_ssh(PATIENCE_SECONDS)
 
