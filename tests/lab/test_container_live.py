@@ -137,6 +137,7 @@ def test_a_neighbour_on_its_lan_reaches_it_after_every_boot(
     reached = {f"{SPEC.lan_ipv4}:22", f"{SPEC.lan_ipv6}:22"}
     assert open_ports(neighbour) == reached
     box.reboot(PATIENCE_SECONDS)
+    assert box.succeed("ip -6 address show tentative") == ""
     box.wait_for_ssh(PATIENCE_SECONDS)
     assert open_ports(neighbour) == reached
     box.crash()
