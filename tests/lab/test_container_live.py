@@ -19,6 +19,7 @@ from tests.lab.container_machine import LAN_INTERFACE, ContainerMachine
 from tests.lab.images import ensure_image
 from tests.lab.lan import Neighbour
 from tests.lab.machine import MachineError, Spec
+from tests.lab.services.daemon import wait_until
 
 pytestmark = [
     pytest.mark.lab,
@@ -80,6 +81,7 @@ def test_nothing_is_left_of_a_machine_whose_keeper_was_killed(box: ContainerMach
     mounts = Path("/proc/self/mounts").read_text()
     orphan = int((box.directory / "init.pid").read_text())
     os.kill(int((box.directory / "supervisor.pid").read_text()), signal.SIGKILL)
+    wait_until(lambda: not box.running(), "the keeper's end", PATIENCE_SECONDS)
     assert Path(f"/proc/{orphan}/exe").exists()
     boot(ContainerMachine(box.directory, SPEC, box.image, box.cables))
     assert not Path(f"/proc/{orphan}/exe").exists()
