@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD, ROLLBACK_STATE
+from holdfast import alerts
 from holdfast.firewall import DOCKER_USER_SCRIPT, ROLLBACK_SCRIPT
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -46,7 +47,10 @@ def apply(settings: HostSettings) -> None:
             HostFile(
                 unit_path,
                 render(
-                    f"firewall/{ROLLBACK_UNIT}.j2", state=ROLLBACK_STATE, script=ROLLBACK_SCRIPT
+                    f"firewall/{ROLLBACK_UNIT}.j2",
+                    state=ROLLBACK_STATE,
+                    script=ROLLBACK_SCRIPT,
+                    on_failure=alerts.ON_FAILURE,
                 ),
             ),
         ],

@@ -130,7 +130,7 @@ def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
 
 def devices_unit() -> str:
     """The text of the unit that makes CUDA's device files."""
-    return render("vllm/holdfast-gpu-devices.service.j2")
+    return render("vllm/holdfast-gpu-devices.service.j2", on_failure=alerts.ON_FAILURE)
 
 
 def memory_program_text() -> str:
@@ -255,6 +255,7 @@ def recovery_unit() -> str:
     return render(
         "vllm/holdfast-engines-recover.service.j2",
         program=REPLACE_PROGRAM,
+        on_failure=alerts.ON_FAILURE,
         sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )
 

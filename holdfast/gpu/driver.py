@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from holdfast import alerts
 from holdfast.gpu.picture import Flavour, Picture
 from holdfast.render import render
 from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus
@@ -429,7 +430,11 @@ def files(plan: DriverPlan) -> dict[str, str]:
     """Path to content of what keeps origins apart, nouveau away, and cards where they belong."""
     wanted = {NOUVEAU: render("gpu_driver/nouveau.conf.j2")}
     if plan.vfio:
-        wanted[VFIO] = render("gpu_driver/holdfast-vfio.service.j2", program=VFIO_PROGRAM)
+        wanted[VFIO] = render(
+            "gpu_driver/holdfast-vfio.service.j2",
+            program=VFIO_PROGRAM,
+            on_failure=alerts.ON_FAILURE,
+        )
         wanted[VFIO_PROGRAM] = render("gpu_driver/vfio-bind.j2", addresses=plan.vfio)
     if plan.source is None:
         return wanted

@@ -6,6 +6,7 @@ import pytest
 from testinfra.host import Host
 
 from facts.sections import answers, probe
+from holdfast import alerts
 from holdfast.base import authority_path, service_users
 from holdfast.settings import HostSettings
 
@@ -115,3 +116,19 @@ def test_service_users_exist_and_cannot_log_in(ground: Answers, settings: HostSe
 def test_private_authorities_are_trusted(ground: Answers, settings: HostSettings) -> None:
     wanted = {f"{authority_path(name)}: OK" for name in settings.base.trusted_cas}
     assert wanted <= set(ground["authorities"])
+
+
+def test_every_unit_of_ours_raises_an_alert_when_it_fails(host: Host) -> None:
+    # A template has no failure of its own; its instances do.
+    shown = host.check_output(
+        "cd /etc/systemd/system; systemctl show --property=Id,OnFailure"
+        " $(ls holdfast-*.service | grep -v '@[.]service$')"
+    )
+    units = [dict(line.split("=", 1) for line in one.splitlines()) for one in shown.split("\n\n")]
+    assert units
+    silent = [
+        unit["Id"]
+        for unit in units
+        if unit["OnFailure"] != alerts.ON_FAILURE.replace("%n", unit["Id"])
+    ]
+    assert silent == []
