@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,37 @@ def test_every_repository_is_backed_up_checked_and_restored_on_a_timer() -> None
         for stem in ("holdfast-backup", "holdfast-backup-check", "holdfast-restore-check"):
             assert f"{stem}@{repository}.service" in units
             assert "Persistent=true" in units[f"{stem}@{repository}.timer"]
+
+
+def _hours_between_runs(timer: str) -> float:
+    """The longest time between two runs of a timer's next ten, as systemd reads its calendar."""
+    (calendar,) = re.findall(r"^OnCalendar=(.+)$", timer, re.MULTILINE)
+    told = subprocess.run(
+        ["systemd-analyze", "calendar", "--iterations=10", calendar],
+        env={**os.environ, "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    runs = [
+        datetime.strptime(run, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        for run in re.findall(r"(?:Next elapse|Iter\. #\d+): \w+ (\S+ \S+) UTC", told)
+    ]
+    assert len(runs) == 10, told
+    return max((after - before).total_seconds() / 3600 for before, after in pairwise(runs))
+
+
+def test_a_backup_that_grows_old_is_noticed_within_the_hour() -> None:
+    settings = _settings()
+    units = _units(settings)
+    assert settings.backup is not None
+    for repository in ("nas", "offsite"):
+        assert _hours_between_runs(units[f"holdfast-backup-check@{repository}.timer"]) <= 1
+        # What is taken as declared by default is never too old by that.
+        taken = _hours_between_runs(units[f"holdfast-backup@{repository}.timer"])
+        assert taken < settings.backup.max_age_hours
+        # A restore that fails is known within a week.
+        assert _hours_between_runs(units[f"holdfast-restore-check@{repository}.timer"]) <= 7 * 24
 
 
 def test_a_repository_on_a_mount_waits_for_it_and_needs_no_network_of_its_own() -> None:
