@@ -46,6 +46,18 @@ def main() -> None:
     if (repository / "config").read_text() != password:
         _stop(12, "Fatal: wrong password or no key found")
 
+    # Beside the snapshots a test can leave what restic would find: a lock that no process holds
+    # any more, a pack that is damaged, a disk that loses what is written to it.
+    found = {path.name for path in repository.iterdir()}
+    if command == "unlock":
+        (repository / "stale-lock").unlink(missing_ok=True)
+    elif command in ("backup", "restore", "check", "forget") and "stale-lock" in found:
+        _stop(11, "Fatal: unable to create lock in backend: repository is already locked by PID 9")
+    elif command == "check" and "damaged-pack" in found:
+        _stop(1, "Fatal: repository contains errors")
+    elif command == "restore" and "--verify" in arguments and "losing-disk" in found:
+        _stop(1, "Fatal: There were 1 errors")
+
     if command == "backup":
         paths = [word for word in arguments if word.startswith("/")]
         name = f"{len(list(repository.glob('*.json'))):08x}"

@@ -141,6 +141,38 @@ def test_a_file_that_changed_while_it_was_backed_up_is_counted_and_is_no_problem
     assert rack.record["restore_check"]["moved_on"] == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        # The snapshot that is restored may be whole while an older one is not.
+        ("damaged-pack", "restic check exited 1: Fatal: repository contains errors"),
+        # What changed while it was backed up has no checksum of ours to be compared with.
+        ("losing-disk", "restic restore exited 1: Fatal: There were 1 errors"),
+    ],
+)
+def test_what_only_restic_can_see_fails_a_restore_check(rack: Rack, fault: str, words: str) -> None:
+    rack.run("backup", "nas")
+    (rack.repository / fault).touch()
+    assert words in rack.refuses("restore-check", "nas")
+    assert rack.record["restore_check"]["ok"] is False
+    (rack.repository / fault).unlink()
+    rack.run("restore-check", "nas")
+
+
+def test_an_operator_s_restore_is_verified_too(rack: Rack) -> None:
+    rack.run("backup", "nas")
+    (rack.repository / "losing-disk").touch()
+    refused = rack.refuses("restore", "nas", "--to", str(rack.root / "staged"))
+    assert "There were 1 errors" in refused
+
+
+@pytest.mark.parametrize("command", ["backup", "restore-check"])
+def test_a_lock_that_a_power_cut_left_behind_stops_nothing(rack: Rack, command: str) -> None:
+    rack.run("backup", "nas")
+    (rack.repository / "stale-lock").touch()
+    rack.run(command, "nas")
+
+
 def test_a_missing_source_stops_the_backup_before_it_begins(rack: Rack) -> None:
     rack.write_job(sources=[str(rack.root / "live"), str(rack.root / "gone")])
     assert f"do not exist: {rack.root}/gone" in rack.refuses("backup", "nas")
