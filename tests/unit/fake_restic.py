@@ -31,6 +31,23 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def _judge(repository: Path, command: str, arguments: list[str]) -> None:
+    """Stop where restic would.
+
+    Beside the snapshots a test can leave a lock that no process holds any more, a pack that is
+    damaged, and a disk that loses what is written to it.
+    """
+    if command == "unlock":
+        (repository / "stale-lock").unlink(missing_ok=True)
+    found = {path.name for path in repository.iterdir()}
+    if "stale-lock" in found and command in ("backup", "restore", "check", "forget"):
+        _stop(11, "Fatal: unable to create lock in backend: repository is already locked by PID 9")
+    if "damaged-pack" in found and command == "check":
+        _stop(1, "Fatal: repository contains errors")
+    if "losing-disk" in found and command == "restore" and "--verify" in arguments:
+        _stop(1, "Fatal: There were 1 errors")
+
+
 def main() -> None:
     repository = Path(Path(os.environ["RESTIC_REPOSITORY_FILE"]).read_text().strip())
     password = Path(os.environ["RESTIC_PASSWORD_FILE"]).read_text()
@@ -46,18 +63,7 @@ def main() -> None:
     if (repository / "config").read_text() != password:
         _stop(12, "Fatal: wrong password or no key found")
 
-    # Beside the snapshots a test can leave what restic would find: a lock that no process holds
-    # any more, a pack that is damaged, a disk that loses what is written to it.
-    found = {path.name for path in repository.iterdir()}
-    if command == "unlock":
-        (repository / "stale-lock").unlink(missing_ok=True)
-    elif command in ("backup", "restore", "check", "forget") and "stale-lock" in found:
-        _stop(11, "Fatal: unable to create lock in backend: repository is already locked by PID 9")
-    elif command == "check" and "damaged-pack" in found:
-        _stop(1, "Fatal: repository contains errors")
-    elif command == "restore" and "--verify" in arguments and "losing-disk" in found:
-        _stop(1, "Fatal: There were 1 errors")
-
+    _judge(repository, command, arguments)
     if command == "backup":
         paths = [word for word in arguments if word.startswith("/")]
         name = f"{len(list(repository.glob('*.json'))):08x}"
