@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator
+from pathlib import Path
 
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
@@ -115,7 +116,7 @@ def _arm(paths: list[str]) -> str:
     )
     return (
         f"systemctl is-active --quiet {ROLLBACK_UNIT}.timer || {{ umask 077"
-        f" && mkdir -p /run/holdfast"
+        f" && mkdir -p {Path(_ROLLBACK).parent}"
         f" && tar -cPf {_ROLLBACK}.tar --ignore-failed-read --files-from /dev/null"
         f" $(ls -d {quoted} 2>/dev/null)"
         f" && echo {shlex.quote(restore)} > {_ROLLBACK}"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import paramiko
 import pytest
 from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient import client as sshuserclient
 
@@ -132,3 +136,90 @@ def test_a_rack_that_falls_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     assert channel.recv(1) == b""
     assert not client.is_active()
     server.close()
+
+
+TAILNET, LAN = "127.0.0.2", "127.0.0.3"
+
+
+class _Shell(_Anyone):
+    """Lets everybody in; every command ends with ``status``."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        return AUTH_SUCCESSFUL
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        channel.send_exit_status(self.status)
+        return True
+
+
+@contextmanager
+def _sshd(address: str, port: int = 0, status: int = 0) -> Iterator[int]:
+    """An SSH server at one address; its port."""
+    key = paramiko.RSAKey.generate(2048)
+    with socket.create_server((address, port)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    transport = paramiko.Transport(listener.accept()[0])
+                    transport.add_server_key(key)
+                    transport.start_server(event=threading.Event(), server=_Shell(status))
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def _logged_in(monkeypatch: pytest.MonkeyPatch, via: str, port: int, folder: Path) -> RackConnector:
+    """A connector whose present connection came by ``via``."""
+    known = SimpleNamespace(ssh_hostname=TAILNET, lan_address=LAN)
+    monkeypatch.setattr(connectors.site, "settings_of", lambda _: known)
+    for file in ("config", "known_hosts"):
+        (folder / file).touch()
+    connector: Any = RackConnector.__new__(RackConnector)
+    connector.host = SimpleNamespace(name="rack")
+    connector.via = via
+    connector.make_paramiko_kwargs = lambda: {
+        "hostname": TAILNET if via == "tailnet" else LAN,
+        "port": port,
+        "username": "operator",
+        "password": "x",
+        "allow_agent": False,
+        "look_for_keys": False,
+        "timeout": 10,
+        "_pyinfra_ssh_config_file": str(folder / "config"),
+        "_pyinfra_ssh_known_hosts_file": str(folder / "known_hosts"),
+        "_pyinfra_ssh_strict_host_key_checking": "no",
+    }
+    return cast(RackConnector, connector)
+
+
+@pytest.mark.parametrize("via", ["tailnet", "lan"])
+@pytest.mark.parametrize(("answers", "address"), [("tailnet", TAILNET), ("lan", LAN)])
+def test_a_new_login_takes_the_way_it_is_asked_for_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, via: str, answers: str, address: str
+) -> None:
+    other: Any = "lan" if answers == "tailnet" else "tailnet"
+    with _sshd(address) as port:
+        connector = _logged_in(monkeypatch, via, port, tmp_path)
+        connector.new_login(cast(connectors.Path, answers))
+        with pytest.raises(ConnectError, match=f"a new login by the {other} failed"):
+            connector.new_login(other)
+        # Unless it is asked for one: then the way of the present connection.
+        if via == answers:
+            connector.new_login()
+        else:
+            with pytest.raises(ConnectError, match=f"a new login by the {via} failed"):
+                connector.new_login()
+
+
+def test_a_new_login_that_can_run_nothing_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with _sshd(TAILNET, status=1) as port:
+        connector = _logged_in(monkeypatch, "tailnet", port, tmp_path)
+        with pytest.raises(ConnectError, match="could not run a command"):
+            connector.new_login()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from pyinfra.api import FunctionCommand
+from pyinfra.api import FunctionCommand, StringCommand
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from facts.host_files import PathState, PathStates
 from facts.ssh import Home, Sshd, SshState
 from holdfast import ssh
+from holdfast.connector import RackConnector
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import sshd
@@ -183,3 +188,153 @@ def test_paramiko_finds_a_common_set() -> None:
         ("MACs", transport._preferred_macs),
     ):
         assert set(offered[keyword].split(",")) & set(known), keyword
+
+
+_SYSTEMD_RUN = """#!/bin/sh
+while [ "${{1#--}}" != "$1" ]; do
+    case $1 in --on-active=*) seconds=${{1#*=}} ;; esac
+    shift
+done
+[ ! -e {0}/timer ] || exit 1
+echo "$*" > {0}/timer
+echo "$seconds" > {0}/seconds
+"""
+_SYSTEMCTL = """#!/bin/sh
+case "$*" in
+"is-active --quiet holdfast-ssh-rollback.timer") [ -e {0}/timer ] ;;
+"is-active --quiet ssh.socket") exit 3 ;;
+"stop holdfast-ssh-rollback.timer") rm -f {0}/timer ;;
+"reload-or-restart ssh.service") cp {0}/00-holdfast.conf {0}/in-force ;;
+esac
+"""
+_SSHD = """#!/bin/sh
+cat {0}/in-force
+"""
+
+
+@dataclass
+class Armed(LocalHost):
+    """This machine with an sshd that reads one drop-in, and timers that wait for the test."""
+
+    folder: Path = Path()
+    connector: Any = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.programs = self.folder / "bin"
+        self.programs.mkdir()
+        for name, text in {
+            "systemd-run": _SYSTEMD_RUN,
+            "systemctl": _SYSTEMCTL,
+            "sshd": _SSHD,
+            "logger": "#!/bin/sh\n",
+        }.items():
+            program = self.programs / name
+            program.write_text(text.format(self.folder) if "{0}" in text else text)
+            program.chmod(0o755)
+        self.write("old")
+        self.sh("systemctl reload-or-restart ssh.service")
+
+    @property
+    def drop_in(self) -> Path:
+        return self.folder / "00-holdfast.conf"
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "authorized_keys"
+
+    @property
+    def new(self) -> Path:
+        """A file that was not there before the change."""
+        return self.folder / "its keys"
+
+    def write(self, text: str) -> None:
+        self.drop_in.write_text(f"{text} directive\n")
+        self.keys.write_text(f"{text} key\n")
+        self.keys.chmod(0o600)
+
+    def sh(self, command: str) -> None:
+        done = self._run(command)
+        assert done.returncode == 0, done.stderr
+
+    def change(self, text: str) -> None:
+        """What the operation does up to its proof."""
+        self.sh(sshd._arm([str(each) for each in (self.drop_in, self.keys, self.new)]))
+        self.write(text)
+        self.keys.chmod(0o644)
+        self.new.write_text("a stranger's key\n")
+        self.sh(sshd._RELOAD)
+
+    def run_shell_command(self, command: StringCommand, **_: Any) -> tuple[bool, Any]:
+        done = self._run(command.get_raw_value())
+        output = SimpleNamespace(stdout_lines=done.stdout.splitlines(), stderr=done.stderr)
+        return done.returncode == 0, output
+
+    def prove(self, *wanted: tuple[str, str]) -> bool:
+        return sshd._prove(cast(State, None), cast(Host, self), set(wanted))
+
+    def run_out(self) -> None:
+        """The timer runs out."""
+        command = (self.folder / "timer").read_text()
+        (self.folder / "timer").unlink()
+        self.sh(command)
+
+    @property
+    def is_as_before(self) -> bool:
+        return (
+            self.drop_in.read_text() == "old directive\n" == (self.folder / "in-force").read_text()
+            and self.keys.read_text() == "old key\n"
+            and self.keys.stat().st_mode & 0o777 == 0o600
+            and not self.new.exists()
+        )
+
+
+@pytest.fixture
+def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Armed:
+    monkeypatch.setattr(sshd, "_ROLLBACK", str(tmp_path / "run" / "ssh-rollback"))
+    return Armed(folder=tmp_path)
+
+
+def test_what_no_login_proves_is_undone_by_the_timer(armed: Armed) -> None:
+    armed.change("new")
+    assert not armed.is_as_before
+    kept = [*(armed.folder / "run").iterdir(), armed.folder / "run"]
+    assert {path.stat().st_mode & 0o077 for path in kept} == {0}
+    assert 60 <= int((armed.folder / "seconds").read_text()) <= 300
+    armed.run_out()
+    assert armed.is_as_before
+
+
+def test_a_second_change_before_a_proof_is_undone_to_what_was_proved(armed: Armed) -> None:
+    armed.change("new")
+    armed.change("newer")
+    armed.run_out()
+    assert armed.is_as_before
+
+
+def test_what_was_proved_stays(armed: Armed) -> None:
+    armed.change("new")
+    assert armed.prove(("new", "directive"))
+    assert not (armed.folder / "timer").exists()
+    assert list((armed.folder / "run").iterdir()) == [], "a copy of keys was left behind"
+    assert armed.drop_in.read_text() == "new directive\n"
+
+
+def test_what_sshd_does_not_obey_is_undone_at_once(armed: Armed) -> None:
+    armed.change("new")
+    assert not armed.prove(("newer", "directive"))
+    assert armed.is_as_before
+    assert not (armed.folder / "timer").exists()
+
+
+def test_a_login_that_fails_undoes_the_change_at_once(
+    armed: Armed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new_login(self: RackConnector, path: str | None = None) -> None:
+        raise ConnectError("a new login failed")
+
+    monkeypatch.setattr(RackConnector, "new_login", new_login)
+    armed.connector = RackConnector.__new__(RackConnector)
+    armed.change("new")
+    assert not armed.prove(("new", "directive"))
+    assert armed.is_as_before

@@ -42,13 +42,16 @@ STILL_OPEN = dataclasses.replace(RACK, v4=_with_lan_ssh(4, RACK.v4), v6=_with_la
 
 @dataclasses.dataclass
 class Connector:
-    """A way in that works or does not."""
+    """A way in that works or does not; by ``once`` a single login succeeds."""
 
     open: dict[str | None, bool]
+    once: str = ""
 
     def new_login(self, path: str | None = None) -> None:
         if not self.open[path]:
             raise ConnectError("a new login failed")
+        if path == self.once:
+            self.open[path] = False
 
 
 @dataclasses.dataclass
@@ -166,6 +169,18 @@ def test_lan_ssh_is_withdrawn_after_one() -> None:
     assert done[3:5] == [
         "ufw delete allow in proto tcp from 0.0.0.0/0 to 0.0.0.0/0 port 22",
         "ufw delete allow in proto tcp from ::/0 to ::/0 port 22",
+    ]
+
+
+def test_a_withdrawal_that_the_tailnet_does_not_outlive_is_never_disarmed() -> None:
+    # The present connection still works: it came in before the door was shut.
+    host = _host(STILL_OPEN)
+    host.connector.once = "tailnet"
+    done = _run(ufw.withdraw_lan_ssh, host)
+    assert done[-1] == "FAILED"
+    assert not any("disarm" in command for command in done)
+    assert host.said == [
+        "a new login failed; the host restores its former firewall within 180 seconds."
     ]
 
 
