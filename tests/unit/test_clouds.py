@@ -708,7 +708,6 @@ def test_the_ledger_is_written_out_before_each_backup() -> None:
     assert ledger.DUMP not in plain
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_judges_the_sandboxes_as_declared(tmp_path: Path) -> None:
     units = _units(host())
     for name in (name for name in units if name.endswith(".service")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,6 @@ def test_a_host_without_a_floor_has_no_floor_units() -> None:
         floor.unit_files(settings, RELEASE)
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
     units = {**_units(), "holdfast-notify@.service": alerts.notify_unit()}
     for name in (name for name in units if name.endswith(".service")):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -418,7 +417,6 @@ def test_a_router_and_its_queue_are_declared_services() -> None:
     assert services["queue-work"].data[0].backup == "derived"
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_judges_the_sandboxes_as_declared(tmp_path: Path) -> None:
     units = {**_units(_private()), "holdfast-notify@.service": alerts.notify_unit()}
     for name in (name for name in units if name.endswith(".service")):
