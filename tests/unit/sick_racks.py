@@ -267,6 +267,8 @@ SICK = [
     Sick("fatal bus error", bus_errors(4, fatal=1), "bus_errors", ("gpu-4", "1 fatal")),
     Sick("marginal riser", bus_errors(7, correctable=4200, non_fatal=3), "bus_errors",
         ("gpu-7", "4200 corrected", "marginal riser", "older PCIe generation")),
+    Sick("riser that begins to err", bus_errors(7, correctable=97, non_fatal=3), "bus_errors",
+        ("gpu-7", "97 corrected, 3 uncorrected")),
     Sick("riser that loses lanes and errs", both(pci(2, link_width=4), bus_errors(2, fatal=1)),
         "link_width", ("gpu-2", "linked with x4 ", "riser")),
     # Who holds it.
@@ -405,7 +407,7 @@ WELL: list[tuple[str, RackName, Change]] = [
         xid(0, 154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)"))),
     ("engines in its memory", "hgx8xh100", smi(*range(8), memory_used_mib=76000)),
     ("power limited by software", "rack9x3090", smi(*range(9), throttle=0x4)),
-    ("a few corrected errors", "rack9x3090", bus_errors(3, correctable=12)),
+    ("a few corrected errors", "rack9x3090", bus_errors(3, correctable=96, non_fatal=3)),
     ("a guest's card", "rack9x3090", both(
         card(5, role="passthrough", power_cap_w=None), pci(5, driver="vfio-pci"), unlisted(5))),
     ("a guest's card whose link sleeps", "rack9x3090", both(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from holdfast.fit import Card, EngineSettings, Fit, NotUnderstood, load, plan, table
 from holdfast.fit.__main__ import main
+from holdfast.fit.planner import reserve
 from holdfast.fit.weights import Weights
 
 DATA = Path("tests/unit/data/fit")
@@ -96,6 +97,24 @@ def test_settings_move_the_cache(settings: dict[str, Any], grows: bool) -> None:
     before = planned("qwen3-14b", [RTX_3090]).blocks
     after = planned("qwen3-14b", [RTX_3090], **settings).blocks
     assert (after > before) if grows else (after < before)
+
+
+def test_cards_that_share_a_model_talk_to_one_another_in_memory() -> None:
+    alone = planned("qwen3-14b", [RTX_3090]).cards[0].reserve
+    shared = planned("qwen3-14b", [RTX_3090] * 2).cards[0].reserve
+    assert (shared.context_bytes - alone.context_bytes) / 2**30 == pytest.approx(0.4, abs=0.01)
+
+
+def test_each_expert_that_is_chosen_keeps_its_part_of_a_batch() -> None:
+    settings = EngineSettings(max_num_batched_tokens=16384)
+    model = load(DATA / "deepseek-v3", Weights(total_bytes=1))
+    # By hand: 16 bits of three hidden vectors, and of each of 8 experts one hidden vector (wider
+    # than both its halves) and its inner one.
+    token_bytes = 2 * (3 * 7168 + 8 * (7168 + 2048))
+    assert reserve(model, settings).activation_bytes == 16384 * token_bytes
+    # One dense layer as wide as the model's own first would keep less.
+    dense = replace(model, config={**model.config, "num_experts_per_tok": 0})
+    assert reserve(dense, settings).activation_bytes < 16384 * token_bytes
 
 
 def test_encoders_are_measured_unless_left_out() -> None:

@@ -571,6 +571,21 @@ def test_a_secret_in_the_wrong_place_is_never_shown(path: str, secret: str) -> N
     assert "'...'" in text
 
 
+@pytest.mark.parametrize(
+    "place", ["rack/hostname", "rack/note", "rack/base/locale", "rack/firewall/openings/0/port"]
+)
+def test_a_value_of_env_is_masked_though_it_looks_like_words(
+    place: str, secrets_folder: Path
+) -> None:
+    # Nothing but `.env` tells that this is a secret: neither its key nor its letters do.
+    phrase = "the house by the lake"
+    keep_secrets(secrets_folder, SECRETS | {"FLOOR_API_KEY": f"{phrase} has three doors"})
+    for written in (f"{phrase} has three doors", f"say {phrase} has three doors"):
+        text = "\n".join(refusals_of(spoiled(place, written)))
+        assert "'...'" in text
+        assert phrase not in text
+
+
 def test_no_value_of_env_is_in_any_refusal() -> None:
     data = good()
     for key in ("lan_address", "hostname", "ssh_user", "note"):
