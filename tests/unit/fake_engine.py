@@ -47,8 +47,12 @@ def engine(configuration: Path) -> None:
             self.wfile.write(body.encode())
 
         def do_GET(self) -> None:
-            busy = (HERE / "busy").read_text() if (HERE / "busy").exists() else "0"
-            self._send(f'run{{a="b"}} {busy}\nwait 0.0\n' if self.path == "/metrics" else "ok")
+            running, waiting = (
+                (HERE / file).read_text() if (HERE / file).exists() else "0.0"
+                for file in ("busy", "queued")
+            )
+            gauges = f'run{{a="b"}} {running}\nwait {waiting}\n'
+            self._send(gauges if self.path == "/metrics" else "ok")
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))

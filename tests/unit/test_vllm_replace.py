@@ -182,6 +182,16 @@ def _busy(host: Host) -> None:
     (host.folder / "busy").write_text("2.0")
 
 
+def _one_under_way(host: Host) -> None:
+    host.offer("new")
+    (host.folder / "busy").write_text("1.0")
+
+
+def _one_that_waits(host: Host) -> None:
+    host.offer("new")
+    (host.folder / "queued").write_text("1.0")
+
+
 def _full_disk(host: Host) -> None:
     host.offer("new")
     host.describe(free_mib=1 << 40)
@@ -203,6 +213,8 @@ UNTOUCHED: dict[str, tuple[Callable[[Host], None], str]] = {
     "somebody else holds its cards": (_others_cards, "process 9 has it"),
     "the disk is full": (_full_disk, "MiB to spare"),
     "requests are under way": (_busy, "2 requests are under way"),
+    "one request is under way": (_one_under_way, "1 requests are under way"),
+    "one request waits for its turn": (_one_that_waits, "1 requests are under way"),
 }
 
 
@@ -278,6 +290,42 @@ def test_a_power_cut_ends_with_the_old_model(host: Host, step: str) -> None:
     # The engine's own user must be able to read it.
     assert (host.folder / "chat.yaml").stat().st_mode & 0o777 == 0o644
     assert host.step in ("rolled back", "given up")
+
+
+class _PowerCut(BaseException):
+    """The end of everything, which nothing can catch."""
+
+
+@pytest.mark.parametrize("write", range(1, 5))
+def test_a_power_cut_at_any_write_of_a_swap_ends_with_the_old_model(
+    host: Host, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    host.offer("new")
+    job = replace_program.read_job("chat", host.folder / "jobs")
+    replacement = replace_program.Replacement(job, host.folder / "state")
+    replacement.note("held")
+    writes = iter(range(1, 5))
+    real_write, real_replace = replace_program.write_whole, Path.replace
+
+    def write_whole(path: Path, text: str) -> None:
+        if next(writes) == write:
+            raise _PowerCut
+        real_write(path, text)
+
+    def replace(path: Path, target: Path) -> Path:
+        if next(writes) == write:
+            raise _PowerCut
+        return real_replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replace_program, "write_whole", write_whole)
+        patch.setattr(Path, "replace", replace)
+        # The fourth is the one after the last: everything is written and nothing is proved.
+        with contextlib.suppress(_PowerCut):
+            replacement._swap()
+    assert next(writes, None) == (write + 1 if write < 4 else 4)
+    replacement.recover()
+    assert "models/old" in (host.folder / "chat.yaml").read_text()
 
 
 def test_a_power_cut_after_the_proof_ends_with_the_new_model(host: Host) -> None:
