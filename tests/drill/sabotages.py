@@ -135,6 +135,12 @@ HARDENING = (
         "systemctl start auditd",
     ),
     Sabotage(
+        "nothing is put on record any more",
+        ("hardening::a_change_of_configuration_is_on_record",),
+        "auditctl -D",
+        "augenrules --load",
+    ),
+    Sabotage(
         "no program is confined",
         ("hardening::programs_are_confined",),
         "mount --bind /dev/null /sys/kernel/security/apparmor/profiles",
