@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socketserver
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 
 from facts.egress import DROP_IN, TierDropIns
 from holdfast import alerts, egress, egress_program
+from holdfast.egress_program import Loaded
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from holdfast.settings import HostSettings
 from tests.unit.site_data import good
@@ -323,6 +328,55 @@ def test_a_container_that_the_rules_do_not_hold_is_told_of(
         "the container remade is on the T1 network vault, whose bridge br-vault is gone:"
         " nothing holds it",
     ]
+
+
+@contextmanager
+def _docker(folder: Path, answer: bytes) -> Iterator[None]:
+    """An engine that says one thing to all who ask who runs."""
+
+    class Engine(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked = self.rfile.readline()
+            status = b"200 OK" if asked.split()[1] == b"/containers/json" else b"404 Not Found"
+            self.wfile.write(b"HTTP/1.0 %s\r\n\r\n%s" % (status, answer))
+
+    with socketserver.UnixStreamServer(str(folder / "docker.sock"), Engine) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        (folder / "docker.pid").touch()
+        yield
+        server.shutdown()
+    (folder / "docker.pid").unlink()
+
+
+def test_the_watch_asks_docker_who_is_on_its_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(text="rules", listing="the rules")
+    monkeypatch.setattr(egress_program, "wanted", lambda: loaded.text)
+    monkeypatch.setattr(egress_program, "_listing", lambda: loaded.listing)
+    monkeypatch.setattr(egress_program, "_counts", dict)
+    for name in ("NETWORKS", "LINKS", "DOCKER", "DOCKER_RUNS"):
+        files = {"DOCKER": "docker.sock", "DOCKER_RUNS": "docker.pid"}
+        monkeypatch.setattr(egress_program, name, str(tmp_path / files.get(name, name)))
+
+    def told(answer: bytes, **networks: str) -> list[str]:
+        (tmp_path / "NETWORKS").write_text(json.dumps(networks))
+        (tmp_path / "docker.sock").unlink(missing_ok=True)
+        with _docker(tmp_path, answer):
+            return list(egress_program._problems(loaded))
+
+    page = {"Names": ["/page"], "NetworkSettings": {"Networks": {"home": {}, "lab": {}}}}
+    (tmp_path / "LINKS").mkdir()
+    (tmp_path / "LINKS" / "br-home").touch()
+    (sentence,) = told(json.dumps([page]).encode(), home="br-home")
+    assert sentence.startswith("the container page is on the T1 network home and on lab")
+    # Where Docker says nothing that can be read, that is told: silence is not innocence.
+    (sentence,) = told(b"not json", home="br-home")
+    assert sentence.startswith("Docker does not tell who is on the networks of T1")
+    assert told(b"not json") == [], "no network of this host is T1's"
+    # An engine that is stopped has no containers, and is not started by a question.
+    (tmp_path / "NETWORKS").write_text(json.dumps({"home": "br-home"}))
+    assert list(egress_program._problems(loaded)) == []
 
 
 def test_a_users_ids_are_its_own_and_those_it_was_lent() -> None:

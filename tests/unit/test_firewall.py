@@ -133,6 +133,12 @@ def _without(state: FirewallState, *lines: str) -> FirewallState:
 def test_what_is_gone_from_the_kernel_comes_back(rack: FirewallState, gone: str, mend: str) -> None:
     assert {gone} & {*rack.v4.live, *rack.v6.live}, "the recording has no such line"
     assert _plan(_without(rack, gone)) == [mend]
+    # From one address family alone, too: the other's rules are no excuse.
+    less = _without(rack, gone)
+    for family, there in (("v4", rack.v4), ("v6", rack.v6)):
+        if gone in there.live:
+            alone = dataclasses.replace(rack, **{family: getattr(less, family)})
+            assert _plan(alone) == [mend], family
 
 
 def test_a_disabled_ufw_is_enabled_and_nothing_else(rack: FirewallState) -> None:
@@ -241,6 +247,14 @@ class TestSshOnTheLan:
         assert not lan_ssh_wanted(_settings(), rack)
         disabled = dataclasses.replace(rack, options={**rack.options, "ENABLED": "no"})
         assert not lan_ssh_wanted(_settings(), disabled)
+
+    def test_it_stays_closed_whichever_family_shows_that_the_host_is_ours(
+        self, rack: FirewallState
+    ) -> None:
+        for family in ("v4", "v6"):
+            found = getattr(rack, family)
+            alone = dataclasses.replace(rack, **{family: dataclasses.replace(found, rules=())})
+            assert not lan_ssh_wanted(_settings(), alone), family
 
     def test_it_stays_open_until_it_is_withdrawn(self, rack: FirewallState) -> None:
         rule = Hole(4, 22, "tcp", "0.0.0.0/0", None, False, "ssh until the tailnet is proved").rule
@@ -356,6 +370,14 @@ def test_containers_are_no_hole_in_ufw_and_programs_none_in_docker_user(family: 
     assert [rule for rule in rules if "8444" in rule or "41641" in rule] == []
     assert len([rule for rule in rules if "--ctorigdstport 8443" in rule]) == 1
     assert not any("to any port 8443" in command for command in _plan(BARE))
+
+
+def test_a_program_and_a_container_at_one_port_are_two_holes() -> None:
+    opening = {"port": 9000, "sources": ["10.77.0.0/24"], "reason": "first"}
+    openings = [opening, {**opening, "container": True, "reason": "second"}]
+    settings = _settings(firewall={"openings": openings})
+    found = [hole for hole in holes(settings, [], lan_ssh=False) if hole.port == 9000]
+    assert [hole.container for hole in found] == [False, True]
 
 
 def test_two_declarations_of_one_hole_are_one_rule() -> None:
