@@ -56,7 +56,7 @@ _HEAD = "a line that is not on all says on which"
 _SCRIPT_LINES = 25
 """From so many lines on a command is a script, for which its checksum stands."""
 _MARK = "# template {}."
-_MARKED = re.compile(r"# template (\S+)\.(?=\s|$)")
+MARKED = re.compile(r"# template (\S+)\.(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Plan:
     def __init__(self, machine: BareMachine) -> None:
         self.lines: list[str] = []
         self.texts: list[str] = []
+        self.units: set[tuple[str, str]] = set()
+        """Path and text of each service unit."""
         self._machine = machine
 
     def add(self, operation: str, commands: Iterator[Any]) -> None:
@@ -88,7 +90,7 @@ class Plan:
 
     def templates(self) -> set[str]:
         """The marked templates, of which a byte cannot change without a change of the plan."""
-        return {name for text in self.texts for name in _MARKED.findall(text)}
+        return {name for text in self.texts for name in MARKED.findall(text)}
 
     def _digest(self, text: str) -> str:
         self.texts.append(text)
@@ -129,6 +131,8 @@ class Plan:
         for file in files or []:
             judged = f" if {file.validate}" if file.validate else ""
             own = f"{file.mode} {file.user}:{file.group}"
+            if file.path.endswith(".service"):
+                self.units.add((file.path, file.content))
             yield f"file {file.path} {own} {self._digest(file.content)}{judged}"
         for path in absent or []:
             yield f"no {path}"
@@ -300,8 +304,10 @@ class _Marking(BaseLoader):
         return source, *rest
 
 
-def recorded(found: str | None, only: str | None) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Every plan by its file's name, and the marked templates that each plan holds.
+def recorded(
+    found: str | None, only: str | None
+) -> tuple[dict[str, str], dict[str, list[str]], set[tuple[str, str]]]:
+    """Every plan by its file's name, the marked templates that each holds, and all service units.
 
     Args:
         found: what every machine really runs; what it is declared to run when None.
@@ -310,6 +316,7 @@ def recorded(found: str | None, only: str | None) -> tuple[dict[str, str], dict[
     texts = {"verbs.txt": _text("what the generic verbs run, by a sample each", verbs())}
     ask_verbs()
     holds: dict[str, list[str]] = {}
+    services: set[tuple[str, str]] = set()
     for inventory, distributions in INVENTORIES.items():
         if only not in (None, inventory):
             continue
@@ -318,13 +325,14 @@ def recorded(found: str | None, only: str | None) -> tuple[dict[str, str], dict[
             if inventory == "drill":
                 _prepare_lab(distribution)
             for host, plan in plans(inventory, distribution, found or distribution).items():
+                services |= plan.units
                 hosts.setdefault(host, {})[distribution] = plan
         for host, each in hosts.items():
             file = f"{inventory}-{host}.txt"
             head = f"{host} of inventories/{inventory}.py on {' '.join(each)}; {_HEAD}"
             texts[file] = _text(head, merged({on: plan.lines for on, plan in each.items()}))
             holds[file] = sorted(set().union(*(plan.templates() for plan in each.values())))
-    return texts, holds
+    return texts, holds, services
 
 
 def _text(head: str, lines: list[str]) -> str:
@@ -357,6 +365,9 @@ def main() -> None:
     parser.add_argument("--only", help="one inventory, by name")
     parser.add_argument("--mark", help="a template that gets a comment, or all; tells who holds it")
     parser.add_argument("--found", help="what every machine really runs")
+    parser.add_argument(
+        "--units", action="store_true", help="tells path and text of each service unit"
+    )
     arguments = parser.parse_args()
     os.chdir(ROOT)
     if arguments.mark:
@@ -365,13 +376,15 @@ def main() -> None:
         environment.loader = _Marking(environment.loader, arguments.mark)
     with tempfile.TemporaryDirectory() as folder:
         _prepare_secrets(Path(folder))
-        texts, holds = recorded(arguments.found, arguments.only)
+        texts, holds, services = recorded(arguments.found, arguments.only)
     if not arguments.only:
         for old in arguments.into.glob("*.txt"):
             old.unlink()
     for file, text in texts.items():
         (arguments.into / file).write_text(text)
-    if arguments.mark:
+    if arguments.units:
+        print(json.dumps(sorted(services)))
+    elif arguments.mark:
         print(json.dumps(holds))
 
 
