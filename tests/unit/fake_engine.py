@@ -1,8 +1,9 @@
 """An engine, its unit and its door, small enough for a test: real processes on real Unix sockets.
 
 `python fake_engine.py engine CONFIGURATION` serves what the configuration's model folder holds; a
-file ``garbage`` makes it answer nonsense, ``never-ready`` makes it exit. `... systemctl VERB UNIT`
-does what systemd does to that one unit; `... door SOCKET FILE` keeps the last word it was sent.
+file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
+makes it exit. `... systemctl VERB UNIT` does what systemd does to that one unit; `... door SOCKET
+FILE` keeps the last word it was sent.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def engine(configuration: Path) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         def _send(self, body: str) -> None:
-            self.send_response(200)
+            told = self.headers.get("Authorization")
+            self.send_response(
+                200 if told == f"Bearer {(HERE / 'key').read_text().strip()}" else 401
+            )
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -57,7 +61,8 @@ def engine(configuration: Path) -> None:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             words = "" if (folder / "garbage").exists() else folder.name
-            self._send(json.dumps({"model": "chat", "choices": [{"text": words}]}))
+            name = "another" if (folder / "misnamed").exists() else "chat"
+            self._send(json.dumps({"model": name, "choices": [{"text": words}]}))
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -129,7 +129,7 @@ class Host:
         """The model that answers; empty where none does."""
         with contextlib.suppress(OSError):
             connection = UnixConnection(str(self.folder / "http.sock"), 10)
-            connection.request("POST", "/v1/completions", "{}")
+            connection.request("POST", "/v1/completions", "{}", {"Authorization": "Bearer a-key"})
             answer = json.loads(connection.getresponse().read())
             return str(answer["choices"][0]["text"])
         return ""
@@ -240,6 +240,7 @@ def test_now_does_not_wait(host: Host) -> None:
 ROLLED_BACK = {
     "it never gets ready": ({"never_ready": ""}, "true", "does not start"),
     "it answers garbage": ({"garbage": ""}, "true", "it answers a request with HTTP 200"),
+    "it answers to another name": ({"misnamed": ""}, "true", "it answers a request with HTTP 200"),
     "memory is not released": (
         {},
         '[ -n "$BESIDES" ] || { echo process 7 has it >&2; exit 1; }',
