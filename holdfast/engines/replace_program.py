@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Give an engine another configuration, and the one before it back if that does not serve.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Show what a set of cards is for, and give it to another mode or back.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
