@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -32,8 +34,9 @@ from holdfast.gpu import driver
 from holdfast.registry import engine_service, engines
 from holdfast.render import render
 from holdfast.settings import HostSettings
+from tests.drill.converge import PYINFRA
 from tests.lab.container_machine import ContainerMachine
-from tests.lab.images import ensure_image
+from tests.lab.images import OPERATOR, ensure_image, lab_key
 from tests.lab.machine import Spec
 from tests.unit import test_gpu_driver, test_vllm
 
@@ -44,6 +47,7 @@ pytestmark = [
 
 SPEC = Spec("rooted", variant="rack", host_number=11, memory_mib=2048, cpus=2)
 PATIENCE_SECONDS = 120
+ROOT = Path(__file__).resolve().parents[2]
 INSTALL = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y"
 ENVIRONMENT = test_vllm.ENVIRONMENT
 
@@ -240,3 +244,112 @@ def test_cards_are_told_their_driver_and_nothing_else_is_told_anything(
     after = box.succeed(f"systemctl show --property=After --value {driver.VFIO_UNIT}").split()
     early = {"modprobe@vfio_pci.service", "system.slice", "systemd-journald.socket"}
     assert set(after) == early
+
+
+STRANGER = (
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f stranger"
+)
+_HOME = f"/home/{OPERATOR}/.ssh"
+
+
+@pytest.fixture
+def logins(box: ContainerMachine) -> ContainerMachine:
+    """A machine as it is before the first deploy: keys lie in homes."""
+    own = lab_key().with_suffix(".pub").read_text()
+    box.succeed(
+        "rm -rf /etc/holdfast/ssh /etc/ssh/sshd_config.d/00-holdfast.conf /etc/victim"
+        f" {_HOME} && install -d -o {OPERATOR} -g {OPERATOR} -m 700 {_HOME}"
+        " && install -d -m 755 /etc/victim && systemctl reload-or-restart ssh"
+    )
+    write(box, f"{_HOME}/authorized_keys", f"{own}{STRANGER}\n", "600")
+    box.succeed(f"chown {OPERATOR}: {_HOME}/authorized_keys")
+    box.wait_for_ssh(PATIENCE_SECONDS)
+    return box
+
+
+def deploy_ssh(box: ContainerMachine, folder: Path, *keys: str) -> subprocess.CompletedProcess[str]:
+    """Deploy SSH with these keys of the operator, by the operator's login."""
+    host = {
+        "hostname": "rooted",
+        "distribution": "debian13",
+        "interfaces": {"eth0": {"role": "lan"}},
+        "ssh_hostname": "127.0.0.1",
+        "ssh_port": box.ssh_port,
+        "ssh_user": OPERATOR,
+        "ssh_key": str(lab_key()),
+        "ssh_known_hosts_file": str(folder / "known_hosts"),
+        "_sudo": True,
+        "tailnet": None,
+        "ssh": {"lan_access": "keep", "authorised_keys": {OPERATOR: [*keys]}},
+    }
+    inventory = folder / "inventory.py"
+    inventory.write_text(f"hosts = [('@rack/rooted', {host!r})]\n")
+    return subprocess.run(
+        [PYINFRA, "-y", str(inventory), "tests/lab/ssh_site.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYINFRA_PROGRESS": "off", "HOLDFAST_SECRETS": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+def test_keys_move_to_roots_own_folder_and_homes_are_left_alone(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    before = logins.succeed(f"sha256sum {_HOME}/authorized_keys")
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"~{OPERATOR}/.ssh/authorized_keys no longer" in said
+    assert logins.succeed(f"sha256sum {_HOME}/authorized_keys") == before
+    assert logins.succeed(f"cat /etc/holdfast/ssh/{OPERATOR}") == f"{own}\n"
+    # Nothing is left to do, and it is said once.
+    again = deploy_ssh(logins, tmp_path, own)
+    assert again.returncode == 0, again.stderr
+    assert "no longer" not in again.stderr
+    # A key that only the home holds is none, and that of a user whom nobody named still is.
+    where = "sshd -T -C user={},host=a,addr=192.0.2.1 | sed -n 's/^authorizedkeysfile //p'"
+    assert logins.succeed(where.format(OPERATOR)) == "/etc/holdfast/ssh/%u\n"
+    assert logins.succeed(where.format("root")).startswith(".ssh/authorized_keys")
+
+
+def test_a_home_that_leads_elsewhere_gives_nothing_away(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    logins.succeed(f"mv {_HOME} /run/kept && ln -s /etc/victim {_HOME}")
+    # The key that this login comes by is where the link leads: root's folder, readable to all.
+    logins.succeed("install -m 644 /run/kept/authorized_keys /etc/victim")
+    logins.succeed(f"chown -h {OPERATOR}: {_HOME}")
+    done = deploy_ssh(logins, tmp_path, own)
+    assert logins.succeed("stat -c '%U %a' /etc/victim /etc/victim/*") == "root 755\nroot 644\n"
+    assert done.returncode == 0, done.stderr
+    logins.succeed(f"rm -rf /run/kept {_HOME}")
+
+
+def test_a_pipe_in_place_of_keys_keeps_no_deploy_waiting(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    # sshd itself does not wait for a pipe; it looks into the second file.
+    logins.succeed(
+        f"mv {_HOME}/authorized_keys {_HOME}/authorized_keys2 && mkfifo {_HOME}/authorized_keys"
+    )
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
+
+
+def test_keys_that_do_not_let_the_operator_in_are_taken_back(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    done = deploy_ssh(logins, tmp_path, STRANGER)
+    assert done.returncode != 0
+    assert "the former configuration is back in force" in done.stderr
+    logins.fail(f"ls /etc/holdfast/ssh/{OPERATOR}")
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
