@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from facts.firewall import BLOCK_BEGIN, BLOCK_END, ROLLBACK_STATE
+from holdfast.engines import bench
+from holdfast.engines.throughput import Load
 from holdfast.engines.units import (
     DEVICES,
     MEMORY_PROGRAM,
@@ -23,7 +25,7 @@ from holdfast.engines.units import (
     files,
     memory_program_text,
 )
-from holdfast.engines.vllm import VLLM
+from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.firewall import (
     DOCKER_USER_SCRIPT,
     ROLLBACK_SCRIPT,
@@ -31,6 +33,7 @@ from holdfast.firewall import (
     rollback_unit,
 )
 from holdfast.gpu import driver
+from holdfast.python_environment import directory
 from holdfast.registry import engine_service, engines
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -75,17 +78,33 @@ def write(box: ContainerMachine, path: str, text: str, mode: str = "644") -> Non
 
 
 @pytest.fixture(scope="module")
-def engine(box: ContainerMachine, tmp_path_factory: pytest.TempPathFactory) -> EngineNames:
-    """An engine on a card, whose program sleeps, and a driver that shows the card."""
+def description(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a plan is told of a model."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(test_vllm.LLAMA))
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": 16_060_522_496}, "weight_map": {}})
     )
-    settings = test_vllm._settings(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(box: ContainerMachine, description: Path) -> EngineNames:
+    """An engine on a card, whose program sleeps, and a driver that shows the card."""
+    settings = test_vllm._settings(description)
     names = EngineNames(VLLM, engines(settings)[0])
     _install(box, settings, names)
     return names
+
+
+@pytest.fixture(scope="module")
+def measured(description: Path) -> str:
+    """The script that measures that engine; its own environment stands for the pinned one."""
+    settings = test_vllm._settings(description)
+    text = bench.script(settings, engines(settings)[0], Load())
+    assert settings.vllm
+    own = directory(VLLM.name, lock_of(settings.vllm).read_text(), settings.distribution)
+    return text.replace(own, ENVIRONMENT)
 
 
 def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) -> None:
@@ -353,3 +372,38 @@ def test_keys_that_do_not_let_the_operator_in_are_taken_back(
     own = lab_key().with_suffix(".pub").read_text().strip()
     done = deploy_ssh(logins, tmp_path, own)
     assert done.returncode == 0, done.stderr
+
+
+_CLIENT = """#!/bin/sh
+[ "$1" = bench ] || exec sleep infinity
+while [ "$1" != --result-dir ]; do shift; done
+cd "$2" && {attack} || exit 1
+"""
+_ATTACKS = {
+    "its result is another's file": "ln -s /etc/shadow result.json",
+    "its folder is another's": 'f=$PWD; cd / && rm -r "$f" && ln -s /etc/victim "$f"',
+}
+
+
+@pytest.mark.parametrize("attack", _ATTACKS)
+def test_a_bench_gives_an_engine_nothing_of_roots(
+    box: ContainerMachine, engine: EngineNames, measured: str, attack: str
+) -> None:
+    user = engine_service(VLLM.name, engine.engine).user
+    box.succeed("rm -rf /etc/victim && mkdir /etc/victim && echo secret > /etc/victim/result.json")
+    box.succeed(f"chmod 600 /etc/victim/*; install -d -o {user} -m 700 /var/cache/{engine.stem}")
+    write(box, f"{ENVIRONMENT}/bin/vllm", _CLIENT.format(attack=_ATTACKS[attack]), "755")
+    done = box.run(measured)
+    assert done.returncode != 0
+    assert "root:" not in done.stdout + done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    assert box.succeed("stat -c '%U %a' /etc/victim; ls /etc/victim") == "root 755\nresult.json\n"
+
+
+def test_a_bench_prints_its_result_and_leaves_nothing(
+    box: ContainerMachine, engine: EngineNames, measured: str
+) -> None:
+    printf = """printf '{"a":\\n1}\\n' > result.json"""
+    write(box, f"{ENVIRONMENT}/bin/vllm", _CLIENT.format(attack=printf), "755")
+    assert box.succeed(measured).splitlines()[0] == '{"a":1}'
+    box.fail(f"ls -d /run/holdfast-bench.* /var/cache/{engine.stem}/*")
