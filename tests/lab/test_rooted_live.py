@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from facts.firewall import BLOCK_BEGIN, BLOCK_END, ROLLBACK_STATE
-from holdfast.engines import bench
 from holdfast.engines.throughput import Load
 from holdfast.engines.units import (
     DEVICES,
@@ -25,7 +24,7 @@ from holdfast.engines.units import (
     files,
     memory_program_text,
 )
-from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.engines.vllm import VLLM
 from holdfast.firewall import (
     DOCKER_USER_SCRIPT,
     ROLLBACK_SCRIPT,
@@ -33,7 +32,6 @@ from holdfast.firewall import (
     rollback_unit,
 )
 from holdfast.gpu import driver
-from holdfast.python_environment import directory
 from holdfast.registry import engine_service, engines
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -98,13 +96,18 @@ def engine(box: ContainerMachine, description: Path) -> EngineNames:
 
 
 @pytest.fixture(scope="module")
-def measured(description: Path) -> str:
-    """The script that measures that engine; its own environment stands for the pinned one."""
-    settings = test_vllm._settings(description)
-    text = bench.script(settings, engines(settings)[0], Load())
-    assert settings.vllm
-    own = directory(VLLM.name, lock_of(settings.vllm).read_text(), settings.distribution)
-    return text.replace(own, ENVIRONMENT)
+def measured(engine: EngineNames) -> str:
+    """The script that measures that engine."""
+    return render(
+        "vllm/bench.sh.j2",
+        names=engine,
+        user=engine_service(VLLM.name, engine.engine).user,
+        cards=test_vllm.UUIDS[:1],
+        environment=ENVIRONMENT,
+        folder="/var/lib/holdfast/models/llama",
+        load=Load(),
+        result_bytes=1000,
+    )
 
 
 def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) -> None:
