@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,20 +68,11 @@ def listening(server: socket.socket, answer: Answer) -> Iterator[None]:
 def replacement(folder: Path) -> Replacement:
     """Of an engine that listens in ``folder``."""
     (folder / "key").write_text("a-key\n")
-    job = Job(
-        name="chat",
-        unit="chat.service",
-        socket=str(folder / "http.sock"),
-        doors=[],
-        configuration=str(folder / "chat.yaml"),
-        cache=str(folder),
-        question=["/v1/completions", {}],
-        model="chat",
-        key=str(folder / "key"),
-        running_metric="run",
-        waiting_metric="wait",
-    )
-    return Replacement(job, folder / "state")
+    told: dict[str, Any] = {
+        field.name: "" for field in fields(Job) if MISSING is field.default is field.default_factory
+    }
+    told |= {"name": "chat", "socket": str(folder / "http.sock"), "key": str(folder / "key")}
+    return Replacement(Job(**told), folder / "state")
 
 
 def unix(path: Path) -> socket.socket:
