@@ -61,6 +61,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
     try:
         machine.start()
         machine.wait_for_boot(PATIENCE_SECONDS)
+        machine.wait_for_ssh(PATIENCE_SECONDS)
         machine.succeed(f"{INSTALL} curl iptables python3 ufw", timeout_seconds=300)
         yield machine
     finally:
@@ -256,7 +257,8 @@ def test_cards_are_told_their_driver_and_nothing_else_is_told_anything(
 ) -> None:
     # Cards are the controller's own here: what would be written is asked for, and not written. The
     # container cannot write there itself, so a fresh view of them takes the place of its own.
-    box.succeed("mount -t sysfs sysfs /sys")
+    box.succeed("mount -t sysfs sysfs /mnt")
+    box.succeed("for part in bus devices; do mount --bind /mnt/$part /sys/$part; done")
     write(box, driver.VFIO, driver.files(test_gpu_driver.WITH_GUEST)[driver.VFIO])
     write(box, driver.VFIO_PROGRAM, _REACHES, "755")
     box.succeed(f"systemctl daemon-reload && systemctl restart {driver.VFIO_UNIT}")
@@ -269,7 +271,7 @@ def test_cards_are_told_their_driver_and_nothing_else_is_told_anything(
     after = box.succeed(f"systemctl show --property=After --value {driver.VFIO_UNIT}").split()
     early = {"modprobe@vfio_pci.service", "system.slice", "systemd-journald.socket"}
     assert set(after) == early
-    box.succeed("umount /sys")
+    box.succeed("umount /sys/bus /sys/devices /mnt")
 
 
 STRANGER = (
