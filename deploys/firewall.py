@@ -5,15 +5,17 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD, ROLLBACK_STATE
-from holdfast import alerts
-from holdfast.firewall import DOCKER_USER_SCRIPT, ROLLBACK_SCRIPT
+from holdfast.firewall import (
+    DOCKER_USER_SCRIPT,
+    ROLLBACK_SCRIPT,
+    ROLLBACK_UNIT,
+    rollback_unit,
+)
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import host_files, packages, ufw, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
-
-ROLLBACK_UNIT = "holdfast-firewall-rollback.service"
 
 
 @deploy("Firewall")
@@ -22,7 +24,6 @@ def apply(settings: HostSettings) -> None:
     # ufw's package conflicts with iptables-persistent, which would bring old rules back at boot.
     packages.present(name="Install ufw", packages=["ufw"])
     markers = {"begin": BLOCK_BEGIN, "end": BLOCK_END}
-    unit_path = f"/etc/systemd/system/{ROLLBACK_UNIT}"
     host_files.place(
         name="Write the firewall's guards",
         directories=[HostDirectory("/usr/local/lib/holdfast")],
@@ -39,20 +40,13 @@ def apply(settings: HostSettings) -> None:
                     "firewall/firewall-rollback.j2",
                     state=ROLLBACK_STATE,
                     docker_user=DOCKER_USER_SCRIPT,
+                    unit=ROLLBACK_UNIT,
                     **markers,
                 ),
                 mode="755",
                 validate="sh -n {}",
             ),
-            HostFile(
-                unit_path,
-                render(
-                    f"firewall/{ROLLBACK_UNIT}.j2",
-                    state=ROLLBACK_STATE,
-                    script=ROLLBACK_SCRIPT,
-                    on_failure=alerts.ON_FAILURE,
-                ),
-            ),
+            HostFile(f"/etc/systemd/system/{ROLLBACK_UNIT}", rollback_unit()),
         ],
     )
     units.settle(

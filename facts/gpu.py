@@ -118,7 +118,7 @@ class GpuSamples(FactBase[Samples]):
         """Build the probe, which watches for ``seconds``."""
         return (
             f"timeout --kill-after=5 {seconds + 60:.0f}"
-            f" python3 -c {quote(_program())} {seconds} 2>&1; true"
+            f" python3 -I -c {quote(_program())} {seconds} 2>&1; true"
         )
 
     @staticmethod

@@ -15,14 +15,6 @@ ROLLBACK_UNIT = "holdfast-ssh-rollback"
 
 
 @dataclass(frozen=True)
-class Home:
-    """Where a user's keys belong."""
-
-    path: str
-    group: str
-
-
-@dataclass(frozen=True)
 class SshState:
     """What `Sshd` found.
 
@@ -40,15 +32,20 @@ class SshState:
     has_strong_moduli: bool
     passwordless: frozenset[str]
     """Accounts whose password is empty."""
-    homes: dict[str, Home]
+    keyed: dict[str, int]
+    """Users who have a file of keys in root's folder for them, to its size in bytes."""
+    key_files: dict[str, str]
+    """Each of them and of the users asked for, to where sshd looks for that user's keys."""
 
 
 class Sshd(FactBase[SshState]):
     """Everything `ssh` asks of a host, in one remote command."""
 
-    def command(self, host_key: str, moduli: str, users: list[str]) -> str:
-        """Build the probe for this host key, this file of moduli and these users' homes."""
+    def command(self, host_key: str, moduli: str, keys: str, users: list[str]) -> str:
+        """Build the probe for this host key, file of moduli, folder of keys, and these users."""
         people = " ".join(map(shlex.quote, users))
+        # A name that is no user's is none of ours.
+        listed = f"(cd {keys} && stat --format='%n %s' * | grep -x '[a-z_][a-z0-9_-]* [0-9]*')"
         questions = {
             "effective": "sshd -T",
             "read": "systemctl show --timestamp=us+utc --property=StateChangeTimestamp --value ssh",
@@ -64,9 +61,12 @@ class Sshd(FactBase[SshState]):
             "key": f"ls {host_key}",
             "moduli": f"test -s {moduli} && awk '$5 < 3071 {{ exit 1 }}' {moduli} && echo strong",
             "passwordless": "awk -F: '$2 == \"\" { print $1 }' /etc/shadow",
-            "homes": (
-                f"for u in {people}; do"
-                ' getent passwd "$u" | cut -d: -f1,6 | tr "\\n" :; id -gn "$u"; done'
+            "keyed": listed,
+            "key-files": (
+                f"for u in $({{ printf '%s\\n' {people}; {listed} | cut -d ' ' -f 1; }}"
+                " | sort -u); do"
+                ' echo "$u $(sshd -T -C "user=$u,host=stranger,addr=192.0.2.1"'
+                " | sed -n 's/^authorizedkeysfile //p')\"; done"
             ),
         }
         return probe(questions)
@@ -77,7 +77,7 @@ class Sshd(FactBase[SshState]):
         read = seconds_of(next(iter(sections["read"]), ""))
         newest = max(map(float, sections["files"]), default=0.0)
         came_by = next(iter(sections["came-by"]), "").split()
-        homes = (line.split(":") for line in sections["homes"] if line.count(":") == 2)
+        key_files = (line.partition(" ") for line in sections["key-files"])
         pairs = (line.partition(" ") for line in sections["effective"])
         return SshState(
             effective=frozenset((keyword, value) for keyword, _, value in pairs),
@@ -87,5 +87,6 @@ class Sshd(FactBase[SshState]):
             has_host_key=bool(sections["key"]),
             has_strong_moduli=bool(sections["moduli"]),
             passwordless=frozenset(sections["passwordless"]),
-            homes={user: Home(path, group) for user, path, group in homes},
+            keyed={user: int(size) for user, size in map(str.split, sections["keyed"])},
+            key_files={user: path for user, _, path in key_files if user},
         )

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Back up, restore and compare: what holdfast's backup units and an operator run on a host.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads

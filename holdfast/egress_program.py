@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Load the rules that hold services to their tier, and tell who ran into them.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11.

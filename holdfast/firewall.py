@@ -12,7 +12,17 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD, FamilyState, FirewallState
+from facts.firewall import (
+    BLOCK_BEGIN,
+    BLOCK_END,
+    GUARD,
+    ROLLBACK_STATE,
+    FamilyState,
+    FirewallState,
+)
+from holdfast import alerts
+from holdfast.render import render
+from holdfast.sandbox import LOADS_RULES, Directive, sandbox
 from holdfast.services import Listen, Service
 from holdfast.settings import HostSettings, Opening
 
@@ -23,6 +33,8 @@ ANYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
 DOCKER_USER = "DOCKER-USER"
 DOCKER_USER_SCRIPT = "/usr/local/lib/holdfast/docker-user"
 ROLLBACK_SCRIPT = "/usr/local/lib/holdfast/firewall-rollback"
+ROLLBACK_UNIT = "holdfast-firewall-rollback.service"
+"""Restores the last proved firewall: at the deadline of a change, or at a boot before it."""
 
 MARK = "holdfast:"
 """How the comment of every rule begins that is ours."""
@@ -271,6 +283,42 @@ def deletion(rule: str) -> str:
         elif its_port != "any":
             words += ["port", its_port]
     return shlex.join(words)
+
+
+def rollback_unit() -> str:
+    """The text of the unit that restores the last proved firewall.
+
+    What it may not do would lock somebody out: `tests/lab/test_rooted_live.py` has it restore one.
+    """
+    service = Service(name="firewall-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
+    kept = {"RestrictAddressFamilies", "CapabilityBoundingSet"}
+    relaxed = [
+        *(directive for directive in LOADS_RULES if directive.name not in kept),
+        Directive(
+            "RestrictAddressFamilies",
+            "AF_UNIX AF_NETLINK AF_INET AF_INET6",
+            "how the kernel takes rules, from either kind of iptables",
+        ),
+        Directive("CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW", "the same"),
+        Directive("ProcSubset", "all", "whether there is IPv6, and the settings that ufw makes"),
+        *(
+            Directive("ReadWritePaths", f"-{path}", why)
+            for path, why in (
+                ("/etc/ufw", "what it restores"),
+                ("/etc/default", "what it restores"),
+                (ROLLBACK_STATE, "where it is kept"),
+                ("/proc/sys/net", "the settings that ufw makes"),
+                ("/run", "the lock of iptables"),
+            )
+        ),
+    ]
+    return render(
+        f"firewall/{ROLLBACK_UNIT}.j2",
+        state=ROLLBACK_STATE,
+        script=ROLLBACK_SCRIPT,
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Keep requests on disk until an engine answers them, in order, and the answers until fetched.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. The store is

@@ -20,6 +20,12 @@ EXPOSURE_MAX = 2.0
 EXPOSURE_MAX_ROOT = 2.5
 """The same for a unit that must be root, because it reads or restores everyone's files."""
 
+AS_ROOT = (
+    "+/usr/bin/env -i --chdir=/ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+"""Begins a command that a unit runs with full privileges. ``+`` alone would leave it the unit's
+environment and working folder: root's Python then runs what lies in the service's HOME."""
+
 
 @dataclass(frozen=True)
 class Directive:

@@ -84,7 +84,7 @@ class HealthCheck(Model):
 
     url: LocalUrl
     contains: Text
-    """Text that the answer's body must hold."""
+    """Text that the first MiB of the answer's body must hold. A redirection is no answer."""
     timeout_seconds: int = Field(default=30, ge=1, le=600)
 
 

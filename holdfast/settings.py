@@ -113,8 +113,9 @@ class Ssh(Model):
     port: Port = 22
     root_login: Literal["never", "key"] = "never"
     authorised_keys: dict[UserName, list[PublicKey]] = {}
-    """User to the keys that may log in as that user; other keys in the file are removed. A user
-    that is not named keeps its file as it is."""
+    """User to the keys that may log in as that user, and no others: they are in root's
+    `/etc/holdfast/ssh`, and sshd does not read `~/.ssh/authorized_keys` of that user any more. A
+    user that is not named keeps what it has."""
     lan_access: Literal["until-tailnet", "keep"] = "until-tailnet"
     """``until-tailnet`` closes SSH on the LAN once a tailnet login has succeeded."""
     lan_sources: list[Cidr] = []

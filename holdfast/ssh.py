@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from holdfast.settings import HostSettings
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
@@ -10,6 +12,12 @@ HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 MODULI = "/etc/ssh/moduli.holdfast"
 """A copy without the short groups; the original is a configuration file of the package, and an
 edit there would hold its updates back."""
+
+KEYS = "/etc/holdfast/ssh"
+"""The keys of each user whom the inventory names, in a file of root's: whoever has broken into a
+login can neither add a key nor lead root astray by what lies in its home."""
+KEY_FILE = f"{KEYS}/%u"
+"""The same as sshd is told it."""
 
 # ssh-audit's policy for Debian 12 passes with these, and paramiko 4 still finds a common set.
 _KEX = (
@@ -63,6 +71,14 @@ def directives(settings: HostSettings, ports: list[int]) -> list[tuple[str, str]
         ("LogLevel", "VERBOSE"),
         ("DebianBanner", "no"),
     ]
+
+
+def keyed(settings: HostSettings, present: Iterable[str]) -> list[str]:
+    """The users whose keys are read from `KEYS` alone: the declared ones, and those ``present``.
+
+    Who is declared no more keeps the file: what lies in that user's home is older.
+    """
+    return sorted({*settings.ssh.authorised_keys, *present})
 
 
 def in_force(settings: HostSettings, ports: list[int]) -> set[tuple[str, str]]:

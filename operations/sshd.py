@@ -51,32 +51,55 @@ def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand
     Fails, with the former configuration back in force, when the new one is invalid, is overruled
     by the host's main file, or a new login does not succeed.
     """
-    state: SshState = host.get_fact(
-        Sshd,
-        host_key=ssh.HOST_KEY,
-        moduli=ssh.MODULI,
-        users=list(settings.ssh.authorised_keys),
-    )
+    state = _state(host, settings)
     yield from _materials(state)
 
-    ports = ssh.ports(settings, state.came_by)
+    ports, keyed = ssh.ports(settings, state.came_by), ssh.keyed(settings, state.keyed)
     wanted = ssh.in_force(settings, ports)
-    drop_in = render("ssh/sshd.conf.j2", directives=ssh.directives(settings, ports))
-    files = [HostFile(DROP_IN, drop_in, validate=_VALIDATE), *_key_files(settings, state)]
-    changes = list(
-        place._inner(
-            files=files,
-            directories=[
-                HostDirectory(f"{home.path}/.ssh", "700", user, home.group)
-                for user, home in state.homes.items()
-            ],
-        )
+    drop_in = render(
+        "ssh/sshd.conf.j2",
+        directives=ssh.directives(settings, ports),
+        keyed=keyed,
+        key_file=ssh.KEY_FILE,
     )
-    if changes or state.is_outdated or state.is_unproved or not wanted <= state.effective:
+    # Keys before what has sshd read them; sshd reads them as the user.
+    keys = [
+        HostFile(f"{ssh.KEYS}/{user}", "".join(f"{key}\n" for key in own))
+        for user, own in settings.ssh.authorised_keys.items()
+    ]
+    files = [*keys, HostFile(DROP_IN, drop_in, validate=_VALIDATE)]
+    folders = [HostDirectory("/etc/holdfast"), HostDirectory(ssh.KEYS)] if keyed else []
+    changes = list(place._inner(files=files, directories=folders))
+    obeyed = wanted <= state.effective and not _elsewhere(keyed, state.key_files)
+    if changes or state.is_outdated or state.is_unproved or not obeyed:
         yield StringCommand(_arm([file.path for file in files]))
         yield from changes
         yield StringCommand(_RELOAD)
-        yield FunctionCommand(_prove, [wanted], {})
+        moved = [user for user in keyed if user not in state.keyed]
+        yield FunctionCommand(_prove, [settings, wanted, moved], {})
+    for user, size in sorted(state.keyed.items()):
+        if size and user not in settings.ssh.authorised_keys:
+            logger.warning(
+                "%s: ssh.authorised_keys does not name %s any more, who can still log in by the"
+                " keys in %s/%s: empty that file to end that",
+                *(host.name, user, ssh.KEYS, user),
+            )
+
+
+def _elsewhere(keyed: list[str], key_files: dict[str, str]) -> list[str]:
+    """The users whose keys sshd does not look for in root's folder, or not there alone."""
+    return [user for user in keyed if key_files.get(user) != ssh.KEY_FILE]
+
+
+def _state(host: Host, settings: HostSettings) -> SshState:
+    found: SshState = host.get_fact(
+        Sshd,
+        host_key=ssh.HOST_KEY,
+        moduli=ssh.MODULI,
+        keys=ssh.KEYS,
+        users=list(settings.ssh.authorised_keys),
+    )
+    return found
 
 
 def _materials(state: SshState) -> Generator[StringCommand, None, None]:
@@ -89,19 +112,6 @@ def _materials(state: SshState) -> Generator[StringCommand, None, None]:
         )
     for user in sorted(state.passwordless):
         yield StringCommand(f"usermod --password '*' {shlex.quote(user)}")
-
-
-def _key_files(settings: HostSettings, state: SshState) -> list[HostFile]:
-    return [
-        HostFile(
-            path=f"{home.path}/.ssh/authorized_keys",
-            content="".join(f"{key}\n" for key in settings.ssh.authorised_keys[user]),
-            mode="600",
-            user=user,
-            group=home.group,
-        )
-        for user, home in state.homes.items()
-    ]
 
 
 def _arm(paths: list[str]) -> str:
@@ -126,10 +136,25 @@ def _arm(paths: list[str]) -> str:
     )
 
 
-def _prove(state: State, host: Host, wanted: set[tuple[str, str]]) -> bool:
-    """Log in anew; disarm the rollback on success, run it at once otherwise."""
-    failure = _failure(host, wanted)
+def _prove(
+    state: State,
+    host: Host,
+    settings: HostSettings,
+    wanted: set[tuple[str, str]],
+    moved: list[str],
+) -> bool:
+    """Log in once more; disarm the rollback on success, run it at once otherwise.
+
+    ``moved`` are the users whose keys were in their homes before.
+    """
+    failure = _failure(host, settings, wanted)
     if failure is None:
+        for user in moved:
+            logger.warning(
+                "%s: ssh: sshd reads the keys of %s in %s/%s now, and ~%s/.ssh/authorized_keys no"
+                " longer: a key that is only there does not log in any more",
+                *(host.name, user, ssh.KEYS, user, user),
+            )
         return _run(
             host, f"systemctl stop {ROLLBACK_UNIT}.timer; rm -f {_ROLLBACK} {_ROLLBACK}.tar"
         )
@@ -138,7 +163,7 @@ def _prove(state: State, host: Host, wanted: set[tuple[str, str]]) -> bool:
     return False
 
 
-def _failure(host: Host, wanted: set[tuple[str, str]]) -> str | None:
+def _failure(host: Host, settings: HostSettings, wanted: set[tuple[str, str]]) -> str | None:
     okay, output = host.run_shell_command(
         StringCommand("sshd -T"), _sudo=bool(host.data.get("_sudo"))
     )
@@ -150,6 +175,12 @@ def _failure(host: Host, wanted: set[tuple[str, str]]) -> str | None:
         return (
             f"sshd does not obey {DROP_IN}: {keyword} is not {value};"
             " let /etc/ssh/sshd_config begin with Include /etc/ssh/sshd_config.d/*.conf"
+        )
+    found = _state(host, settings)
+    if elsewhere := _elsewhere(ssh.keyed(settings, found.keyed), found.key_files):
+        return (
+            f"sshd looks for keys of {elsewhere[0]} in other places than {ssh.KEYS}:"
+            f" remove AuthorizedKeysFile from what it reads before {DROP_IN}"
         )
     if not isinstance(host.connector, RackConnector):
         return None

@@ -28,6 +28,8 @@ from holdfast.settings import Engine, HostSettings
 from holdfast.storage import checkpoint_folder, checkpoint_path
 
 CSV = Path("benchmarks") / "serving.csv"
+RESULT_BYTES = 16 << 20
+"""How much of the client's result is read; vLLM's holds some figures for each request."""
 
 
 def script(settings: HostSettings, engine: Engine, load: Load) -> str:
@@ -48,6 +50,7 @@ def script(settings: HostSettings, engine: Engine, load: Load) -> str:
         environment=directory(VLLM.name, lock, settings.distribution),
         folder=checkpoint_path(settings.storage, checkpoint),
         load=load,
+        result_bytes=RESULT_BYTES,
     )
 
 

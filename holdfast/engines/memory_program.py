@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Wait until the cards of an engine have the memory that it will claim, before every start of it.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Called with

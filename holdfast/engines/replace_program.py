@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Give an engine another configuration, and the one before it back if that does not serve.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,9 @@ STILL = 3
 """Looks in a row at which an engine must be idle: its gauges lag behind its requests."""
 PAUSE_SECONDS = 1.0
 ASK_SECONDS = 300
+ANSWER_BYTES = 16 << 20
+"""How much of an answer is read. An engine's metrics are some hundred KiB; one that has been broken
+into may answer for ever."""
 
 SWAPPED = "swapped"
 """The only step after which what lies in place is not what last served."""
@@ -115,6 +119,43 @@ def write_whole(path: Path, text: str) -> None:
         os.close(folder)
 
 
+def connect(connection: socket.socket, path: str) -> None:
+    """Connect to the socket at ``path`` itself, which is of whoever owns its folder.
+
+    That is a service, which could put a link there that leads to a socket of root's.
+
+    Raises:
+        OSError: nothing listens there, or another's socket does.
+    """
+    found = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        if os.fstat(found).st_uid != Path(path).parent.stat().st_uid:
+            raise PermissionError(f"{path} is another user's than its folder")
+        connection.connect(f"/proc/self/fd/{found}")
+    finally:
+        os.close(found)
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """End what takes longer, however steadily it moves: a timeout of a socket is for each byte.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+
+    def expire(*_: object) -> None:
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
@@ -126,7 +167,7 @@ class UnixConnection(http.client.HTTPConnection):
         """Connect to the socket's path."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+        connect(self.sock, self.path)
 
 
 class Replacement:
@@ -262,7 +303,7 @@ class Replacement:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
                 # A door that is shut has no admin socket, and nobody to keep out.
                 admin.settimeout(10)
-                admin.connect(door)
+                connect(admin, door)
                 admin.sendall(f"set server engine/engine state {state}\n".encode())
                 admin.recv(4096)
 
@@ -352,9 +393,13 @@ class Replacement:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         try:
             text = json.dumps(body) if body is not None else None
-            connection.request(method, path, text, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(errors="replace")
+            with within(seconds):
+                connection.request(method, path, text, headers)
+                answer = connection.getresponse()
+                read = answer.read(ANSWER_BYTES + 1)
+            if len(read) > ANSWER_BYTES:
+                raise OSError(f"its answer is longer than {ANSWER_BYTES >> 20} MiB")
+            return answer.status, read.decode(errors="replace")
         except http.client.HTTPException as error:
             raise OSError(repr(error)) from error
         finally:

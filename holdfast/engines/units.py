@@ -23,7 +23,7 @@ from holdfast.engines.replace_program import Job
 from holdfast.gpu import limits
 from holdfast.registry import cards, checkpoint_of, engine_service, engines
 from holdfast.render import render
-from holdfast.sandbox import LOOPBACK, Directive, sandbox
+from holdfast.sandbox import AS_ROOT, LOOPBACK, Directive, sandbox
 from holdfast.secrets import Secret
 from holdfast.services import Service
 from holdfast.settings import Engine, HostSettings
@@ -130,7 +130,24 @@ def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
 
 def devices_unit() -> str:
     """The text of the unit that makes CUDA's device files."""
-    return render("vllm/holdfast-gpu-devices.service.j2", on_failure=alerts.ON_FAILURE)
+    service = Service(name="gpu-devices", unit=DEVICES, user="root", tier="T1")
+    own = "the driver may want its files to be another's"
+    relaxed = [
+        Directive("PrivateDevices", "no", "its files lie in /dev"),
+        Directive("DeviceAllow", "char-* m", "it makes files of devices and opens none"),
+        Directive("PrivateUsers", "no", "the kernel lets the machine's own root alone make them"),
+        Directive("CapabilityBoundingSet", "CAP_MKNOD CAP_CHOWN CAP_FOWNER", own),
+        Directive("ProcSubset", "all", "the driver describes itself in /proc"),
+        Directive("SystemCallFilter", "@system-service", own),
+        Directive("SystemCallFilter", "~@privileged @resources @keyring", own),
+        Directive("SystemCallFilter", "@chown", own),
+    ]
+    return render(
+        "vllm/holdfast-gpu-devices.service.j2",
+        module="modprobe@nvidia_uvm.service",
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    )
 
 
 def memory_program_text() -> str:
@@ -171,6 +188,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
             environment=environment,
             variables=variables,
             devices=DEVICES,
+            as_root=AS_ROOT,
             waits=_waits(settings, engine),
             neighbours=_neighbours(settings, names),
             starts=STARTS,

@@ -13,7 +13,7 @@ from typing import Any
 from holdfast import alerts
 from holdfast.gpu.limits import SYSTEM, driver_access
 from holdfast.render import render
-from holdfast.sandbox import Directive, sandbox
+from holdfast.sandbox import AS_ROOT, Directive, sandbox
 from holdfast.services import Service
 from holdfast.settings import AptRepository, HostSettings
 
@@ -126,6 +126,7 @@ def unit_files() -> dict[str, str]:
     text = render(
         "gpu_containers/holdfast-gpu-cdi.service.j2",
         specification=SPECIFICATION,
+        as_root=AS_ROOT,
         on_failure=alerts.ON_FAILURE,
         sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )

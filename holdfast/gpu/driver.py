@@ -11,6 +11,8 @@ from typing import Literal
 from holdfast import alerts
 from holdfast.gpu.picture import Flavour, Picture
 from holdfast.render import render
+from holdfast.sandbox import Directive, sandbox
+from holdfast.services import Service
 from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus
 
 Source = Literal["distribution", "vendor"]
@@ -430,11 +432,7 @@ def files(plan: DriverPlan) -> dict[str, str]:
     """Path to content of what keeps origins apart, nouveau away, and cards where they belong."""
     wanted = {NOUVEAU: render("gpu_driver/nouveau.conf.j2")}
     if plan.vfio:
-        wanted[VFIO] = render(
-            "gpu_driver/holdfast-vfio.service.j2",
-            program=VFIO_PROGRAM,
-            on_failure=alerts.ON_FAILURE,
-        )
+        wanted[VFIO] = _vfio_unit()
         wanted[VFIO_PROGRAM] = render("gpu_driver/vfio-bind.j2", addresses=plan.vfio)
     if plan.source is None:
         return wanted
@@ -452,6 +450,27 @@ def files(plan: DriverPlan) -> dict[str, str]:
             "gpu_driver/debian.sources.j2", suite=suite, components=["contrib", *non_free]
         )
     return wanted
+
+
+def _vfio_unit() -> str:
+    service = Service(name="vfio", unit=VFIO_UNIT, user="root", tier="T1")
+    early = "it runs before the root file system can be written and any other is there"
+    relaxed = [
+        *(
+            Directive("ReadWritePaths", path, "where a card is told its driver")
+            for path in ("/sys/bus/pci", "/sys/devices")
+        ),
+        Directive("PrivateUsers", "no", "those files are the machine's own root's"),
+        Directive("PrivateTmp", "no", early),
+        Directive("PrivateDevices", "no", early),
+    ]
+    return render(
+        "gpu_driver/holdfast-vfio.service.j2",
+        program=VFIO_PROGRAM,
+        module="modprobe@vfio_pci.service",
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    )
 
 
 ALL_FILES = (NOUVEAU, VFIO, VFIO_PROGRAM, PREFERENCES, PERSISTENCE, DEBIAN_SOURCE)

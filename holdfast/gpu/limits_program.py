@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Hold each card's power limit and highest clock: what holdfast-gpu-limits.service runs on a host.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """Show what a set of cards is for, and give it to another mode or back.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
@@ -43,11 +43,42 @@ RELEASE_SECONDS = 60
 SMI_SECONDS = 60
 """A sick driver hangs nvidia-smi."""
 
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+ANSWER_BYTES = 1 << 20
+"""How much of a service's answer is read; one that has been broken into may answer for ever."""
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no service to another address: what it knows would be carried there by root."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Have the redirection be the answer, which is an error."""
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
 
 
 class Failed(Exception):
     """A step that did not do what it is for, in one sentence."""
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """End what takes longer, however steadily it moves: a timeout of a socket is for each byte.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+
+    def expire(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)
@@ -61,8 +92,8 @@ class Check:
     def holds(self, seconds: float = 10) -> bool:
         """Whether it answers so now."""
         try:
-            with _DIRECT.open(self.url, timeout=seconds) as answer:
-                return self.contains in answer.read().decode(errors="replace")
+            with within(seconds), _DIRECT.open(self.url, timeout=seconds) as answer:
+                return self.contains in answer.read(ANSWER_BYTES).decode(errors="replace")
         except (OSError, ValueError):
             return False
 

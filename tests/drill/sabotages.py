@@ -209,7 +209,7 @@ SSH = (
     Sabotage(
         "a user has a key that nobody declared",
         ("ssh::declared_users_have_exactly_their_declared_keys",),
-        *edited("/home/operator/.ssh/authorized_keys", "$a ssh-ed25519 AAAA stray"),
+        *edited("/etc/holdfast/ssh/operator", "$a ssh-ed25519 AAAA stray"),
     ),
     Sabotage(
         "a change of sshd was never proved",

@@ -32,7 +32,7 @@ def found(host: Host) -> Answers:
         " iptables-persistent netfilter-persistent | grep ^installed",
         "blocks": f"grep -l '^{BLOCK_BEGIN}' /etc/ufw/after.rules /etc/ufw/after6.rules",
         "unproved": f"ls {ROLLBACK_STATE}/armed;"
-        " systemctl is-active holdfast-firewall-deadline.timer",
+        " systemctl is-active holdfast-firewall-rollback.timer",
         "filter4": "iptables -S",
         "filter6": "ip6tables -S",
         "mangle4": "iptables -t mangle -S",

@@ -10,6 +10,7 @@ from testinfra.host import Host
 
 from facts.sections import answers, probe
 from holdfast.settings import HostSettings
+from holdfast.ssh import KEY_FILE, KEYS
 
 Answers = dict[str, list[str]]
 
@@ -50,9 +51,10 @@ def found(host: Host, settings: HostSettings) -> Answers:
                     "listens": "ss -Hltnp | grep '\"sshd\"'",
                     "moduli": "awk '$5 < 3071' $(sshd -T | sed -n 's/^modulifile //p')",
                     "keys": (
-                        f'for u in {users}; do h=$(getent passwd "$u" | cut -d: -f6);'
-                        ' stat -c "%U %a" "$h/.ssh" "$h/.ssh/authorized_keys";'
-                        ' sed "s/^/$u: /" "$h/.ssh/authorized_keys"; done'
+                        f'for u in {users}; do stat -c "%U %a" {KEYS} "{KEYS}/$u";'
+                        f' sed "s/^/$u: /" "{KEYS}/$u";'
+                        ' sshd -T -C "user=$u,host=stranger,addr=192.0.2.1"'
+                        " | grep ^authorizedkeysfile; done"
                     ),
                     "rollback": "systemctl is-active holdfast-ssh-rollback.timer",
                 }
@@ -112,7 +114,9 @@ def test_declared_users_have_exactly_their_declared_keys(
 ) -> None:
     expected = []
     for user, keys in settings.ssh.authorised_keys.items():
-        expected += [f"{user} 700", f"{user} 600", *(f"{user}: {key}" for key in keys)]
+        expected += ["root 755", "root 644", *(f"{user}: {key}" for key in keys)]
+        # Nothing that a user can write to lets anybody in.
+        expected.append(f"authorizedkeysfile {KEY_FILE}")
     assert found["keys"] == expected
 
 
@@ -124,11 +128,15 @@ def test_a_good_key_lets_a_user_in_and_root_only_where_it_may(
     host: Host, settings: HostSettings
 ) -> None:
     user = next(iter(settings.ssh.authorised_keys), settings.ssh_user) or "root"
-    # A second sshd with the same configuration, on loopback, that takes a key made for this test.
+    # A second sshd on loopback with the same configuration, but that every user's key is one made
+    # for this test. Its own option does not overrule what is said of single users.
     answer = host.run(
         "d=$(mktemp -d -p /run) && chmod 755 $d && trap 'kill $sshd; rm -rf $d' EXIT"
-        " && ssh-keygen -q -t ed25519 -N '' -f $d/key"
-        " || exit 1; timeout 180 /usr/sbin/sshd -D -p 2922 -o ListenAddress=127.0.0.1"
+        " && ssh-keygen -q -t ed25519 -N '' -f $d/key && mkdir $d/parts"
+        f' && for part in /etc/ssh/sshd_config.d/*.conf; do sed "s#{KEY_FILE}#$d/key.pub#" $part'
+        " > $d/parts/${part##*/}; done"
+        ' && sed "s#/etc/ssh/sshd_config.d/#$d/parts/#" /etc/ssh/sshd_config > $d/config'
+        " || exit 1; timeout 180 /usr/sbin/sshd -D -f $d/config -p 2922 -o ListenAddress=127.0.0.1"
         " -o PidFile=none -o AuthorizedKeysFile=$d/key.pub >/dev/null 2>&1 & sshd=$!;"
         " until ss -Hltn | grep -q 127.0.0.1:2922; do kill -0 $sshd || exit 1; done;"
         f" for user in {shlex.quote(user)} root; do"

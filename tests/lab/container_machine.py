@@ -463,13 +463,17 @@ def _network(directory: Path, pid: str, port: int) -> Iterator[None]:
     command = ["slirp4netns", "--mtu=65520", f"--api-socket={socket.name}", pid, "eth0"]
     network = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=directory)
     try:
-        while not socket.exists():
+        while True:
+            # Its socket is there a moment before it listens.
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                connection = connect_unix(directory, socket.name)
+                break
             if network.poll() is not None:
                 raise LabError("its network could not be made")
             time.sleep(0.01)
         forward = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": port}
         forward |= {"guest_addr": GUEST_ADDRESS, "guest_port": 22}
-        with connect_unix(directory, socket.name) as connection:
+        with connection:
             request = {"execute": "add_hostfwd", "arguments": forward}
             connection.sendall(json.dumps(request).encode())
             connection.shutdown(1)

@@ -18,7 +18,7 @@ from facts.firewall import GUARD, FamilyState, Firewall, FirewallState
 from facts.gpu import GpuPicture
 from facts.gpu_containers import GpuContainers
 from facts.gpu_driver import DriverHost, GpuDriverHost
-from facts.ssh import Home, Sshd, SshState
+from facts.ssh import Sshd, SshState
 from facts.tailnet import TailnetNode
 from facts.units import UnitState, UnitStates
 from holdfast import firewall
@@ -106,7 +106,7 @@ class BareMachine:
             audit_rules=frozenset(),
         )
 
-    def _sshd(self, users: list[str], **_: object) -> SshState:
+    def _sshd(self, **_: object) -> SshState:
         return SshState(
             effective=frozenset(),
             is_outdated=True,
@@ -115,7 +115,8 @@ class BareMachine:
             has_host_key=False,
             has_strong_moduli=False,
             passwordless=frozenset(),
-            homes={user: Home(f"/home/{user}", user) for user in users},
+            keyed={},
+            key_files={},
         )
 
     def _firewall(self) -> FirewallState:

@@ -180,7 +180,7 @@ def _run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_carries_its_bindings_with_it(tmp_path: Path) -> None:
     # A Python that sees neither this project nor its packages, and a folder without NVML.
-    command = GpuSamples().command(seconds=0).replace("python3 -c", "python3 -I -S -c")
+    command = GpuSamples().command(seconds=0).replace("python3 -I -c", "python3 -I -S -c")
     done = _run(command, LD_LIBRARY_PATH=str(tmp_path))
     assert done.returncode == 0
     report = json.loads(done.stdout.splitlines()[-1])

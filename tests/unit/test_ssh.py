@@ -16,7 +16,7 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from facts.host_files import PathState, PathStates
-from facts.ssh import Home, Sshd, SshState
+from facts.ssh import Sshd, SshState
 from holdfast import ssh
 from holdfast.connector import RackConnector
 from holdfast.render import render
@@ -25,6 +25,7 @@ from operations import sshd
 from tests.unit.local_host import LocalHost
 
 RECORDED = Path(__file__).parent / "recorded"
+KEYS = "/etc/holdfast/ssh/operator"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f operator"
 
 
@@ -45,16 +46,26 @@ def _recorded() -> SshState:
 
 def _converged(settings: HostSettings) -> LocalHost:
     state = replace(_recorded(), effective=frozenset(ssh.in_force(settings, [settings.ssh.port])))
-    drop_in = render("ssh/sshd.conf.j2", directives=ssh.directives(settings, [settings.ssh.port]))
+    folder = PathState("directory", "755", "root", "root")
     return LocalHost(
         facts={
             Sshd: state,
             PathStates: {
-                sshd.DROP_IN: _file(drop_in, "644", "root"),
-                "/home/operator/.ssh/authorized_keys": _file(f"{KEY}\n", "600", "operator"),
-                "/home/operator/.ssh": PathState("directory", "700", "operator", "operator"),
+                sshd.DROP_IN: _file(_drop_in(settings, "operator"), "644", "root"),
+                "/etc/holdfast": folder,
+                "/etc/holdfast/ssh": folder,
+                KEYS: _file(f"{KEY}\n", "644", "root"),
             },
         }
+    )
+
+
+def _drop_in(settings: HostSettings, *keyed: str) -> str:
+    return render(
+        "ssh/sshd.conf.j2",
+        directives=ssh.directives(settings, [settings.ssh.port]),
+        keyed=list(keyed),
+        key_file=ssh.KEY_FILE,
     )
 
 
@@ -82,7 +93,8 @@ def test_the_recorded_host_is_read_in_full() -> None:
     assert state.has_host_key
     assert state.has_strong_moduli
     assert state.passwordless == frozenset()
-    assert state.homes == {"operator": Home("/home/operator", "operator")}
+    assert state.keyed == {"operator": 94}
+    assert state.key_files == {"operator": "/etc/holdfast/ssh/%u"}
 
 
 def test_a_file_newer_than_the_last_reload_is_noticed() -> None:
@@ -135,11 +147,71 @@ def test_what_a_dead_run_left_behind_is_read_and_proved(wrong: dict[str, Any]) -
 def test_a_changed_key_file_is_proved_too() -> None:
     settings = _settings()
     host = _converged(settings)
-    del host.facts[PathStates]["/home/operator/.ssh/authorized_keys"]
+    del host.facts[PathStates][KEYS]
     steps = _plan(host, settings)
-    assert "/home/operator/.ssh/authorized_keys" in steps[1]
+    assert KEYS in steps[0]
+    assert KEYS in steps[1]
     assert KEY not in " ".join(steps)
     assert steps[-1] == "prove"
+
+
+def test_keys_are_there_before_sshd_looks_for_them() -> None:
+    settings = _settings()
+    host = _converged(settings)
+    host.facts[PathStates] = {}
+    steps = _plan(host, settings)
+    keys = next(at for at, step in enumerate(steps[1:], 1) if f"{KEYS}.holdfast-new" in step)
+    drop_in = next(at for at, step in enumerate(steps[1:], 1) if "sshd -t" in step)
+    reload = next(at for at, step in enumerate(steps) if at and "reload-or-restart" in step)
+    assert keys < drop_in < reload < len(steps) - 1
+
+
+def test_no_home_is_written_into() -> None:
+    settings = _settings()
+    host = _converged(settings)
+    host.facts[PathStates] = {}
+    assert not [step for step in _plan(host, settings) if "/home" in step or ".ssh/" in step]
+
+
+def test_a_user_who_is_declared_no_more_keeps_the_file(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else sshd would look into that home again, where older keys may lie."""
+    settings = _settings()
+    host = _converged(settings)
+    host.facts[Sshd] = replace(
+        host.facts[Sshd],
+        keyed={"operator": 94, "bob": 94, "eve": 0},
+        key_files=dict.fromkeys(("operator", "bob", "eve"), ssh.KEY_FILE),
+    )
+    host.facts[PathStates][sshd.DROP_IN] = _file(
+        _drop_in(settings, "bob", "eve", "operator"), "644", "root"
+    )
+    with caplog.at_level("WARNING"):
+        assert _plan(host, settings) == []
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert "bob" in told[0]
+    assert "empty that file" in told[0]
+
+
+def test_a_user_whom_nobody_named_is_left_alone() -> None:
+    settings = HostSettings.model_validate(
+        {"hostname": "rack", "distribution": "debian13", "interfaces": {"eth1": {"role": "lan"}}}
+    )
+    assert ssh.keyed(settings, {}) == []
+    assert "AuthorizedKeysFile" not in _drop_in(settings)
+
+
+def test_another_place_of_keys_is_brought_back_and_proved() -> None:
+    settings = _settings()
+    host = _converged(settings)
+    host.facts[Sshd] = replace(
+        host.facts[Sshd], key_files={"operator": ".ssh/authorized_keys /etc/holdfast/ssh/%u"}
+    )
+    _, reload, prove = _plan(host, settings)
+    assert "reload-or-restart" in reload
+    assert prove == "prove"
 
 
 @pytest.mark.parametrize(

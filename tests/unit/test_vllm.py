@@ -18,6 +18,7 @@ from holdfast.engines.replacement import with_model
 from holdfast.engines.units import EngineNames, configuration, files, secret_files
 from holdfast.refusal import Refused
 from holdfast.registry import declared_services
+from holdfast.sandbox import AS_ROOT
 from holdfast.settings import HostSettings
 
 SHA256 = "ab" * 32
@@ -249,8 +250,10 @@ def test_the_engine_has_its_cards_and_no_network(description: Path) -> None:
     assert "PrivateNetwork=yes" in unit
     assert "User=vllm-chat" in unit
     assert "PrivateDevices=no" in unit
-    waits = f"ExecStartPre=+/usr/local/sbin/holdfast-gpu-memory 60 0.8 {UUIDS[1]} {UUIDS[0]}"
-    assert waits in unit
+    (waits,) = [line for line in unit if line.startswith("ExecStartPre=")]
+    program = "/usr/bin/python3 -I /usr/local/sbin/holdfast-gpu-memory"
+    assert waits.endswith(f"{program} 60 0.8 {UUIDS[1]} {UUIDS[0]}")
+    assert waits.startswith(f"ExecStartPre={AS_ROOT} ")
     on_cpu = _settings(description, _engine(cards=[], cache_mib=4096))
     assert (
         "PrivateDevices=yes"

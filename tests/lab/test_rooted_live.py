@@ -1,0 +1,418 @@
+"""What a service could do to root, tried on a real systemd: `pytest -m lab` on this file.
+
+Each attack was seen to succeed before its mend. It takes root and a minute, and no emulation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from facts.firewall import BLOCK_BEGIN, BLOCK_END, ROLLBACK_STATE
+from holdfast.engines.throughput import Load
+from holdfast.engines.units import (
+    DEVICES,
+    MEMORY_PROGRAM,
+    EngineNames,
+    devices_unit,
+    files,
+    memory_program_text,
+)
+from holdfast.engines.vllm import VLLM
+from holdfast.firewall import (
+    DOCKER_USER_SCRIPT,
+    ROLLBACK_SCRIPT,
+    ROLLBACK_UNIT,
+    rollback_unit,
+)
+from holdfast.gpu import driver
+from holdfast.registry import engine_service, engines
+from holdfast.render import render
+from holdfast.settings import HostSettings
+from tests.drill.converge import PYINFRA
+from tests.lab.container_machine import ContainerMachine
+from tests.lab.images import OPERATOR, ensure_image, lab_key
+from tests.lab.machine import Spec
+from tests.unit import test_gpu_driver, test_vllm
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a container machine needs root"),
+]
+
+SPEC = Spec("rooted", variant="rack", host_number=11, memory_mib=2048, cpus=2)
+PATIENCE_SECONDS = 120
+ROOT = Path(__file__).resolve().parents[2]
+INSTALL = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y"
+ENVIRONMENT = test_vllm.ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
+    """A machine with Python and ufw."""
+    directory = tmp_path_factory.mktemp("lab") / "rooted"
+    machine = ContainerMachine(directory, SPEC, ensure_image("debian-13", "rack"))
+    try:
+        machine.start()
+        machine.wait_for_boot(PATIENCE_SECONDS)
+        machine.wait_for_ssh(PATIENCE_SECONDS)
+        machine.succeed(f"{INSTALL} curl iptables python3 ufw", timeout_seconds=300)
+        yield machine
+    finally:
+        machine.power_off()
+
+
+def write(box: ContainerMachine, path: str, text: str, mode: str = "644") -> None:
+    """Put a file of root's there."""
+    quoted, parent = shlex.quote(path), shlex.quote(path.rpartition("/")[0])
+    command = f"mkdir -p {parent} && cat > {quoted} && chmod {mode} {quoted}"
+    done = box.run(command, stdin=text.encode())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def description(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a plan is told of a model."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(test_vllm.LLAMA))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 16_060_522_496}, "weight_map": {}})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(box: ContainerMachine, description: Path) -> EngineNames:
+    """An engine on a card, whose program sleeps, and a driver that shows the card."""
+    settings = test_vllm._settings(description)
+    names = EngineNames(VLLM, engines(settings)[0])
+    _install(box, settings, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def measured(engine: EngineNames) -> str:
+    """The script that measures that engine."""
+    return render(
+        "vllm/bench.sh.j2",
+        names=engine,
+        user=engine_service(VLLM.name, engine.engine).user,
+        cards=test_vllm.UUIDS[:1],
+        environment=ENVIRONMENT,
+        folder="/var/lib/holdfast/models/llama",
+        load=Load(),
+        result_bytes=1000,
+    )
+
+
+def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) -> None:
+    user = engine_service(VLLM.name, names.engine).user
+    box.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
+    for path, text in files(settings, names, ENVIRONMENT).items():
+        write(box, path, text)
+    write(box, MEMORY_PROGRAM, memory_program_text(), "755")
+    write(box, f"{ENVIRONMENT}/bin/vllm", "#!/bin/sh\nexec sleep infinity\n", "755")
+    write(box, "/usr/bin/nvidia-smi", _SMI.format(uuid=test_vllm.UUIDS[0]), "755")
+    box.succeed(f"mkdir -p {settings.storage.models_path}")
+    for secret in (names.key, names.probe):
+        write(box, secret, "x\n", "600")
+    box.succeed("systemctl daemon-reload")
+
+
+# Total, reserved and free memory of the only card; and where it was asked, and by whom.
+_SMI = """#!/bin/sh
+{{ id -un; pwd; env; }} > /run/asked
+echo {uuid}, 24576, 400, 24000
+"""
+
+_PLANTED = "import os\nopen('/run/owned-' + str(os.getuid()), 'w').close()\n"
+
+
+def test_an_engine_that_was_broken_into_gives_root_no_code_to_run(
+    box: ContainerMachine, engine: EngineNames
+) -> None:
+    user, cache = engine_service(VLLM.name, engine.engine).user, f"/var/cache/{engine.stem}"
+    version = box.succeed("basename $(readlink -f /usr/bin/python3)").strip()
+    site = f"{cache}/.local/lib/{version}/site-packages"
+    as_user = f"runuser -u {user} --"
+    box.succeed(f"install -d -o {user} -g {user} -m 700 {cache}; rm -f /run/owned-* /run/asked")
+    box.succeed(f"{as_user} mkdir -p {site}")
+    planted = box.run(f"{as_user} tee {site}/usercustomize.py", stdin=_PLANTED.encode())
+    assert planted.returncode == 0
+    box.succeed(f"systemctl start --no-block {engine.unit}")
+    try:
+        box.wait_until_succeeds("test -s /run/asked", PATIENCE_SECONDS)
+        asked = box.succeed("cat /run/asked")
+    finally:
+        box.execute(f"systemctl kill --signal=KILL {engine.unit}; systemctl stop {engine.unit}")
+    box.fail("ls /run/owned-0")
+    assert asked.splitlines()[:2] == ["root", "/"]
+    assert cache not in asked
+
+
+@pytest.fixture(scope="module")
+def guarded(box: ContainerMachine) -> ContainerMachine:
+    """A machine with a firewall that makes settings of its own, and our way back to it."""
+    markers = {"begin": BLOCK_BEGIN, "end": BLOCK_END}
+    script = render(
+        "firewall/firewall-rollback.j2",
+        state=ROLLBACK_STATE,
+        docker_user=DOCKER_USER_SCRIPT,
+        unit=ROLLBACK_UNIT,
+        **markers,
+    )
+    write(box, ROLLBACK_SCRIPT, script, "755")
+    # Its name in the guard's block tells that it ran, and that it saw IPv6.
+    guard = "#!/bin/sh\n[ -e /proc/net/if_inet6 ] && touch /run/guarded\n"
+    write(box, DOCKER_USER_SCRIPT, guard, "755")
+    write(box, f"/etc/systemd/system/{ROLLBACK_UNIT}", rollback_unit())
+    box.succeed(
+        f"echo '{BLOCK_BEGIN}' >> /etc/ufw/after.rules && ufw allow 22/tcp && ufw --force enable"
+        f" && chmod 600 /etc/default/ufw && systemctl daemon-reload"
+        f" && systemctl enable {ROLLBACK_UNIT} ufw"
+    )
+    return box
+
+
+_STATE = (
+    "iptables -S; ip6tables -S; sha256sum /etc/ufw/*.rules; stat -c '%a %u %n' /etc/default/ufw"
+    " /etc/ufw/user.rules; cat /proc/sys/net/ipv4/conf/all/accept_redirects"
+)
+_SPOILT = (
+    f"rm -f /run/guarded; {ROLLBACK_SCRIPT} keep && ufw deny 22/tcp"
+    " && sed -i s/DROP/ACCEPT/ /etc/default/ufw && chmod 644 /etc/default/ufw && ufw reload"
+    " && sysctl -qw net.ipv4.conf.all.accept_redirects=1"
+)
+
+
+def test_a_firewall_comes_back_at_its_deadline(guarded: ContainerMachine) -> None:
+    proved = guarded.succeed(_STATE)
+    guarded.succeed(f"{_SPOILT} && {ROLLBACK_SCRIPT} arm 1")
+    assert guarded.succeed(_STATE) != proved
+    guarded.wait_until_succeeds(f"test ! -e {ROLLBACK_STATE}/armed", PATIENCE_SECONDS)
+    assert guarded.succeed(_STATE) == proved
+    guarded.succeed(f"test -e /run/guarded && ! systemctl is-failed {ROLLBACK_UNIT}")
+
+
+def test_a_firewall_that_nobody_proved_comes_back_at_the_next_boot(
+    guarded: ContainerMachine,
+) -> None:
+    proved = guarded.succeed(_STATE)
+    guarded.succeed(_SPOILT)
+    guarded.reboot(PATIENCE_SECONDS)
+    guarded.fail(f"test -e {ROLLBACK_STATE}/armed")
+    assert guarded.succeed(_STATE) == proved
+    guarded.succeed("test -e /run/guarded && systemctl is-active ufw")
+
+
+def test_a_proof_disarms_the_deadline(guarded: ContainerMachine) -> None:
+    guarded.succeed(f"{_SPOILT} && {ROLLBACK_SCRIPT} arm 300")
+    spoilt = guarded.succeed(_STATE)
+    timer = ROLLBACK_UNIT.replace(".service", ".timer")
+    guarded.succeed(f"systemctl is-active {timer} && {ROLLBACK_SCRIPT} disarm")
+    guarded.fail(f"systemctl is-active {timer}")
+    guarded.succeed(f"systemctl start {ROLLBACK_UNIT}")
+    assert guarded.succeed(_STATE) == spoilt
+    guarded.succeed("ufw --force disable")
+
+
+def test_the_files_of_cards_are_made_and_nothing_else(box: ContainerMachine) -> None:
+    write(box, f"/etc/systemd/system/{DEVICES}", devices_unit())
+    write(box, "/usr/bin/nvidia-modprobe", _MODPROBE, "755")
+    box.succeed("rm -f /dev/nvidia-uvm; systemctl daemon-reload")
+    box.succeed(f"systemctl restart {DEVICES}")
+    assert box.succeed("stat -c '%F %a %u:%g %t:%T' /dev/nvidia-uvm").strip() == (
+        "character special file 660 0:44 1fb:0"
+    )
+    assert box.succeed("cat /dev/shm/tried").split() == ["open", "disk", "etc"]
+
+
+# As NVIDIA's own does it, for a driver whose files belong to the group video; then what is not its
+# business.
+_MODPROBE = """#!/bin/sh
+grep -q . /proc/devices /proc/modules || exit 1
+mknod /dev/nvidia-uvm c 507 0 && chmod 660 /dev/nvidia-uvm && chown 0:44 /dev/nvidia-uvm
+chmod 660 /dev/nvidia-uvm
+{ cat /dev/nvidia-uvm || echo open; mknod /dev/disk b 8 0 || echo disk; touch /etc/x || echo etc
+} > /dev/shm/tried 2> /dev/null
+"""
+
+
+_REACHES = """#!/bin/sh
+for path in /sys/bus/pci/drivers_probe /sys/bus/pci/devices/*/driver_override \\
+    /sys/kernel/mm/transparent_hugepage/enabled /sys/module/*/uevent /etc /var; do
+    [ ! -w "$path" ] || echo "$path"
+done > /dev/shm/reached
+"""
+
+
+def test_cards_are_told_their_driver_and_nothing_else_is_told_anything(
+    box: ContainerMachine,
+) -> None:
+    # Cards are the controller's own here: what would be written is asked for, and not written. The
+    # container cannot write there itself, so a fresh view of them takes the place of its own.
+    box.succeed("mount -t sysfs sysfs /mnt")
+    box.succeed("for part in bus devices; do mount --bind /mnt/$part /sys/$part; done")
+    write(box, driver.VFIO, driver.files(test_gpu_driver.WITH_GUEST)[driver.VFIO])
+    write(box, driver.VFIO_PROGRAM, _REACHES, "755")
+    box.succeed(f"systemctl daemon-reload && systemctl restart {driver.VFIO_UNIT}")
+    reached = box.succeed("cat /dev/shm/reached").split()
+    assert [path for path in reached if not path.endswith("/driver_override")] == [
+        "/sys/bus/pci/drivers_probe"
+    ]
+    assert len(reached) > 1
+    # Waiting for a file system would be waiting for a disk, whose driver waits for this unit.
+    after = box.succeed(f"systemctl show --property=After --value {driver.VFIO_UNIT}").split()
+    early = {"modprobe@vfio_pci.service", "system.slice", "systemd-journald.socket"}
+    assert set(after) == early
+    box.succeed("umount /sys/bus /sys/devices /mnt")
+
+
+STRANGER = (
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f stranger"
+)
+_HOME = f"/home/{OPERATOR}/.ssh"
+
+
+@pytest.fixture
+def logins(box: ContainerMachine) -> ContainerMachine:
+    """A machine as it is before the first deploy: keys lie in homes."""
+    own = lab_key().with_suffix(".pub").read_text()
+    box.succeed(
+        "rm -rf /etc/holdfast/ssh /etc/ssh/sshd_config.d/00-holdfast.conf /etc/victim"
+        f" {_HOME} && install -d -o {OPERATOR} -g {OPERATOR} -m 700 {_HOME}"
+        " && install -d -m 755 /etc/victim && systemctl reload-or-restart ssh"
+    )
+    write(box, f"{_HOME}/authorized_keys", f"{own}{STRANGER}\n", "600")
+    box.succeed(f"chown {OPERATOR}: {_HOME}/authorized_keys")
+    box.wait_for_ssh(PATIENCE_SECONDS)
+    return box
+
+
+def deploy_ssh(box: ContainerMachine, folder: Path, *keys: str) -> subprocess.CompletedProcess[str]:
+    """Deploy SSH with these keys of the operator, by the operator's login."""
+    host = {
+        "hostname": "rooted",
+        "distribution": "debian13",
+        "interfaces": {"eth0": {"role": "lan"}},
+        "ssh_hostname": "127.0.0.1",
+        "ssh_port": box.ssh_port,
+        "ssh_user": OPERATOR,
+        "ssh_key": str(lab_key()),
+        "ssh_known_hosts_file": str(folder / "known_hosts"),
+        "_sudo": True,
+        "tailnet": None,
+        "ssh": {"lan_access": "keep", "authorised_keys": {OPERATOR: [*keys]}},
+    }
+    inventory = folder / "inventory.py"
+    inventory.write_text(f"hosts = [('@rack/rooted', {host!r})]\n")
+    return subprocess.run(
+        [PYINFRA, "-y", str(inventory), "tests/lab/ssh_site.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYINFRA_PROGRESS": "off", "HOLDFAST_SECRETS": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+def test_keys_move_to_roots_own_folder_and_homes_are_left_alone(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    before = logins.succeed(f"sha256sum {_HOME}/authorized_keys")
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"~{OPERATOR}/.ssh/authorized_keys no longer" in said
+    assert logins.succeed(f"sha256sum {_HOME}/authorized_keys") == before
+    assert logins.succeed(f"cat /etc/holdfast/ssh/{OPERATOR}") == f"{own}\n"
+    # Nothing is left to do, and it is said once.
+    again = deploy_ssh(logins, tmp_path, own)
+    assert again.returncode == 0, again.stderr
+    assert "no longer" not in again.stderr
+    # A key that only the home holds is none, and that of a user whom nobody named still is.
+    where = "sshd -T -C user={},host=a,addr=192.0.2.1 | sed -n 's/^authorizedkeysfile //p'"
+    assert logins.succeed(where.format(OPERATOR)) == "/etc/holdfast/ssh/%u\n"
+    assert logins.succeed(where.format("root")).startswith(".ssh/authorized_keys")
+
+
+def test_a_home_that_leads_elsewhere_gives_nothing_away(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    logins.succeed(f"mv {_HOME} /run/kept && ln -s /etc/victim {_HOME}")
+    # The key that this login comes by is where the link leads: root's folder, readable to all.
+    logins.succeed("install -m 644 /run/kept/authorized_keys /etc/victim")
+    logins.succeed(f"chown -h {OPERATOR}: {_HOME}")
+    done = deploy_ssh(logins, tmp_path, own)
+    assert logins.succeed("stat -c '%U %a' /etc/victim /etc/victim/*") == "root 755\nroot 644\n"
+    assert done.returncode == 0, done.stderr
+    logins.succeed(f"rm -rf /run/kept {_HOME}")
+
+
+def test_a_pipe_in_place_of_keys_keeps_no_deploy_waiting(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    # sshd itself does not wait for a pipe; it looks into the second file.
+    logins.succeed(
+        f"mv {_HOME}/authorized_keys {_HOME}/authorized_keys2 && mkfifo {_HOME}/authorized_keys"
+    )
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
+
+
+def test_keys_that_do_not_let_the_operator_in_are_taken_back(
+    logins: ContainerMachine, tmp_path: Path
+) -> None:
+    done = deploy_ssh(logins, tmp_path, STRANGER)
+    assert done.returncode != 0
+    assert "the former configuration is back in force" in done.stderr
+    logins.fail(f"ls /etc/holdfast/ssh/{OPERATOR}")
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
+
+
+_CLIENT = """#!/bin/sh
+[ "$1" = bench ] || exec sleep infinity
+while [ "$1" != --result-dir ]; do shift; done
+cd "$2" && {attack} || exit 1
+"""
+_ATTACKS = {
+    "its result is another's file": "ln -s /etc/shadow result.json",
+    "its folder is another's": 'f=$PWD; cd / && rm -r "$f" && ln -s /etc/victim "$f"',
+}
+
+
+@pytest.mark.parametrize("attack", _ATTACKS)
+def test_a_bench_gives_an_engine_nothing_of_roots(
+    box: ContainerMachine, engine: EngineNames, measured: str, attack: str
+) -> None:
+    user = engine_service(VLLM.name, engine.engine).user
+    box.succeed("rm -rf /etc/victim && mkdir /etc/victim && echo secret > /etc/victim/result.json")
+    box.succeed(f"chmod 600 /etc/victim/*; install -d -o {user} -m 700 /var/cache/{engine.stem}")
+    write(box, f"{ENVIRONMENT}/bin/vllm", _CLIENT.format(attack=_ATTACKS[attack]), "755")
+    done = box.run(measured)
+    assert done.returncode != 0
+    assert "root:" not in done.stdout + done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    assert box.succeed("stat -c '%U %a' /etc/victim; ls /etc/victim") == "root 755\nresult.json\n"
+
+
+def test_a_bench_prints_its_result_and_leaves_nothing(
+    box: ContainerMachine, engine: EngineNames, measured: str
+) -> None:
+    printf = """printf '{"a":\\n1}\\n' > result.json"""
+    write(box, f"{ENVIRONMENT}/bin/vllm", _CLIENT.format(attack=printf), "755")
+    assert box.succeed(measured).splitlines()[0] == '{"a":1}'
+    box.fail(f"ls -d /run/holdfast-bench.* /var/cache/{engine.stem}/*")
