@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import yaml
 
 from holdfast import alerts, completion
-from holdfast.doors import Door, doors, socket_unit
+from holdfast.doors import PATIENCE, Door, doors, socket_unit
 from holdfast.engines import memory_program, replace_program
 from holdfast.engines import program as programs
 from holdfast.engines.fit import cards_of, settings_of
@@ -203,6 +203,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
             read=["/health", "/v1/models", *(["/metrics"] if door.name == "loopback" else [])],
             socket=names.socket,
             admin=names.admin_of(door),
+            patience=PATIENCE,
         )
     return found
 

@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from holdfast import router
+from holdfast.engines import units, vllm
 from holdfast.settings import HostSettings
 
 SECRETS = {
@@ -60,6 +61,8 @@ class Seen:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 1024
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of those who have gone."""
 
@@ -298,7 +301,43 @@ def running(
     folder = folder or folder_for_sockets()
     at: int | str = f"{folder}/drain.sock" if drains else free_port()
     bind = f"unix@{at}" if drains else f"127.0.0.1:{at}"
-    file = written(settings, folder, bind, drains=drains)
+    try:
+        with proxy(written(settings, folder, bind, drains=drains), at) as found:
+            yield found
+    finally:
+        if own:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def door(stand_in: StandIn) -> Iterator[Running]:
+    """The loopback door of the one engine that the stand-in is, as its unit runs it."""
+    settings = settings_of([stand_in], {"engines": [stand_in.name]})
+    assert settings.vllm is not None
+    names = units.EngineNames(vllm.VLLM, settings.vllm.engines[0])
+    loopback = names.doors[0]
+    text = units.files(settings, names, "/opt/none")[names.paths_of(loopback)]
+    folder, port = folder_for_sockets(), free_port()
+    for there, here in (
+        ("fd@3", f"127.0.0.1:{port}"),
+        (f"unix@{names.socket}", f"127.0.0.1:{stand_in.port}"),
+        (names.admin_of(loopback), f"{folder}/admin.sock"),
+    ):
+        assert there in text
+        text = text.replace(there, here)
+    file = Path(folder, "door.cfg")
+    file.write_text(text)
+    try:
+        with proxy(file, port) as found:
+            yield found
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def proxy(file: Path, at: int | str) -> Iterator[Running]:
+    """HAProxy with a configuration that has it listen there; its folder has its credential."""
+    folder = file.parent
     log = file.with_suffix(".log")
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -323,5 +362,3 @@ def running(
     finally:
         process.kill()
         process.wait()
-        if own:
-            shutil.rmtree(folder)
