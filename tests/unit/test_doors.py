@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,17 @@ import pytest
 from holdfast import router
 from holdfast.doors import PATIENCE
 from holdfast.engines import units
-from tests.unit.fake_upstreams import COMPLETIONS, Running, StandIn, door, running, settings_of
+from tests.unit.fake_upstreams import (
+    AUTHORISED,
+    COMPLETIONS,
+    PROMPT,
+    Running,
+    StandIn,
+    door,
+    running,
+    settings_of,
+    until,
+)
 
 ATTACKERS = 256
 GOOD_SECONDS = 2
@@ -154,3 +165,27 @@ def test_every_place_is_taken_for_seconds_at_most(engine: StandIn, front: Front)
         assert seconds(found) < SHORT.header_seconds + GOOD_SECONDS
         for each in sources:
             each.__exit__(None, None, None)
+
+
+_BODY = json.dumps(PROMPT)
+WHOLE = f"{_LINE}{AUTHORISED}Content-Length: {len(_BODY)}\r\n\r\n{_BODY}"
+
+
+@FRONTS
+def test_an_engine_works_for_nobody_who_has_gone(engine: StandIn, front: Front) -> None:
+    engine.does = "work"
+    with front(engine) as found:
+        with held(found, WHOLE, 3, "127.0.0.1"):
+            until(lambda: len(engine.seen) == 3)
+        until(lambda: engine.left == 3, 3)
+
+
+def test_nor_does_one_further_down() -> None:
+    a, b = StandIn("a"), StandIn("b")
+    b.up()
+    b.does = "work"
+    with running(settings_of([a, b], {"engines": ["a", "b"]})) as found:
+        with held(found, WHOLE, 1, "127.0.0.1"):
+            until(lambda: len(b.seen) == 1)
+        until(lambda: b.left == 1, 3)
+    b.down()

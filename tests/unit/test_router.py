@@ -22,6 +22,7 @@ from holdfast.settings import HostSettings
 from operations import router as operations
 from tests import malice
 from tests.unit.fake_upstreams import (
+    AUTHORISED,
     COMPLETIONS,
     PROMPT,
     SECRETS,
@@ -183,9 +184,6 @@ def test_its_health_needs_no_key_and_tells_whether_anybody_answers(chain: Chain)
     said = chain.router.ask("/health", key=None, method="GET")
     assert (said.status, said.body) == (200, b"ok")
     assert chain.a.seen == []
-
-
-AUTHORISED = f"Authorization: Bearer {CALLERS}\r\n"
 
 
 @pytest.mark.parametrize("body", malice.BODIES, ids="+".join)

@@ -22,6 +22,8 @@ import pytest
 from holdfast import queue_program
 from holdfast.queue_program import ATTEMPTS, Queue, Request, Store, main
 from tests.unit.fake_upstreams import (
+    AUTHORISED,
+    COMPLETIONS,
     PROMPT,
     Reply,
     Running,
@@ -145,6 +147,24 @@ def test_what_was_accepted_is_answered_in_order_after_kills_and_a_power_cut(rack
     assert list(dict.fromkeys(asked)) == texts
     assert len(asked) <= len(texts) + 1
     assert rack.ask("now").engine == "floor"
+
+
+def test_what_was_accepted_is_answered_though_its_caller_has_gone(rack: Rack) -> None:
+    rack.start()
+    body = json.dumps({**PROMPT, "prompt": "long gone"})
+    headers = f"Host: x\r\n{AUTHORISED}Content-Length: {len(body)}\r\n"
+    rack.kill_queue()
+    # The queue starts again and finds a request whose caller goes while it reads it.
+    with rack.router.connect() as caller:
+        caller.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\n{headers}\r\n{body}".encode())
+        rack.start_queue()
+        until(lambda: rack.store.exists() and Store(rack.store).oldest())
+    rack.floor.does = "work"
+    rack.floor.up()
+    until(lambda: rack.floor.seen)
+    rack.floor.does = 200
+    until(lambda: Store(rack.store).oldest() is None)
+    assert (len(rack.floor.seen), rack.floor.left) == (1, 0)
 
 
 def test_the_queue_is_asked_by_who_has_the_key_alone(rack: Rack) -> None:
