@@ -404,6 +404,9 @@ class Engine(Model):
     checkpoint: Name
     """A model declared under ``storage.checkpoints``."""
     task: Literal["generate", "embed"] = "generate"
+    chat: bool = True
+    """Whether it answers chats, for which its checkpoint needs a chat template. False for a base
+    model: its doors then pass `/v1/completions` alone, and nothing else is asked for its proof."""
     cards: list[Name] = []
     """Cards declared under ``gpus.cards``, which share the model (tensor parallel). Empty: the CPU,
     with a lock of vLLM's CPU build."""

@@ -231,7 +231,6 @@ def _waits(settings: HostSettings, engine: Engine) -> list[str]:
 
 
 def _job(settings: HostSettings, names: EngineNames) -> Job:
-    path, body = programs.question(names.engine)
     return Job(
         name=names.engine.name,
         unit=names.unit,
@@ -239,7 +238,7 @@ def _job(settings: HostSettings, names: EngineNames) -> Job:
         doors=[names.admin_of(door) for door in names.doors],
         configuration=names.configuration,
         cache=f"/var/cache/{names.stem}",
-        question=[path, body],
+        questions=[[path, body] for path, body in programs.questions(names.engine)],
         model=names.engine.name,
         key=names.key,
         running_metric=names.program.running_metric,
@@ -268,8 +267,7 @@ def replace_program_text() -> str:
 
 def secret_files(names: EngineNames, key: Secret) -> dict[str, str]:
     """Path to text of what root alone may read."""
-    path, body = programs.question(names.engine)
     return {
         names.key: f"{key.get_secret_value()}\n",
-        names.probe: completion.probe(names.socket, path, body, key),
+        names.probe: completion.probe(names.socket, programs.questions(names.engine), key),
     }

@@ -2,8 +2,8 @@
 
 `python fake_engine.py engine CONFIGURATION` serves what the configuration's model folder holds; a
 file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
-makes it exit. `... systemctl VERB UNIT` does what systemd does to that one unit; `... door SOCKET
-FILE` keeps the last word it was sent.
+makes it exit, and ``no-template`` makes it refuse chats. `... systemctl VERB UNIT` does what systemd
+does to that one unit; `... door SOCKET FILE` keeps the last word it was sent.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ def engine(configuration: Path) -> None:
         sys.exit(1)
 
     class Handler(BaseHTTPRequestHandler):
-        def _send(self, body: str) -> None:
-            told = self.headers.get("Authorization")
-            self.send_response(
-                200 if told == f"Bearer {(HERE / 'key').read_text().strip()}" else 401
-            )
+        def _send(self, body: str, status: int = 200) -> None:
+            told, key = self.headers.get("Authorization"), HERE / "key"
+            # As vLLM does, it asks for its key below /v1 alone.
+            if self.path.startswith("/v1/") and told != f"Bearer {key.read_text().strip()}":
+                status = 401
+            self.send_response(status)
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -62,7 +63,13 @@ def engine(configuration: Path) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             words = "" if (folder / "garbage").exists() else folder.name
             name = "another" if (folder / "misnamed").exists() else "chat"
-            self._send(json.dumps({"model": name, "choices": [{"text": words}]}))
+            if self.path != "/v1/chat/completions":
+                self._send(json.dumps({"model": name, "choices": [{"text": words}]}))
+            elif (folder / "no-template").exists():
+                self._send(json.dumps({"error": {"message": "no chat template"}}), 400)
+            else:
+                said = {"message": {"role": "assistant", "content": words}}
+                self._send(json.dumps({"model": name, "choices": [said]}))
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -465,6 +465,8 @@ def test_engines_that_cannot_stand_in_for_each_other_are_refused() -> None:
     (finding,) = routers(_changed(_private(), checkpoint="other"))
     assert finding.key == "routers[0].engines[1]"
     assert "it serves other" in finding.wrong
+    (finding,) = routers(_changed(_private(), chat=False))
+    assert "one answers chats and the other does not" in finding.wrong
     (finding,) = routers(_changed(_private(), task="embed"))
     assert "it does 'embed', and a does 'generate'" in finding.wrong
     (finding,) = routers(_changed(_private(engines=["b"], queue=None), task="embed"))

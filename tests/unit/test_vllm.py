@@ -294,6 +294,13 @@ def test_only_named_paths_pass_the_door(description: Path) -> None:
     for text in doors.values():
         (posted,) = re.findall(r"acl may_post path (.*)", text)
         assert posted.split() == ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    asked = json.loads(written["/etc/holdfast/vllm/chat.json"])["questions"]
+    assert [path for path, _ in asked] == ["/v1/completions", "/v1/chat/completions"]
+    base = _files(_settings(description, _engine(chat=False)))
+    (posted,) = re.findall(r"acl may_post path (.*)", base["/etc/holdfast/vllm/chat-loopback.cfg"])
+    assert posted.split() == ["/v1/completions"]
+    assert json.loads(base["/etc/holdfast/vllm/chat.json"])["questions"][0][0] == posted
+    assert len(json.loads(base["/etc/holdfast/vllm/chat.json"])["questions"]) == 1
     assert "/metrics" in doors["loopback"]
     assert "/metrics" not in doors["tailnet"]
 
