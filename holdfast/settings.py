@@ -435,6 +435,8 @@ class Engine(Model):
     """The CPUs it may run on, so that the floor has the others to itself; all when absent."""
     start_seconds: int = Field(default=1800, ge=60, le=14400)
     """How long loading may take until the first completion, seconds."""
+    stall_seconds: int = Field(default=300, ge=60, le=3600)
+    """An engine that has requests and counts no tokens for so long is ended and started again."""
 
 
 class Vllm(Model):

@@ -75,7 +75,7 @@ def _lock(wanted: Vllm) -> Findings:
 
 
 def _name(key: str, engine: Engine) -> Findings:
-    if engine.name.endswith(("-loopback", "-tailnet")):
+    if engine.name.endswith(("-loopback", "-tailnet", "-watch")):
         yield Finding(
             f"{key}.name", engine.name, "another engine's door may be called so", "rename it"
         )

@@ -34,6 +34,8 @@ class Program:
     """Requests that it computes."""
     waiting_metric: str
     """Requests that it has accepted and not begun; drained is when both are 0 and stay so."""
+    progress_metrics: tuple[str, ...]
+    """Of these one moves whenever it gets on with a request, a long prompt's parts included."""
     packages: tuple[str, ...]
     """Distribution packages that it needs at run time."""
 

@@ -178,6 +178,12 @@ VLLM = Program(
     environment=environment,
     running_metric="vllm:num_requests_running",
     waiting_metric="vllm:num_requests_waiting",
+    progress_metrics=(
+        "vllm:generation_tokens_total",
+        # A prompt is counted when it has been read; while it is, the cache fills.
+        "vllm:prompt_tokens_total",
+        "vllm:kv_cache_usage_perc",
+    ),
     # Triton and PyTorch compile what launches a kernel, against Python's headers, as they need it.
     packages=("g++", "libnuma1", "python3-dev"),
 )

@@ -161,7 +161,8 @@ def test_each_is_the_pinned_environments_alone(
 
 def test_systemd_finds_it_as_closed_as_declared(host: Host, engines: list[EngineNames]) -> None:
     for engine in engines:
-        for unit in (engine.unit, *(door.service for door in engine.doors)):
+        watch = f"{engine.watch}.service"
+        for unit in (engine.unit, watch, *(door.service for door in engine.doors)):
             verdict = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -n 1")
             score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
             assert score is not None, verdict

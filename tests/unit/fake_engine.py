@@ -2,7 +2,8 @@
 
 `python fake_engine.py engine CONFIGURATION` serves what the configuration's model folder holds; a
 file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
-makes it exit, and ``no-template`` makes it refuse chats. `... systemctl VERB UNIT` does what systemd
+makes it exit, and ``no-template`` makes it refuse chats. What it does now is in its own folder:
+``busy`` with requests, ``queued``, ``hung``, ``mute``. `... systemctl VERB UNIT` does what systemd
 does to that one unit; `... door SOCKET FILE` keeps the last word it was sent.
 """
 
@@ -22,6 +23,15 @@ from typing import Any
 
 HERE = Path(os.environ.get("FAKE_ENGINE", "."))
 """The folder of the one engine: its configuration, socket, pid and what it is busy with."""
+
+
+def _tokens() -> float:
+    """Tokens that it has counted: one more at each look, unless it hangs."""
+    file = HERE / "tokens"
+    count = float(file.read_text()) if file.exists() else 1e6
+    if not (HERE / "hung").exists():
+        file.write_text(str(count + 1))
+    return count
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
@@ -52,11 +62,14 @@ def engine(configuration: Path) -> None:
             self.wfile.write(body.encode())
 
         def do_GET(self) -> None:
+            while self.path == "/metrics" and (HERE / "mute").exists():
+                time.sleep(0.01)
             running, waiting = (
                 (HERE / file).read_text() if (HERE / file).exists() else "0.0"
                 for file in ("busy", "queued")
             )
-            gauges = f'run{{a="b"}} {running}\nwait {waiting}\n'
+            counted = f'tokens_total{{a="b"}} {_tokens()}'
+            gauges = f'run{{a="b"}} {running}\nwait {waiting}\n{counted}\n'
             self._send(gauges if self.path == "/metrics" else "ok")
 
         def do_POST(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
+from holdfast import alerts
 from holdfast.checks.engines import engines
 from holdfast.checks.gpus import memory
 from holdfast.engines import vllm
@@ -284,6 +285,19 @@ def test_the_key_is_in_files_for_root_alone(description: Path) -> None:
     assert set(private) == {names.key, names.probe}
     unit = files(settings, names, ENVIRONMENT)[f"/etc/systemd/system/{names.unit}"]
     assert all(f":{path}" in unit for path in private)
+
+
+def test_its_watch_runs_as_the_engine_and_alerts(description: Path) -> None:
+    written = _files(_settings(description, _engine(stall_seconds=90)))
+    unit = written["/etc/systemd/system/holdfast-vllm-chat-watch.service"].splitlines()
+    assert {"User=vllm-chat", "PrivateNetwork=yes", f"OnFailure={alerts.ON_FAILURE}"} <= set(unit)
+    (command,) = [line for line in unit if line.startswith("ExecStart")]
+    assert "/run/holdfast-vllm-chat/http.sock" in command
+    assert "--seconds 90 --busy vllm:num_requests_running" in command
+    assert command.startswith("ExecStart=/usr/bin/python3 -I /usr/local/sbin/")
+    engine = written["/etc/systemd/system/holdfast-vllm-chat.service"].splitlines()
+    # Who ended it starts it by this alone.
+    assert "Restart=always" in engine
 
 
 def test_only_named_paths_pass_the_door(description: Path) -> None:
