@@ -410,6 +410,9 @@ class Engine(Model):
     cards: list[Name] = []
     """Cards declared under ``gpus.cards``, which share the model (tensor parallel). Empty: the CPU,
     with a lock of vLLM's CPU build."""
+    peer_access: bool | None = None
+    """Whether its cards read one another's memory. False: by host memory instead
+    (NCCL_P2P_DISABLE=1), the cure where cards without NVLink hang. None leaves it to NCCL."""
     port: Port
     scope: Literal["loopback", "tailnet"] = "loopback"
     callers: list[Caller] = []

@@ -287,6 +287,25 @@ def test_the_key_is_in_files_for_root_alone(description: Path) -> None:
     assert all(f":{path}" in unit for path in private)
 
 
+def test_cards_that_hang_one_another_are_kept_apart(description: Path) -> None:
+    for said in (None, True, False):
+        settings = _settings(description, _engine(cards=["top", "bottom"], peer_access=said))
+        assert settings.vllm is not None
+        (engine,) = settings.vllm.engines
+        assert len(engine.cards) == 2
+        unit = _files(settings)["/etc/systemd/system/holdfast-vllm-chat.service"]
+        assert ("Environment=NCCL_P2P_DISABLE=1" in unit.splitlines()) == (said is False)
+        told = configuration(settings, EngineNames(vllm.VLLM, engine))
+        assert ("disable-custom-all-reduce: true" in told) == (said is False)
+        word = vllm.peer_word(engine)
+        assert (word is not None and "write peer_access False" in word) == (said is None)
+    alone = _engine(cards=["top"], peer_access=False)
+    found = [each for each in engines(_settings(description, alone)) if "peer_access" in each.key]
+    assert [each.mend for each in found] == ["remove it"]
+    (engine,) = _settings(description, _engine(cards=["top"])).vllm.engines  # type: ignore[union-attr]
+    assert vllm.peer_word(engine) is None
+
+
 def test_its_watch_runs_as_the_engine_and_alerts(description: Path) -> None:
     written = _files(_settings(description, _engine(stall_seconds=90)))
     unit = written["/etc/systemd/system/holdfast-vllm-chat-watch.service"].splitlines()
