@@ -588,7 +588,11 @@ def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseH
         timeout = 120
 
         def do_GET(self) -> None:
-            if self.path == "/health":
+            if not {"Content-Length", "Transfer-Encoding"}.isdisjoint(self.headers):
+                # What is not read would be taken for the next request.
+                self.close_connection = True
+                self._refuse(Refused(400, "a GET has no body"))
+            elif self.path == "/health":
                 self._send(200, "text/plain", b"ok")
             else:
                 model = {"id": serves, "object": "model", "created": 0, "owned_by": "holdfast"}

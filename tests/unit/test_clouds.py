@@ -570,6 +570,37 @@ def test_who_may_use_one_cloud_is_answered_by_no_other() -> None:
     assert (refused.value.status, len(asks.asked)) == (503, 1)
 
 
+def told(handler: Any, text: bytes) -> bytes:
+    """What a handler says to a connection on which this, and no more, arrives."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(text)
+        here.shutdown(socket.SHUT_WR)
+        handler(there, ("local", 0), None)
+        there.shutdown(socket.SHUT_WR)
+        return here.makefile("rb").read()
+
+
+def hiding(path: str, length: str, hidden: bytes) -> bytes:
+    """A GET with a body that is a request of its own."""
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\n{length.format(len(hidden))}\r\n\r\n"
+    return head.encode() + hidden
+
+
+@pytest.mark.parametrize("length", ["Content-Length: {}", "Transfer-Encoding: chunked"])
+def test_no_request_hides_in_the_body_of_a_get(length: str) -> None:
+    body = json.dumps(ASKED).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nX-Holdfast-Caller: alice\r\nContent-Length: {len(body)}"
+    asks = Clouds()
+    made = clouds_program.handler(asker(asks, Charges()), {"alice": WHO}, "llama")
+    for path in ("/health", "/v1/models"):
+        said = told(made, hiding(path, length, head.encode() + b"\r\n\r\n" + body))
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert said.count(b"HTTP/1.1 ") == 1
+        assert told(made, hiding(path, "X: {}", b"")).startswith(b"HTTP/1.1 200 ")
+    assert asks.asked == []
+
+
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 

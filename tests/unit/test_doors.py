@@ -167,6 +167,16 @@ def test_every_place_is_taken_for_seconds_at_most(engine: StandIn, front: Front)
             each.__exit__(None, None, None)
 
 
+@FRONTS
+@pytest.mark.parametrize("length", ["Content-Length: 33", "Transfer-Encoding: chunked"])
+def test_a_get_has_no_body(engine: StandIn, front: Front, length: str) -> None:
+    hidden = "POST /invocations HTTP/1.1\r\nX: y\r\n"
+    text = f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{AUTHORISED}{length}\r\n\r\n{hidden}"
+    with front(engine) as found:
+        assert found.send(text.encode()).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 411 "))
+    assert engine.seen == []
+
+
 _BODY = json.dumps(PROMPT)
 WHOLE = f"{_LINE}{AUTHORISED}Content-Length: {len(_BODY)}\r\n\r\n{_BODY}"
 
