@@ -43,7 +43,7 @@ drill-all: setup-lab ## every drill: both Debians with Lynis, ssh-audit and sabo
 	$(RUN) python -m tests.drill --serving
 	$(RUN) python -m tests.drill --routing --debian 12
 	$(RUN) python -m tests.drill --routing
-	$(RUN) pytest -m lab tests/lab/test_tailnet_live.py
+	$(RUN) pytest -m lab tests/lab/test_tailnet_live.py tests/lab/test_litellm_live.py
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)

@@ -76,7 +76,8 @@ def _prepare(stored: Storage) -> None:
     nfs = ["e2fsprogs", "nfs-common"] if stored.mounts else []
     keeps_models = bool(stored.models or stored.checkpoints)
     curl = artefact.PACKAGES if keeps_models else []
-    packages.present(name="Install what storage needs", packages=[*nfs, *curl])
+    python = ["python3"] if stored.checkpoints else []
+    packages.present(name="Install what storage needs", packages=[*nfs, *curl, *python])
     host_files.place(
         name="Describe mounts and model checks",
         directories=[

@@ -12,6 +12,7 @@ from holdfast.engines.units import (
     RECOVERY,
     REPLACE_PROGRAM,
     SYSTEM,
+    WATCH_PROGRAM,
     EngineNames,
     configuration,
     devices_unit,
@@ -20,6 +21,7 @@ from holdfast.engines.units import (
     recovery_unit,
     replace_program_text,
     secret_files,
+    watch_program_text,
 )
 from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.gpu import modes
@@ -44,7 +46,12 @@ def _units(engine: EngineNames, targets: list[str]) -> list[Unit]:
     ]
     # Not the configuration: another one is a replacement, which restarts it.
     read = [f"{SYSTEM}/{engine.unit}", engine.key, engine.probe]
-    return [Unit(engine.unit, restart_after=read, along_with=targets), *doors]
+    watch = f"{engine.watch}.timer"
+    return [
+        Unit(engine.unit, restart_after=read, along_with=targets),
+        Unit(watch, restart_after=[f"{SYSTEM}/{watch}"]),
+        *doors,
+    ]
 
 
 def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
@@ -93,6 +100,7 @@ def apply(settings: HostSettings) -> None:
             HostFile(f"{SYSTEM}/{RECOVERY}", recovery_unit()),
             HostFile(MEMORY_PROGRAM, memory_program_text(), mode="755"),
             HostFile(REPLACE_PROGRAM, replace_program_text(), mode="755"),
+            HostFile(WATCH_PROGRAM, watch_program_text(), mode="755"),
             *(HostFile(path, text) for path, text in texts.items()),
             *(HostFile(path, text, mode="600") for path, text in private.items()),
         ],

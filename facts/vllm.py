@@ -14,6 +14,7 @@ class EngineFiles(FactBase[list[str]]):
         """Build the probe."""
         return (
             f"ls {SYSTEM}/holdfast-vllm-*.service {SYSTEM}/holdfast-vllm-*.socket"
+            f" {SYSTEM}/holdfast-vllm-*.timer"
             f" {CREDENTIALS}/holdfast-vllm-* /etc/holdfast/vllm/*.yaml /etc/holdfast/vllm/*.cfg"
             " /etc/holdfast/vllm/*.json 2>/dev/null; true"
         )

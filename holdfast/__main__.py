@@ -8,7 +8,7 @@ from rich.console import Console
 
 from holdfast import inventory_file
 from holdfast.engines.fit import fit_of
-from holdfast.engines.vllm import UNCOUNTED
+from holdfast.engines.vllm import UNCOUNTED, peer_word
 from holdfast.fit.report import table
 from holdfast.gpu import power
 from holdfast.registry import engines
@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> int:
         if settings.gpus is not None and (budget := power.table(settings.gpus)):
             print(f"{name}: what its power supplies are asked for\n{budget}")  # noqa: T201
         for engine in engines(settings):
+            if word := peer_word(engine):
+                print(f"{name}: vLLM's engine {engine.name}: {word}")  # noqa: T201
             if fit := fit_of(settings, engine):
                 console.print(f"{name}: vLLM's engine {engine.name}", table(fit), sep="\n")
                 if uncounted := UNCOUNTED & set(engine.flags):

@@ -6,7 +6,8 @@ in a body can choose a server, a key or a price.
 
 What a request may cost at most is written into the ledger before any packet goes out, and what it
 did cost takes its place afterwards. So requests that run at once cannot overrun a budget together,
-and what a crash or a broken connection leaves unknown counts as spent.
+and what a crash or a broken connection leaves unknown counts as spent. It is counted where bytes
+leave (`paid`): LiteLLM translates a body for its cloud, and what it made of it is what costs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler
@@ -41,6 +43,10 @@ CONNECTIONS = 8
 LEDGER_SECONDS = 10
 OWN_TOKENS = 1000
 """What a cloud may add to a prompt by itself, a template or how to use tools, tokens."""
+COPIES_MAX_BYTES = 64 << 10
+"""By which a request may grow when LiteLLM writes out its schemas' references for a cloud."""
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""By which of its names a cloud reads how long an answer may be."""
 ASKER_ERRORS = (400, 413, 422)
 """What a cloud says of the request: the next one would say so too."""
 REFUSALS = (*ASKER_ERRORS, 401, 403, 404, 429, 503)
@@ -261,19 +267,74 @@ def request(asked: Any) -> tuple[dict[str, Any], int | None]:
     limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise Refused(400, "max_tokens is no whole number above 0")
+    _check_size(made)
     return made, limit
 
 
-def written(made: dict[str, Any]) -> int:
-    """Bytes of what goes on of a request.
-
-    Raises:
-        Refused: what it says cannot be written.
-    """
+def _check_size(made: dict[str, Any]) -> None:
     try:
-        return len(json.dumps(made, ensure_ascii=False).encode())
+        written(made)
+        grows = copies([made.get("tools"), made.get("response_format")])
     except UnicodeEncodeError:
         raise Refused(400, "half of a surrogate pair is no text") from None
+    except RecursionError:
+        raise Refused(400, "this is nested too deeply") from None
+    if grows > COPIES_MAX_BYTES:
+        raise Refused(400, f"its schemas' references stand for more than {COPIES_MAX_BYTES} bytes")
+
+
+def written(said: Any) -> int:
+    """Bytes of a body's text; an escape of JSON (``\\u00e9``) counts as the letter that it is.
+
+    Raises:
+        UnicodeEncodeError: half of a surrogate pair is in it.
+    """
+    return len(json.dumps(said, ensure_ascii=False).encode())
+
+
+def copies(schemas: Any) -> int:
+    """Bytes by which schemas grow when a copy of what it names replaces each ``$ref``, at the most.
+
+    They are counted, never written out: a few hundred bytes can stand for terabytes.
+
+    Raises:
+        Refused: a reference leads back to itself, or is no text.
+    """
+    named: dict[str, list[Any]] = {}
+    for node in _objects(schemas):
+        for place in ("$defs", "definitions"):
+            if isinstance(found := node.get(place), dict):
+                for name, definition in found.items():
+                    named.setdefault(name, []).append(definition)
+    known: dict[str, int | None] = {}
+
+    def in_node(node: Any) -> int:
+        return sum(of_name(each["$ref"]) for each in _objects(node) if "$ref" in each)
+
+    def of_name(reference: Any) -> int:
+        if not isinstance(reference, str):
+            raise Refused(400, "a $ref of a schema is no text")
+        name = reference.rpartition("/")[2]
+        if name not in known:
+            known[name] = None
+            wholes = (written(each) + in_node(each) for each in named.get(name, ()))
+            known[name] = max(wholes, default=0)
+        if (size := known[name]) is None:
+            raise Refused(400, "clouds are sent no schema that refers to itself")
+        return size
+
+    return in_node(schemas)
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            yield each
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
 
 
 def dearest(cloud: Cloud, size: int, limit: int) -> Decimal:
@@ -290,8 +351,60 @@ def usage_of(said: Any) -> tuple[int, int] | None:
     return None
 
 
+@dataclass
+class Charge:
+    """The right to send one request to one cloud; it is paid for when its bytes are known."""
+
+    ledger: Ledger
+    caller: Caller
+    cloud: Cloud
+    tokens: int
+    """The longest answer that may be asked for."""
+    number: int | None = None
+    """That of the ledger, once it is paid for."""
+    failure: Exception | None = None
+    """Why it was not, whatever LiteLLM makes of that."""
+
+    def pay(self, body: bytes) -> None:
+        """Reserve what a request of this body may cost at most.
+
+        Raises:
+            Refused: it is more than the caller has left, or asks for more than was allowed.
+        """
+        try:
+            if self.number is not None:
+                raise Refused(503, "one request was paid for, and two would be sent")
+            said = json.loads(body)
+            limits = [said[name] for name in LIMITS if name in said]
+            if not limits or any(limit > self.tokens for limit in limits) or said.get("n", 1) != 1:
+                raise Refused(400, f"{self.cloud.name} would be asked for a longer answer")
+            usd = dearest(self.cloud, written(said), self.tokens)
+            self.number = self.ledger.reserve(self.caller, self.cloud, usd)
+        except Exception as failure:
+            self.failure = failure
+            raise
+
+
+_CHARGE: ContextVar[Charge] = ContextVar("charge")
+"""Of the request that this thread has LiteLLM send."""
+
+
+def paid(send: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``send``, of a transport and a request, which first pays for what it sends.
+
+    Raises:
+        LookupError: LiteLLM sends something by itself.
+    """
+
+    def send_paid(transport: Any, request: Any) -> Any:
+        _CHARGE.get().pay(request.read())
+        return send(transport, request)
+
+    return send_paid
+
+
 Ask = Callable[..., Any]
-"""`litellm.completion`."""
+"""`litellm.completion`, where every client sends what is `paid` for."""
 
 
 class Asker:
@@ -312,37 +425,35 @@ class Asker:
             Refused: it is the request's fault, nobody answered, or it is more than the budget.
         """
         made, limit = request(asked)
-        size = written(made)
         streams = asked.get("stream") is True
         refused: Refused | None = None
         for cloud in self._clouds:
             if cloud.name not in caller.clouds:
                 continue
             tokens = min(limit or cloud.max_tokens, cloud.max_tokens)
-            try:
-                number = self._ledger.reserve(caller, cloud, dearest(cloud, size, tokens))
-            except Refused as too_dear:
-                refused = refused or too_dear
-                continue
-            parts = self._parts(cloud, number, {**made, "max_tokens": tokens}, streams)
+            charge = Charge(self._ledger, caller, cloud, tokens)
+            parts = self._parts(charge, {**made, "max_tokens": tokens}, streams)
             try:
                 # Nothing is told to the caller before a cloud has begun to answer.
                 first = next(parts)
             except Refused as failure:
                 if failure.status in ASKER_ERRORS:
                     raise
-                refused = failure
+                # That the budget is too small for a dearer cloud matters less.
+                refused = (refused or failure) if failure.status == 402 else failure
                 continue
             return cloud.name, _chain(first, parts, _wants_usage(asked) or not streams)
         raise refused or Refused(503, "no cloud is left to ask")
 
     def _parts(
-        self, cloud: Cloud, number: int, made: dict[str, Any], streams: bool
+        self, charge: Charge, made: dict[str, Any], streams: bool
     ) -> Generator[dict[str, Any], None, None]:
         """Ask one cloud; the charge is settled when its answer ends and says what it used."""
+        cloud = charge.cloud
         more = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
         said, raw = None, None
         counted: list[tuple[int, int]] = []
+        _CHARGE.set(charge)
         try:
             said = self._ask(
                 model=f"{cloud.api}/{cloud.model}",
@@ -356,6 +467,8 @@ class Asker:
                 **made,
                 **more,
             )
+            if charge.number is None:
+                raise Refused(503, "an answer came by a way that nobody pays for")
             if streams:
                 raw = said.completion_stream
                 said.completion_stream = _own(raw, counted)
@@ -364,15 +477,17 @@ class Asker:
             for part in said if streams else [said]:
                 yield part.model_dump(exclude_none=streams)
         except Exception as failure:
+            if charge.number is None and charge.failure:
+                raise charge.failure from None
             # A cloud that began to answer had taken the request, whatever it says then.
-            if said is None and is_free(failure):
-                self._settle(number, Decimal(0), 0, 0)
+            if charge.number is not None and said is None and is_free(failure):
+                self._settle(charge.number, Decimal(0), 0, 0)
             raise _refusal(cloud, failure) from None
         finally:
             _close(raw)
         # A caller who has gone does not come here: what the cloud still counts, nobody hears.
         if counted:
-            self._settle(number, cloud.usd(*counted[-1]), *counted[-1])
+            self._settle(charge.number, cloud.usd(*counted[-1]), *counted[-1])
 
     def _settle(self, number: int, usd: Decimal, prompt_tokens: int, answer_tokens: int) -> None:
         try:
@@ -473,7 +588,11 @@ def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseH
         timeout = 120
 
         def do_GET(self) -> None:
-            if self.path == "/health":
+            if not {"Content-Length", "Transfer-Encoding"}.isdisjoint(self.headers):
+                # What is not read would be taken for the next request.
+                self.close_connection = True
+                self._refuse(Refused(400, "a GET has no body"))
+            elif self.path == "/health":
                 self._send(200, "text/plain", b"ok")
             else:
                 model = {"id": serves, "object": "model", "created": 0, "owned_by": "holdfast"}
@@ -601,6 +720,11 @@ def _ready(manager: str) -> None:
         told.send(b"READY=1")
 
 
+def have_all_paid(httpx: Any) -> None:
+    """Have every client of this process pay for what it sends, wherever LiteLLM makes it."""
+    httpx.HTTPTransport.handle_request = paid(httpx.HTTPTransport.handle_request)
+
+
 def main(path: str) -> int:
     """Answer until ended, as the configuration at ``path`` says."""
     # Here, so that the rest can be read and tried without the environment.
@@ -611,6 +735,7 @@ def main(path: str) -> int:
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     litellm.drop_params = True
+    have_all_paid(httpx)
     told = json.loads(Path(path).read_text())
     keys = json.loads(Path(os.environ["CREDENTIALS_DIRECTORY"], "keys").read_text())
     clouds, callers = read(told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.secrets import Secret
@@ -17,18 +17,25 @@ def key_problem(key: Secret) -> str | None:
     return None
 
 
-def probe(socket: str, path: str, body: Mapping[str, Any], key: Secret) -> str:
-    """A curl configuration that posts ``body`` to ``path`` on a Unix socket.
+Question = tuple[str, Mapping[str, Any]]
+"""A path, and the body that is posted to it."""
+
+
+def probe(socket: str, questions: Sequence[Question], key: Secret) -> str:
+    """A curl configuration that asks each of ``questions`` on a Unix socket, until one fails.
 
     It says nothing unless it fails. The key is in it, so that no argv has to hold it.
     """
-    lines = {
-        "url": f"http://engine{path}",
-        "unix-socket": socket,
-        "header": f"Authorization: Bearer {key.get_secret_value()}",
-        "json": json.dumps(body),
-        "output": "/dev/null",
-        "max-time": "300",
-    }
-    quoted = [f"{name} = {json.dumps(value)}" for name, value in lines.items()]
-    return "\n".join(["fail", "silent", "show-error", *quoted, ""])
+    asked = []
+    for path, body in questions:
+        lines = {
+            "url": f"http://engine{path}",
+            "unix-socket": socket,
+            "header": f"Authorization: Bearer {key.get_secret_value()}",
+            "json": json.dumps(body),
+            "output": "/dev/null",
+            "max-time": "300",
+        }
+        quoted = [f"{name} = {json.dumps(value)}" for name, value in lines.items()]
+        asked.append("\n".join(["fail", "silent", "show-error", *quoted, ""]))
+    return "fail-early\n" + "next\n".join(asked)

@@ -20,6 +20,26 @@ MARK = 0x5AFE
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How long a door's proxy waits for its callers, and how many it lets wait."""
+
+    header_seconds: int = 5
+    """For the whole of a request's headers; for it every caller can hold a place without a key."""
+    body_seconds: int = 15
+    """For a body, or as much of it as is kept before it goes on."""
+    silent_seconds: int = 60
+    """For the next byte of a body that goes on while it comes."""
+    idle_seconds: int = 10
+    """For the next request of a connection that stays open."""
+    connections: int = 1024
+    source_connections: int = 512
+    """Of one address: the programs of this host share one, and hold one for each stream."""
+
+
+PATIENCE = Patience()
+
+
+@dataclass(frozen=True)
 class Door:
     """A place where a program can be reached: a socket unit and the service behind it."""
 

@@ -85,4 +85,9 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
 
 def probe(key: Secret) -> str:
     """A curl configuration that asks the floor for one token and says nothing unless it fails."""
-    return completion.probe(SOCKET, "/v1/completions", {"prompt": "ready", "max_tokens": 1}, key)
+    chat = {"messages": [{"role": "user", "content": "ready"}], "max_tokens": 1}
+    questions = [
+        ("/v1/chat/completions", chat),
+        ("/v1/completions", {"prompt": "ready", "max_tokens": 1}),
+    ]
+    return completion.probe(SOCKET, questions, key)

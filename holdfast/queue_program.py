@@ -281,6 +281,11 @@ def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
                 self._refuse(503, f"nobody can answer now, and {queue.entries} are kept already")
 
         def do_GET(self) -> None:
+            if not {"Content-Length", "Transfer-Encoding"}.isdisjoint(self.headers):
+                # What is not read would be taken for the next request.
+                self.close_connection = True
+                self._refuse(400, "a GET has no body")
+                return
             identity = self.path.removeprefix(ANSWERS)
             known, answer = queue.store.find(identity)
             if answer:

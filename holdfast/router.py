@@ -13,7 +13,7 @@ import inspect
 from dataclasses import dataclass
 
 from holdfast import alerts, clouds, queue_program
-from holdfast.doors import Door, doors, socket_unit
+from holdfast.doors import PATIENCE, Door, doors, socket_unit
 from holdfast.engines.program import GENERATE_PATHS, paths
 from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
@@ -151,6 +151,7 @@ def configuration(
         clouds=clouds.socket(router) if router.clouds else None,
         cloud_path=clouds.PATH,
         spenders=[key.name for key in router.keys if key.clouds],
+        patience=PATIENCE,
         buffer_bytes=BUFFER_BYTES,
         callers=CALLERS,
     )

@@ -405,9 +405,15 @@ class Engine(Model):
     checkpoint: Name
     """A model declared under ``storage.checkpoints``."""
     task: Literal["generate", "embed"] = "generate"
+    chat: bool = True
+    """Whether it answers chats, for which its checkpoint needs a chat template. False for a base
+    model: its doors then pass `/v1/completions` alone, and nothing else is asked for its proof."""
     cards: list[Name] = []
     """Cards declared under ``gpus.cards``, which share the model (tensor parallel). Empty: the CPU,
     with a lock of vLLM's CPU build."""
+    peer_access: bool | None = None
+    """Whether its cards read one another's memory. False: by host memory instead
+    (NCCL_P2P_DISABLE=1), the cure where cards without NVLink hang. None leaves it to NCCL."""
     port: Port
     scope: Literal["loopback", "tailnet"] = "loopback"
     callers: list[Caller] = []
@@ -433,6 +439,8 @@ class Engine(Model):
     """The CPUs it may run on, so that the floor has the others to itself; all when absent."""
     start_seconds: int = Field(default=1800, ge=60, le=14400)
     """How long loading may take until the first completion, seconds."""
+    stall_seconds: int = Field(default=300, ge=60, le=3600)
+    """An engine that has requests and counts no tokens for so long is ended and started again."""
 
 
 class Vllm(Model):

@@ -13,6 +13,10 @@ NFS_OPTIONS = "vers=4.2,hard,_netdev,nosuid,nodev,noexec"
 """``hard``: a write waits for the NAS; ``soft`` may lose it. Data is neither program nor device."""
 
 
+WRITE_SUMS = "find * -type f ! -name SHA256SUMS ! -path '*/.*' -exec sha256sum {} + > SHA256SUMS"
+"""What a checkpoint's publisher types in its folder to list its files, sub-folders' too."""
+
+
 def unit_name(path: str, suffix: str) -> str:
     """The unit that systemd gives to an absolute ``path``, as ``systemd-escape --path`` does it.
 

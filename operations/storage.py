@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Generator
 
@@ -9,9 +10,17 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.storage import CHECK_SERVICE, LISTING, PROOFS, StorageStates, beneath
+from holdfast import checkpoint_program
 from holdfast.render import render
 from holdfast.settings import Checkpoint, ModelFile, Storage
-from holdfast.storage import checkpoint_folder, checkpoint_path, model_path, mount_of, unit_name
+from holdfast.storage import (
+    WRITE_SUMS,
+    checkpoint_folder,
+    checkpoint_path,
+    model_path,
+    mount_of,
+    unit_name,
+)
 from operations.artefact import CURL
 
 _SLOWEST_MIB_PER_SECOND = 1
@@ -32,6 +41,8 @@ def _place_script(storage: Storage, wanted: ModelFile | Checkpoint, kind: str, t
         models_path=storage.models_path,
         proofs=PROOFS,
         listing=LISTING,
+        write_sums=WRITE_SUMS,
+        checkpoint_program=inspect.getsource(checkpoint_program),
         curl=CURL.replace("=http,", "=file,http,"),
         is_local=is_local,
         scheme="file://" if is_local else "",
@@ -88,7 +99,8 @@ def kept(storage: Storage) -> Generator[StringCommand, None, None]:
         elif folder.access != _READABLE:
             path = shlex.quote(checkpoint_path(storage, checkpoint))
             yield StringCommand(
-                f"chown -R root:root {path} && chmod 755 {path} && chmod 644 {path}/*"
+                f"chown -R root:root {path} && find {path} -type d -exec chmod 755 {{}} +"
+                f" && find {path} -type f -exec chmod 644 {{}} +"
             )
     if state.check_failed:
         yield StringCommand(f"systemctl reset-failed {CHECK_SERVICE}")

@@ -37,6 +37,7 @@ def engines(settings: HostSettings) -> Findings:
             *_name(key, engine),
             *_checkpoint(key, engine, settings),
             *_cards(key, engine, settings),
+            *_peers(key, engine),
             *_memory(key, engine),
             *tailnet_scope(f"{key}.scope", engine.scope, settings),
             *_flags(key, engine),
@@ -75,7 +76,7 @@ def _lock(wanted: Vllm) -> Findings:
 
 
 def _name(key: str, engine: Engine) -> Findings:
-    if engine.name.endswith(("-loopback", "-tailnet")):
+    if engine.name.endswith(("-loopback", "-tailnet", "-watch")):
         yield Finding(
             f"{key}.name", engine.name, "another engine's door may be called so", "rename it"
         )
@@ -96,6 +97,12 @@ def _cards(key: str, engine: Engine, settings: HostSettings) -> Findings:
     for place, name in enumerate(engine.cards):
         why = "a number may be another card after a reboot"
         yield from own_card(f"{key}.cards[{place}]", name, settings, why)
+
+
+def _peers(key: str, engine: Engine) -> Findings:
+    if engine.peer_access is not None and len(engine.cards) < 2:
+        wrong = "it is between the cards of one engine, and this has fewer than two"
+        yield Finding(f"{key}.peer_access", engine.peer_access, wrong, "remove it")
 
 
 def _memory(key: str, engine: Engine) -> Findings:

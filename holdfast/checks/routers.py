@@ -58,6 +58,13 @@ def _chain(key: str, router: Router, chain: list[Engine]) -> Findings:
                 f"it does '{engine.task}', and {first.name} does '{first.task}'",
                 "give each task a router of its own",
             )
+        elif engine.chat != first.chat:
+            yield Finding(
+                at,
+                engine.name,
+                f"of it and {first.name}, one answers chats and the other does not",
+                "give each a router of its own",
+            )
         elif engine.checkpoint != first.checkpoint and router.profile != "client":
             # Both answer to the checkpoint's name; of another's, an engine says 404.
             yield Finding(

@@ -12,6 +12,7 @@ from typing import Any
 from holdfast.settings import Engine
 
 GENERATE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+COMPLETE_PATHS = ("/v1/completions",)
 EMBED_PATHS = ("/v1/embeddings",)
 
 
@@ -33,24 +34,31 @@ class Program:
     """Requests that it computes."""
     waiting_metric: str
     """Requests that it has accepted and not begun; drained is when both are 0 and stay so."""
+    progress_metrics: tuple[str, ...]
+    """Of these one moves whenever it gets on with a request, a long prompt's parts included."""
     packages: tuple[str, ...]
     """Distribution packages that it needs at run time."""
 
 
 def paths(engine: Engine) -> tuple[str, ...]:
     """Where requests may be posted; what is not named here does not reach the engine."""
-    return EMBED_PATHS if engine.task == "embed" else GENERATE_PATHS
+    if engine.task == "embed":
+        return EMBED_PATHS
+    return GENERATE_PATHS if engine.chat else COMPLETE_PATHS
 
 
-def question(engine: Engine) -> tuple[str, dict[str, Any]]:
-    """Path and body of the smallest request that proves the engine answers.
+def questions(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
+    """Path and body of the smallest requests that prove that the engine answers its callers.
 
-    It is sampled in every way at once: an engine that answers a greedy request may still die of the
-    first that has it compile a sampler (vLLM 0.32 on a CPU without a compiler).
+    They are sampled in every way at once: an engine that answers a greedy request may still die of
+    the first that has it compile a sampler (vLLM 0.32 on a CPU without a compiler). And an engine
+    that completes a prompt may refuse every chat, as one without a chat template does.
     """
     if engine.task == "embed":
-        return "/v1/embeddings", {"model": engine.name, "input": "ready"}
-    sampled = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "min_p": 0.01, "logprobs": 1}
+        return [("/v1/embeddings", {"model": engine.name, "input": "ready"})]
+    sampled = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "min_p": 0.01}
     penalties = {"presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1}
-    asked = {"model": engine.name, "prompt": "ready", "max_tokens": 2}
-    return "/v1/completions", {**asked, **sampled, **penalties}
+    asked = {"model": engine.name, "max_tokens": 2, **sampled, **penalties}
+    chat = {**asked, "messages": [{"role": "user", "content": "ready"}], "logprobs": True}
+    complete = ("/v1/completions", {**asked, "prompt": "ready", "logprobs": 1})
+    return [complete, ("/v1/chat/completions", chat)] if engine.chat else [complete]

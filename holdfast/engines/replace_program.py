@@ -59,8 +59,8 @@ class Job:
     """Admin sockets of the proxies in front of it."""
     configuration: str
     cache: str
-    question: list[Any]
-    """Path and body of the request that proves it serves."""
+    questions: list[list[Any]]
+    """Path and body of each request that proves it serves."""
     model: str
     """The name that every model of this engine answers to."""
     key: str
@@ -351,16 +351,14 @@ class Replacement:
         self._prove()
 
     def _prove(self) -> None:
-        path, body = self.job.question
-        try:
-            status, text = self._ask("POST", path, body, ASK_SECONDS)
-            answer = json.loads(text)
-            words = [one.get("text") or one.get("embedding") for one in _answers(answer)]
-            serves = status == 200 and answer["model"] == self.job.model and all(words) and words
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Failed(f"it does not answer a request: {error!r}") from error
-        if not serves:
-            raise Failed(f"it answers a request with HTTP {status} and {text[:200]!r}")
+        for path, body in self.job.questions:
+            try:
+                status, text = self._ask("POST", path, body, ASK_SECONDS)
+                serves = status == 200 and _is_answer(json.loads(text), self.job.model)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise Failed(f"it does not answer a request to {path}: {error!r}") from error
+            if not serves:
+                raise Failed(f"it answers {path} with HTTP {status} and {text[:200]!r}")
 
     def _back(self, why: str) -> None:
         """Bring back what served before.
@@ -406,8 +404,16 @@ class Replacement:
             connection.close()
 
 
-def _answers(answer: Any) -> list[Any]:
-    return list(answer.get("choices") or answer.get("data") or [])
+def _is_answer(answer: Any, model: str) -> bool:
+    """Whether each part of a model's answer has words or numbers; of a chat, thoughts count."""
+    parts = answer.get("choices") or answer.get("data") or []
+    return answer["model"] == model and bool(parts) and all(map(_has_words, parts))
+
+
+def _has_words(part: dict[str, Any]) -> bool:
+    message = part.get("message") or {}
+    said = [part.get("text"), part.get("embedding"), message.get("content")]
+    return any([*said, message.get("reasoning_content"), message.get("reasoning")])
 
 
 def _model_in(configuration: str) -> str | None:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 import yaml
 
 from holdfast import alerts, completion
-from holdfast.doors import Door, doors, socket_unit
-from holdfast.engines import memory_program, replace_program
+from holdfast.doors import PATIENCE, Door, doors, socket_unit
+from holdfast.engines import memory_program, replace_program, watch_program
 from holdfast.engines import program as programs
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.program import Program
@@ -40,6 +40,7 @@ MEMORY_PROGRAM = "/usr/local/sbin/holdfast-gpu-memory"
 MEMORY_SECONDS = 60
 """How long a start waits for cards to be given back; an engine that was killed takes seconds."""
 REPLACE_PROGRAM = "/usr/local/sbin/holdfast-replace"
+WATCH_PROGRAM = "/usr/local/sbin/holdfast-engine-watch"
 RECOVERY = "holdfast-engines-recover.service"
 """At boot, before any engine: undoes replacements that a power cut interrupted."""
 DEVICES = "holdfast-gpu-devices.service"
@@ -107,6 +108,11 @@ class EngineNames:
     def doors(self) -> list[Door]:
         """Where it can be reached, and where it could be."""
         return doors(self.stem, self.engine.port, self.engine.scope)
+
+    @property
+    def watch(self) -> str:
+        """The beginning of the names of the units that see that it gets on."""
+        return f"{self.stem}-watch"
 
     @property
     def job(self) -> str:
@@ -204,6 +210,19 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
             ),
         ),
     }
+    watch = Service(name=names.watch, unit=names.unit, user=service.user, tier=service.tier)
+    found |= {
+        f"{SYSTEM}/{names.watch}.timer": render("vllm/watch.timer.j2", names=names),
+        f"{SYSTEM}/{names.watch}.service": render(
+            "vllm/watch.service.j2",
+            names=names,
+            program=WATCH_PROGRAM,
+            busy=(program.running_metric, program.waiting_metric),
+            progress=program.progress_metrics,
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(watch, isolated=True),
+        ),
+    }
     for door in names.doors:
         proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
         found[f"{SYSTEM}/{door.socket}"] = socket_unit(door)
@@ -221,6 +240,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
             read=["/health", "/v1/models", *(["/metrics"] if door.name == "loopback" else [])],
             socket=names.socket,
             admin=names.admin_of(door),
+            patience=PATIENCE,
         )
     return found
 
@@ -248,7 +268,6 @@ def _waits(settings: HostSettings, engine: Engine) -> list[str]:
 
 
 def _job(settings: HostSettings, names: EngineNames) -> Job:
-    path, body = programs.question(names.engine)
     return Job(
         name=names.engine.name,
         unit=names.unit,
@@ -256,7 +275,7 @@ def _job(settings: HostSettings, names: EngineNames) -> Job:
         doors=[names.admin_of(door) for door in names.doors],
         configuration=names.configuration,
         cache=f"/var/cache/{names.stem}",
-        question=[path, body],
+        questions=[[path, body] for path, body in programs.questions(names.engine)],
         model=names.engine.name,
         key=names.key,
         running_metric=names.program.running_metric,
@@ -278,6 +297,11 @@ def recovery_unit() -> str:
     )
 
 
+def watch_program_text() -> str:
+    """The text of the program that ends an engine which hangs."""
+    return inspect.getsource(watch_program)
+
+
 def replace_program_text() -> str:
     """The text of the program that replaces an engine's model."""
     return inspect.getsource(replace_program)
@@ -285,8 +309,7 @@ def replace_program_text() -> str:
 
 def secret_files(names: EngineNames, key: Secret) -> dict[str, str]:
     """Path to text of what root alone may read."""
-    path, body = programs.question(names.engine)
     return {
         names.key: f"{key.get_secret_value()}\n",
-        names.probe: completion.probe(names.socket, path, body, key),
+        names.probe: completion.probe(names.socket, programs.questions(names.engine), key),
     }

@@ -145,7 +145,24 @@ def configuration(engine: Engine, folder: str, socket: str, batch_tokens: int) -
     }
     if engine.cards:
         said["gpu-memory-utilization"] = engine.utilisation
+    if engine.peer_access is False:
+        # vLLM's own exchange between cards needs it as NCCL's does.
+        said["disable-custom-all-reduce"] = True
     return {**said, **engine.flags}
+
+
+def peer_word(engine: Engine) -> str | None:
+    """What a plan says of an engine whose cards may hang one another; None where it says nothing.
+
+    No inventory tells whether a bridge of NVLink joins two cards, so the word stays until somebody
+    has said how it is.
+    """
+    if len(engine.cards) < 2 or engine.peer_access is not None:
+        return None
+    return (
+        f"{', '.join(engine.cards)} share it: without NVLink between them NCCL may hang"
+        ". If it does, write peer_access False; once it answers, True"
+    )
 
 
 def lock_of(wanted: Vllm) -> Path:
@@ -165,6 +182,8 @@ def environment(engine: Engine) -> dict[str, str]:
         "NCCL_SOCKET_IFNAME": "lo",
         "GLOO_SOCKET_IFNAME": "lo",
     }
+    if engine.peer_access is False:
+        variables["NCCL_P2P_DISABLE"] = "1"
     if engine.cache_mib is not None:
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cache_mib // 1024)
     return variables
@@ -178,6 +197,12 @@ VLLM = Program(
     environment=environment,
     running_metric="vllm:num_requests_running",
     waiting_metric="vllm:num_requests_waiting",
+    progress_metrics=(
+        "vllm:generation_tokens_total",
+        # A prompt is counted when it has been read; while it is, the cache fills.
+        "vllm:prompt_tokens_total",
+        "vllm:kv_cache_usage_perc",
+    ),
     # Triton and PyTorch compile what launches a kernel, against Python's headers, as they need it.
     packages=("g++", "libnuma1", "python3-dev"),
 )

@@ -12,7 +12,7 @@ import re
 import pytest
 from testinfra.host import Host
 
-from holdfast.engines.program import question
+from holdfast.engines.program import questions
 from holdfast.registry import engines, queue_service
 from holdfast.router import CALLERS, RouterNames, digest, ladder, posted_paths
 from holdfast.sandbox import EXPOSURE_MAX
@@ -51,7 +51,7 @@ def _body(settings: HostSettings, names: RouterNames) -> object:
     declared = {engine.name: engine for engine in engines(settings)}
     if not names.router.engines:
         return {"prompt": "ready", "max_tokens": 1}
-    _, body = question(declared[names.router.engines[0]])
+    _, body = questions(declared[names.router.engines[0]])[0]
     return body
 
 

@@ -11,7 +11,7 @@ import re
 import pytest
 from testinfra.host import Host
 
-from holdfast.engines.program import paths, question
+from holdfast.engines.program import paths, questions
 from holdfast.engines.units import EngineNames
 from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.gpu import modes
@@ -59,15 +59,15 @@ def _processes(host: Host, engine: EngineNames) -> list[str]:
 
 def test_each_answers_who_holds_its_key(host: Host, engines: list[EngineNames]) -> None:
     for engine in engines:
-        path, body = question(engine.engine)
-        status, text = _ask(host, engine, path, body, key="own")
-        assert status == 200, text
-        assert json.loads(text)["model"] == engine.engine.name
+        for path, body in questions(engine.engine):
+            status, text = _ask(host, engine, path, body, key="own")
+            assert status == 200, text
+            assert json.loads(text)["model"] == engine.engine.name
 
 
 def test_each_refuses_who_does_not(host: Host, engines: list[EngineNames]) -> None:
     for engine in engines:
-        _, body = question(engine.engine)
+        _, body = questions(engine.engine)[0]
         answers = {path: _ask(host, engine, path, body)[0] for path in paths(engine.engine)}
         assert set(answers.values()) == {401}, answers
 
@@ -82,7 +82,7 @@ def test_each_refuses_who_does_not(host: Host, engines: list[EngineNames]) -> No
 )
 def test_no_other_path_reaches_an_engine(host: Host, engines: list[EngineNames], path: str) -> None:
     for engine in engines:
-        _, body = question(engine.engine)
+        _, body = questions(engine.engine)[0]
         for key in ("", "own"):
             status, text = _ask(host, engine, path, body, key=key)
             # The proxy's own words: the engine's 404 is JSON.
@@ -94,7 +94,7 @@ def test_a_path_is_open_to_its_own_method_alone(
     host: Host, engines: list[EngineNames], method: str
 ) -> None:
     for engine in engines:
-        path, _ = question(engine.engine)
+        path, _ = questions(engine.engine)[0]
         for target in (path, f"http://127.0.0.1:{engine.engine.port}{path}"):
             answer = host.check_output(
                 "curl --silent --max-time 60 --output /dev/null --write-out '%{http_code}'"
@@ -161,7 +161,8 @@ def test_each_is_the_pinned_environments_alone(
 
 def test_systemd_finds_it_as_closed_as_declared(host: Host, engines: list[EngineNames]) -> None:
     for engine in engines:
-        for unit in (engine.unit, *(door.service for door in engine.doors)):
+        watch = f"{engine.watch}.service"
+        for unit in (engine.unit, watch, *(door.service for door in engine.doors)):
             verdict = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -n 1")
             score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
             assert score is not None, verdict

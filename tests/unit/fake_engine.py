@@ -2,8 +2,9 @@
 
 `python fake_engine.py engine CONFIGURATION` serves what the configuration's model folder holds; a
 file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
-makes it exit. `... systemctl VERB UNIT` does what systemd does to that one unit; `... door SOCKET
-FILE` keeps the last word it was sent.
+makes it exit, and ``no-template`` makes it refuse chats. What it does now is in its own folder:
+``busy`` with requests, ``queued``, ``hung``, ``mute``. `... systemctl VERB UNIT` does what systemd
+does to that one unit; `... door SOCKET FILE` keeps the last word it was sent.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ HERE = Path(os.environ.get("FAKE_ENGINE", "."))
 """The folder of the one engine: its configuration, socket, pid and what it is busy with."""
 
 
+def _tokens() -> float:
+    """Tokens that it has counted: one more at each look, unless it hangs."""
+    file = HERE / "tokens"
+    count = float(file.read_text()) if file.exists() else 1e6
+    if not (HERE / "hung").exists():
+        file.write_text(str(count + 1))
+    return count
+
+
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
@@ -42,27 +52,37 @@ def engine(configuration: Path) -> None:
         sys.exit(1)
 
     class Handler(BaseHTTPRequestHandler):
-        def _send(self, body: str) -> None:
-            told = self.headers.get("Authorization")
-            self.send_response(
-                200 if told == f"Bearer {(HERE / 'key').read_text().strip()}" else 401
-            )
+        def _send(self, body: str, status: int = 200) -> None:
+            told, key = self.headers.get("Authorization"), HERE / "key"
+            # As vLLM does, it asks for its key below /v1 alone.
+            if self.path.startswith("/v1/") and told != f"Bearer {key.read_text().strip()}":
+                status = 401
+            self.send_response(status)
             self.end_headers()
             self.wfile.write(body.encode())
 
         def do_GET(self) -> None:
+            while self.path == "/metrics" and (HERE / "mute").exists():
+                time.sleep(0.01)
             running, waiting = (
                 (HERE / file).read_text() if (HERE / file).exists() else "0.0"
                 for file in ("busy", "queued")
             )
-            gauges = f'run{{a="b"}} {running}\nwait {waiting}\n'
+            counted = f'tokens_total{{a="b"}} {_tokens()}'
+            gauges = f'run{{a="b"}} {running}\nwait {waiting}\n{counted}\n'
             self._send(gauges if self.path == "/metrics" else "ok")
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             words = "" if (folder / "garbage").exists() else folder.name
             name = "another" if (folder / "misnamed").exists() else "chat"
-            self._send(json.dumps({"model": name, "choices": [{"text": words}]}))
+            if self.path != "/v1/chat/completions":
+                self._send(json.dumps({"model": name, "choices": [{"text": words}]}))
+            elif (folder / "no-template").exists():
+                self._send(json.dumps({"error": {"message": "no chat template"}}), 400)
+            else:
+                said = {"message": {"role": "assistant", "content": words}}
+                self._send(json.dumps({"model": name, "choices": [said]}))
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import select
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from holdfast import router
+from holdfast.engines import units, vllm
 from holdfast.settings import HostSettings
 
 SECRETS = {
@@ -29,6 +31,8 @@ SECRETS = {
     "B_KEY": SecretStr("key-of-b-5c2e"),
     "FLOOR_API_KEY": SecretStr("key-of-the-floor-77"),
 }
+AUTHORISED = f"Authorization: Bearer {SECRETS['CALLERS_KEY'].get_secret_value()}\r\n"
+"""The header of a good caller."""
 COMPLETIONS = "/v1/completions"
 PROMPT = {"model": "llama", "prompt": "a secret of mine", "max_tokens": 1}
 
@@ -60,6 +64,8 @@ class Seen:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 1024
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of those who have gone."""
 
@@ -71,7 +77,10 @@ class StandIn:
     name: str
     port: int = field(default_factory=free_port)
     does: int | str = 200
-    """The status it answers with; "drop": it breaks off; "cut": it does so within its answer."""
+    """The status it answers with; "drop": it breaks off; "cut": it does so within its answer;
+    "work": it answers when it is to do something else, unless its caller goes before that."""
+    left: int = 0
+    """How many callers went while it worked."""
     seen: list[Seen] = field(default_factory=list)
     _server: ThreadingHTTPServer | None = None
 
@@ -95,7 +104,7 @@ class StandIn:
 
     def be(self, is_up: bool) -> None:
         """Listen, or do not; answer properly and remember nothing."""
-        self.does = 200
+        self.does, self.left = 200, 0
         self.seen.clear()
         (self.up if is_up else self.down)()
 
@@ -115,6 +124,9 @@ class StandIn:
                 self._saw(body)
                 if stand_in.does == "drop":
                     self.close_connection = True
+                elif stand_in.does == "work" and self._is_left():
+                    stand_in.left += 1
+                    self.close_connection = True
                 elif stand_in.does == "cut":
                     self.send_response(200)
                     self.send_header("Content-Length", "1000")
@@ -123,6 +135,14 @@ class StandIn:
                     self.close_connection = True
                 else:
                     self._send(int(stand_in.does), json.dumps({"by": stand_in.name}).encode())
+
+            def _is_left(self) -> bool:
+                while stand_in.does == "work":
+                    if select.select([self.connection], [], [], 0.02)[0]:
+                        with contextlib.suppress(ConnectionResetError):
+                            return not self.connection.recv(1)
+                        return True
+                return False
 
             def _body(self) -> bytes:
                 if "Content-Length" in self.headers:
@@ -262,6 +282,8 @@ class Running:
         """Send bytes as they are and no more, and read until it closes."""
         with self.connect() as connection:
             connection.sendall(raw)
+            # Who says early that no more comes is taken for one who has gone.
+            select.select([connection], [], [], 2)
             connection.shutdown(socket.SHUT_WR)
             said = b""
             with contextlib.suppress(ConnectionResetError):
@@ -298,7 +320,43 @@ def running(
     folder = folder or folder_for_sockets()
     at: int | str = f"{folder}/drain.sock" if drains else free_port()
     bind = f"unix@{at}" if drains else f"127.0.0.1:{at}"
-    file = written(settings, folder, bind, drains=drains)
+    try:
+        with proxy(written(settings, folder, bind, drains=drains), at) as found:
+            yield found
+    finally:
+        if own:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def door(stand_in: StandIn) -> Iterator[Running]:
+    """The loopback door of the one engine that the stand-in is, as its unit runs it."""
+    settings = settings_of([stand_in], {"engines": [stand_in.name]})
+    assert settings.vllm is not None
+    names = units.EngineNames(vllm.VLLM, settings.vllm.engines[0])
+    loopback = names.doors[0]
+    text = units.files(settings, names, "/opt/none")[names.paths_of(loopback)]
+    folder, port = folder_for_sockets(), free_port()
+    for there, here in (
+        ("fd@3", f"127.0.0.1:{port}"),
+        (f"unix@{names.socket}", f"127.0.0.1:{stand_in.port}"),
+        (names.admin_of(loopback), f"{folder}/admin.sock"),
+    ):
+        assert there in text
+        text = text.replace(there, here)
+    file = Path(folder, "door.cfg")
+    file.write_text(text)
+    try:
+        with proxy(file, port) as found:
+            yield found
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def proxy(file: Path, at: int | str) -> Iterator[Running]:
+    """HAProxy with a configuration that has it listen there; its folder has its credential."""
+    folder = file.parent
     log = file.with_suffix(".log")
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -323,5 +381,3 @@ def running(
     finally:
         process.kill()
         process.wait()
-        if own:
-            shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import re
 import shutil
@@ -24,7 +25,18 @@ from pydantic import SecretStr, ValidationError
 from facts.egress import Attempts
 from holdfast import backup, clouds, clouds_program, egress, ledger, router, sovereignty
 from holdfast.checks.routers import routers
-from holdfast.clouds_program import Asker, Caller, Cloud, Ledger, Refused, request
+from holdfast.clouds_program import (
+    PASSED,
+    Asker,
+    Caller,
+    Cloud,
+    Ledger,
+    Refused,
+    dearest,
+    paid,
+    request,
+    written,
+)
 from holdfast.registry import clouds_service, declared_services, ledger_service
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
@@ -49,6 +61,7 @@ SECRETS = {
     "TWO_KEY": SecretStr("sk-of-cloud-two-2e"),
 }
 CHAT = clouds.PATH
+BODY = ("messages", "tools", "tool_choice", "response_format", "max_tokens", "stream")
 ASKED = {"model": "llama", "messages": [{"role": "user", "content": "a secret of mine"}]}
 
 
@@ -166,12 +179,25 @@ class Clouds:
 
     does: dict[str, Any] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    """What was sent to a cloud."""
     streams: list[Stream] = field(default_factory=list)
+    adds: dict[str, Any] = field(default_factory=dict)
+    """What it makes of a body for its cloud."""
+    times: int = 1
+    """How often it sends that."""
 
     def __call__(self, **asked: Any) -> Any:
-        self.asked.append(asked)
         name = asked["model"].rpartition("-")[2]
         does = self.does.get(name)
+        known = {key: value for key, value in asked.items() if key in (*BODY, *PASSED)}
+        body = json.dumps({**known, **self.adds}).encode()
+        send = paid(lambda transport, request: self.asked.append(asked))
+        for _ in range(self.times):
+            try:
+                send(None, SimpleNamespace(read=lambda: body))
+            except Refused as refused:
+                # LiteLLM has one kind of error for whatever happens in there.
+                raise ConnectionError("wrapped") from refused
         if isinstance(does, Exception):
             raise does
         if asked.get("tools") and not asked.get("_skip_mcp_handler"):
@@ -409,7 +435,132 @@ def test_no_token_has_less_than_a_byte() -> None:
     for text in ("x", "ß" * 50, "\U0001f600" * 9):
         made, _ = request({"messages": [{"role": "user", "content": text}]})
         at_least = ONE.usd(len(text.encode()) + clouds_program.OWN_TOKENS, 5)
-        assert clouds_program.dearest(ONE, clouds_program.written(made), 5) > at_least
+        assert dearest(ONE, written(made), 5) > at_least
+
+
+def test_what_leaves_is_what_is_reserved_for_and_not_what_came_in() -> None:
+    grown = {"output_format": "x" * 2_774_576}
+    asks, account = Clouds(adds=grown), Charges()
+    with pytest.raises(Refused) as refused:
+        answered(asks, account)
+    assert (refused.value.status, asks.asked, account.usd) == (402, [], [])
+    rich = Caller("alice", ("one",), Decimal(9), "day")
+    answered(Clouds(adds=grown, does={"one": "silent"}), account, rich)
+    assert account.usd[0] > ONE.usd(2_774_576, 1000)
+
+
+def test_an_escape_is_no_more_than_the_letter_that_it_stands_for() -> None:
+    account = Charges()
+    answered(Clouds({"one": "silent"}), account, messages=[{"role": "user", "content": "ß" * 9000}])
+    assert ONE.usd(18_000, 1000) < account.usd[0] < ONE.usd(20_000, 1000)
+
+
+@pytest.mark.parametrize(
+    "adds", [{"max_tokens": 1001}, {"max_completion_tokens": 5000}, {"n": 2}], ids=str
+)
+def test_no_cloud_is_asked_for_more_than_was_reserved_for(adds: dict[str, Any]) -> None:
+    asks, account = Clouds(adds=adds), Charges()
+    with pytest.raises(Refused):
+        answered(asks, account)
+    assert (asks.asked, account.usd) == ([], [])
+
+
+def test_what_is_paid_for_once_is_sent_once() -> None:
+    asks, account = Clouds(times=2), Charges()
+    with pytest.raises(Refused) as refused:
+        answered(asks, account)
+    assert (refused.value.status, len(asks.asked), account.settled) == (503, 2, set())
+    assert [charge["model"] for charge in asks.asked] == ["openai/big-one", "openai/big-two"]
+
+
+def test_an_answer_that_was_not_paid_for_is_none() -> None:
+    with pytest.raises(Refused) as refused:
+        answered(Clouds(times=0), Charges())
+    assert refused.value.status == 503
+
+
+def test_what_has_no_charge_is_not_sent() -> None:
+    sent: list[Any] = []
+    send = paid(lambda transport, request: sent.append(request))
+    with pytest.raises(LookupError):
+        contextvars.Context().run(send, None, SimpleNamespace(read=lambda: b"{}"))
+    assert sent == []
+
+
+def bomb(depth: int, width: int = 2) -> dict[str, Any]:
+    """A schema of a few hundred bytes whose references stand for ``width ** depth`` copies."""
+    refers = [
+        {
+            "type": "object",
+            "properties": {f"p{n}": {"$ref": f"#/$defs/d{at + 1}"} for n in range(width)},
+        }
+        for at in range(depth)
+    ]
+    return {
+        "type": "object",
+        "properties": {"all": {"$ref": "#/$defs/d0"}},
+        "$defs": {
+            **{f"d{at}": each for at, each in enumerate(refers)},
+            f"d{depth}": {"enum": ["x"]},
+        },
+    }
+
+
+def in_format(schema: Any) -> dict[str, Any]:
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {"response_format": shape}
+
+
+def in_tool(schema: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "x", "parameters": schema}}]}
+
+
+def moved(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same with its definitions below another and under their older name."""
+    definitions = schema["$defs"]
+    return {**schema, "$defs": {"holder": {"definitions": definitions}}}
+
+
+LOOP = {
+    "properties": {"a": {"$ref": "#/$defs/a"}},
+    "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}},
+}
+
+
+@pytest.mark.parametrize("where", [in_format, in_tool])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        bomb(12),
+        bomb(200, 9),
+        moved(bomb(12)),
+        LOOP,
+        {"items": {"$ref": 5}},
+        {"$defs": {"a": {"const": "x" * 9000}}, "allOf": [{"$ref": "#/$defs/a"}] * 9},
+    ],
+    ids=["twelve", "two hundred", "moved", "loop", "no text", "one long one"],
+)
+def test_a_schema_that_grows_is_refused_before_it_does(where: Any, schema: Any) -> None:
+    asks = Clouds()
+    with pytest.raises(Refused) as refused:
+        answered(asks, Charges(), **where(schema))
+    assert (refused.value.status, asks.asked) == (400, [])
+
+
+@pytest.mark.parametrize("where", [in_format, in_tool])
+def test_a_schema_with_references_as_programs_write_them_passes(where: Any) -> None:
+    asks = Clouds()
+    answered(asks, Charges(), **where(bomb(3)))
+    assert len(asks.asked) == 1
+
+
+def test_what_is_nested_without_end_is_refused() -> None:
+    deep: Any = {}
+    for _ in range(5000):
+        deep = {"items": deep}
+    with pytest.raises(Refused) as refused:
+        answered(Clouds(), Charges(), **in_tool(deep))
+    assert refused.value.status == 400
 
 
 def test_who_may_use_one_cloud_is_answered_by_no_other() -> None:
@@ -417,6 +568,37 @@ def test_who_may_use_one_cloud_is_answered_by_no_other() -> None:
     with pytest.raises(Refused) as refused:
         answered(asks, Charges(), Caller("alice", ("one",), Decimal(5), "day"))
     assert (refused.value.status, len(asks.asked)) == (503, 1)
+
+
+def told(handler: Any, text: bytes) -> bytes:
+    """What a handler says to a connection on which this, and no more, arrives."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(text)
+        here.shutdown(socket.SHUT_WR)
+        handler(there, ("local", 0), None)
+        there.shutdown(socket.SHUT_WR)
+        return here.makefile("rb").read()
+
+
+def hiding(path: str, length: str, hidden: bytes) -> bytes:
+    """A GET with a body that is a request of its own."""
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\n{length.format(len(hidden))}\r\n\r\n"
+    return head.encode() + hidden
+
+
+@pytest.mark.parametrize("length", ["Content-Length: {}", "Transfer-Encoding: chunked"])
+def test_no_request_hides_in_the_body_of_a_get(length: str) -> None:
+    body = json.dumps(ASKED).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nX-Holdfast-Caller: alice\r\nContent-Length: {len(body)}"
+    asks = Clouds()
+    made = clouds_program.handler(asker(asks, Charges()), {"alice": WHO}, "llama")
+    for path in ("/health", "/v1/models"):
+        said = told(made, hiding(path, length, head.encode() + b"\r\n\r\n" + body))
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert said.count(b"HTTP/1.1 ") == 1
+        assert told(made, hiding(path, "X: {}", b"")).startswith(b"HTTP/1.1 200 ")
+    assert asks.asked == []
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):

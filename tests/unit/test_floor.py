@@ -88,16 +88,16 @@ def test_the_key_is_a_credential_and_on_no_command_line() -> None:
     assert "floor-api-key:/etc/holdfast/credentials/floor-api-key" in unit
 
 
-def test_the_probe_asks_for_a_token_through_the_engines_socket() -> None:
-    lines = dict(
-        line.split(" = ", 1)
-        for line in floor.probe(SecretStr("k" * 20)).splitlines()
-        if "=" in line
-    )
-    values = {name: json.loads(value) for name, value in lines.items()}
-    assert values["header"] == f"Authorization: Bearer {'k' * 20}"
-    assert json.loads(values["json"])["max_tokens"] == 1
-    assert values["unix-socket"] == floor.SOCKET
+def test_the_probe_asks_for_a_token_of_each_kind_through_the_engines_socket() -> None:
+    paths = []
+    for text in floor.probe(SecretStr("k" * 20)).split("\nnext\n"):
+        lines = dict(line.split(" = ", 1) for line in text.splitlines() if "=" in line)
+        values = {name: json.loads(value) for name, value in lines.items()}
+        assert values["header"] == f"Authorization: Bearer {'k' * 20}"
+        assert json.loads(values["json"])["max_tokens"] == 1
+        assert values["unix-socket"] == floor.SOCKET
+        paths.append(values["url"].removeprefix("http://engine"))
+    assert paths == ["/v1/chat/completions", "/v1/completions"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from holdfast.settings import HostSettings
 from operations import router as operations
 from tests import malice
 from tests.unit.fake_upstreams import (
+    AUTHORISED,
     COMPLETIONS,
     PROMPT,
     SECRETS,
@@ -183,9 +184,6 @@ def test_its_health_needs_no_key_and_tells_whether_anybody_answers(chain: Chain)
     said = chain.router.ask("/health", key=None, method="GET")
     assert (said.status, said.body) == (200, b"ok")
     assert chain.a.seen == []
-
-
-AUTHORISED = f"Authorization: Bearer {CALLERS}\r\n"
 
 
 @pytest.mark.parametrize("body", malice.BODIES, ids="+".join)
@@ -467,6 +465,8 @@ def test_engines_that_cannot_stand_in_for_each_other_are_refused() -> None:
     (finding,) = routers(_changed(_private(), checkpoint="other"))
     assert finding.key == "routers[0].engines[1]"
     assert "it serves other" in finding.wrong
+    (finding,) = routers(_changed(_private(), chat=False))
+    assert "one answers chats and the other does not" in finding.wrong
     (finding,) = routers(_changed(_private(), task="embed"))
     assert "it does 'embed', and a does 'generate'" in finding.wrong
     (finding,) = routers(_changed(_private(engines=["b"], queue=None), task="embed"))

@@ -22,6 +22,8 @@ import pytest
 from holdfast import queue_program
 from holdfast.queue_program import ATTEMPTS, Queue, Request, Store, main
 from tests.unit.fake_upstreams import (
+    AUTHORISED,
+    COMPLETIONS,
     PROMPT,
     Reply,
     Running,
@@ -31,6 +33,7 @@ from tests.unit.fake_upstreams import (
     settings_of,
     until,
 )
+from tests.unit.test_clouds import hiding, told
 
 _START = """
 import os, sys
@@ -145,6 +148,35 @@ def test_what_was_accepted_is_answered_in_order_after_kills_and_a_power_cut(rack
     assert list(dict.fromkeys(asked)) == texts
     assert len(asked) <= len(texts) + 1
     assert rack.ask("now").engine == "floor"
+
+
+def test_what_was_accepted_is_answered_though_its_caller_has_gone(rack: Rack) -> None:
+    rack.start()
+    body = json.dumps({**PROMPT, "prompt": "long gone"})
+    headers = f"Host: x\r\n{AUTHORISED}Content-Length: {len(body)}\r\n"
+    rack.kill_queue()
+    # The queue starts again and finds a request whose caller goes while it reads it.
+    with rack.router.connect() as caller:
+        caller.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\n{headers}\r\n{body}".encode())
+        rack.start_queue()
+        until(lambda: rack.store.exists() and Store(rack.store).oldest())
+    rack.floor.does = "work"
+    rack.floor.up()
+    until(lambda: rack.floor.seen)
+    rack.floor.does = 200
+    until(lambda: Store(rack.store).oldest() is None)
+    assert (len(rack.floor.seen), rack.floor.left) == (1, 0)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: {}", "Transfer-Encoding: chunked"])
+def test_no_request_hides_in_the_body_of_a_get(tmp_path: Path, length: str) -> None:
+    store = Store(tmp_path / "queue.db")
+    made = queue_program.handler(Queue(store, "/nowhere", 5, 60))
+    hidden = b"POST /v1/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"
+    said = told(made, hiding("/v1/queue/0", length, hidden))
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert store.oldest() is None
 
 
 def test_the_queue_is_asked_by_who_has_the_key_alone(rack: Rack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import threading
@@ -16,7 +17,15 @@ import pytest
 from deploys.storage import CHECKSUMS, _mount_files, _verify_files
 from facts.storage import PROOFS, CheckpointState, ModelState, StorageStates
 from holdfast.settings import Checkpoint, ModelFile, NfsMount, Storage
-from holdfast.storage import checkpoint_path, checksums, mount_of, options, unit_name, what
+from holdfast.storage import (
+    WRITE_SUMS,
+    checkpoint_path,
+    checksums,
+    mount_of,
+    options,
+    unit_name,
+    what,
+)
 from operations.storage import kept
 from tests.unit.local_host import LocalHost
 
@@ -395,7 +404,11 @@ def test_a_missing_file_is_named(here: LocalHost, models: Path, nas: Path, name:
     [
         ("{}  ../evil", "has no checksum of a plain file in line 4"),
         ("{}  /etc/evil", "has no checksum of a plain file in line 4"),
-        ("{}  sub/evil", "has no checksum of a plain file in line 4"),
+        ("{}  sub/../evil", "has no checksum of a plain file in line 4"),
+        ("{}  sub/.evil", "has no checksum of a plain file in line 4"),
+        ("{}  .sub/evil", "has no checksum of a plain file in line 4"),
+        ("{}  sub//evil", "has no checksum of a plain file in line 4"),
+        ("{}  sub/", "has no checksum of a plain file in line 4"),
         ("{}  .evil", "has no checksum of a plain file in line 4"),
         ("{}  -evil", "has no checksum of a plain file in line 4"),
         ("{}  $(touch evil)", "has no checksum of a plain file in line 4"),
@@ -418,9 +431,89 @@ def test_a_list_of_anything_but_plain_files_is_refused(
     assert len(commands) == 1
     assert failure == (
         f"checkpoint tiny: {nas}/{LIST} {wrong};"
-        " remove it and write it again there with: sha256sum * > SHA256SUMS"
+        f" remove it and write it again there with: {WRITE_SUMS}"
     )
     assert [path.name for path in models.iterdir()] == [PROOFS]
+
+
+POOLED = {
+    "config.json": b'{"auto_map": {"AutoModel": "modeling_x.X", "AutoConfig": ["other--a.B"]}}',
+    "modeling_x.py": b"class X: ...",
+    "model.safetensors.index.json": b'{"weight_map": {"a": "deep/er/one.safetensors"}}',
+    "deep/er/one.safetensors": CONTENT,
+    "modules.json": json.dumps(
+        [
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ]
+    ).encode(),
+    "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
+}
+
+
+@pytest.fixture
+def pooled(tmp_path: Path) -> Path:
+    """A folder with sub-folders, whose list its publisher wrote as it is told to."""
+    folder = tmp_path / "pooled"
+    for name, content in {**POOLED, ".hidden": b"", "1_Pooling/.hidden": b""}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    subprocess.run(["sh", "-c", WRITE_SUMS], cwd=folder, check=True)
+    return folder
+
+
+def _held(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LIST]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_checkpoint_with_folders_is_copied_whole(
+    here: LocalHost, models: Path, pooled: Path
+) -> None:
+    storage, folder = _keeping(models, pooled, (pooled / LIST).read_bytes())
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _held(folder) == POOLED
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_dir()} == {0o755}
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
+    assert _owner_is_ours(here.apply(kept, storage=storage)[0])
+    # What changes in a sub-folder is seen and mended, and what was begun there goes on.
+    (folder / "1_Pooling/config.json").write_bytes(b"{}")
+    part = folder.with_name(f".{folder.name}.part")
+    (part / "1_Pooling").mkdir(parents=True)
+    (part / "1_Pooling/.config.json.part").write_bytes(b'{"pooling')
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _held(folder) == POOLED
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("1_Pooling/config.json", "modules.json"),
+        ("deep/er/one.safetensors", "model.safetensors.index.json"),
+        ("modeling_x.py", "config.json"),
+    ],
+)
+def test_what_the_model_names_must_be_listed(
+    here: LocalHost, models: Path, pooled: Path, name: str, who: str
+) -> None:
+    (pooled / name).unlink()
+    subprocess.run(["sh", "-c", WRITE_SUMS], cwd=pooled, check=True)
+    storage, _ = _keeping(models, pooled, (pooled / LIST).read_bytes())
+    failure = here.apply(kept, storage=storage)[1]
+    assert f"{pooled}/{LIST} lists no {name}, which {who} names; remove it and write" in failure
+    assert [path.name for path in models.iterdir()] == [PROOFS]
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{", b'{"weight_map": 5}', b"\xff"])
+def test_a_description_that_cannot_be_read_is_refused(
+    here: LocalHost, models: Path, pooled: Path, text: bytes
+) -> None:
+    (pooled / "model.safetensors.index.json").write_bytes(text)
+    subprocess.run(["sh", "-c", WRITE_SUMS], cwd=pooled, check=True)
+    storage, _ = _keeping(models, pooled, (pooled / LIST).read_bytes())
+    failure = here.apply(kept, storage=storage)[1]
+    assert "lists a description that cannot be read" in failure
 
 
 def test_a_list_of_something_else_is_refused(here: LocalHost, models: Path, nas: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
+from holdfast import alerts
 from holdfast.checks.engines import engines
 from holdfast.checks.gpus import memory
 from holdfast.engines import vllm
@@ -289,6 +290,38 @@ def test_the_key_is_in_files_for_root_alone(description: Path) -> None:
     assert all(f":{path}" in unit for path in private)
 
 
+def test_cards_that_hang_one_another_are_kept_apart(description: Path) -> None:
+    for said in (None, True, False):
+        settings = _settings(description, _engine(cards=["top", "bottom"], peer_access=said))
+        assert settings.vllm is not None
+        (engine,) = settings.vllm.engines
+        assert len(engine.cards) == 2
+        unit = _files(settings)["/etc/systemd/system/holdfast-vllm-chat.service"]
+        assert ("Environment=NCCL_P2P_DISABLE=1" in unit.splitlines()) == (said is False)
+        told = configuration(settings, EngineNames(vllm.VLLM, engine))
+        assert ("disable-custom-all-reduce: true" in told) == (said is False)
+        word = vllm.peer_word(engine)
+        assert (word is not None and "write peer_access False" in word) == (said is None)
+    alone = _engine(cards=["top"], peer_access=False)
+    found = [each for each in engines(_settings(description, alone)) if "peer_access" in each.key]
+    assert [each.mend for each in found] == ["remove it"]
+    (engine,) = _settings(description, _engine(cards=["top"])).vllm.engines  # type: ignore[union-attr]
+    assert vllm.peer_word(engine) is None
+
+
+def test_its_watch_runs_as_the_engine_and_alerts(description: Path) -> None:
+    written = _files(_settings(description, _engine(stall_seconds=90)))
+    unit = written["/etc/systemd/system/holdfast-vllm-chat-watch.service"].splitlines()
+    assert {"User=vllm-chat", "PrivateNetwork=yes", f"OnFailure={alerts.ON_FAILURE}"} <= set(unit)
+    (command,) = [line for line in unit if line.startswith("ExecStart")]
+    assert "/run/holdfast-vllm-chat/http.sock" in command
+    assert "--seconds 90 --busy vllm:num_requests_running" in command
+    assert command.startswith("ExecStart=/usr/bin/python3 -I /usr/local/sbin/")
+    engine = written["/etc/systemd/system/holdfast-vllm-chat.service"].splitlines()
+    # Who ended it starts it by this alone.
+    assert "Restart=always" in engine
+
+
 def test_only_named_paths_pass_the_door(description: Path) -> None:
     written = _files(_settings(description))
     doors = {
@@ -297,6 +330,13 @@ def test_only_named_paths_pass_the_door(description: Path) -> None:
     for text in doors.values():
         (posted,) = re.findall(r"acl may_post path (.*)", text)
         assert posted.split() == ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    asked = json.loads(written["/etc/holdfast/vllm/chat.json"])["questions"]
+    assert [path for path, _ in asked] == ["/v1/completions", "/v1/chat/completions"]
+    base = _files(_settings(description, _engine(chat=False)))
+    (posted,) = re.findall(r"acl may_post path (.*)", base["/etc/holdfast/vllm/chat-loopback.cfg"])
+    assert posted.split() == ["/v1/completions"]
+    assert json.loads(base["/etc/holdfast/vllm/chat.json"])["questions"][0][0] == posted
+    assert len(json.loads(base["/etc/holdfast/vllm/chat.json"])["questions"]) == 1
     assert "/metrics" in doors["loopback"]
     assert "/metrics" not in doors["tailnet"]
 

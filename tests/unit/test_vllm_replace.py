@@ -13,11 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from holdfast import completion
 from holdfast.engines import replace_program
 from holdfast.engines.replace_program import UnixConnection
 
 FAKE = Path(__file__).with_name("fake_engine.py")
+QUESTIONS: list[completion.Question] = [
+    ("/v1/completions", {"model": "chat", "prompt": "ready"}),
+    ("/v1/chat/completions", {"model": "chat", "messages": [{"role": "user", "content": "x"}]}),
+]
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Host:
             "doors": [str(self.folder / "door.sock"), str(self.folder / "shut.sock")],
             "configuration": str(self.folder / "chat.yaml"),
             "cache": str(self.folder / "cache"),
-            "question": ["/v1/completions", {"model": "chat", "prompt": "ready"}],
+            "questions": QUESTIONS,
             "model": "chat",
             "key": str(self.folder / "key"),
             "running_metric": "run",
@@ -230,6 +236,37 @@ def test_what_is_seen_before_costs_no_request(host: Host, fault: str) -> None:
     assert host.told_the_door()[-1:] != ["maint"], "nobody is let in any more"
 
 
+def test_ready_means_that_chats_are_answered_too(host: Host) -> None:
+    file = host.folder / "probe"
+    socket = str(host.folder / "http.sock")
+    file.write_text(completion.probe(socket, QUESTIONS, SecretStr("a-key")))
+    (host.folder / "models/old/no-template").touch()
+
+    def asked() -> subprocess.CompletedProcess[str]:
+        command = ["curl", "--config", str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert asked().returncode == 22
+    # Whichever of them is refused.
+    file.write_text(completion.probe(socket, QUESTIONS[::-1], SecretStr("a-key")))
+    assert asked().returncode == 22
+    (host.folder / "models/old/no-template").unlink()
+    done = asked()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_thoughts_are_an_answer_and_an_empty_message_is_none() -> None:
+    for message, is_answer in (
+        ({"content": "x"}, True),
+        ({"content": None, "reasoning_content": "hm"}, True),
+        ({"content": ""}, False),
+        (None, False),
+    ):
+        said = {"model": "chat", "choices": [{"message": message}]}
+        assert replace_program._is_answer(said, "chat") == is_answer
+        assert not replace_program._is_answer(said, "other")
+
+
 def test_now_does_not_wait(host: Host) -> None:
     host.offer("new")
     (host.folder / "busy").write_text("2.0")
@@ -239,8 +276,9 @@ def test_now_does_not_wait(host: Host) -> None:
 
 ROLLED_BACK = {
     "it never gets ready": ({"never_ready": ""}, "true", "does not start"),
-    "it answers garbage": ({"garbage": ""}, "true", "it answers a request with HTTP 200"),
-    "it answers to another name": ({"misnamed": ""}, "true", "it answers a request with HTTP 200"),
+    "it answers garbage": ({"garbage": ""}, "true", "it answers /v1/completions with HTTP 200"),
+    "it answers to another name": ({"misnamed": ""}, "true", "/v1/completions with HTTP 200"),
+    "it answers no chat": ({"no_template": ""}, "true", "/v1/chat/completions with HTTP 400"),
     "memory is not released": (
         {},
         '[ -n "$BESIDES" ] || { echo process 7 has it >&2; exit 1; }',
