@@ -1,9 +1,10 @@
 # Every target is a thin line over pyinfra and pytest; whoever knows those needs nothing else.
 INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
+ROUNDS ?= 200
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all plan gpus deploy replace verify sovereignty policy bench bench-serving docs accept-plans
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all hostile plan gpus deploy replace verify sovereignty policy bench bench-serving docs accept-plans
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,19 +45,23 @@ drill-all: setup-lab ## every drill: both Debians with Lynis, ssh-audit and sabo
 	$(RUN) python -m tests.drill --routing --debian 12
 	$(RUN) python -m tests.drill --routing
 	$(RUN) pytest -m lab tests/lab/test_tailnet_live.py tests/lab/test_litellm_live.py
+	$(RUN) python -m tests.unit.hostile_site --rounds $(ROUNDS) --fetch-sshd
+
+hostile: setup-lab ## hostile text that the grammar accepts, in every word, through every template and operation
+	$(RUN) python -m tests.unit.hostile_site --rounds $(ROUNDS) --fetch-sshd
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)
-	$(RUN) pyinfra --dry $(INVENTORY) deploys/site.py
+	$(RUN) python -m holdfast.deploy --dry $(INVENTORY) deploys/site.py
 
 gpus: setup ## the gpus block of each live host, ready to paste
 	@$(RUN) python -m holdfast.gpu $(INVENTORY)
 
 deploy: setup ## make the machines match the inventory
-	$(RUN) pyinfra -y $(INVENTORY) deploys/site.py
+	$(RUN) python -m holdfast.deploy $(INVENTORY) deploys/site.py
 
 replace: setup ## give ENGINE another MODEL: drained, proved, or back to the one before
-	ENGINE="$(ENGINE)" MODEL="$(MODEL)" $(RUN) pyinfra -y $(INVENTORY) deploys/replace.py
+	ENGINE="$(ENGINE)" MODEL="$(MODEL)" $(RUN) python -m holdfast.deploy $(INVENTORY) deploys/replace.py
 
 verify: setup ## judge the machines as they are
 	$(RUN) pytest tests/host --inventory $(INVENTORY)
