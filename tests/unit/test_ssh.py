@@ -343,7 +343,8 @@ class Armed(LocalHost):
         return done.returncode == 0, output
 
     def prove(self, *wanted: tuple[str, str]) -> bool:
-        return sshd._prove(cast(State, None), cast(Host, self), _settings(authorised_keys={}), set(wanted), [])
+        self.facts[Sshd] = _recorded()
+        return sshd._prove(cast(State, None), cast(Host, self), _settings(), set(wanted), [])
 
     def run_out(self) -> None:
         """The timer runs out."""
