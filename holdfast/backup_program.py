@@ -988,8 +988,8 @@ def restore(job: Job, wanted: str, target: Path) -> None:
     for folder in (target, *target.parents):
         if folder.exists() and folder.stat().st_uid not in (0, os.geteuid()):
             raise Failure(
-                f"{target} lies in {folder}, which is {folder.owner()}'s and can be changed by them"
-                " meanwhile; restore into a folder of root, then copy"
+                f"{target} lies in {folder}, which belongs to user {folder.stat().st_uid}: they can"
+                " change it meanwhile; restore into a folder of root, then copy"
             )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Failure(f"{target} is not an empty directory; nothing was restored")

@@ -566,6 +566,20 @@ def test_a_restore_stages_and_never_touches_what_lives(rack: Rack) -> None:
         assert "lies in live data" in rack.refuses("restore", "nas", "--to", str(inside))
 
 
+def test_a_restore_does_not_go_below_a_folder_of_somebody_else(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack.run("backup", "nas")
+    (rack.root / "theirs").mkdir()
+    if os.geteuid() == 0:
+        os.chown(rack.root / "theirs", 4242, -1)
+    else:
+        monkeypatch.setattr(backup_program.os, "geteuid", lambda: 4242)
+    target = rack.root / "theirs/back"
+    assert "belongs to user" in rack.refuses("restore", "nas", "--to", str(target))
+    assert not target.exists()
+
+
 def test_an_older_snapshot_is_restored_by_name(rack: Rack) -> None:
     rack.run("backup", "nas")
     (rack.root / "live/note").write_text("second")
