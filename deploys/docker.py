@@ -21,12 +21,17 @@ def apply(settings: HostSettings) -> None:
     """Install the engine, have it run with our configuration, and make the declared networks.
 
     Raises:
-        Refused: a network would have to go that containers use; nothing was changed on any host.
+        Refused: a network would have to go that containers use, or daemon.json on the host cannot
+            be merged with ours; nothing was changed on any host.
     """
     engine = settings.docker
     if engine is None:
         return
-    if refusals := networks.refusals(host.name, settings, host.get_fact(DockerEngine)):
+    state = host.get_fact(DockerEngine)
+    if refusals := [
+        *docker.refusals(host.name, state.daemon_json),
+        *networks.refusals(host.name, settings, state),
+    ]:
         raise Refused(refusals)
     if engine.source == "vendor":
         apt_repository.repository(

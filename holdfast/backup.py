@@ -109,6 +109,7 @@ def job(settings: HostSettings, repository: Repository, restic: str) -> dict[str
             "monthly": keep.keep_monthly,
         },
         "max_age_hours": keep.max_age_hours,
+        "max_restore_age_days": keep.max_restore_age_days,
     }
 
 

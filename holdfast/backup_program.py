@@ -8,35 +8,60 @@ Placed on hosts as it is, so it uses the standard library only and needs Python 
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import select
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 TAG = "holdfast"
 EXIT_NO_REPOSITORY = 10
 """restic >= 0.17. Before, a missing repository exits 1 as everything else does."""
+EXIT_UNREAD = 3
+"""restic took the snapshot, and some paths could not be read."""
 MISSING_BEFORE_0_17 = ("no such file or directory", "does not exist")
 OPEN_SECONDS = 90
 """How long opening a repository may take; restic itself tries a dead server for 15 minutes."""
+LOCK_WAIT_SECONDS = 2 * 3600
+"""How long a lock that another program holds is waited for."""
+LOCK_PAUSE_SECONDS = 30
+STALL_SECONDS = 60
+"""restic that has read nothing for so long may wait for the writer of a FIFO."""
+MOST_LINKS = 40
+"""As many links does the kernel follow in one path."""
+MOST_LEFT_OUT = 100
+"""So many paths that are too long does restic leave out; its arguments have a limit."""
 CLOCK_SKEW_SECONDS = 300
 ROOM = 1.2
 """Free space a restore wants, as a multiple of what it restores: the disk is not ours alone."""
+LONGEST_PATH = 3800
+"""Bytes of a path that is backed up: a restore puts its own folder before it, within 4,096."""
+LOCKED = re.compile(r"already locked (?:exclusively )?by (.+)")
+CREATED = re.compile(r"lock was created at (.+)")
 
 
 class Failure(Exception):
     """One sentence that says what is wrong and, where it is known, what to do."""
+
+
+class Blocked(Failure):
+    """Another program holds the repository's lock, and is at work."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +91,7 @@ class Job:
     append_only: bool
     keep: dict[str, int]
     max_age_hours: float
+    max_restore_age_days: float
     places: Places = field(default_factory=Places)
 
     @classmethod
@@ -102,34 +128,117 @@ def restic(
     Raises:
         subprocess.TimeoutExpired: it was still running after ``seconds``.
     """
-    credentials = job.places.credentials
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "RESTIC_REPOSITORY_FILE": str(credentials / f"backup-{job.repository}-location"),
-        "RESTIC_PASSWORD_FILE": str(credentials / f"backup-{job.repository}-password"),
-        "RESTIC_CACHE_DIR": str(job.places.cache),
-    }
     return subprocess.run(
         [job.restic, *arguments],
-        env=environment,
+        env=_environment(job),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
         timeout=seconds,
     )
 
 
-def succeed(job: Job, *arguments: str) -> str:
-    """Run restic and return its output.
+def _environment(job: Job) -> dict[str, str]:
+    credentials = job.places.credentials
+    return {
+        "PATH": "/usr/bin:/bin",
+        "RESTIC_REPOSITORY_FILE": str(credentials / f"backup-{job.repository}-location"),
+        "RESTIC_PASSWORD_FILE": str(credentials / f"backup-{job.repository}-password"),
+        "RESTIC_CACHE_DIR": str(job.places.cache),
+    }
+
+
+@contextmanager
+def streamed(job: Job, *arguments: str) -> Iterator[IO[bytes]]:
+    """What a restic command that only reads writes, while it writes it; all must be read.
 
     Raises:
         Failure: with restic's last words.
     """
-    result = restic(job, *arguments)
+    command, *rest = arguments
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [job.restic, command, "--no-lock", *rest],
+            env=_environment(job),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        if process.stdout is None:
+            raise AssertionError  # it is a pipe
+        yield process.stdout
+        if process.wait() != 0:
+            errors.seek(0)
+            words = errors.read().decode(errors="replace")
+            raise Failure(f"restic {command} exited {process.returncode}: {_essence(words)}")
+
+
+def read(job: Job, *arguments: str) -> str:
+    """Run a restic command that only reads, beside any lock, and return its output.
+
+    Raises:
+        Failure: with restic's last words.
+    """
+    command, *rest = arguments
+    return _output(restic(job, command, "--no-lock", *rest), command)
+
+
+def succeed(job: Job, *arguments: str) -> str:
+    """Run a restic command that locks the repository, and return its output.
+
+    Raises:
+        Blocked: another program held the lock all the time.
+        Failure: with restic's last words.
+    """
+    return _output(locked(job, lambda: restic(job, *arguments)), arguments[0])
+
+
+def _output(result: subprocess.CompletedProcess[str], command: str) -> str:
     if result.returncode != 0:
-        words = _essence(result.stderr)
-        raise Failure(f"restic {arguments[0]} exited {result.returncode}: {words}")
+        raise Failure(f"restic {command} exited {result.returncode}: {_essence(result.stderr)}")
     return result.stdout
+
+
+def locked(
+    job: Job, run: Callable[[], subprocess.CompletedProcess[str]]
+) -> subprocess.CompletedProcess[str]:
+    """Remove stale locks, then ``run`` a restic command until no other lock refuses it.
+
+    This is ``--retry-lock`` for every version (0.14 has none), and it removes a lock that becomes
+    stale meanwhile: after a power cut another process may have the number of the dead one, and
+    restic then takes the lock for a live one for half an hour.
+
+    Raises:
+        Blocked: a lock refused it for `LOCK_WAIT_SECONDS`.
+    """
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    known = ""
+    while True:
+        _output(restic(job, "unlock"), "unlock")
+        result = run()
+        holder = _holder(result)
+        if not holder:
+            return result
+        sentence = f"repository {job.repository} is locked by {holder}"
+        if time.monotonic() >= deadline:
+            raise Blocked(f"{sentence}; this was waited for {LOCK_WAIT_SECONDS / 3600:g} hours")
+        if holder != known:
+            _say(f"{sentence}; waiting")
+            known = holder
+        time.sleep(LOCK_PAUSE_SECONDS)
+
+
+def _holder(result: subprocess.CompletedProcess[str]) -> str:
+    # In words, for restic's exit status says "locked" only since 0.17.
+    found = LOCKED.search(result.stderr)
+    if result.returncode == 0 or found is None:
+        return ""
+    created = CREATED.search(result.stderr)
+    # Without the age in brackets, which differs each time.
+    since = f" since {created[1].split(' (')[0]}" if created else ""
+    return f"{found[1].strip()}{since}"
 
 
 def _essence(words: str) -> str:
@@ -147,7 +256,7 @@ def exists(job: Job) -> bool:
     if job.mount is not None:
         _require_mounted(job.mount)
     try:
-        result = restic(job, "cat", "config", seconds=OPEN_SECONDS)
+        result = restic(job, "cat", "--no-lock", "config", seconds=OPEN_SECONDS)
     except subprocess.TimeoutExpired as late:
         said = late.stderr.decode(errors="replace") if isinstance(late.stderr, bytes) else ""
         raise Failure(
@@ -195,7 +304,7 @@ class Snapshot:
 
 def snapshots(job: Job) -> list[Snapshot]:
     """The snapshots of this host, oldest first by their own time."""
-    listing = json.loads(succeed(job, "snapshots", "--json", "--host", job.host, "--tag", TAG))
+    listing = json.loads(read(job, "snapshots", "--json", "--host", job.host, "--tag", TAG))
     found = [
         Snapshot(item["id"], datetime.fromisoformat(item["time"]), sorted(item["paths"]))
         for item in listing or []
@@ -224,76 +333,310 @@ def find(job: Job, wanted: str) -> Snapshot:
     return matching[-1]
 
 
-def entries(paths: list[str], without: list[str], root: str = "") -> Iterator[dict[str, Any]]:
-    """One entry for every file, directory and link at or beneath ``paths`` (under ``root``)."""
-    for path in paths:
-        yield from _walk(path, set(without), root)
+@dataclass
+class Unread:
+    """Paths that could not be backed up, each with its reason, in one sentence."""
+
+    sentences: list[str] = field(default_factory=list)
+    too_long: list[str] = field(default_factory=list)
+
+    def add(self, path: str, reason: str) -> None:
+        """Note one path."""
+        self.sentences.append(f"{shown(path)} ({reason})")
 
 
-def _walk(path: str, without: set[str], root: str) -> Iterator[dict[str, Any]]:
-    if path in without:
-        return
-    real = Path(root + path)
+def entries(
+    paths: list[str], without: list[str], unread: Unread, *, content: bool = True
+) -> Iterator[dict[str, Any]]:
+    """One entry for every path at or beneath ``paths``, with the files' ``content`` or without.
+
+    No path stops the rest: what cannot be read is added to ``unread``. Folders of others are
+    entered component by component and their links never followed: see `_enter`.
+    """
+    for top in paths:
+        parent, _, name = top.rpartition("/")
+        pending = [(parent, [name])]
+        while pending:
+            folder, names = pending.pop()
+            try:
+                opened = _enter(folder)
+            except OSError as error:
+                _cannot(unread, folder, error)
+                continue
+            try:
+                for path in _beneath(opened, folder, names, unread):
+                    if path in without:
+                        continue
+                    try:
+                        entry = _look(opened, path.rpartition("/")[2], content=content)
+                    except OSError as error:
+                        _cannot(unread, path, error)
+                        continue
+                    yield {"path": path, **entry}
+                    if entry["kind"] == "directory":
+                        pending.append((path, []))
+            finally:
+                os.close(opened)
+
+
+def _beneath(opened: int, folder: str, names: list[str], unread: Unread) -> Iterator[str]:
     try:
-        status = real.lstat()
-        entry: dict[str, Any] = {
-            "path": path,
-            "mode": stat.S_IMODE(status.st_mode),
-            "owner": [status.st_uid, status.st_gid],
+        found = names or _names(opened)
+    except OSError as error:
+        _cannot(unread, folder, error)
+        return
+    for name in found:
+        path = f"{folder}/{name}"
+        if len(os.fsencode(path)) > LONGEST_PATH:
+            unread.add(path, f"longer than {LONGEST_PATH} bytes")
+            unread.too_long.append(path)
+        else:
+            yield path
+
+
+def _cannot(unread: Unread, path: str, error: OSError) -> None:
+    if error.errno != errno.ENOENT:  # it went away while we looked: a living system
+        unread.add(path, os.strerror(error.errno or 0))
+
+
+def _enter(path: str) -> int:
+    """A descriptor (``O_PATH``) of the folder at ``path``, which is absolute or empty.
+
+    A link on the way is followed only where root alone could have placed it. Depth costs no
+    descriptors, and a path may be longer than the system allows for one name.
+
+    Raises:
+        OSError: it is not there, no folder, or lies behind somebody else's link.
+    """
+    here = os.open("/", os.O_PATH)
+    parts, links = deque(part for part in path.split("/") if part), 0
+    try:
+        while parts:
+            below = os.open(parts.popleft(), os.O_PATH | os.O_NOFOLLOW, dir_fd=here)
+            if stat.S_ISLNK(os.fstat(below).st_mode):
+                target = os.readlink("", dir_fd=below)
+                os.close(below)
+                links += 1
+                if links > MOST_LINKS or not _is_private(here):
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                parts.extendleft(part for part in reversed(target.split("/")) if part)
+                if not target.startswith("/"):
+                    continue
+                below = os.open("/", os.O_PATH)
+            os.close(here)
+            here = below
+    except OSError:
+        os.close(here)
+        raise
+    return here
+
+
+def _is_private(folder: int) -> bool:
+    # Whether nobody but root, and who runs this, can place anything there.
+    status = os.fstat(folder)
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
+
+def _names(opened: int) -> list[str]:
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened)
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 (of a descriptor)
+    finally:
+        os.close(folder)
+
+
+def _look(folder: int, name: str, *, content: bool = True) -> dict[str, Any]:
+    """What is called ``name`` in an open folder, without its path."""
+    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        return {**_common(status), "kind": "directory"}
+    if stat.S_ISLNK(status.st_mode):
+        return {**_common(status), "kind": "link", "target": os.readlink(name, dir_fd=folder)}
+    if not stat.S_ISREG(status.st_mode):
+        return {**_common(status), "kind": "special file"}
+    if not content:
+        return {**_common(status), "kind": "file"}
+    # Its owner may have put a link or a FIFO there since: neither is followed or waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return {**_common(status), "kind": "special file"}
+        return {
+            **_common(status),
+            "kind": "file",
+            "size": status.st_size,
+            "changed": status.st_mtime_ns,
+            "sha256": _digest(stream, status.st_size),
         }
-        if stat.S_ISDIR(status.st_mode):
-            yield {**entry, "kind": "directory"}
-            for child in sorted(real.iterdir()):
-                yield from _walk(f"{path}/{child.name}", without, root)
-        elif stat.S_ISLNK(status.st_mode):
-            yield {**entry, "kind": "link", "target": str(real.readlink())}
-        elif stat.S_ISREG(status.st_mode):
-            with real.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            yield {
-                **entry,
-                "kind": "file",
-                "size": status.st_size,
-                "changed": status.st_mtime_ns,
-                "sha256": digest,
-            }
-    except FileNotFoundError:
-        return  # it went away while we looked: a living system
+
+
+def _common(status: os.stat_result) -> dict[str, Any]:
+    return {"mode": stat.S_IMODE(status.st_mode), "owner": [status.st_uid, status.st_gid]}
+
+
+def _digest(stream: Any, size: int | None = None) -> str:
+    # No more than ``size`` bytes: a file that grows as fast as it is read has no end.
+    digest = hashlib.sha256()
+    left = size
+    while block := stream.read(1 << 20 if left is None else min(1 << 20, left)):
+        digest.update(block)
+        left = left if left is None else left - len(block)
+    return digest.hexdigest()
 
 
 @dataclass
 class Comparison:
-    """How restored files differ from the manifest made when they were backed up."""
+    """How restored files differ from what was backed up."""
 
     files: int = 0
     size: int = 0
     moved_on: int = 0
-    """Changed between the manifest and the snapshot, by their modification time."""
+    """Changed between the manifest and the snapshot, and equal to what the snapshot holds."""
     problems: list[str] = field(default_factory=list)
 
+    def differs(self, path: str, how: str) -> None:
+        """Note one path."""
+        self.problems.append(f"{shown(path)} {how}")
 
-def compare(manifest: Path, root: str) -> Comparison:
-    """Compare the tree under ``root`` with ``manifest``: content, kind, mode and owner."""
+
+def compare(job: Job, snapshot: Snapshot, root: str) -> Comparison:
+    """Compare the tree under ``root`` with the manifest and with the snapshot itself.
+
+    Every file has the content that it had in the manifest. One that was changed between the
+    manifest and the snapshot, which is told by the change time (ctime) that the snapshot has of it,
+    has the content that the snapshot holds. Kind, size, mode, owner and time of each path are the
+    snapshot's.
+    """
     result = Comparison()
-    with manifest.open(encoding="utf-8") as stream:
+    begun = 0.0  # a manifest that does not say so is older than this program
+    newer: dict[str, str] = {}
+    with Path(f"{root}{job.manifest}").open(encoding="utf-8") as stream:
         for line in stream:
             wanted = json.loads(line)
-            found = next(_walk(wanted["path"], set(), root), None)
-            if wanted["kind"] == "file":
-                result.files += 1
-                result.size += wanted["size"]
-            if found is None:
-                result.problems.append(f"{wanted['path']} is missing")
-            elif wanted["kind"] == "file" and found.get("changed") != wanted["changed"]:
-                result.moved_on += 1
-            elif found != wanted:
-                keys = [key for key in wanted if found.get(key) != wanted[key]]
-                result.problems.append(f"{wanted['path']} differs in {', '.join(keys)}")
+            if "begun" in wanted:
+                begun = wanted["begun"] - CLOCK_SKEW_SECONDS
+            else:
+                _compare_one(wanted, _found(root + wanted["path"]), result, newer)
+    result.moved_on = len(newer)
+    if result.files and result.moved_on == result.files:
+        result.problems.append("no file has the content that it had when it was backed up")
+    held = _compare_with_snapshot(job, snapshot, root, result, dict.fromkeys(newer, begun))
+    for path, digest in newer.items():
+        if path not in held:
+            result.differs(path, "is not in the snapshot")
+        elif _dumped(job, snapshot, path) != digest:
+            result.differs(path, "is not what the snapshot holds")
     return result
+
+
+def _compare_one(
+    wanted: dict[str, Any],
+    found: dict[str, Any] | None,
+    result: Comparison,
+    newer: dict[str, str],
+) -> None:
+    path = wanted.pop("path")
+    if wanted["kind"] == "file":
+        result.files += 1
+        result.size += wanted["size"]
+    if found is None:
+        result.differs(path, "is missing")
+    elif found["kind"] != wanted["kind"]:
+        result.differs(path, f"is a {found['kind']} and was a {wanted['kind']}")
+    elif wanted["kind"] == "file" and found["changed"] != wanted["changed"]:
+        newer[path] = found["sha256"]
+    elif found != wanted:
+        keys = [key for key in wanted if found.get(key) != wanted[key]]
+        result.differs(path, f"differs in {', '.join(keys)}")
+
+
+def _found(path: str) -> dict[str, Any] | None:
+    parent, _, name = path.rpartition("/")
+    try:
+        folder = _enter(parent)
+    except OSError:
+        return None
+    try:
+        return _look(folder, name)
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
+
+
+def _compare_with_snapshot(
+    job: Job, snapshot: Snapshot, root: str, result: Comparison, newer: dict[str, float]
+) -> set[str]:
+    """Compare each path with its node in the snapshot; return which of ``newer`` are there.
+
+    ``newer`` maps the files that are not as in the manifest to when that was begun.
+    """
+    held = set()
+    for node in _nodes(job, snapshot):
+        path = node["path"]
+        if "\ufffd" in path:
+            continue  # a name that is no UTF-8, which restic's list cannot say
+        try:
+            status = os.lstat(root + path)
+        except OSError:
+            result.differs(path, "is in the snapshot and was not restored")
+            continue
+        if keys := _differing(node, status):
+            result.differs(path, f"differs from the snapshot in {', '.join(keys)}")
+        elif path in newer:
+            held.add(path)
+            if _microseconds(node["ctime"]) < newer[path] * 1e6:
+                result.differs(path, "differs, and was not changed while it was backed up")
+    return held
+
+
+def _differing(node: dict[str, Any], status: os.stat_result) -> list[str]:
+    mode = node.get("mode", 0)  # as Go keeps it
+    wanted = {
+        "kind": node["type"],
+        "mode": mode & 0o777 | (mode >> 12 & 0o6000) | (mode >> 11 & 0o1000),
+        "owner": [node.get("uid", 0), node.get("gid", 0)],
+    }
+    kinds = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "symlink"}
+    found = {
+        "kind": kinds.get(stat.S_IFMT(status.st_mode), node["type"]),
+        "mode": stat.S_IMODE(status.st_mode),
+        "owner": [status.st_uid, status.st_gid],
+    }
+    if node["type"] == "file":
+        wanted |= {"size": node.get("size", 0), "time": _microseconds(node["mtime"])}
+        found |= {"size": status.st_size, "time": status.st_mtime_ns // 1000}
+    return [key for key in wanted if found[key] != wanted[key]]
+
+
+def _microseconds(text: str) -> int:
+    since = datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1)
+
+
+def _nodes(job: Job, snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+    with streamed(job, "ls", "--json", snapshot.id) as lines:
+        for line in lines:
+            node = json.loads(line)
+            if node.get("struct_type") == "node":
+                yield node
+
+
+def _dumped(job: Job, snapshot: Snapshot, path: str) -> str:
+    with streamed(job, "dump", snapshot.id, path) as content:
+        return _digest(content)
+
+
+def shown(path: str) -> str:
+    """A path as a message can hold it: whoever names a file may write anything into its name."""
+    text = path if path.isprintable() else ascii(path)[1:-1]
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
 def _say(sentence: str) -> None:
     sys.stdout.write(f"{sentence}\n")
+    sys.stdout.flush()
 
 
 def now() -> str:
@@ -346,54 +689,187 @@ def _uncovered(folder: str, declared: list[str]) -> Iterator[str]:
 
 
 def backup(job: Job) -> None:
-    """Take a snapshot, and thin out the old ones where the repository lets us."""
-    missing = [path for path in job.sources if not os.path.lexists(path)]
-    if missing:
-        raise Failure(f"not backed up, because these do not exist: {', '.join(missing)}")
+    """Take a snapshot, and thin out the old ones where the repository lets us.
+
+    One bad path does not stop the rest: it is named when the snapshot has been taken.
+    """
     if not exists(job):
         if "backup" in read_record(job):
             raise Failure(
                 f"repository {job.repository} has vanished; it was there on"
                 f" {read_record(job)['backup']['time']}. If that was meant, remove {job.record}"
             )
-        succeed(job, "init")
-    succeed(job, "unlock")  # what a power cut left behind; locks in use stay
-
-    job.manifest.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with job.manifest.open("w", encoding="utf-8") as stream:
-        job.manifest.chmod(0o600)
-        for entry in entries(job.sources, job.derived):
-            stream.write(json.dumps(entry) + "\n")
-
-    excludes = [f"--exclude={path}" for path in job.derived]
-    output = succeed(
-        job, "backup", "--json", f"--host={job.host}", f"--tag={TAG}", *excludes, *job.paths
-    )
-    summary = json.loads(output.splitlines()[-1])
+        _output(restic(job, "init"), "init")
+    there = [path for path in job.sources if os.path.lexists(path)]
+    unread = Unread()
+    others = _write_manifest(job, there, unread)
+    try:
+        result = locked(job, lambda: _back_up(job, there, unread, others))
+    except Blocked as blocked:
+        # What another host does with the repository is an alert once a snapshot is missed by it.
+        try:
+            age = _require_fresh(job, newest(job))
+        except Failure as failure:
+            raise Failure(f"{blocked}; {failure}") from None
+        _say(f"{blocked}; no snapshot was taken, and {age}")
+        return
+    if result.returncode not in (0, EXIT_UNREAD):
+        raise Failure(f"restic backup exited {result.returncode}: {_essence(result.stderr)}")
+    summary = json.loads(result.stdout)
     note(
         job,
         backup={
             "time": now(),
             "snapshot": summary["snapshot_id"],
-            "paths": job.paths,
+            "paths": sorted([*there, str(job.manifest)]),
             "files": summary["total_files_processed"],
             "bytes": summary["total_bytes_processed"],
         },
     )
     if not job.append_only:
-        keep = [f"--keep-{span}={count}" for span, count in job.keep.items() if count]
-        scope = (f"--host={job.host}", f"--tag={TAG}", "--group-by=host,tags")
-        succeed(job, "forget", *scope, *keep, "--prune")
+        _thin_out(job)
+    for line in result.stderr.splitlines() if result.returncode else []:
+        unread.sentences.append(f"restic: {shown(line.strip())}")
+    wrong = [f"{path} does not exist" for path in job.sources if path not in there]
+    if unread.sentences:
+        some = ", ".join(unread.sentences[:3])
+        wrong.append(f"{len(unread.sentences)} paths could not be read, such as {some}")
     if strays := unclassified(job):
-        raise Failure(
-            "the snapshot was taken, but these paths are declared neither as state, secret nor"
-            f" derived: {', '.join(strays)}"
+        wrong.append(
+            "these paths are declared neither as state, secret nor derived:"
+            f" {', '.join(map(shown, strays))}"
         )
+    if wrong:
+        raise Failure(f"the snapshot was taken, but {'; '.join(wrong)}")
 
 
-def check(job: Job) -> None:
-    """Fail unless the newest snapshot is fresh, whole and known to be restorable."""
-    snapshot = newest(job)
+def _write_manifest(job: Job, sources: list[str], unread: Unread) -> set[str]:
+    """Write down what is about to be backed up; return the FIFOs, sockets and their like."""
+    others = set()
+    job.manifest.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with job.manifest.open("w", encoding="utf-8") as stream:
+        job.manifest.chmod(0o600)
+        stream.write(json.dumps({"begun": time.time()}) + "\n")
+        for entry in entries(sources, job.derived, unread):
+            if entry["kind"] == "special file":
+                others.add(entry["path"])
+            else:
+                stream.write(json.dumps(entry) + "\n")
+    return others
+
+
+def _back_up(
+    job: Job, sources: list[str], unread: Unread, others: set[str]
+) -> subprocess.CompletedProcess[str]:
+    """Have restic take the snapshot; its summary is the output.
+
+    restic opens by path and waits for the writer of a FIFO. Where somebody has put one in the place
+    of a file, restic is started again without it, and then without the source that holds it.
+    """
+    left_out = [*job.derived, *map(_pattern, unread.too_long[:MOST_LEFT_OUT])]
+    paths = [*sources, str(job.manifest)]
+    for attempt in range(3):
+        excludes = [f"--exclude={path}" for path in left_out]
+        scope = (f"--host={job.host}", f"--tag={TAG}", *excludes)
+        result, stuck = _watched(
+            job, ["backup", "--json", *scope, *paths], lambda: _new_fifos(job, sources, others)
+        )
+        if not stuck:
+            return result
+        if attempt:
+            stuck = [source for source in sources if any(_within(path, source) for path in stuck)]
+        for path in stuck:
+            unread.add(path, "a FIFO was put there while it was backed up")
+            left_out.append(_pattern(path))
+    raise Failure(f"restic waits for FIFOs: {', '.join(unread.sentences[-3:])}")
+
+
+def _watched(
+    job: Job, arguments: list[str], stuck: Callable[[], list[str]]
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run restic and return its result, with the last line as output, and an empty list.
+
+    When it has made no progress for `STALL_SECONDS`, and ``stuck`` names paths, it is ended, and
+    these are returned.
+    """
+    line, unfinished, moved = b"", b"", time.monotonic()
+    progress: dict[str, Any] = {}
+    found: list[str] = []
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [job.restic, *arguments],
+            env=_environment(job),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        if process.stdout is None:
+            raise AssertionError  # it is a pipe
+        while not found:
+            if select.select([process.stdout], [], [], 1)[0]:
+                block = os.read(process.stdout.fileno(), 1 << 16)
+                if not block:
+                    break
+                *lines, unfinished = (unfinished + block).split(b"\n")
+                line = lines[-1] if lines else line
+                if lines and (now_at := _progress(line)) != progress:
+                    progress, moved = now_at, time.monotonic()
+            if time.monotonic() - moved > STALL_SECONDS:
+                found, moved = stuck(), time.monotonic()
+        if found:
+            process.send_signal(signal.SIGINT)  # it removes its lock
+            try:
+                process.wait(OPEN_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        status = process.wait()
+        errors.seek(0)
+        words = errors.read().decode(errors="replace")
+    return subprocess.CompletedProcess(arguments, status, line.decode(), words), found
+
+
+def _progress(line: bytes) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return {key: told.get(key) for key in ("message_type", "bytes_done", "files_done")}
+
+
+def _new_fifos(job: Job, sources: list[str], known: set[str]) -> list[str]:
+    found = entries(sources, job.derived, Unread(), content=False)
+    return [
+        entry["path"]
+        for entry in found
+        if entry["kind"] == "special file" and entry["path"] not in known
+    ]
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def _pattern(path: str) -> str:
+    # restic reads what it leaves out as a pattern.
+    return re.sub(r"([\\*?\[])", r"\\\1", path)
+
+
+def _thin_out(job: Job) -> None:
+    keep = [f"--keep-{span}={count}" for span, count in job.keep.items() if count]
+    scope = (f"--host={job.host}", f"--tag={TAG}", "--group-by=host,tags")
+    try:
+        succeed(job, "forget", *scope, *keep, "--prune")
+    except Blocked as blocked:
+        _say(f"{blocked}; old snapshots are thinned out after the next backup")
+
+
+def _require_fresh(job: Job, snapshot: Snapshot | None) -> str:
+    """A sentence on how old the snapshot is.
+
+    Raises:
+        Failure: there is none, it is too old, or it lacks what is declared.
+    """
     if snapshot is None:
         raise Failure(f"{job.repository} holds no snapshot of {job.host}")
     age_seconds = time.time() - snapshot.time.timestamp()
@@ -404,13 +880,36 @@ def check(job: Job) -> None:
         raise Failure(f"{age}: one of the clocks is wrong")
     if lacking := sorted(set(job.paths) - set(snapshot.paths)):
         raise Failure(f"the newest snapshot in {job.repository} lacks {', '.join(lacking)}")
-    if not read_record(job).get("restore_check", {}).get("ok"):
+    return age
+
+
+def _require_restored(job: Job) -> str:
+    """A sentence on how old the last good restore is.
+
+    Raises:
+        Failure: the last restore did not succeed, or was too long ago.
+    """
+    outcome = read_record(job).get("restore_check", {})
+    if not outcome.get("ok"):
         raise Failure(f"{job.repository}: the last restore check did not succeed")
-    _say(f"{age} and holds all {len(job.paths)} declared paths")
+    age_days = (time.time() - datetime.fromisoformat(outcome["time"]).timestamp()) / 86400
+    age = f"the last good restore from {job.repository} is {age_days:.1f} days old"
+    if age_days > job.max_restore_age_days:
+        raise Failure(f"{age}; the limit is {job.max_restore_age_days:g}")
+    if age_days < -CLOCK_SKEW_SECONDS / 86400:
+        raise Failure(f"{age}: the clock is or was wrong")
+    return age
+
+
+def check(job: Job) -> None:
+    """Fail unless the newest snapshot is fresh, whole and known to be restorable."""
+    age = _require_fresh(job, newest(job))
+    restored_age = _require_restored(job)
+    _say(f"{age} and holds all {len(job.paths)} declared paths; {restored_age}")
 
 
 def _require_room(job: Job, snapshot: Snapshot, folder: Path) -> None:
-    sizes = json.loads(succeed(job, "stats", "--json", "--mode=restore-size", snapshot.id))
+    sizes = json.loads(read(job, "stats", "--json", "--mode=restore-size", snapshot.id))
     needed, free = sizes["total_size"], shutil.disk_usage(folder).free
     if needed * ROOM > free:
         raise Failure(
@@ -419,13 +918,18 @@ def _require_room(job: Job, snapshot: Snapshot, folder: Path) -> None:
         )
 
 
-def restored(job: Job, snapshot: Snapshot, target: Path) -> Comparison:
-    """Restore ``snapshot`` into ``target`` and compare it with the manifest it carries."""
-    succeed(job, "restore", snapshot.id, f"--target={target}", "--verify")
+def restored(
+    job: Job, snapshot: Snapshot, target: Path, run: Callable[..., str] = read
+) -> Comparison:
+    """Restore ``snapshot`` into ``target`` and compare it with what was backed up.
+
+    ``run`` is `succeed` where a prune of another host must not remove what is being read.
+    """
+    run(job, "restore", snapshot.id, f"--target={target}", "--verify")
     manifest = Path(f"{target}{job.manifest}")
     if not manifest.is_file():
         raise Failure(f"{snapshot.id[:8]} carries no manifest: it was not made by this program")
-    return compare(manifest, str(target))
+    return compare(job, snapshot, str(target))
 
 
 def restore_check(job: Job) -> None:
@@ -436,13 +940,12 @@ def restore_check(job: Job) -> None:
         raise Failure(f"{job.repository} holds no snapshot of {job.host} to restore")
     outcome: dict[str, Any] = {"time": now(), "snapshot": snapshot.id, "ok": False}
     staging = job.places.state / f"staging-{job.repository}"
-    shutil.rmtree(staging, ignore_errors=True)  # what a power cut left behind
+    _remove(staging)  # what a power cut left behind
     try:
         staging.mkdir(mode=0o700, parents=True)
         _require_room(job, snapshot, staging)
-        succeed(job, "unlock")
         succeed(job, "check")
-        result = restored(job, snapshot, staging)
+        result = restored(job, snapshot, staging, succeed)
         outcome |= {
             "ok": not result.problems,
             "files": result.files,
@@ -451,9 +954,18 @@ def restore_check(job: Job) -> None:
             "problems": result.problems[:20],
             "seconds": round(time.monotonic() - started, 1),
         }
+    except Blocked as blocked:
+        # What another host does with the repository is an alert once a restore is missed by it.
+        outcome = read_record(job).get("restore_check", outcome)
+        try:
+            age = _require_restored(job)
+        except Failure as failure:
+            raise Failure(f"{blocked}; {failure}") from None
+        _say(f"{blocked}; nothing was restored, and {age}")
+        return
     finally:
         note(job, restore_check=outcome)
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
     if result.problems:
         raise Failure(
             f"{len(result.problems)} of the restored paths are not what was backed up:"
@@ -462,21 +974,35 @@ def restore_check(job: Job) -> None:
     _say(f"{result.files} files, {result.size} bytes restored from {job.repository} and identical")
 
 
+def _remove(folder: Path) -> None:
+    # Of any depth, which `shutil.rmtree` gives up on.
+    subprocess.run(["/bin/rm", "-rf", "--one-file-system", str(folder)], check=False)
+
+
 def restore(job: Job, wanted: str, target: Path) -> None:
     """Restore into an empty directory, for an operator to look at and then put in place."""
     target = target.resolve()
     for source in job.sources:
         if target == Path(source) or Path(source) in target.parents:
             raise Failure(f"{target} lies in live data ({source}); restore beside it, then swap")
+    for folder in (target, *target.parents):
+        if folder.exists() and folder.stat().st_uid not in (0, os.geteuid()):
+            raise Failure(
+                f"{target} lies in {folder}, which belongs to user {folder.stat().st_uid}: they can"
+                " change it meanwhile; restore into a folder of root, then copy"
+            )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Failure(f"{target} is not an empty directory; nothing was restored")
     snapshot = find(job, wanted)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.chmod(0o700)
     _require_room(job, snapshot, target)
     result = restored(job, snapshot, target)
     _say(f"{result.files} files, {result.size} bytes of {snapshot.id[:8]} are in {target}")
     if result.moved_on:
         _say(f"{result.moved_on} of them changed while they were being backed up")
+    if lacking := sorted(set(job.paths) - set(snapshot.paths)):
+        _say(f"the snapshot does not hold {', '.join(lacking)}; an older one may")
     if result.problems:
         raise Failure("not as backed up: " + "; ".join(result.problems))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+from holdfast.refusal import Refusal
 from holdfast.settings import AptRepository, Distribution, Docker
 
 DAEMON_JSON = "/etc/docker/daemon.json"
@@ -51,8 +53,8 @@ def packages(settings: Docker, distribution: Distribution) -> list[str]:
 def enforced(settings: Docker, major: int) -> dict[str, Any]:
     """The keys of daemon.json that are not the user's to choose, for the engine's ``major``.
 
-    Left alone on purpose: ``userland-proxy`` (off means route_localnet, which shows loopback to
-    the neighbours), ``icc`` (compose files rely on it) and ``runtimes`` (NVIDIA's).
+    Left alone on purpose: ``icc`` (compose files rely on it) and ``runtimes`` (NVIDIA's). What
+    would undo the firewall is refused rather than overridden (`merged`): somebody has a reason.
     """
     keys: dict[str, Any] = {
         # A port published without an address is for this host, not for the LAN.
@@ -88,6 +90,60 @@ def _merge(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+_ROUTES = "which lets the neighbours past the rules for published ports"
+_PREMISES: dict[str, tuple[object, str]] = {
+    "firewall-backend": (
+        "iptables",
+        "which has no DOCKER-USER and leaves published ports open",
+    ),
+    "iptables": (True, "which leaves published ports and networks without a rule"),
+    "ip6tables": (True, "which leaves published ports and networks without a rule over IPv6"),
+    "ip-masq": (True, "which sends containers' packets out under addresses that no rule knows"),
+    "ip-forward": (True, "which leaves forwarding, and what the engine drops, to somebody else"),
+    "ip-forward-no-drop": (False, "which forwards packets between the host's networks"),
+    "allow-direct-routing": (False, _ROUTES),
+    "userland-proxy": (True, "which shows the host's loopback to containers and neighbours"),
+    "bridge": ("docker0", "whose containers no rule knows"),
+    "group": ("docker", "whose members are root"),
+}
+"""Key of daemon.json to the only value under which the firewall holds, and what another does."""
+
+_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "com.docker.network.bridge.gateway_mode_ipv4": (("nat", "isolated"), _ROUTES),
+    "com.docker.network.bridge.gateway_mode_ipv6": (("nat", "isolated"), _ROUTES),
+    "com.docker.network.bridge.enable_ip_masquerade": (("true",), _PREMISES["ip-masq"][1]),
+    "com.docker.network.bridge.trusted_host_interfaces": ((), _ROUTES),
+}
+"""The same for what ``default-network-opts`` says of bridges."""
+
+
+def _undoing(theirs: dict[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """Each of the user's keys that takes away what the firewall stands on, its value, and how."""
+    for key, (safe, wrong) in _PREMISES.items():
+        # The engine takes an empty text for its default.
+        if key in theirs and theirs[key] not in (safe, ""):
+            yield key, theirs[key], wrong
+    hosts = theirs.get("hosts", [])
+    local = ("unix://", "fd://")
+    if not isinstance(hosts, list) or not all(str(host).startswith(local) for host in hosts):
+        yield "hosts", hosts, "which makes whoever reaches it root"
+    options = theirs.get("default-network-opts", {})
+    bridge = options.get("bridge", {}) if isinstance(options, dict) else {}
+    for key, (safe_words, wrong) in _OPTIONS.items():
+        if isinstance(bridge, dict) and key in bridge and bridge[key] not in safe_words:
+            yield f"default-network-opts.bridge.{key}", bridge[key], wrong
+
+
+def refusals(host: str, state_text: str | None) -> list[Refusal]:
+    """Why the daemon.json on a host (its text, None without one) cannot be merged with ours."""
+    try:
+        merged(state_text, {})
+    except ValueError as error:
+        wrong, _, mend = str(error).rpartition(": ")
+        return [Refusal(host, "docker", DAEMON_JSON, wrong, mend)]
+    return []
+
+
 def merged(content: str | None, keys: dict[str, Any]) -> str | None:
     """daemon.json with ``keys`` in force and all others as they were; None when it is that already.
 
@@ -100,11 +156,8 @@ def merged(content: str | None, keys: dict[str, Any]) -> str | None:
         raise ValueError(f"{DAEMON_JSON} is not valid JSON ({error}): mend or remove it") from None
     if not isinstance(theirs, dict):
         raise ValueError(f"{DAEMON_JSON} does not hold an object: mend or remove it")
-    if theirs.get("firewall-backend", "iptables") != "iptables":
-        raise ValueError(
-            f"{DAEMON_JSON} sets firewall-backend to {theirs['firewall-backend']!r}, which has no"
-            " DOCKER-USER and leaves published ports open: remove that key"
-        )
+    for key, value, wrong in _undoing(theirs):
+        raise ValueError(f"{DAEMON_JSON} sets {key} to {value!r}, {wrong}: remove that key")
     wanted = _merge(theirs, keys)
     return None if wanted == theirs else json.dumps(wanted, indent=2) + "\n"
 

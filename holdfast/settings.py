@@ -308,6 +308,8 @@ class Backup(Model):
     restore_check_schedule: Calendar = "Sun *-*-* 05:00:00"
     max_age_hours: int = Field(default=26, ge=1)
     """A newest snapshot older than this is an alert."""
+    max_restore_age_days: int = Field(default=15, ge=1)
+    """A last good restore older than this is an alert: two runs of the schedule, and a day."""
     keep_daily: int = Field(default=7, ge=1)
     keep_weekly: int = Field(default=5, ge=0)
     keep_monthly: int = Field(default=12, ge=0)

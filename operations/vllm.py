@@ -44,11 +44,9 @@ def configured(engines: list[tuple[EngineNames, str]]) -> Generator[StringComman
             continue
         place = f"umask 022 && mkdir -p $(dirname {path}) && base64 -d > {path}.next"
         if present and running[names.unit].active == "active":
-            # A unit of its own: it does not end with the login that asked for it.
-            unit = f"systemd-run --quiet --wait --pipe --collect --unit={names.stem}-replace"
+            # It works in a unit of its own, which does not end with the login that asked for it.
             yield StringCommand(
-                f"{place} && {unit} {REPLACE_PROGRAM} {names.engine.name} < /dev/null",
-                _stdin=packed,
+                f"{place} && {REPLACE_PROGRAM} {names.engine.name} < /dev/null", _stdin=packed
             )
         else:
             yield StringCommand(f"{place} && mv -fT {path}.next {path}", _stdin=packed)

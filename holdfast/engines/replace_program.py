@@ -4,6 +4,10 @@
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
 ``/etc/holdfast/vllm/NAME.json``; the configuration that shall be is ``NAME.yaml.next`` beside it.
 
+It works in a unit of its own, which does not end with the login or the deploy that asked for it;
+these only follow it. Whatever ends it, a signal or a full disk, what served before comes back: by
+the program itself, or, where it was killed, by the unit's last command (``--undo``).
+
 What was done last is in ``/var/lib/holdfast/vllm/NAME.json``, written whole before every step that
 a power cut must not leave half done; `recover` runs at boot before any engine starts.
 """
@@ -39,12 +43,22 @@ ANSWER_BYTES = 16 << 20
 """How much of an answer is read. An engine's metrics are some hundred KiB; one that has been broken
 into may answer for ever."""
 
+HELD = "held"
+"""Callers are kept out; the engine serves."""
+STOPPING = "stopping"
+"""The engine may have been stopped; what lies in place is what last served."""
 SWAPPED = "swapped"
 """The only step after which what lies in place is not what last served."""
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Failed(Exception):
     """A step that did not do what it is for, in one sentence."""
+
+
+class Ended(BaseException):
+    """Somebody ends this program by a signal, whose name it holds."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +126,15 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def connect(connection: socket.socket, path: str) -> None:
@@ -179,7 +197,11 @@ class Replacement:
         state.mkdir(parents=True, exist_ok=True)
 
     def note(self, step: str, **more: object) -> None:
-        """Say what has been reached, to the disk and to whoever watches."""
+        """Say what has been reached, to the disk and to whoever watches.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         told = {"engine": self.job.name, "step": step, "at": time.strftime("%FT%T%z"), **more}
         write_whole(self.record, json.dumps(told) + "\n")
         say(f"{self.job.name}: {step}" + "".join(f", {value}" for value in more.values()))
@@ -244,28 +266,28 @@ class Replacement:
             Failed: the engine serves what it served before, or, where that is said, nothing.
         """
         self.check()
-        self.note("held")
         try:
+            self.note(HELD)
             if now:
                 self._doors("maint")
             else:
                 self.hold(self.job.drain_seconds)
-        except Failed:
-            self.note("given up")
-            raise
-        began = time.monotonic()
-        try:
+            # Before anything is stopped: going back then needs no room on the disk.
+            write_whole(self.job.previous, self.job.current.read_text(encoding="utf-8"))
+            self.note(STOPPING)
+            began = time.monotonic()
             self._stop()
-            self._swap()
+            self.note(SWAPPED)
+            self.job.next.replace(self.job.current)
             loading = time.monotonic()
             self._start()
-        except Failed as failure:
-            self._back(str(failure))
+            self._doors("ready")
+            ended = time.monotonic()
+            away, load = f"{ended - began:.0f} s", f"{ended - loading:.0f} s"
+            self.note("done", away=f"{away} without an answer, {load} of them to load and prove it")
+        except BaseException as failure:
+            self.undo(_sentence(failure))
             raise
-        self._doors("ready")
-        ended = time.monotonic()
-        away, load = f"{ended - began:.0f} s", f"{ended - loading:.0f} s"
-        self.note("done", away=f"{away} without an answer, {load} of them to load and prove it")
 
     def hold(self, seconds: float) -> None:
         """Let nobody in, and see within ``seconds`` that nothing is under way any more.
@@ -276,7 +298,7 @@ class Replacement:
         self._doors("maint")
         try:
             self._drain(seconds)
-        except Failed:
+        except BaseException:
             self.release()
             raise
 
@@ -292,10 +314,10 @@ class Replacement:
         """
         with self.alone():
             step = self.noted()
-            if step == SWAPPED and self.job.previous.exists():
+            if step == SWAPPED:
                 self._restore()
                 self.note("rolled back", why="the power was cut before the new model had answered")
-            elif step == "held":
+            elif step in (HELD, STOPPING):
                 self.note("given up", why="the power was cut before anything was changed")
 
     def _doors(self, state: str) -> None:
@@ -338,11 +360,6 @@ class Replacement:
         if self.job.memory and (done := _run(*self.job.memory)).returncode:
             raise Failed(f"its memory was not released: {_last(done)}")
 
-    def _swap(self) -> None:
-        write_whole(self.job.previous, self.job.current.read_text(encoding="utf-8"))
-        self.note(SWAPPED)
-        self.job.next.replace(self.job.current)
-
     def _start(self) -> None:
         _run("systemctl", "reset-failed", self.job.unit)
         done = _run("systemctl", "start", self.job.unit)
@@ -360,30 +377,51 @@ class Replacement:
             if not serves:
                 raise Failed(f"it answers {path} with HTTP {status} and {text[:200]!r}")
 
-    def _back(self, why: str) -> None:
-        """Bring back what served before.
+    def undo(self, why: str) -> None:
+        """Bring back what served before, as far as the record says that it was touched.
+
+        Nothing stops it but the end of the program: neither a signal nor a full disk.
 
         Raises:
             Failed: that does not serve either.
         """
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        step = self.noted()
+        if step not in (HELD, STOPPING, SWAPPED):
+            return
         say(f"{self.job.name}: {why}; going back")
-        # One that answers wrongly still runs; one that failed would try again by itself.
-        _run("systemctl", "stop", self.job.unit)
-        if self.noted() == SWAPPED:
-            self._restore()
         try:
-            self._start()
-        except Failed as failure:
-            self.note("down", why=why, then=str(failure))
-            raise Failed(f"{why}; and what served before does not either: {failure}") from failure
-        self._doors("ready")
-        self.note("rolled back", why=why)
+            if step == SWAPPED:
+                self._restore()
+            if step != HELD:
+                # One that answers wrongly still runs; one that failed would try again by itself.
+                _run("systemctl", "stop", self.job.unit)
+                self._start()
+        except (Failed, OSError) as failure:
+            self._note_if_possible("down", why=why, then=_sentence(failure))
+            raise Failed(
+                f"{why}; and what served before does not either: {_sentence(failure)}"
+            ) from failure
+        finally:
+            self._doors("ready")
+        self._note_if_possible("given up" if step == HELD else "rolled back", why=why)
+
+    def _note_if_possible(self, step: str, **more: object) -> None:
+        with contextlib.suppress(OSError):
+            self.note(step, **more)
 
     def _restore(self) -> None:
+        """Put in place what served before. By names alone: the disk may be full."""
+        if not self.job.previous.exists():
+            return  # it was put there already
         # Kept for a look, under a name that no replacement takes for its own.
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(self.job.current, f"{self.job.configuration}.failed")
-        write_whole(self.job.current, self.job.previous.read_text(encoding="utf-8"))
+        failed = Path(f"{self.job.configuration}.failed")
+        with contextlib.suppress(OSError):
+            failed.unlink(missing_ok=True)
+            failed.hardlink_to(self.job.current)
+        self.job.previous.replace(self.job.current)
+        _sync(self.job.current.parent)
 
     def _ask(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, str]:
         connection = UnixConnection(self.job.socket, seconds)
@@ -440,9 +478,39 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
     return lines[-1].strip() if lines else f"exit status {done.returncode}"
 
 
+def _sentence(failure: BaseException) -> str:
+    if isinstance(failure, Ended):
+        return f"it was ended by {failure}"
+    return str(failure) if isinstance(failure, Failed) else repr(failure)
+
+
 def say(text: str) -> None:
-    """Tell whoever watches, or the journal."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """Tell whoever watches, or the journal; nobody may be there any more."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _end(number: int, _frame: object) -> None:
+    raise Ended(signal.Signals(number).name)
+
+
+def follow(job: Job, options: list[str]) -> int:
+    """Have a unit do it, and say what it says; its exit status. The unit outlives us."""
+    program = [sys.executable, "-I", str(Path(__file__).resolve()), job.name]
+    undo = [*program, "--undo", *options]
+    unit = f"{job.unit.removesuffix('.service')}-replace"
+    command = [
+        *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
+        # What comes back takes as long as it takes to load.
+        "--property=TimeoutStopSec=infinity",
+        f"--property=ExecStopPost={' '.join(undo)}",
+        *(*program, "--here", *options),
+    ]
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+    except KeyboardInterrupt:
+        say(f"{job.name}: the replacement goes on; `systemctl stop {unit}` undoes it")
+        return 1
 
 
 def main(arguments: list[str]) -> int:
@@ -451,30 +519,51 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("engine", nargs="?")
     parser.add_argument("--now", action="store_true", help="do not wait for requests under way")
     parser.add_argument("--recover", action="store_true", help="at boot: undo what was half done")
+    parser.add_argument("--undo", action="store_true", help="undo what was half done, and serve")
+    parser.add_argument("--here", action="store_true", help="in this process, not in a unit of it")
     parser.add_argument("--hold", type=float, metavar="SECONDS", help="only drain, for so long")
     parser.add_argument("--release", action="store_true", help="only let callers in again")
     parser.add_argument("--jobs", type=Path, default=JOBS)
     parser.add_argument("--state", type=Path, default=STATE)
     asked = parser.parse_args(arguments)
+    if asked.engine is None and not asked.recover:
+        parser.error("name an engine")
     try:
         if asked.recover:
-            for path in sorted(asked.jobs.glob("*.json")):
-                Replacement(read_job(path.stem, asked.jobs), asked.state).recover()
-            return 0
-        if asked.engine is None:
-            parser.error("name an engine")
+            return _recover_all(asked.jobs, asked.state)
         replacement = Replacement(read_job(asked.engine, asked.jobs), asked.state)
         with replacement.alone():
-            if asked.hold is not None:
-                replacement.hold(asked.hold)
-            elif asked.release:
+            if asked.undo:
+                replacement.undo("it was killed")
+                return 0
+            if asked.release:
                 replacement.release()
-            else:
-                replacement.run(asked.now)
-    except Failed as failure:
-        say(f"{asked.engine or 'recovery'}: {failure}")
+                return 0
+            if asked.hold is not None or asked.here:
+                for number in ENDING:
+                    signal.signal(number, _end)
+                if asked.hold is not None:
+                    replacement.hold(asked.hold)
+                else:
+                    replacement.run(asked.now)
+                return 0
+        options = [f"--jobs={asked.jobs}", f"--state={asked.state}"]
+        return follow(replacement.job, [*options, *(["--now"] if asked.now else [])])
+    except (Failed, Ended, OSError) as failure:
+        say(f"{asked.engine}: {_sentence(failure)}")
         return 1
-    return 0
+
+
+def _recover_all(jobs: Path, state: Path) -> int:
+    status = 0
+    for path in sorted(jobs.glob("*.json")):
+        try:
+            Replacement(read_job(path.stem, jobs), state).recover()
+        except (Failed, OSError, ValueError, TypeError) as failure:
+            # The others' engines are to start with what served.
+            say(f"{path.stem}: {_sentence(failure)}")
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 `python fake_engine.py engine CONFIGURATION` serves what the configuration's model folder holds; a
 file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
+file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
 makes it exit, and ``no-template`` makes it refuse chats. What it does now is in its own folder:
 ``busy`` with requests, ``queued``, ``hung``, ``mute``. `... systemctl VERB UNIT` does what systemd
-does to that one unit; `... door SOCKET FILE` keeps the last word it was sent.
+does to that one unit; `... systemd-run OPTIONS COMMAND` does it to a transient one, which outlives
+its caller; `... door SOCKET FILE` keeps the last word it was sent.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socketserver
 import subprocess
@@ -133,6 +136,29 @@ def systemctl(verb: str) -> int:
     return 0
 
 
+def systemd_run(arguments: list[str]) -> int:
+    """Have another process run a command and what is to run after it; the exit status."""
+    after = "--property=ExecStopPost="
+    options = [word for word in arguments if word.startswith(("--quiet", "--wait", "--pipe"))]
+    assert len(options) == 3, "it is not followed"
+    (stop,) = [word.removeprefix(after) for word in arguments if word.startswith(after)]
+    first = next(at for at, word in enumerate(arguments) if not word.startswith("--"))
+    unit = subprocess.Popen(
+        [sys.executable, __file__, "unit", stop, *arguments[first:]], start_new_session=True
+    )
+    return unit.wait()
+
+
+def unit(stop: str, command: list[str]) -> int:
+    """What systemd does for a transient unit; its main process is in the file ``main``."""
+    main = subprocess.Popen(command)
+    (HERE / "main").write_text(str(main.pid))
+    status = main.wait()
+    subprocess.run(shlex.split(stop), check=False)
+    (HERE / "main").unlink()
+    return status if status >= 0 else 128 - status
+
+
 def door(path: str, file: Path) -> None:
     """Keep what a proxy's admin socket is told, one line a word."""
 
@@ -151,5 +177,9 @@ if __name__ == "__main__":
         engine(Path(sys.argv[2]))
     elif sys.argv[1] == "door":
         door(sys.argv[2], Path(sys.argv[3]))
+    elif sys.argv[1] == "systemd-run":
+        sys.exit(systemd_run(sys.argv[2:]))
+    elif sys.argv[1] == "unit":
+        sys.exit(unit(sys.argv[2], sys.argv[3:]))
     else:
         sys.exit(systemctl(sys.argv[2]))

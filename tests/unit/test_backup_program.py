@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,8 +43,17 @@ class Rack:
             "append_only": False,
             "keep": {"daily": 7, "weekly": 5, "monthly": 0},
             "max_age_hours": 26,
+            "max_restore_age_days": 15,
         }
         (self.places.jobs / "nas.json").write_text(json.dumps({**values, **changes}))
+
+    def restic(self, before: str = "", after: str = "") -> None:
+        """Have shell commands run before and after each of restic's, which is ``$1``."""
+        # The shebang's python3 is not looked up: the program gives restic a PATH of its own.
+        (self.root / "restic").write_text(
+            f'#!/bin/sh\n{before}\n{sys.executable} {FAKE} "$@" || exit\n{after}\ntrue\n'
+        )
+        (self.root / "restic").chmod(0o755)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -73,12 +84,10 @@ def rack(tmp_path: Path) -> Rack:
     (tmp_path / "live/cache/again").write_text("can be made again")
     (tmp_path / "credentials/backup-nas-location").write_text(f"{tmp_path / 'repository'}\n")
     (tmp_path / "credentials/backup-nas-password").write_text("a password\n")
-    # The shebang's python3 is not looked up: the program gives restic a PATH of its own.
-    (tmp_path / "restic").write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@"\n')
-    (tmp_path / "restic").chmod(0o755)
     places = Places(*(tmp_path / name for name in ("jobs", "credentials", "state", "cache")))
     made = Rack(tmp_path, places)
     made.write_job()
+    made.restic()
     return made
 
 
@@ -135,8 +144,8 @@ def test_one_flipped_byte_under_an_unchanged_time_is_found(rack: Rack) -> None:
 def test_a_file_that_changed_while_it_was_backed_up_is_counted_and_is_no_problem(
     rack: Rack,
 ) -> None:
+    rack.restic(before=f'[ "$1" != backup ] || echo "written meanwhile" > {rack.root}/live/note')
     rack.run("backup", "nas")
-    (rack.snapshot() / "note").write_text("written between manifest and snapshot")
     rack.run("restore-check", "nas")
     assert rack.record["restore_check"]["moved_on"] == 1
 
@@ -166,17 +175,290 @@ def test_an_operator_s_restore_is_verified_too(rack: Rack) -> None:
     assert "There were 1 errors" in refused
 
 
-@pytest.mark.parametrize("command", ["backup", "restore-check"])
-def test_a_lock_that_a_power_cut_left_behind_stops_nothing(rack: Rack, command: str) -> None:
+# What a restore may bring back in the place of what the snapshot holds: each was once "identical".
+GARBAGE = {
+    "every file is empty": ("find {live} -type f -exec truncate -s 0 {{}} +", "in size, time"),
+    "one is another, and new": ("echo something else !! > {live}/note", "differs from the snap"),
+    "one has another size": ("touch -d @1 {live}/note", "differs from the snapshot in time"),
+    "a file became a folder": (
+        "rm {live}/note && mkdir {live}/note",
+        "is a directory and was a file",
+    ),
+    "a folder became a file": (
+        "rm -r {live}/deep && touch {live}/deep",
+        "is a file and was a directory",
+    ),
+    "a file became a FIFO": (
+        "rm {live}/note && mkfifo {live}/note",
+        "is a special file and was a file",
+    ),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_restore_of_garbage_is_not_called_identical(rack: Rack, garbage: str) -> None:
     rack.run("backup", "nas")
-    (rack.repository / "stale-lock").touch()
-    rack.run(command, "nas")
+    script, says = GARBAGE[garbage]
+    live = f"{rack.places.state}/staging-nas{rack.root}/live"
+    rack.restic(after=f'[ "$1" != restore ] || {{ {script.format(live=live)}; }}')
+    assert says in rack.refuses("restore-check", "nas")
+    assert rack.record["restore_check"]["ok"] is False
 
 
-def test_a_missing_source_stops_the_backup_before_it_begins(rack: Rack) -> None:
-    rack.write_job(sources=[str(rack.root / "live"), str(rack.root / "gone")])
-    assert f"do not exist: {rack.root}/gone" in rack.refuses("backup", "nas")
-    assert not rack.repository.exists()
+def test_a_file_that_the_snapshot_has_otherwise_was_changed_meanwhile_or_is_wrong(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack.restic(before=f'[ "$1" != backup ] || echo "written meanwhile" > {rack.root}/live/note')
+    rack.run("backup", "nas")
+    # The snapshot has it as it was before the manifest was begun: then nobody has changed it.
+    _nodes(rack, "note", ctime="2026-01-01T00:00:00.000000000Z")
+    assert "was not changed while it was backed up" in rack.refuses("restore-check", "nas")
+
+
+def test_what_changed_meanwhile_is_compared_with_what_the_snapshot_holds(rack: Rack) -> None:
+    rack.restic(before=f'[ "$1" != backup ] || echo "written meanwhile" > {rack.root}/live/note')
+    rack.run("backup", "nas")
+    note = f"{rack.places.state}/staging-nas{rack.root}/live/note"
+    same = f"touch -r {note} {rack.root}/time && echo WRITTEN meanwhile > {note}"
+    same += f" && touch -r {rack.root}/time {note}"
+    rack.restic(after=f'[ "$1" != restore ] || {{ {same}; }}')
+    assert "note is not what the snapshot holds" in rack.refuses("restore-check", "nas")
+
+
+def test_a_snapshot_of_which_no_file_is_as_it_was_is_not_proved(rack: Rack) -> None:
+    emptied = f"find {rack.root}/live -type f -exec truncate -s 0 {{}} +"
+    rack.restic(before=f'[ "$1" != backup ] || {emptied}')
+    rack.run("backup", "nas")
+    assert "no file has the content" in rack.refuses("restore-check", "nas")
+
+
+def _nodes(rack: Rack, name: str, **changes: Any) -> None:
+    file = rack.repository / "00000000.nodes"
+    nodes = [json.loads(line) for line in file.read_text().splitlines()]
+    changed = [{**node, **changes} if node["path"].endswith(f"/{name}") else node for node in nodes]
+    file.write_text("\n".join(map(json.dumps, changed)))
+
+
+@pytest.mark.parametrize(
+    ("time", "verdict"),
+    [
+        ("2019-05-05T05:00:00+00:00", "days old; the limit is 15"),
+        ((datetime.now(UTC) - timedelta(days=14)).isoformat(), None),
+        ((datetime.now(UTC) + timedelta(days=1)).isoformat(), "the clock is or was wrong"),
+    ],
+)
+def test_an_old_restore_is_an_alert(rack: Rack, time: str, verdict: str | None) -> None:
+    rack.run("backup", "nas")
+    rack.run("restore-check", "nas")
+    record = rack.record
+    record["restore_check"]["time"] = time
+    (rack.places.state / "nas.json").write_text(json.dumps(record))
+    if verdict:
+        assert verdict in rack.refuses("check", "nas")
+    else:
+        rack.run("check", "nas")
+
+
+def test_a_missing_source_does_not_stop_the_others(rack: Rack) -> None:
+    rack.write_job(sources=[str(rack.root / "gone"), str(rack.root / "live")])
+    assert f"{rack.root}/gone does not exist" in rack.refuses("backup", "nas")
+    assert (rack.snapshot() / "note").exists()
+    rack.run("restore-check", "nas")
+    # It is owed, and its absence an alert, until it is there or declared no more.
+    assert f"lacks {rack.root}/gone" in rack.refuses("check", "nas")
+
+
+def _nest(folder: Path, depth: int, name: str = "d") -> None:
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        below = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("end", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+
+
+def test_folders_in_folders_do_not_end_a_backup(rack: Rack) -> None:
+    _nest(rack.root / "live", 1200)
+    unread = backup_program.Unread()
+    found = list(backup_program.entries([str(rack.root / "live")], [], unread))
+    assert not unread.sentences
+    assert sum("/d/" in entry["path"] for entry in found) == 1200
+    backup_program._remove(rack.root / "live/d")
+    assert not (rack.root / "live/d").exists()
+
+
+def test_a_path_too_long_to_restore_is_left_out_and_named(rack: Rack) -> None:
+    _nest(rack.root / "live", 20, "n" * 250)
+    refusal = rack.refuses("backup", "nas")
+    assert "1 paths could not be read" in refusal
+    assert "longer than 3800 bytes" in refusal
+    assert len(refusal) < 600
+    assert (rack.snapshot() / "note").exists()
+    rack.run("restore-check", "nas")
+    subprocess.run(["rm", "-rf", rack.root / "live", rack.repository], check=True)
+
+
+def _swap_before_it_is_opened(
+    monkeypatch: pytest.MonkeyPatch, name: str, swap: Callable[[], None]
+) -> None:
+    """What the owner of the folder does between a look at ``name`` and its opening."""
+    opening = os.open
+
+    def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if path == name and not flags & os.O_PATH:
+            swap()
+        return opening(path, flags, *rest, **more)
+
+    monkeypatch.setattr(backup_program.os, "open", opened)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link"])
+def test_a_file_that_its_owner_swaps_is_neither_followed_nor_waited_for(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    note, secret = rack.root / "live/note", rack.root / "secret"
+    secret.write_text("root's own")
+
+    def swap() -> None:
+        note.unlink(missing_ok=True)
+        if kind == "FIFO":
+            os.mkfifo(note)
+        else:
+            note.symlink_to(secret)
+
+    _swap_before_it_is_opened(monkeypatch, "note", swap)
+    found = list(backup_program.entries([str(rack.root / "live")], [], backup_program.Unread()))
+    assert hashlib.sha256(b"root's own").hexdigest() not in json.dumps(found)
+    assert {entry["path"] for entry in found if entry["kind"] == "file"} == {
+        f"{rack.root}/live/cache/again",
+        f"{rack.root}/live/deep/blob",
+    }
+
+
+def test_a_folder_that_its_owner_makes_a_link_is_not_entered(rack: Rack) -> None:
+    theirs, secret = rack.root / "theirs", rack.root / "secret"
+    secret.mkdir()
+    (secret / "data").mkdir()
+    (secret / "data/key").write_text("root's own")
+    theirs.mkdir()
+    (theirs / "home").symlink_to(secret)
+    source = str(theirs / "home/data")
+    # Where root alone can place it, it is the administrator's wish.
+    found = list(backup_program.entries([source], [], backup_program.Unread()))
+    assert [entry["kind"] for entry in found] == ["directory", "file"]
+    theirs.chmod(0o777)
+    unread = backup_program.Unread()
+    assert not list(backup_program.entries([source], [], unread))
+    assert "symbolic links" in unread.sentences[0]
+
+
+def test_a_fifo_that_restic_waits_for_does_not_stop_the_rest(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup_program, "STALL_SECONDS", 1)
+    note = rack.root / "live/note"
+    os.mkfifo(rack.root / "live/always")
+    rack.restic(
+        before=f'[ "$1" != backup ] || {{ rm -f {note}; mkfifo {note}; }}; exec'
+        f' {sys.executable} {FAKE} "$@"'
+    )
+    refusal = rack.refuses("backup", "nas")
+    assert "note (a FIFO was put there while it was backed up)" in refusal
+    assert (rack.snapshot() / "deep/blob").exists()
+
+
+def test_a_name_of_any_bytes_is_backed_up_and_told_without_them(rack: Rack) -> None:
+    weird = os.fsdecode(b"\xff\n<0>alert")
+    (rack.root / "live" / weird).write_text("x")
+    rack.run("backup", "nas")
+    rack.restic(after=f'[ "$1" != restore ] || find {rack.places.state} -name "*alert" -delete')
+    refusal = rack.refuses("restore-check", "nas")
+    assert "alert is missing" in refusal
+    assert refusal.isprintable()
+
+
+def _lock(rack: Rack, **lock: Any) -> Path:
+    file: Path = rack.repository / "locks" / "a"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    file.write_text(json.dumps({"exclusive": True, "host": "rack", "pid": dead.pid, **lock}))
+    return file
+
+
+def test_a_stale_exclusive_lock_does_not_end_the_backups(rack: Rack) -> None:
+    rack.run("backup", "nas")
+    # The power was cut in the weekly check or the nightly prune.
+    lock = _lock(rack)
+    rack.run("backup", "nas")
+    assert not lock.exists()
+    _lock(rack)
+    rack.run("restore-check", "nas")
+    _lock(rack)
+    rack.run("check", "nas")
+    rack.run("restore", "nas", "--to", str(rack.root / "staged"))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup_program, "LOCK_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(backup_program, "LOCK_PAUSE_SECONDS", 0.1)
+
+
+ANOTHER = {"host": "nas2", "pid": 730}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_holds_a_live_lock_is_named_and_its_work_is_no_alert(
+    rack: Rack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rack.run("backup", "nas")
+    rack.run("restore-check", "nas")
+    _lock(rack, **ANOTHER)
+    for command in ("check", "backup", "restore-check"):
+        capsys.readouterr()
+        rack.run(command, "nas")
+        said = capsys.readouterr().out
+        named = "locked by PID 730 on nas2 by root (UID 0, GID 0) since 2026-11-30 14:09:41" in said
+        assert named is (command != "check")
+    assert rack.record["restore_check"]["ok"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lock_that_has_cost_a_snapshot_is_an_alert(rack: Rack) -> None:
+    rack.run("backup", "nas")
+    lock = _lock(rack, **ANOTHER)
+    _stage(rack, time=(datetime.now(UTC) - timedelta(hours=30)).isoformat())
+    refusal = rack.refuses("backup", "nas")
+    assert "locked by PID 730 on nas2" in refusal
+    assert "hours old; the limit is 26" in refusal
+    refusal = rack.refuses("restore-check", "nas")
+    assert "locked by PID 730 on nas2" in refusal
+    lock.unlink()
+    rack.run("backup", "nas")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_old_snapshots_wait_for_another_hosts_backup(
+    rack: Rack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rack.run("backup", "nas")
+    (rack.repository / "forgotten").unlink()
+    _lock(rack, **ANOTHER, exclusive=False)
+    rack.run("backup", "nas")
+    assert rack.snapshot(1).exists()
+    assert "thinned out after the next backup" in capsys.readouterr().out
+    assert not (rack.repository / "forgotten").exists()
+
+
+def test_a_lock_that_ends_is_waited_for(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> None:
+    rack.run("backup", "nas")
+    lock = _lock(rack, **ANOTHER)
+    monkeypatch.setattr(backup_program, "LOCK_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(backup_program, "_say", lambda sentence: lock.unlink())
+    rack.run("backup", "nas")
+    assert rack.snapshot(1).exists()
 
 
 def test_an_unclassified_path_fails_the_run_after_the_snapshot(rack: Rack) -> None:
@@ -282,6 +564,20 @@ def test_a_restore_stages_and_never_touches_what_lives(rack: Rack) -> None:
     assert "is not an empty directory" in rack.refuses("restore", "nas", "--to", str(target))
     for inside in (rack.root / "live", rack.root / "live/deep/x"):
         assert "lies in live data" in rack.refuses("restore", "nas", "--to", str(inside))
+
+
+def test_a_restore_does_not_go_below_a_folder_of_somebody_else(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack.run("backup", "nas")
+    (rack.root / "theirs").mkdir()
+    if os.geteuid() == 0:
+        os.chown(rack.root / "theirs", 4242, -1)
+    else:
+        monkeypatch.setattr(backup_program.os, "geteuid", lambda: 4242)
+    target = rack.root / "theirs/back"
+    assert "belongs to user" in rack.refuses("restore", "nas", "--to", str(target))
+    assert not target.exists()
 
 
 def test_an_older_snapshot_is_restored_by_name(rack: Rack) -> None:

@@ -11,13 +11,21 @@ from pyinfra.api import StringCommand
 from pyinfra.context import ctx_host
 
 from facts.docker import DockerEngine, DockerState
-from holdfast.docker import enforced, major_version, merged, packages, vendor_repository
+from holdfast.docker import (
+    enforced,
+    major_version,
+    merged,
+    packages,
+    refusals,
+    vendor_repository,
+)
 from holdfast.settings import Docker
 from operations.docker_engine import configured
 from tests.unit.local_host import LocalHost
 
 RECORDED = (Path(__file__).parent / "recorded" / "docker.txt").read_text().splitlines()
 KEYS = enforced(Docker(), 29)
+BRIDGE = "com.docker.network.bridge"
 
 
 def test_recorded_state() -> None:
@@ -49,7 +57,8 @@ def test_without_keys_of_the_user_it_is_ours_alone(content: str | None) -> None:
         {"features": {"cdi": True}, "data-root": "/srv/docker", "registry-mirrors": ["https://m"]},
         {"log-opts": {"labels": "app"}, "experimental": True},
         {"default-network-opts": {"overlay": {"mtu": "1400"}}},
-        {"firewall-backend": "iptables"},
+        {"firewall-backend": "iptables", "iptables": True, "userland-proxy": True},
+        {"hosts": ["fd://"], "bridge": "", "ip-forward": True, "icc": False},
     ],
 )
 def test_the_user_s_keys_survive(theirs: dict[str, Any]) -> None:
@@ -87,12 +96,44 @@ def test_ours_are_enforced(key: str, value: Any) -> None:
         ('{"debug": true,}', "not valid JSON"),
         ("[]", "does not hold an object"),
         ('{"firewall-backend": "nftables"}', "no DOCKER-USER"),
+        ('{"iptables": false}', "iptables to False.*published ports"),
+        ('{"ip6tables": false}', "over IPv6"),
+        ('{"iptables": 0, "ip6tables": null}', "ip6tables|iptables"),
+        ('{"ip-forward": false}', "forwarding"),
+        ('{"ip-forward-no-drop": true}', "forwards packets"),
+        ('{"ip-masq": false}', "no rule knows"),
+        ('{"allow-direct-routing": true}', "past the rules"),
+        ('{"userland-proxy": false}', "loopback"),
+        ('{"bridge": "br0"}', "no rule knows"),
+        ('{"bridge": "none"}', "no rule knows"),
+        ('{"group": "users"}', "are root"),
+        ('{"hosts": ["fd://", "tcp://0.0.0.0:2375"]}', "root"),
+        ('{"hosts": "tcp://127.0.0.1:2375"}', "root"),
+        *(
+            (json.dumps({"default-network-opts": {"bridge": {f"{BRIDGE}.{key}": value}}}), words)
+            for key, value, words in (
+                ("gateway_mode_ipv4", "nat-unprotected", "past the rules"),
+                ("gateway_mode_ipv6", "routed", "past the rules"),
+                ("enable_ip_masquerade", "false", "no rule knows"),
+                ("trusted_host_interfaces", "eth0", "past the rules"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_merged_is_refused_in_one_sentence(content: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as refusal:
         merged(content, KEYS)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_refusal_of_the_plan_names_the_host_the_file_and_the_mend() -> None:
+    (refusal,) = refusals("rack", '{"iptables": false}')
+    assert str(refusal) == (
+        "rack: docker = '/etc/docker/daemon.json': /etc/docker/daemon.json sets iptables to False,"
+        " which leaves published ports and networks without a rule; remove that key."
+    )
+    assert not refusals("rack", None)
+    assert not refusals("rack", GOOD.daemon_json)
 
 
 def test_whom_containers_ask_is_ours_when_declared() -> None:

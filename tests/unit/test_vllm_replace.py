@@ -35,8 +35,10 @@ class Host:
     def __post_init__(self) -> None:
         self.programs = self.folder / "programs"
         self.programs.mkdir()
-        self._program("systemctl", f'exec {sys.executable} {FAKE} systemctl "$@"')
+        self._program("systemctl", f'exec {sys.executable} -I -S {FAKE} systemctl "$@"')
+        self._program("systemd-run", f'exec {sys.executable} -I -S {FAKE} systemd-run "$@"')
         self._program("memory", "true")
+        self.program = Path(replace_program.__file__)
         self.model("old")
         self.configure("chat.yaml", "old")
         job = {
@@ -104,13 +106,25 @@ class Host:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-I", replace_program.__file__, *arguments]
-            + ["--jobs", self.folder / "jobs", "--state", self.folder / "state"],
+            [sys.executable, "-I", str(self.program), *arguments]
+            + [f"--jobs={self.folder / 'jobs'}", f"--state={self.folder / 'state'}"],
             env=self.environment,
             stderr=subprocess.PIPE,
             text=True,
             # As in the sandbox of its unit.
             umask=0o077,
+        )
+
+    def unit(self) -> subprocess.Popen[str]:
+        """The transient unit as `follow` asks for it, without its caller."""
+        where = [f"--jobs={self.folder / 'jobs'}", f"--state={self.folder / 'state'}"]
+        program = [sys.executable, "-I", "-S", str(self.program), "chat", *where]
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(FAKE), "unit", " ".join([*program, "--undo"])]
+            + [*program, "--here"],
+            env=self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, *arguments: str) -> tuple[int, str]:
@@ -318,7 +332,7 @@ def test_a_power_cut_ends_with_the_old_model(host: Host, step: str) -> None:
     host.memory_says("sleep 0.2")
     if step == "held":
         (host.folder / "busy").write_text("1.0")
-    program = host.start("chat")
+    program = host.start("chat", "--here")
     _wait(lambda: host.step == step)
     program.kill()
     program.wait()
@@ -384,9 +398,101 @@ def test_recovery_leaves_a_replacement_that_is_under_way_alone(host: Host) -> No
     host.offer("new")
     host.describe(drain_seconds=60)
     (host.folder / "busy").write_text("1.0")
-    program = host.start("chat")
+    program = host.start("chat", "--here")
     _wait(lambda: host.step == "held")
     status, said = host.run("--recover")
     assert (status, "under way" in said) == (1, True)
     program.kill()
     program.wait()
+
+
+def test_recovery_of_one_engine_does_not_depend_on_anothers(host: Host) -> None:
+    (host.folder / "jobs/a-broken-one.json").write_text("{")
+    host.offer("new")
+    host.memory_says("sleep 0.2")
+    program = host.start("chat", "--here")
+    _wait(lambda: host.step == "swapped")
+    program.kill()
+    program.wait()
+    status, said = host.run("--recover")
+    assert (status, "a-broken-one" in said, host.step) == (1, True, "rolled back"), said
+    host.systemctl("stop")
+    host.systemctl("start")
+    assert host.serves() == "old"
+
+
+@pytest.mark.parametrize("step", ["held", "stopping", "swapped"])
+def test_a_replacement_outlives_its_caller(host: Host, step: str) -> None:
+    host.offer("new")
+    host.memory_says("sleep 0.2")
+    program = host.start("chat")
+    _wait(lambda: host.step == step)
+    # As when a connection drops: the caller is gone, and with it whoever reads.
+    program.kill()
+    program.wait()
+    assert program.stderr is not None
+    program.stderr.close()
+    _wait(lambda: host.step == "done")
+    _wait(lambda: not (host.folder / "main").exists())
+    assert (host.serves(), host.told_the_door()) == ("new", ["maint", "ready"])
+
+
+# What happens right before the step FAULT of the program: a signal, or the disk is full from then.
+FAULTS = """
+import errno as _errno, os as _os, signal as _signal, sys as _sys
+_fault, _at = _os.environ.get("FAULT", ":0").split(":")
+_steps = 0
+def _hook(event, arguments):
+    global _steps
+    if _fault == "ENOSPC":
+        counts = event == "open" and str(arguments[1])[0] in "wxa"
+    else:
+        counts = event in ("os.rename", "subprocess.Popen", "socket.connect")
+    if not counts:
+        return
+    _steps += 1
+    print("step", _steps, event, file=_sys.stderr, flush=True)
+    if _fault == "ENOSPC" and _steps >= int(_at):
+        raise OSError(_errno.ENOSPC, _os.strerror(_errno.ENOSPC))
+    if _fault != "ENOSPC" and _steps == int(_at):
+        _os.kill(_os.getpid(), getattr(_signal, _fault))
+if "--here" in _sys.argv and _fault:
+    _sys.addaudithook(_hook)
+"""
+
+
+def _with_faults(host: Host) -> None:
+    text = Path(replace_program.__file__).read_text()
+    text = text.replace("PAUSE_SECONDS = 1.0", "PAUSE_SECONDS = 0.01", 1)
+    host.program = host.folder / "program.py"
+    host.program.write_text(text.replace("import argparse\n", f"import argparse\n{FAULTS}", 1))
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "ENOSPC"])
+def test_whatever_ends_it_at_whatever_step_a_model_serves(host: Host, fault: str) -> None:
+    _with_faults(host)
+    serving, seen = "old", {"old": 0, "new": 0}
+    for at in range(1, 100):
+        other = {"old": "new", "new": "old"}[serving]
+        if not (host.folder / "models" / other).exists():
+            host.model(other)
+        host.configure("chat.yaml.next", other)
+        host.environment["FAULT"] = f"{fault}:{at}"
+        program = host.unit()
+        _, said = program.communicate(timeout=120)
+        told = f"{fault} at {at}: {said}"
+        assert "Traceback" not in said, told
+        now = host.serves()
+        assert now in ("old", "new"), told
+        # After a power cut now the same one serves, which takes no start of an engine to see.
+        assert host.step not in ("held", "stopping", "swapped") or fault == "ENOSPC", told
+        assert f"models/{now}" in (host.folder / "chat.yaml").read_text(), told
+        assert host.told_the_door()[-1:] != ["maint"], told
+        seen["new" if now == other else "old"] += 1
+        serving = now
+        if f"step {at} " not in said:
+            break
+    # The last run met no fault: every step has had its own.
+    assert (program.returncode, said.count("step ")) == (0, at - 1), told
+    assert at > (5 if fault == "ENOSPC" else 15)
+    assert seen["old"] >= at - 3, seen

@@ -1,0 +1,183 @@
+"""A replacement under a real systemd: `pytest -m lab tests/lab/test_replace_live.py`.
+
+The engine is the stand-in of the unit tests; the unit that works, and what systemd does when its
+caller is gone or it is killed, are real. It takes root and half a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.engines import replace_program
+from tests.lab.container_machine import ContainerMachine
+from tests.lab.images import ensure_image
+from tests.lab.machine import Spec
+from tests.unit import fake_engine
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a container machine needs root"),
+]
+
+SPEC = Spec("box", variant="rack", host_number=11, memory_mib=2048, cpus=2)
+PATIENCE_SECONDS = 120
+HERE = "/srv/engine"
+RECORD = "/var/lib/holdfast/vllm/chat.json"
+UNIT = f"""
+[Service]
+Type=exec
+Environment=FAKE_ENGINE={HERE}
+ExecStart=/usr/bin/python3 -I {HERE}/fake_engine.py engine {HERE}/chat.yaml
+ExecStartPost=/bin/sh -c 'until test -S {HERE}/http.sock; do sleep 0.1; done'
+ExecStopPost=/bin/rm -f {HERE}/http.sock
+"""
+ASK = f"""
+import json, socket
+asked = socket.socket(socket.AF_UNIX)
+asked.connect("{HERE}/http.sock")
+asked.sendall(b"POST /v1/completions HTTP/1.0\\r\\nContent-Length: 2\\r\\n\\r\\n{{}}")
+answer = asked.makefile("rb").read()
+print(json.loads(answer.partition(b"\\r\\n\\r\\n")[2])["choices"][0]["text"])
+"""
+JOB = {
+    "name": "chat",
+    "unit": "chat.service",
+    "socket": f"{HERE}/http.sock",
+    "doors": [],
+    "configuration": f"{HERE}/chat.yaml",
+    "cache": f"{HERE}/cache",
+    "question": ["/v1/completions", {"model": "chat", "prompt": "ready"}],
+    "model": "chat",
+    "key": f"{HERE}/key",
+    "running_metric": "run",
+    "waiting_metric": "wait",
+    # Long enough to be met at this step.
+    "memory": ["sleep", "3"],
+    "drain_seconds": 5,
+    "free_mib": 1,
+}
+
+
+def _put(box: ContainerMachine, path: str, text: str) -> None:
+    done = box.run(f"mkdir -p $(dirname {path}) && cat > {path}", stdin=text.encode())
+    assert done.returncode == 0
+
+
+def _bring_python(box: ContainerMachine) -> None:
+    # The image has none, which the deploy installs. The controller's runs there as well.
+    python = Path("/usr/bin/python3").resolve()
+    linked = subprocess.run(["ldd", python], check=True, capture_output=True, text=True).stdout
+    libraries = re.findall(r"=> (\S*/lib(?:z|expat)\.\S+)", linked)
+    packed = subprocess.run(
+        ["tar", "-c", "--dereference", "--exclude=test", "--exclude=dist-packages", str(python)]
+        + [f"/usr/lib/{python.name}", *libraries],
+        check=True,
+        capture_output=True,
+    ).stdout
+    unpack = f"tar -x -C / && ln -sf {python} /usr/bin/python3 && python3 -I -c 'import json, http'"
+    done = box.run(unpack, stdin=packed)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
+    directory = tmp_path_factory.mktemp("lab") / "box"
+    machine = ContainerMachine(directory, SPEC, ensure_image("debian-13", "rack"))
+    try:
+        machine.start()
+        machine.wait_for_boot(PATIENCE_SECONDS)
+        machine.wait_for_ssh(PATIENCE_SECONDS)
+        _bring_python(machine)
+        _put(machine, f"{HERE}/fake_engine.py", Path(fake_engine.__file__).read_text())
+        _put(machine, f"{HERE}/ask.py", ASK)
+        _put(machine, "/etc/holdfast/vllm/chat.json", json.dumps(JOB))
+        _put(machine, f"{HERE}/key", "a-key")
+        _put(machine, "/etc/systemd/system/chat.service", UNIT)
+        program = "/usr/local/sbin/holdfast-replace"
+        _put(machine, program, Path(replace_program.__file__).read_text())
+        machine.succeed(f"chmod 755 {program} && systemctl daemon-reload")
+        for model in ("old", "new"):
+            _put(machine, f"{HERE}/models/{model}/config.json", "{}")
+            machine.succeed(f"cd {HERE}/models/{model} && sha256sum config.json > SHA256SUMS")
+        yield machine
+    finally:
+        machine.power_off()
+
+
+@pytest.fixture
+def offered(box: ContainerMachine) -> ContainerMachine:
+    """The engine serves `old`, and `new` is to come."""
+    box.execute("systemctl stop chat-replace chat")
+    _put(box, f"{HERE}/chat.yaml", f"model: {HERE}/models/old\n")
+    _put(box, f"{HERE}/chat.yaml.next", f"model: {HERE}/models/new\n")
+    box.succeed(f"rm -f {RECORD}; systemctl start chat || ! journalctl --no-pager -u chat >&2")
+    return box
+
+
+def _serves(box: ContainerMachine) -> str:
+    return box.succeed(f"python3 -I {HERE}/ask.py").strip()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+def _step(box: ContainerMachine) -> str:
+    status, text = box.execute(f"cat {RECORD}")
+    return str(json.loads(text)["step"]) if status == 0 else ""
+
+
+def _begin(box: ContainerMachine) -> None:
+    """Ask for a replacement from a login of its own, until it has stopped the engine."""
+    box.succeed(
+        "setsid sh -c 'holdfast-replace chat 2>&1 | cat' > /dev/null 2>&1 < /dev/null &"
+        " echo $! > /run/caller"
+    )
+    _wait(lambda: _step(box) == "stopping")
+
+
+def _ended(box: ContainerMachine) -> bool:
+    return box.execute("systemctl --quiet is-active chat-replace")[0] != 0 and _step(box) in (
+        "done",
+        "rolled back",
+    )
+
+
+def test_it_is_followed_and_says_how_it_ended(offered: ContainerMachine) -> None:
+    status, said = offered.execute("holdfast-replace chat 2>&1", timeout_seconds=60)
+    assert (status, _serves(offered)) == (0, "new"), said
+    assert "chat: done" in said
+
+
+def test_it_outlives_the_login_that_asked_for_it(offered: ContainerMachine) -> None:
+    _begin(offered)
+    # All of its processes, and the reader of what it says.
+    offered.succeed("kill -KILL -- -$(cat /run/caller)")
+    _wait(lambda: _ended(offered))
+    assert (_step(offered), _serves(offered)) == ("done", "new")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "systemctl kill --kill-whom=main --signal=KILL chat-replace",
+        "systemctl kill --signal=KILL chat-replace",
+        "systemctl stop chat-replace",
+    ],
+)
+def test_what_served_comes_back_however_it_is_ended(offered: ContainerMachine, end: str) -> None:
+    _begin(offered)
+    offered.execute(end, timeout_seconds=60)
+    _wait(lambda: _ended(offered))
+    assert (_step(offered), _serves(offered)) == ("rolled back", "old")
