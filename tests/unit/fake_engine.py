@@ -2,7 +2,6 @@
 
 `python fake_engine.py engine CONFIGURATION` serves what the configuration's model folder holds; a
 file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
-file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name, ``never-ready``
 makes it exit, and ``no-template`` makes it refuse chats. What it does now is in its own folder:
 ``busy`` with requests, ``queued``, ``hung``, ``mute``. `... systemctl VERB UNIT` does what systemd
 does to that one unit; `... systemd-run OPTIONS COMMAND` does it to a transient one, which outlives

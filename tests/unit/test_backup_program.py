@@ -246,6 +246,7 @@ def _nodes(rack: Rack, name: str, **changes: Any) -> None:
         ((datetime.now(UTC) - timedelta(days=14)).isoformat(), None),
         ((datetime.now(UTC) + timedelta(days=1)).isoformat(), "the clock is or was wrong"),
     ],
+    ids=["years old", "within the limit", "from the future"],
 )
 def test_an_old_restore_is_an_alert(rack: Rack, time: str, verdict: str | None) -> None:
     rack.run("backup", "nas")
