@@ -133,10 +133,10 @@ class RackConnector(SSHConnector):
         self.via = "tailnet"
         try:
             super()._connect()
-        except (OSError, EOFError, SSHException) as error:
+        except (OSError, EOFError, SSHException, ConnectError) as error:
             if lan_address is None:
                 raise
-            logger.debug("%s does not answer on the tailnet: %s", self.host.name, error)
+            logger.debug("%s takes no login by the tailnet: %s", self.host.name, error)
             self.data["ssh_hostname"] = lan_address
             self.via = "lan"
             try:

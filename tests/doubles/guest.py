@@ -48,6 +48,17 @@ def hardware(rack: Rack, folder: Path) -> None:
     wanted.symlink_to("../holdfast-rack-pci.service")
 
 
+def driven(version: str, folder: Path) -> None:
+    """Lay out, beside `hardware`, a driver that is loaded since boot: for a container.
+
+    A container shares its controller's kernel and loads no module into it.
+    """
+    loaded = folder / "usr/share/holdfast-rack/module/nvidia/version"
+    loaded.parent.mkdir(parents=True)
+    loaded.write_text(f"{version}\n")
+    _copy("boot/driven.conf", folder / "etc/systemd/system/holdfast-rack-pci.service.d")
+
+
 def user_space(version: str, folder: Path) -> None:
     """Lay out libnvidia-ml and nvidia-smi.
 
@@ -69,6 +80,15 @@ def module(version: str, folder: Path) -> None:
         _copy(f"module/{name}", source)
     settings = source / "dkms.conf"
     settings.write_text(settings.read_text().replace("__VERSION_STRING", version))
+
+
+def describing(text: str) -> str:
+    """A command that makes ``text`` the description, while a service may be changing it."""
+    fresh = f"{DESCRIPTION}.described"
+    return (
+        f"flock {DESCRIPTION}.lock sh -c 'cat > {fresh} && mv {fresh} {DESCRIPTION}'"
+        f" <<'END'\n{text}\nEND"
+    )
 
 
 def _copy(name: str, folder: Path, mode: int = 0o644) -> None:

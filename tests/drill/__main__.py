@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import shlex
 import shutil
 import sys
@@ -13,17 +14,22 @@ from rich.markup import escape
 from tests.drill import expected, report
 from tests.drill.converge import ROOT
 from tests.drill.gpu import GpuDrill
+from tests.drill.native import CutsDrill, NativeDrill
 from tests.drill.record import Record
 from tests.drill.rehearsal import Rehearsal
 from tests.drill.routing import RoutingDrill
 from tests.drill.scenario import Drill
 from tests.drill.serving import ServingDrill
+from tests.lab.container_machine import why_not_native
 
 
 def main() -> int:
     """Run one drill; 0 when every check held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
+    parser.add_argument("--vm", action="store_true", help="on virtual machines")
+    parser.add_argument("--seed", type=int, default=None, help="chooses where the power is cut")
+    parser.add_argument("--cuts", action="store_true", help="only cut the power in each step")
     parser.add_argument("--gpu", action="store_true", help="the drill of the cards instead")
     parser.add_argument("--serving", action="store_true", help="the drill of engines instead")
     parser.add_argument("--routing", action="store_true", help="the drill of routers instead")
@@ -53,19 +59,7 @@ def main() -> int:
     elif arguments.routing:
         name, drill = f"routing-{arguments.debian}", RoutingDrill(arguments.debian)
     else:
-        name = f"debian-{arguments.debian}"
-        drill = Drill(
-            arguments.debian,
-            rebuild=arguments.rebuild,
-            audit=arguments.audit,
-            sabotage=arguments.sabotage,
-        )
-        chosen = {
-            "--no-rebuild": not arguments.rebuild,
-            "--audit": arguments.audit,
-            "--sabotage": arguments.sabotage,
-        }
-        options = "".join(f" {option}" for option, is_chosen in chosen.items() if is_chosen)
+        name, drill, options = _whole(arguments)
     typed = [argument for argument in sys.argv[1:] if argument != "--accept-counts"]
     drill.record.command = shlex.join(["python", "-m", "tests.drill", *typed])
     return perform(
@@ -74,6 +68,34 @@ def main() -> int:
         arguments.report or ROOT / "report" / name,
         accept_counts=arguments.accept_counts,
     )
+
+
+def _whole(arguments: argparse.Namespace) -> tuple[str, Rehearsal, str]:
+    """The drill of the whole site: its name, itself, and the options that its checks depend on."""
+    seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
+    why = "it was asked for" if arguments.vm else why_not_native()
+    if not why:
+        print("This drill runs on the native rack: a container of this machine's own kernel.")
+        if arguments.cuts:
+            return f"cuts-{arguments.debian}", CutsDrill(arguments.debian, seed=seed), ""
+        native = NativeDrill(arguments.debian, seed=seed, sabotage=arguments.sabotage)
+        # A tenth of the sabotages is another number of checks each time.
+        return f"native-{arguments.debian}", native, " --sabotage" * arguments.sabotage
+    print(f"This drill runs on virtual machines: {why}.")
+    drill = Drill(
+        arguments.debian,
+        seed=seed,
+        rebuild=arguments.rebuild,
+        audit=arguments.audit,
+        sabotage=arguments.sabotage,
+    )
+    chosen = {
+        "--no-rebuild": not arguments.rebuild,
+        "--audit": arguments.audit,
+        "--sabotage": arguments.sabotage,
+    }
+    options = "".join(f" {option}" for option, is_chosen in chosen.items() if is_chosen)
+    return f"debian-{arguments.debian}", drill, options
 
 
 def perform(

@@ -84,12 +84,14 @@ def container_addresses(rack: Machine) -> list[str]:
     return sorted(set(shown.split()))
 
 
-def scan(neighbour: Shell, *, udp: bool, ipv6: bool, known: Collection[int] = ()) -> list[int]:
+def scan(
+    neighbour: Shell, *, udp: bool, ipv6: bool, rate: int, known: Collection[int] = ()
+) -> list[int]:
     """Ports of the rack that answer: all 65,535 of TCP, or the 100 commonest of UDP.
 
     A scan that finds no rack on the LAN, or misses one of the ``known`` open ports, was deaf, as
     when an emulated rack still boots, and its silence about the others means nothing: it is made
-    again, twice at most.
+    again, twice at most. ``rate`` is in packets a second.
 
     Raises:
         RuntimeError: nothing answered ARP, or IPv6's neighbour discovery, or the scan did not end.
@@ -101,7 +103,7 @@ def scan(neighbour: Shell, *, udp: bool, ipv6: bool, known: Collection[int] = ()
     for _ in range(3):
         shown = neighbour.succeed(
             # A silent port costs a retry and no more. An emulated rack may take a second to answer.
-            f"nmap -n {what} -T4 --min-rate 4000 --max-retries 1 --initial-rtt-timeout 1s"
+            f"nmap -n {what} -T4 --min-rate {rate} --max-retries 1 --initial-rtt-timeout 1s"
             f" --max-rtt-timeout 2s --host-timeout 15m -oG - {target}",
             timeout_seconds=1200,
         )

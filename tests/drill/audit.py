@@ -11,15 +11,15 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.drill.stage import Stage
+from tests.drill.stage import RackStage
 
 LYNIS_AIM = 85
 """Lynis 3.1.4 gives a fresh Debian 13 an index of 65."""
 
 
-def lynis(stage: Stage) -> int:
+def lynis(stage: RackStage) -> int:
     """Install Lynis on the rack, run it, keep its log; returns the hardening index (0 to 100)."""
-    rack = stage.lab.rack
+    rack = stage.rack
     rack.succeed(
         "DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends lynis",
         timeout_seconds=900,
@@ -35,7 +35,7 @@ def lynis(stage: Stage) -> int:
     return int(found.group(1)) if found else 0
 
 
-def ssh_audit(stage: Stage) -> list[str]:
+def ssh_audit(stage: RackStage) -> list[str]:
     """Algorithms that ssh-audit fails, seen through the tailnet, the only way to the daemon."""
     command = shlex.split(stage.services.tailnet.proxy_command())
     command = [word.replace("%h", "rack").replace("%p", "22") for word in command]

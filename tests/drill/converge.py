@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +27,20 @@ class Outcome:
     changed: list[str]
     failed: list[str]
     log: Path
+
+
+def steps() -> list[str]:
+    """The named steps of the site, in the order in which it takes them: `@deploy("Name")`.
+
+    Those that a rack is sure to take: what checks cards or withdraws a rule may have no operation.
+    """
+    site = (ROOT / SITE).read_text()
+    found = []
+    for module, function in re.findall(r"^(\w+)\.(\w+)\(", site, re.MULTILINE):
+        text = (ROOT / "deploys" / f"{module}.py").read_text()
+        name = re.search(rf'^@deploy\("(.+)"\)\ndef {function}\(', text, re.MULTILINE)
+        found += [name.group(1)] if name else []
+    return found
 
 
 def command(inventory: Path, deploy_file: str = SITE) -> list[str]:

@@ -11,25 +11,20 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast.gpu import containers, limits
 from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION, KERNEL_TELLS, known
-from tests.drill import sabotage, sabotages
+from tests.drill import cards, sabotage, sabotages
+from tests.drill.cards import ALL_CAPPED, CAP_W, Cards
 from tests.drill.converge import ROOT
-from tests.drill.rehearsal import Act, Rehearsal, Scenery, load_probe_image
+from tests.drill.rehearsal import Act, Rehearsal, Scenery
 from tests.drill.site import Site, versions
-from tests.lab.artefacts import archive, container, nvidia_open, nvidia_repo
+from tests.lab.artefacts import archive, nvidia_open, nvidia_repo
 from tests.lab.lab import Lab
-from tests.lab.machine import MANAGEMENT_HOST
+from tests.lab.machine import MANAGEMENT_HOST, Machine
 from tests.lab.services.daemon import private_directory
 from tests.lab.services.files import FileServer
 
 FOLDER = ROOT / ".lab" / "gpu"
-CAP_W = 280
-VANISHING = 3
-"""Index of the card that falls off the bus."""
-LIMITS = "nvidia-smi --query-gpu=power.limit --format=csv,noheader,nounits"
-ALL_CAPPED = f'[ "$({LIMITS} | sort | uniq -c | xargs)" = "9 {CAP_W}.00" ]'
 VERSIONS = {
     "kernel": "uname -r",
     "docker": "docker --version",
@@ -60,6 +55,16 @@ class GpuStage(Scenery):
     def inventory(self) -> Path:
         """What the rack is to be."""
         return self.folder / "inventory.py"
+
+    @property
+    def rack(self) -> Machine:
+        """The lab's."""
+        return self.lab.rack
+
+    @property
+    def card_names(self) -> tuple[str, ...]:
+        """What the inventory calls its cards."""
+        return tuple(map(name_of, range(len(self.cards.cards))))
 
     @property
     def machines(self) -> Lab:
@@ -93,8 +98,7 @@ class GpuStage(Scenery):
 
     def describe(self) -> None:
         """Make the rack's hardware what its cards are now."""
-        text, path = self.cards.model_dump_json(indent=1), guest.DESCRIPTION
-        self.lab.rack.succeed(f"cat > {path}.new <<'END' && mv {path}.new {path}\n{text}\nEND")
+        self.lab.rack.succeed(guest.describing(self.cards.model_dump_json(indent=1)))
 
     def _settings(self) -> dict[str, object]:
         driver, toolkit = map(self._repository, self._repository_names())
@@ -152,6 +156,7 @@ class GpuDrill(Rehearsal):
 
     kind = "virtual"
     stage: GpuStage
+    tried: Cards
 
     def __init__(self) -> None:
         super().__init__("Holdfast drill of the cards, Debian 13")
@@ -164,16 +169,17 @@ class GpuDrill(Rehearsal):
             Act("try NVIDIA's own module", self._try_nvidias_own_module, rows=(2,)),
             Act("converge a bare machine", self._converge_bare, vital=True, rows=(2,)),
             Act("converge again", self._converge_again, rows=(2, 4, 5)),
-            Act("give a container its card", self._give_a_container_its_card, rows=(5,)),
+            *cards.acts(lambda: self.tried),
             Act("sabotage", self._sabotage, rows=(34,)),
             Act("reload the driver", self._reload, rows=(4,)),
             Act("reboot", self._reboot, rows=(4,)),
-            Act("lose a card", self._lose_a_card, rows=(3,)),
+            Act("lose a card", lambda: self.tried.lose_one(), rows=(3,)),
         )
 
     def _build(self) -> None:
         self.stage = GpuStage()
         self.site = Site(self.record, self.stage.inventory, self.stage.logs)
+        self.tried = Cards(self.stage, self.site)
 
     def _converge_again(self) -> None:
         self.site.expect_nothing("again")
@@ -184,7 +190,7 @@ class GpuDrill(Rehearsal):
 
     def _reboot(self) -> None:
         self.stage.lab.rack.reboot()
-        self._expect_caps("after a reboot")
+        self.tried.expect_caps("after a reboot")
 
     def _try_nvidias_own_module(self) -> None:
         rack = self.stage.lab.rack
@@ -208,28 +214,7 @@ class GpuDrill(Rehearsal):
         record.check("the rack was rebooted once, and said so", announced == 1, announced)
         loaded = rack.succeed("cat /sys/module/nvidia/version").strip()
         record.check("the driver that was installed is loaded", loaded == DRIVER_VERSION, loaded)
-        self._expect_caps("after the first converge")
-
-    def _expect_caps(self, when: str) -> None:
-        rack = self.stage.lab.rack
-        rack.wait_until_succeeds(ALL_CAPPED, timeout_seconds=400)
-        result = rack.succeed(f"systemctl show --property=Result --value {limits.SERVICE}").strip()
-        self.record.check(f"nine caps of {CAP_W} W {when}", result == "success", result, rows=(4,))
-
-    def _give_a_container_its_card(self) -> None:
-        rack, uuid = self.stage.lab.rack, self.stage.cards.cards[0].uuid
-        specified = rack.succeed(f"cat {containers.SPECIFICATION}")
-        missing = [card.uuid for card in self.stage.cards.cards if card.uuid not in specified]
-        self.record.check("the CDI specification names every card", not missing, missing)
-        load_probe_image(rack)
-        told = rack.succeed(
-            f"docker run --rm --device nvidia.com/gpu={uuid} {container.IMAGE} /bin/busybox env",
-            timeout_seconds=300,
-        )
-        given = [line for line in told.splitlines() if line.startswith("HOLDFAST_CARD=")]
-        self.record.check(
-            "a container is given the card it asks for", given == [f"HOLDFAST_CARD={uuid}"], given
-        )
+        self.tried.expect_caps("after the first converge")
 
     def _reload(self) -> None:
         rack = self.stage.lab.rack
@@ -241,24 +226,4 @@ class GpuDrill(Rehearsal):
         lost = rack.execute(ALL_CAPPED, timeout_seconds=120)[0] != 0
         self.record.check("a driver that is loaded anew has forgotten the caps", lost)
         rack.succeed("systemctl start nvidia-persistenced", timeout_seconds=120)
-        self._expect_caps("by themselves after the driver was loaded anew")
-
-    def _lose_a_card(self) -> None:
-        rack, record, name = self.stage.lab.rack, self.record, name_of(VANISHING)
-        lost = self.stage.cards.cards[VANISHING]
-        lost.state = "lost"
-        self.stage.describe()
-        bus = lost.address.rpartition(".")[0]
-        rack.succeed(f"echo 'kernel: NVRM: Xid (PCI:{bus}): 79, pid=1' > /dev/kmsg")
-        rack.wait_until_succeeds(f"systemctl is-failed {limits.SERVICE}", timeout_seconds=300)
-        said = rack.succeed(f"systemctl status --full --no-pager --lines=20 {limits.SERVICE}; true")
-        told = name in said and "is gone" in said
-        record.check("the unit's status names the card that is gone", told, name)
-        # Something that a run mends, if it comes so far.
-        rack.succeed(f"rm {containers.SPECIFICATION}")
-        outcome = self.site.deploy("sick")
-        sentence = f"{name} fell off the bus in this boot (Xid 79"
-        stopped = not outcome.ok and sentence in outcome.log.read_text()
-        record.check("the next run stops and says why", stopped, sentence)
-        untouched = rack.execute(f"test -e {containers.SPECIFICATION}")[0] != 0
-        record.check("and touches nothing that relies on cards", untouched)
+        self.tried.expect_caps("by themselves after the driver was loaded anew")

@@ -7,30 +7,28 @@ cards (`stand_in.py`, `tests/doubles`); the units, the targets and systemd are r
 from __future__ import annotations
 
 import json
+import random
 import shlex
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from holdfast.gpu import limits, modes
 from holdfast.settings import HostSettings
 from tests.doubles import guest
-from tests.doubles.rack import DRIVER_VERSION, rack
+from tests.doubles.rack import Rack
 from tests.drill import sabotage, sabotages
+from tests.drill.engines import ASK_FLOOR, Engines
 from tests.drill.pairs import walk
+from tests.drill.rehearsal import Act
 from tests.drill.site import Site
-from tests.lab.artefacts import archive
 from tests.lab.machine import Machine
 
-if TYPE_CHECKING:
-    from tests.drill.serving import ServingStage
-
-CARDS = rack("rtx3090", "rtx3090")
 NAMES = ("left", "right")
+"""What an inventory calls the two cards of the set: a rack's first two."""
 STAND_IN = "/usr/local/bin/stand-in"
 UNIT = """\
 [Unit]
@@ -43,9 +41,9 @@ RestartSec=5
 TimeoutStopSec=20
 """
 SERVICES: dict[str, dict[str, Any]] = {
-    "painter": {"port": 8201, "gpu_mib": 16000, "cards": ["left", "right"], "tells": True},
-    "voice": {"port": 8202, "gpu_mib": 6000, "cards": ["left"], "tells": False},
-    "reader": {"port": 8203, "gpu_mib": 20000, "cards": ["right"], "tells": True},
+    "painter": {"port": 8301, "gpu_mib": 16000, "cards": ["left", "right"], "tells": True},
+    "voice": {"port": 8302, "gpu_mib": 6000, "cards": ["left"], "tells": False},
+    "reader": {"port": 8303, "gpu_mib": 20000, "cards": ["right"], "tells": True},
 }
 """What stands in; one that ``tells`` says itself whether it is busy, of the other its cards do."""
 MODES: dict[str, dict[str, Any]] = {
@@ -60,11 +58,97 @@ CALLERS = 4
 CAP_W = 280
 
 
+class Stage(Protocol):
+    """What this drill needs of its stage."""
+
+    @property
+    def cards(self) -> Rack:
+        """The rack's cards."""
+
+    @property
+    def card_names(self) -> tuple[str, ...]:
+        """What the inventory calls them; the first two are `NAMES`."""
+
+    @property
+    def rack(self) -> Machine:
+        """The machine."""
+
+    @property
+    def settings(self) -> HostSettings:
+        """What it is to be."""
+
+
+def lay_stand_ins(cards: Rack, folder: Path) -> None:
+    """Lay out, from / in a folder, the services that take turns on a rack's first two cards."""
+    records = _made(folder / "etc/tmpfiles.d/stand-in.conf")
+    records.write_text("d /run/holdfast-rack 0755\nd /run/stand-in 0755\n")
+    program = _made(folder / STAND_IN.lstrip("/"))
+    program.write_text(Path(__file__).with_name("stand_in.py").read_text())
+    program.chmod(0o755)
+    known = dict(zip(NAMES, cards.cards, strict=False))
+    for name, service in SERVICES.items():
+        unit = _made(folder / f"etc/systemd/system/{name}.service")
+        uuids = " ".join(known[card].uuid for card in service["cards"])
+        unit.write_text(
+            UNIT.format(
+                program=STAND_IN,
+                name=name,
+                port=service["port"],
+                mib=service["gpu_mib"],
+                uuids=uuids,
+            )
+        )
+
+
+def card_set() -> dict[str, object]:
+    """The set of cards whose services take turns, as an inventory declares it."""
+    declared = [{"name": name, **mode} for name, mode in MODES.items()]
+    return {"name": "desk", "cards": list(NAMES), "default": DEFAULT, "modes": declared}
+
+
+def services() -> Iterator[dict[str, object]]:
+    """The stand-ins, as an inventory declares them."""
+    for name, service in SERVICES.items():
+        port = service["port"]
+        queue = {"url": f"http://127.0.0.1:{port}/queue", "timeout_seconds": 15}
+        idle = {"idle": {**queue, "contains": "running: 0"}} if service["tells"] else {}
+        yield {
+            "name": name,
+            "unit": f"{name}.service",
+            "user": f"svc-{name}",
+            "tier": "T1",
+            "listens": [{"port": port}],
+            "gpu_mib": service["gpu_mib"],
+            "cards": service["cards"],
+            "health": {**queue, "contains": "running"},
+            **idle,
+        }
+
+
+def acts(tried: Callable[[], Modes], engines: Callable[[], Engines]) -> Sequence[Act]:
+    """Every switch there is, and those that cannot be."""
+
+    def every_pair() -> None:
+        with engines().asking(ASK_FLOOR) as floor_says:
+            tried().every_pair()
+        engines().expect_floor(floor_says)
+
+    return (
+        Act("switch from mode to mode", every_pair, rows=(12, 13)),
+        Act("switch while somebody is at work", lambda: tried().busy(), rows=(12,)),
+        Act("switch beside a stranger", lambda: tried().strangers(), rows=(12,)),
+        Act("switch in vain", lambda: tried().fail(), rows=(12,)),
+        Act("stay in another mode, then reboot", lambda: tried().reboot(), rows=(12,)),
+    )
+
+
 class Modes:
     """The modes of one rack, tried."""
 
-    def __init__(self, stage: ServingStage, site: Site) -> None:
+    def __init__(self, stage: Stage, site: Site, chance: random.Random | None = None) -> None:
+        """``chance`` chooses a way through all modes; each goes to each other where it is None."""
         self.stage, self.site, self.record = stage, site, site.record
+        self._chance = chance
         self.took: dict[tuple[str, str], float] = {}
 
     @property
@@ -76,73 +160,6 @@ class Modes:
     def settings(self) -> HostSettings:
         """What it is to be."""
         return self.stage.settings
-
-    def declare(self, engine: dict[str, object]) -> None:
-        """Give the rack its cards and its stand-ins, and declare them beside ``engine``."""
-        folder = self.stage.folder / "hardware"
-        packed = folder.with_suffix(".tar")
-        shutil.rmtree(folder, ignore_errors=True)
-        guest.user_space(DRIVER_VERSION, folder)
-        CARDS.write(_made(folder / guest.DESCRIPTION.lstrip("/")))
-        records = _made(folder / "etc/tmpfiles.d/holdfast-rack.conf")
-        records.write_text("d /run/holdfast-rack 0755\nd /run/stand-in 0755\n")
-        drop_in = _made(folder / f"etc/systemd/system/{limits.SERVICE}.d/fake-driver.conf")
-        drop_in.write_text("[Service]\nReadWritePaths=/run/holdfast-rack\n")
-        program = _made(folder / STAND_IN.lstrip("/"))
-        program.write_text(Path(__file__).with_name("stand_in.py").read_text())
-        program.chmod(0o755)
-        known = dict(zip(NAMES, CARDS.cards, strict=True))
-        for name, service in SERVICES.items():
-            unit = _made(folder / f"etc/systemd/system/{name}.service")
-            uuids = " ".join(known[card].uuid for card in service["cards"])
-            unit.write_text(
-                UNIT.format(
-                    program=STAND_IN,
-                    name=name,
-                    port=service["port"],
-                    mib=service["gpu_mib"],
-                    uuids=uuids,
-                )
-            )
-        archive.pack(folder, packed, ".")
-        self.rack.copy_to(packed, "/root/hardware.tar")
-        self.rack.succeed(
-            "tar -C / --keep-directory-symlink -xf /root/hardware.tar && ldconfig"
-            " && systemd-tmpfiles --create && systemctl daemon-reload && nvidia-smi -pm 1"
-        )
-        self.stage.declare([engine], gpus=self._gpus(), services=list(self._services()))
-
-    def _gpus(self) -> dict[str, object]:
-        cards = [
-            {
-                "name": name,
-                "device": "2204",
-                "vram_mib": 24576,
-                "uuid": card.uuid,
-                "power_cap_w": CAP_W,
-            }
-            for name, card in zip(NAMES, CARDS.cards, strict=True)
-        ]
-        declared = [{"name": name, **mode} for name, mode in MODES.items()]
-        card_set = {"name": "desk", "cards": list(NAMES), "default": DEFAULT, "modes": declared}
-        return {"cards": cards, "card_sets": [card_set], "containers": False}
-
-    def _services(self) -> Iterator[dict[str, object]]:
-        for name, service in SERVICES.items():
-            port = service["port"]
-            queue = {"url": f"http://127.0.0.1:{port}/queue", "timeout_seconds": 15}
-            idle = {"idle": {**queue, "contains": "running: 0"}} if service["tells"] else {}
-            yield {
-                "name": name,
-                "unit": f"{name}.service",
-                "user": f"svc-{name}",
-                "tier": "T1",
-                "listens": [{"port": port}],
-                "gpu_mib": service["gpu_mib"],
-                "cards": service["cards"],
-                "health": {**queue, "contains": "running"},
-                **idle,
-            }
 
     def switch(self, mode: str, *more: str) -> tuple[int, str]:
         """Ask for a mode as a person does; the exit status and what was said."""
@@ -162,11 +179,12 @@ class Modes:
         services = MODES[mode]["services"]
         wanted = {modes.unit(settings, name) for name in services} | {modes.target(mode)}
         found = [f"{unit} is or is not active" for unit in active ^ wanted]
-        caps = dict.fromkeys(NAMES, CAP_W) | MODES[mode].get("power_caps_w", {})
+        names = self.stage.card_names
+        caps = dict.fromkeys(names, CAP_W) | MODES[mode].get("power_caps_w", {})
         said = self.rack.succeed(
             "nvidia-smi --query-gpu=power.limit --format=csv,noheader,nounits"
         ).split()
-        if [float(cap) for cap in said] != [float(caps[name]) for name in NAMES]:
+        if [float(cap) for cap in said] != [float(caps[name]) for name in names]:
             found.append(f"the limits are {said}")
         held = self.rack.succeed(
             "nvidia-smi --query-compute-apps=gpu_uuid,used_memory --format=csv,noheader,nounits"
@@ -175,17 +193,23 @@ class Modes:
             f"{card.uuid}, {SERVICES[name]['gpu_mib']}"
             for name in services
             if name in SERVICES
-            for card_name, card in zip(NAMES, CARDS.cards, strict=True)
+            for card_name, card in zip(NAMES, self.stage.cards.cards, strict=False)
             if card_name in SERVICES[name]["cards"]
         )
         if sorted(filter(None, held)) != expected:
             found.append(f"the cards' memory is {held}")
         return found
 
+    def _walk(self) -> list[str]:
+        if self._chance is None:
+            return list(walk(list(MODES), DEFAULT))
+        others = [mode for mode in MODES if mode != DEFAULT]
+        return [*self._chance.sample(others, len(others)), DEFAULT]
+
     def every_pair(self) -> None:
-        """Switch from each mode to each other."""
-        present, count, wrong = DEFAULT, 0, []
-        for after in walk(list(MODES), DEFAULT):
+        """Switch from mode to mode, and end in the default."""
+        present, count, wrong, way = DEFAULT, 0, [], self._walk()
+        for after in way:
             began = time.monotonic()
             status, said = self.switch(after)
             self.took[present, after] = time.monotonic() - began
@@ -193,10 +217,10 @@ class Modes:
             if status or problems:
                 wrong.append(f"{present} to {after}: {said.strip()} {problems}")
             present, count = after, count + 1
-        pairs = len(list(permutations(MODES, 2)))
-        self.record.check(
-            f"every pair of modes: {pairs} switches", not wrong and count == pairs, wrong or count
-        )
+        if self._chance is None:
+            pairs = len(list(permutations(MODES, 2)))
+            self.record.check(f"every pair of modes: {pairs} switches", count == pairs, count)
+        self.record.check("each switch ends in its mode", not wrong, wrong or " to ".join(way))
         for (before, after), seconds in self.took.items():
             self.record.figures[f"{before} to {after}"] = f"{seconds:.1f} s"
 
@@ -229,8 +253,7 @@ class Modes:
             self._describe(before)
 
     def _describe(self, text: str) -> None:
-        path = guest.DESCRIPTION
-        self.rack.succeed(f"cat > {path}.new <<'END' && mv {path}.new {path}\n{text}\nEND")
+        self.rack.succeed(guest.describing(text))
 
     def busy(self) -> None:
         """Nobody who is at work is stopped, unless somebody says so."""
@@ -321,7 +344,7 @@ class Modes:
             self.record.check("memory is not given back: refused, the process named", good, said)
         running = self.rack.execute("systemctl --quiet is-active painter.service")[0] == 0
         self.record.check("and creative runs again", running)
-        self._describe(CARDS.model_dump_json())
+        self._describe(self.stage.cards.model_dump_json())
         self.rack.succeed("systemctl restart painter")
         with self.described(lambda rack: rack["cards"][0]["power"].update(max_w=310)):
             self.switch("audio")
@@ -359,7 +382,7 @@ class Modes:
         self.site.expect_nothing("in another mode")
         sabotage.commit(self.site, self.rack, sabotages.MODES)
         # What a driver knew of processes and of limits goes with the power.
-        self._describe(CARDS.model_dump_json())
+        self._describe(self.stage.cards.model_dump_json())
         self.rack.reboot()
         chat = modes.unit(self.settings, "chat")
         self.rack.wait_until_succeeds(f"systemctl --quiet is-active {chat}", timeout_seconds=600)

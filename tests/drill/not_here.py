@@ -1,7 +1,7 @@
-"""Which host tests may be skipped: what an inventory does not declare, and what a machine lacks.
+"""Which host tests may be left out: of what an inventory does not declare, and a machine lacks.
 
 What a test says when it skips itself is not believed: ``UNDECLARED`` asks the inventory whether it
-is so. What a kind of machine cannot show at all stands in ``MACHINES``.
+is so. What a kind of machine cannot show at all stands in ``ELSEWHERE``, and is not run there.
 
 `python -m tests.drill.not_here INVENTORY` prints the sentences of ``UNDECLARED`` that are true of
 an inventory. A program of its own, because pyinfra's inventories bring gevent, which patches every
@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from holdfast import egress
@@ -24,6 +23,8 @@ from holdfast.registry import ledger_service
 from holdfast.settings import HostSettings
 from tests.drill.converge import ROOT
 
+Sentences = Collection[tuple[str, str]]
+"""Files of host tests, each with what a test of it may say when it skips itself."""
 SKIPPED = "skipped: "
 """What the result of a skipped test begins with; what it said follows."""
 
@@ -112,16 +113,26 @@ UNDECLARED: dict[tuple[str, str], Callable[[HostSettings], bool]] = {
 }
 """File and sentence of a test that skips itself -> whether it is so, by the inventory."""
 
-MACHINES: dict[str, tuple[tuple[str, str], ...]] = {
-    "virtual": (
+ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
+    "native": (
+        ("floor::its_limits_are_in_force", "the controller may have no memory controller to lend"),
+        ("hardening::a_change_of_configuration_is_on_record", "a container records no audit event"),
         (
-            "docker::the_container_of_a_declared_service_is_on_its_network_alone*",
-            "its containers are started by the drill, some phases after the first converge",
+            "egress::nobodys_key_makes_the_kernel_ask_a_resolver",
+            "what the kernel starts for a key, it starts on the controller",
+        ),
+        ("hardening::programs_are_confined", "the controller's kernel may have no AppArmor"),
+        (
+            "egress::the_journal_holds_whom_containers_called",
+            "a container's journal does not have the kernel's log",
+        ),
+        (
+            "egress::the_journal_holds_whom_each_called",
+            "a container's journal does not have the kernel's log",
         ),
     ),
-    "native": (),
 }
-"""Kind of machine -> pattern of `file::function[parameters]`, and why it is skipped there."""
+"""Kind of machine -> `file::function` that only the other kind can run, and why."""
 
 
 def undeclared(settings: HostSettings) -> set[tuple[str, str]]:
@@ -129,35 +140,20 @@ def undeclared(settings: HostSettings) -> set[tuple[str, str]]:
     return {sentence for sentence, is_so in UNDECLARED.items() if is_so(settings)}
 
 
-@dataclass(frozen=True)
-class Reasons:
-    """Why a test may be skipped: sentences that are true of the inventory, and the machine's."""
+def reasons_of(inventory: Path) -> Sentences:
+    """The sentences that are true of an inventory, asked in a process of its own.
 
-    undeclared: Collection[tuple[str, str]] = ()
-    machine: Sequence[tuple[str, str]] = ()
-
-    @classmethod
-    def of(cls, inventory: Path, kind: str) -> Reasons:
-        """Those of an inventory on a kind of machine.
-
-        Raises:
-            KeyError: there is no such kind.
-            subprocess.CalledProcessError: the inventory is refused; standard error says why.
-        """
-        told = subprocess.run(
-            [sys.executable, "-m", "tests.drill.not_here", str(inventory)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        return cls({(file, text) for file, text in json.loads(told.stdout)}, MACHINES[kind])
-
-    def find(self, test: str, sentence: str) -> str:
-        """Why a test that skips itself with a sentence may be skipped; empty where it may not."""
-        if (test.partition("::")[0], sentence) in self.undeclared:
-            return sentence
-        return next((why for pattern, why in self.machine if fnmatchcase(test, pattern)), "")
+    Raises:
+        subprocess.CalledProcessError: the inventory is refused; standard error says why.
+    """
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.drill.not_here", str(inventory)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return {(file, text) for file, text in json.loads(told.stdout)}
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ class Verdict:
     absent: bool = False
 
 
-def judge(files: Sequence[str], results: Mapping[str, str], reasons: Reasons) -> list[Verdict]:
+def judge(files: Sequence[str], results: Mapping[str, str], reasons: Sentences) -> list[Verdict]:
     """Judge the results of host tests (`Site.host_tests`), file by file.
 
     What is in none of the files, as when pytest itself failed, is a verdict of its own.
@@ -185,17 +181,18 @@ def judge(files: Sequence[str], results: Mapping[str, str], reasons: Reasons) ->
     return found
 
 
-def _judge(file: str, results: Mapping[str, str], reasons: Reasons) -> Verdict:
+def _judge(file: str, results: Mapping[str, str], reasons: Sentences) -> Verdict:
     failed = [test for test, told in results.items() if told in ("failed", "error")]
     skipped = {
         test: told.removeprefix(SKIPPED)
         for test, told in results.items()
         if told.startswith(SKIPPED)
     }
-    why = {test: reasons.find(test, sentence) for test, sentence in skipped.items()}
-    unexplained = [f"{test} ({skipped[test]})" for test, reason in why.items() if not reason]
+    unexplained = [
+        f"{test} ({said})" for test, said in skipped.items() if (file, said) not in reasons
+    ]
     passed = len(results) - len(failed) - len(skipped)
-    distinct = "; ".join(dict.fromkeys(filter(None, why.values())))
+    distinct = "; ".join(dict.fromkeys(skipped.values()))
     if failed:
         return Verdict(file, False, f"failed: {', '.join(failed)}")
     if unexplained:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from holdfast import clouds, floor, ledger
+from holdfast import clouds, egress, floor, ledger
 from holdfast.registry import LEDGER_DUMPS
 from holdfast.router import RouterNames
 from holdfast.settings import HostSettings
 from tests import malice
 from tests.drill import routers as routers_of_rack
+from tests.drill.private import CLIENT, WORK
+from tests.drill.rehearsal import Act
 from tests.drill.site import Site
 from tests.lab.artefacts import litellm
 from tests.lab.machine import Machine
@@ -71,6 +73,23 @@ def routers() -> list[dict[str, Any]]:
     return [home, far | {"keys": [{**alice, "clouds": ["one"]}]}]
 
 
+def declared(site: str) -> dict[str, Any]:
+    """What stands beside the routers in the inventory; ``site`` serves `index`."""
+    providers = [
+        {
+            "name": name,
+            "base_url": f"https://{cloud}/v1",
+            "model": f"model-of-{name}",
+            "api_key": f"CLOUD_{name.upper()}_KEY",
+            "input_usd": INPUT_USD,
+            "output_usd": OUTPUT_USD,
+            "max_tokens": MAX_TOKENS,
+        }
+        for name, cloud in zip(("one", "two"), CLOUDS, strict=True)
+    ]
+    return {"clouds": {"packages": f"{site}/{INDEX}", "providers": providers}}
+
+
 def index(debian: int) -> dict[str, Path]:
     """What the stage's file server must serve beside its own."""
     return {INDEX: litellm.build(debian).file(litellm.INDEX)}
@@ -102,11 +121,33 @@ class Stage(Protocol):
     def renew(self, secret: str) -> str:
         """Give a secret a new value."""
 
-    def declare(self, routers: list[dict[str, object]], **more: object) -> None:
+    def declare_routers(self, routers: list[dict[str, object]], **more: object) -> None:
         """Write the inventory."""
 
     def start_engines(self, names: Iterable[str]) -> None:
-        """Have stand-ins answer."""
+        """Have engines answer."""
+
+    def stop_engine(self, name: str) -> None:
+        """Have one not answer."""
+
+
+def acts(tried: Callable[[], Personal]) -> Sequence[Act]:
+    """Work that may go on to a cloud, and what may not."""
+    return (
+        Act("declare clouds again", lambda: tried().begin(), vital=True, rows=(14, 15)),
+        *(
+            Act(name, run, rows=(14, 15))
+            for name, run in {
+                "go on to a cloud, in every combination": lambda: tried().chain(),
+                "ask for a cloud with a key that leads to none": lambda: tried().keys(),
+                "spend a budget": lambda: tried().budget(),
+                "restart what counts": lambda: tried().restarts(),
+                "restore the ledger": lambda: tried().restore(),
+                "rotate keys": lambda: tried().rotation(),
+                "look for texts and keys in the journal": lambda: tried().end(),
+            }.items()
+        ),
+    )
 
 
 class Personal:
@@ -129,26 +170,10 @@ class Personal:
             self.stage.cloud.authority.certificate, "/usr/local/share/ca-certificates/lab.crt"
         )
         self.rack.succeed("update-ca-certificates", timeout_seconds=120)
-        self._hand_over()
+        self.hand_over()
 
-    def declared(self) -> dict[str, object]:
-        """What stands beside the routers in the inventory."""
-        providers = [
-            {
-                "name": name,
-                "base_url": f"https://{cloud}/v1",
-                "model": f"model-of-{name}",
-                "api_key": f"CLOUD_{name.upper()}_KEY",
-                "input_usd": INPUT_USD,
-                "output_usd": OUTPUT_USD,
-                "max_tokens": MAX_TOKENS,
-            }
-            for name, cloud in zip(("one", "two"), CLOUDS, strict=True)
-        ]
-        packages = f"{self.stage.site}/{INDEX}"
-        return {"clouds": {"packages": packages, "providers": providers}}
-
-    def _hand_over(self) -> None:
+    def hand_over(self) -> None:
+        """Give root on the rack the callers' keys."""
         for name in SECRETS:
             self.rack.copy_to(self.stage.folder / "secrets" / name, f"/root/{name}")
 
@@ -174,7 +199,7 @@ class Personal:
     def _have(self, *, chat: bool, on_floor: bool) -> None:
         """Have engine and floor up or down, and the router know it."""
         self.rack.succeed(f"systemctl {'start' if on_floor else 'stop'} {floor.UNIT}")
-        self.rack.execute("systemctl stop stand-in-chat")
+        self.stage.stop_engine("chat")
         if chat:
             self.stage.start_engines(["chat"])
         self._wait_until_told("rung-1/engine", chat)
@@ -339,6 +364,17 @@ class Personal:
         self.record.check("what asks clouds starts without a packet", not left, left)
         self._still_spent("after restarts")
 
+    def _other_tiers(self) -> None:
+        """Root itself, in the group of a T1 unit, does not reach what leads on to a cloud."""
+        rack, door = self.rack, self._names(WORK).doors[0].service
+        group = rack.succeed(f"systemctl show -P ControlGroup {door}").strip()
+        for port, reached in {HOME: False, FAR: False, CLIENT: True}.items():
+            call = f"curl --silent --max-time 5 {self._names(port).url}/health"
+            rack.wait_until_succeeds(call, timeout_seconds=60)
+            status, _ = rack.execute(f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs && {call}")
+            told = f"{self._names(port).router.name} is {'' if reached else 'not '}reached from T1"
+            self.record.check(told, (status == 0) is reached, status)
+
     def _still_spent(self, when: str) -> None:
         said = self._ask(key="AGENT_KEY")[0]
         spent = self._spent("agent")
@@ -369,7 +405,7 @@ class Personal:
         home, far = routers()
         keys = [key for key in home["keys"] if key["name"] != "agent"]
         self.declare([home | {"keys": keys}, far])
-        self._hand_over()
+        self.hand_over()
         self.site.converge("another key")
         self._wait_for_clouds()
         said = {key: self._ask(key=key)[0] for key in ("OLD_KEY", "CHILD_KEY", "GONE_KEY")}
@@ -381,6 +417,20 @@ class Personal:
         self._have(chat=False, on_floor=False)
         self._still_spent("for who comes back")
         self._have(chat=True, on_floor=True)
+
+    def begin(self) -> None:
+        """Declare routers that lead to clouds beside those that do not."""
+        self.declare(routers())
+        self.site.converge("clouds", fatal=True)
+        self.site.expect_nothing("clouds, again")
+        self._other_tiers()
+        # What it asks each minute would be counted with what may not leave.
+        self.rack.succeed(f"systemctl stop {egress.RESOLVE_TIMER}")
+
+    def end(self) -> None:
+        """See that no text and no key has reached the journal."""
+        self.silence()
+        self.rack.succeed(f"systemctl start {egress.RESOLVE_TIMER}")
 
     def silence(self) -> None:
         """No text and no key is in the journal."""
@@ -401,4 +451,4 @@ class Personal:
 
     def declare(self, wanted: Iterable[dict[str, Any]]) -> None:
         """Write the inventory, with these routers and those beside them."""
-        self.stage.declare([*self.beside, *wanted], **self.declared())
+        self.stage.declare_routers([*self.beside, *wanted], **declared(self.stage.site))

@@ -11,6 +11,7 @@ from holdfast.registry import LEDGER_DUMPS
 from holdfast.settings import DockerNetwork
 from operations.sshd import DROP_IN as SSHD
 from tests.doubles import guest
+from tests.drill.not_here import ELSEWHERE
 from tests.drill.sabotage import Sabotage, configured, edited, lying, rewritten
 from tests.lab.artefacts.container import IMAGE
 
@@ -1018,3 +1019,15 @@ SITE = (
     *(*TAILNET, *MOUNTS, *MODELS, *FLOOR, *BACKUP),
 )
 """For a rack of `inventories/drill.py`."""
+
+_NOT_NATIVE = {test for test, _ in ELSEWHERE["native"]}
+
+NATIVE = tuple(
+    sabotage
+    for sabotage in (
+        *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *EGRESS, *DOCKER, *TAILNET),
+        *(*MODELS, *CHECKPOINTS, *FLOOR, *ENGINES, *ROUTERS, *CLOUDS, *CARDS, *BACKUP),
+    )
+    if not _NOT_NATIVE & set(sabotage.red)
+)
+"""For the native rack; those of modes are done in the mode that they are about."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import random
 import re
+import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 
 from holdfast import integrity
 from holdfast.docker import DAEMON_JSON
 from tests.drill import attack, audit, sabotage, sabotages
-from tests.drill.converge import start
+from tests.drill.converge import start, steps
 from tests.drill.rehearsal import Act, Rehearsal, load_probe_image
 from tests.drill.site import Site, versions
-from tests.drill.stage import INVENTORY, Stage
+from tests.drill.stage import INVENTORY, RackStage, Stage
 from tests.lab.artefacts import container
 
 DATA = "/srv/data"
@@ -24,8 +26,8 @@ DATA = "/srv/data"
 NAS = "/mnt/nas"
 """Where it declares the NAS to be mounted."""
 REPOSITORIES = ("nas", "offsite")
-SILENT_SECONDS = 45
-"""How long what is dropped must be silent: several times what an emulated rack takes to answer."""
+WITHIN_SECONDS = 3
+"""The power is cut at most so long after a step has begun."""
 ANSWER_SECONDS = 180
 """How long a rack may take to answer a peer who may call, while a busy machine emulates it."""
 VERSIONS = {
@@ -39,14 +41,33 @@ VERSIONS = {
 """What the report names, and what tells it on the rack."""
 
 
+def _wait_for_step(run: subprocess.Popen[bytes], log: Path, step: str) -> bool:
+    """Wait until a converge begins a step; False where it ended before."""
+    while f"Starting operation: {step} | " not in log.read_text(errors="replace"):
+        if run.poll() is not None:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 class Drill(Rehearsal):
     """One pass over everything Holdfast promises, on one rack."""
 
     kind = "virtual"
-    stage: Stage
+    stage: RackStage
+    silent_seconds = 45
+    """How long what is dropped must be silent: several times what such a rack takes to answer."""
+    packets_per_second = 4000
+    """How fast a scan may be without that an emulated rack misses packets."""
 
     def __init__(
-        self, debian: int, *, rebuild: bool = True, audit: bool = False, sabotage: bool = False
+        self,
+        debian: int,
+        *,
+        seed: int,
+        rebuild: bool = True,
+        audit: bool = False,
+        sabotage: bool = False,
     ) -> None:
         """Prepare it; with ``sabotage`` the rack is hurt in the end in every way we know.
 
@@ -58,6 +79,9 @@ class Drill(Rehearsal):
         self.audit = audit
         self.sabotage = sabotage
         self._kept = ""
+        self._chance = random.Random(seed)  # noqa: S311
+        self._step = self._chance.choice(steps())
+        self.record.notes.append(f"seed {seed}: the power is cut in the step {self._step}")
 
     def acts(self) -> Sequence[Act]:
         """Raise a rack, disturb it, keep its data and restore it."""
@@ -66,8 +90,9 @@ class Drill(Rehearsal):
             Act("boot bare machines", self._boot, vital=True, rows=(1,)),
             Act("converge a bare machine", self._converge_bare, vital=True, rows=(1,)),
             Act("converge again", self._converge_again, rows=(1,)),
-            Act("verify", lambda: self.site.verify("after the first converge"), rows=(33,)),
+            # First: a host test is about the container of a declared service.
             Act("publish containers", self._publish),
+            Act("verify", lambda: self.site.verify("after the first converge"), rows=(33,)),
             # The shorter drill is content with what it asks after a reboot and a reload.
             *self._when(
                 self.rebuild,
@@ -96,37 +121,38 @@ class Drill(Rehearsal):
         return acts if chosen else ()
 
     def _build(self) -> None:
-        self.stage = Stage(self.debian)
+        self.stage = stage = Stage(self.debian)
+        self.lab = stage.lab
         self.site = Site(self.record, INVENTORY, self.stage.logs)
-        os.environ["HOLDFAST_LAB"] = str(self.stage.folder / "lab.json")
-        os.environ["HOLDFAST_SECRETS"] = str(self.stage.folder)
 
     def _boot(self) -> None:
         self.stage.raise_curtain()
-        bare = attack.scan(self.stage.lab.neighbour, udp=False, ipv6=False)
+        bare = attack.scan(
+            self.stage.neighbour, udp=False, ipv6=False, rate=self.packets_per_second
+        )
         # The control: a scanner that sees nothing on a bare machine would prove nothing later.
         self.record.check("the neighbour's scan sees SSH on the bare rack", 22 in bare, bare, True)
-        self.stage.lab.rack.succeed(f"mkdir {DATA} && head -c 8M /dev/urandom > {DATA}/state.bin")
+        self.stage.rack.succeed(f"mkdir {DATA} && head -c 8M /dev/urandom > {DATA}/state.bin")
 
     def _converge_bare(self) -> None:
         if not self.rebuild:
-            self._interrupted_converge()
+            self._cut_power([self._step])
         self.site.converge("bare", fatal=True)
 
     def _converge_again(self) -> None:
         self.site.expect_nothing("again")
-        self.record.versions |= versions(self.stage.lab.rack, VERSIONS)
+        self.record.versions |= versions(self.stage.rack, VERSIONS)
 
     def _publish(self) -> None:
-        load_probe_image(self.stage.lab.rack)
-        attack.publish_containers(self.stage.lab.rack, container.IMAGE)
+        load_probe_image(self.stage.rack)
+        attack.publish_containers(self.stage.rack, container.IMAGE)
 
     def _attack_serving(self) -> None:
         self._attack("serving")
         self._ask_floor("serving")
 
     def _reboot(self) -> None:
-        record, rack, lan = self.record, self.stage.lab.rack, self.stage.lab.network
+        record, rack, lan = self.record, self.stage.rack, self.lab.network
         # A mount in use would hold the shutdown until its time-out, minutes under emulation.
         rack.succeed(f"systemctl stop $(systemd-escape --path --suffix=mount {NAS})")
         lan.cut("rack", "nas")
@@ -142,7 +168,7 @@ class Drill(Rehearsal):
         self.site.verify("after reboot")
 
     def _reload(self) -> None:
-        rack = self.stage.lab.rack
+        rack = self.stage.rack
         rack.succeed("systemctl restart docker", timeout_seconds=300)
         attack.wait_for_containers(rack)
         self._attack("after docker restart", full=False)
@@ -152,7 +178,7 @@ class Drill(Rehearsal):
 
     def _lose(self) -> None:
         self.stage.wipe_rack()
-        self._interrupted_converge()
+        self._cut_power([self._step])
 
     def _rebuild(self) -> None:
         self.site.converge("rebuild", fatal=True)
@@ -167,16 +193,17 @@ class Drill(Rehearsal):
 
     def _verify_rebuilt(self) -> None:
         restored = f"/srv/restored-{REPOSITORIES[0]}{DATA}"
-        self.stage.lab.rack.succeed(f"cp -a {restored} {DATA}")
+        self.stage.rack.succeed(f"cp -a {restored} {DATA}")
+        self._publish()
         self.site.verify("after rebuild")
         self._ask_floor("after rebuild")
 
     def _sabotage(self) -> None:
-        load_probe_image(self.stage.lab.rack)
-        sabotage.commit(self.site, self.stage.lab.rack, sabotages.SITE)
+        load_probe_image(self.stage.rack)
+        sabotage.commit(self.site, self.stage.rack, sabotages.SITE)
 
     def _attack(self, when: str, full: bool = True) -> None:
-        neighbour, rack = self.stage.lab.neighbour, self.stage.lab.rack
+        neighbour, rack = self.stage.neighbour, self.stage.rack
         declared = [attack.DECLARED_PORT]
         if full:
             for ipv6, udp in ((False, False), (True, False), (False, True), (True, True)):
@@ -184,7 +211,9 @@ class Drill(Rehearsal):
                     f"{'UDP, top 100' if udp else 'TCP, all ports'}, {'IPv6' if ipv6 else 'IPv4'}"
                 )
                 expected = declared if not (ipv6 or udp) else []
-                seen = attack.scan(neighbour, udp=udp, ipv6=ipv6, known=expected)
+                seen = attack.scan(
+                    neighbour, udp=udp, ipv6=ipv6, known=expected, rate=self.packets_per_second
+                )
                 self._cell(when, name, list(map(str, seen)), list(map(str, expected)))
         published = [f"{attack.RACK_V4}:{attack.DECLARED_PORT}"]
         found = attack.reach(neighbour, attack.container_addresses(rack))
@@ -202,14 +231,14 @@ class Drill(Rehearsal):
         )
 
     def _call(self, when: str) -> None:
-        services, rack = self.stage.services, self.stage.lab.rack
+        services, rack = self.stage.services, self.stage.rack
         told = services.headscale.check_policy(self.stage.policy())
         self.record.check(f"{when}: the control server finds the policy true", not told, told)
         may = {services.tailnet: {22, 8080}, services.guest: {attack.VISITORS_PORT}}
         ports = sorted({*attack.PUBLISHED, attack.STRAY_PORT, *may[services.tailnet]})
         with attack.stray_listener(rack), ThreadPoolExecutor(len(may) * len(ports)) as pool:
             for peer, expected in may.items():
-                seconds = dict.fromkeys(ports, SILENT_SECONDS)
+                seconds = dict.fromkeys(ports, self.silent_seconds)
                 seconds |= dict.fromkeys(expected, ANSWER_SECONDS)
                 calls = {
                     port: pool.submit(peer.answered, "rack", port, wait)
@@ -257,7 +286,7 @@ class Drill(Rehearsal):
             time.sleep(1)
 
     def _mend(self) -> None:
-        rack = self.stage.lab.rack
+        rack = self.stage.rack
         rack.succeed("ufw disable", timeout_seconds=120)
         self._expect_mended("after ufw disable", "Firewall")
         status = rack.succeed("ufw status", timeout_seconds=60)
@@ -283,7 +312,7 @@ class Drill(Rehearsal):
         attack.wait_for_containers(rack)
 
     def _changed_since_last_look(self) -> list[str]:
-        rack = self.stage.lab.rack
+        rack = self.stage.rack
         rack.start_unit(integrity.SERVICE, timeout_seconds=300)
         report = rack.succeed(
             "journalctl --output=cat --no-pager"
@@ -301,7 +330,7 @@ class Drill(Rehearsal):
         )
 
     def _keep_data(self) -> None:
-        rack = self.stage.lab.rack
+        rack = self.stage.rack
         rack.succeed(
             f"mkdir {DATA}/notes && for i in $(seq 20);"
             f" do head -c 5000 /dev/urandom > {DATA}/notes/$i; done"
@@ -314,35 +343,32 @@ class Drill(Rehearsal):
         self._kept = self._digests(DATA)
 
     def _digests(self, folder: str) -> str:
-        return self.stage.lab.rack.succeed(
+        return self.stage.rack.succeed(
             f"cd {folder} && find . -type f -print0 | sort -z | xargs -0 sha256sum"
         )
 
     def _restore(self, repository: str) -> str:
         target = f"/srv/restored-{repository}"
         began = time.monotonic()
-        self.stage.lab.rack.succeed(
-            f"holdfast-restore {repository} --to {target}", timeout_seconds=900
-        )
+        self.stage.rack.succeed(f"holdfast-restore {repository} --to {target}", timeout_seconds=900)
         took = f"{time.monotonic() - began:.0f} s"
         self.record.figures[f"restore from {repository}"] = took
         return self._digests(f"{target}{DATA}")
 
-    def _interrupted_converge(self) -> None:
-        rack = self.stage.lab.rack
-        run = start(INVENTORY, self.stage.logs / "converge-interrupted.log")
-        try:
-            # In the middle: the firewall stands, Docker is being unpacked, nothing serves yet.
-            rack.wait_until_succeeds(
-                "test -e /var/lib/dpkg/info/containerd.list || test -e /usr/bin/containerd",
-                timeout_seconds=2400,
-            )
-            rack.crash()
-        finally:
-            run.kill()
-            run.wait()
-        self.stage.lab.start("rack")
-        self.record.check("the rack boots after the power cut", True)
+    def _cut_power(self, steps: Sequence[str]) -> None:
+        """Begin a converge and cut the power in each of these steps in turn."""
+        rack, log = self.stage.rack, self.stage.logs / "converge-interrupted.log"
+        for step in steps:
+            run = start(self.site.inventory, log)
+            try:
+                reached = _wait_for_step(run, log, step)
+                time.sleep(self._chance.uniform(0, WITHIN_SECONDS))
+                rack.crash()
+            finally:
+                run.kill()
+                run.wait()
+            self.stage.power_on_rack()
+            self.record.check(f"the rack boots after a power cut in the step {step}", reached)
 
     def _audit(self) -> None:
         score = audit.lynis(self.stage)

@@ -92,7 +92,10 @@ mkdir -p lower work root sysctls lab/var/lib/dpkg
 exec 3> init.pid 4>> console.log
 mount -o loop,ro "$1" lower
 cat lower/var/lib/dpkg/diversions diversions > lab/var/lib/dpkg/diversions
-mount -t overlay -o "lowerdir=$2lab:lower,upperdir=upper,workdir=work" overlay root
+# Volatile: a flush costs nothing, and what was written is kept by the controller's kernel. The mark
+# that a disk was used so is for those who fear that kernel's end.
+rm -rf work/work/incompat
+mount -t overlay -o "lowerdir=$2lab:lower,upperdir=upper,workdir=work,volatile" overlay root
 mount -t proc proc root/proc
 mount --bind root/proc/sys root/proc/sys
 mount -o remount,bind,ro root/proc/sys
@@ -262,8 +265,14 @@ class ContainerMachine(Machine):
         if self.running():
             raise MachineError(f"{self.name} is running: crash or shut it down before wiping it")
         self._stack_file.unlink(missing_ok=True)
+        # A minute's work on a disk with a real engine's packages: what is thrown away is removed
+        # while the next one boots.
+        gone = self.directory / f"gone-{time.monotonic_ns()}"
+        gone.mkdir(parents=True)
         for folder in (self._disk, self.directory / "work", self._layers):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                folder.rename(gone / folder.name)
+        subprocess.Popen(["nice", "rm", "-rf", "--", gone], start_new_session=True)
         self.known_hosts.unlink(missing_ok=True)
         self._disk.mkdir(parents=True)
 
@@ -349,6 +358,11 @@ class ContainerMachine(Machine):
         there = ["ip", "-netns", self.cables[LAN_INTERFACE], "link"]
         output_of([*there, "set", _far_end(self.directory, LAN_INTERFACE), state])
 
+    @property
+    def disk(self) -> Path:
+        """The folder that holds what the machine wrote, from /; for while it has no power."""
+        return self._disk
+
     def controllers(self) -> set[str]:
         """The cgroup controllers that limits in there can be enforced with."""
         return set(self.succeed("cat /sys/fs/cgroup/cgroup.controllers").split())
@@ -374,6 +388,17 @@ class ContainerMachine(Machine):
     def _stack(self) -> list[str]:
         """Tags of the saved disks that the present one stands on, the oldest first."""
         return self._stack_file.read_text().split() if self._stack_file.exists() else []
+
+
+def why_not_native() -> str:
+    """Why this controller cannot run a container machine; empty where it can."""
+    if os.geteuid() != 0:
+        return "this is not root, and a container machine needs it"
+    try:
+        _group(Path("/"))
+    except LabError as error:
+        return str(error)
+    return ""
 
 
 def supervise(

@@ -383,7 +383,7 @@ def test_counts_that_cannot_be_read(
 
 DRILLS: dict[str, Callable[[], Rehearsal]] = {
     **{
-        f"debian-{debian}{options}": partial(Drill, debian, **chosen)
+        f"debian-{debian}{options}": partial(Drill, debian, seed=0, **chosen)
         for debian in (12, 13)
         for options, chosen in {
             "": {},
@@ -398,12 +398,12 @@ DRILLS: dict[str, Callable[[], Rehearsal]] = {
 }
 SABOTAGES = {
     ("debian-13 --audit --sabotage", "sabotage"): (sabotages.SITE, 11),
-    ("gpu", "sabotage"): (sabotages.CARDS, 8),
+    ("gpu", "sabotage"): (sabotages.CARDS, 1),
     ("serving", "sabotage"): (
         (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES),
         2,
     ),
-    ("serving", "stay in another mode, then reboot"): (sabotages.MODES, 9),
+    ("serving", "stay in another mode, then reboot"): (sabotages.MODES, 8),
     ("routing-13", "sabotage"): ((*sabotages.ROUTERS, *sabotages.CLOUDS), 3),
 }
 """Drill and phase -> what is done, and how many other checks there are."""

@@ -12,16 +12,13 @@ from rich.console import Console
 
 from holdfast.settings import HostSettings
 from tests.drill import site as site_of_drill
-from tests.drill.not_here import MACHINES, UNDECLARED, Reasons, Verdict, judge, undeclared
+from tests.drill.not_here import UNDECLARED, Verdict, judge, undeclared
 from tests.drill.record import Phase, Record
 from tests.drill.rows import ROWS, ROWS_OF_FILES
 from tests.drill.site import HOST_TESTS, Site
 from tests.unit.site_data import good
 
-REASONS = Reasons(
-    {("floor", "this host has no floor")},
-    [("audit::the_kernel_*", "namespaces have no audit of their own")],
-)
+REASONS = {("floor", "this host has no floor")}
 
 
 def _judge(results: Mapping[str, str], *files: str) -> Verdict:
@@ -60,12 +57,6 @@ def test_a_reason_that_stands_is_told_with_the_number() -> None:
     assert verdict == Verdict("floor", True, "1 hold, 1 do not apply here: this host has no floor")
 
 
-def test_a_machine_may_lack_what_a_test_looks_at() -> None:
-    results = {"audit::the_kernel_keeps[rack-x]": "skipped: no audit"}
-    why = "namespaces have no audit of their own"
-    assert _judge(results, "audit") == Verdict("audit", True, why, absent=True)
-
-
 def test_a_file_that_ran_nothing_is_a_failure() -> None:
     assert _judge({}) == Verdict("floor", False, "nothing ran")
 
@@ -95,9 +86,7 @@ def _sentences() -> set[tuple[str, str]]:
 
 
 def test_every_sentence_of_a_host_test_is_known_and_no_other() -> None:
-    machines = {pattern.partition("::")[0] for kind in MACHINES.values() for pattern, _ in kind}
-    assert UNDECLARED.keys() <= _sentences()
-    assert {file for file, _ in _sentences() - UNDECLARED.keys()} <= machines
+    assert UNDECLARED.keys() == _sentences()
 
 
 def test_every_file_of_host_tests_belongs_to_rows_that_exist() -> None:

@@ -1,8 +1,9 @@
 """Signed APT repositories laid out like NVIDIA's, with stand-ins for what a Debian rack is given.
 
 Names of packages and what they leave behind are NVIDIA's; inside are the doubles of
-`tests/doubles`. DKMS builds the kernel module for the lab's kernel, in a chroot on the controller:
-seconds there, minutes in a guest.
+`tests/doubles`. A virtual machine's kernel module is built by DKMS for the lab's kernel, in a
+chroot on the controller: seconds there, minutes in a guest. A container loads no module, so its
+package holds a file that `modinfo` reads and no kernel takes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION
 from tests.lab.artefacts import apt_repo, dkms, store
 from tests.lab.images import Image
+from tests.lab.process import output_of
 
 CODENAME = "trixie"
 DRIVER = "driver"
@@ -42,20 +45,20 @@ class _Package:
     name: str
     depends: str = ""
     after_install: str = ""
+    version: str = f"{DRIVER_VERSION}-1"
 
     def build(self, tree: Path, folder: Path) -> Path:
         """Pack what lies in ``tree``."""
         control = tree / "DEBIAN"
         control.mkdir(parents=True)
-        version = f"{DRIVER_VERSION}-1"
         depends = f"Depends: {self.depends}\n" if self.depends else ""
-        text = _CONTROL.format(name=self.name, version=version, depends=depends)
+        text = _CONTROL.format(name=self.name, version=self.version, depends=depends)
         (control / "control").write_text(text)
         if self.after_install:
             script = control / "postinst"
             script.write_text(f"#!/bin/sh\nset -e\n{self.after_install}\n")
             script.chmod(0o755)
-        return apt_repo.build(tree, folder / f"{self.name}_{version}_amd64.deb")
+        return apt_repo.build(tree, folder / f"{self.name}_{self.version}_amd64.deb")
 
 
 def build(image: Image) -> store.Entry:
@@ -76,7 +79,36 @@ def build(image: Image) -> store.Entry:
         "doubles": _digest(_DOUBLES),
         "key": apt_repo.fingerprint(),
     }
-    return store.stored("nvidia-repository", inputs, lambda target: _build(module, kernel, target))
+    return store.stored(
+        "nvidia-repository",
+        inputs,
+        lambda target: _build(target, lambda folder: [_kernel_module(module, kernel, folder)]),
+    )
+
+
+def build_for_container(image: Image) -> store.Entry:
+    """Both repositories, for containers of ``image``; as `build`, without a module that loads.
+
+    Kernel headers are a stand-in as well: nothing is built with them.
+    """
+    kernel = dkms.kernel_release(image)
+    inputs = {
+        "kernel": kernel,
+        "recipe": _digest(Path(__file__)),
+        "doubles": _digest(_DOUBLES),
+        "key": apt_repo.fingerprint(),
+    }
+    return store.stored(
+        "nvidia-container-repository",
+        inputs,
+        lambda target: _build(
+            target,
+            lambda folder: [
+                _described_module(kernel, folder),
+                _Package("linux-headers-amd64", version="999").build(folder / "headers", folder),
+            ],
+        ),
+    )
 
 
 def _digest(path: Path) -> str:
@@ -95,12 +127,12 @@ def _build_module(image: Image, target: Path) -> str:
     return DRIVER_VERSION
 
 
-def _build(module: store.Entry, kernel: str, target: Path) -> str:
+def _build(target: Path, kernel_packages: Callable[[Path], list[Path]]) -> str:
     with tempfile.TemporaryDirectory(prefix="holdfast-nvidia-") as scratch:
         folder = Path(scratch)
         drivers = [
             _Package(f"nvidia-driver-pinning-{_BRANCH}").build(folder / "pinning", folder),
-            _kernel_module(module, kernel, folder),
+            *kernel_packages(folder),
             _user_space(folder),
             _persistence(folder),
         ]
@@ -117,6 +149,18 @@ def _kernel_module(module: store.Entry, kernel: str, folder: Path) -> Path:
     place.mkdir(parents=True)
     for file in module.directory.glob("nvidia.ko*"):
         shutil.copyfile(file, place / file.name)
+    return _Package("nvidia-kernel-open-dkms", after_install=f"depmod {kernel}").build(tree, folder)
+
+
+def _described_module(kernel: str, folder: Path) -> Path:
+    tree = folder / "module"
+    place = tree / "lib/modules" / kernel / "updates/dkms"
+    place.mkdir(parents=True)
+    told = f"version={DRIVER_VERSION}", "license=Dual MIT/GPL", "name=nvidia"
+    lines = ".ascii " + ", ".join(f'"{each}\\0"' for each in told)
+    source = folder / "nvidia.s"
+    source.write_text(f'.section .modinfo,"a"\n{lines}\n')
+    output_of(["gcc", "-c", "-o", place / "nvidia.ko", source])
     return _Package("nvidia-kernel-open-dkms", after_install=f"depmod {kernel}").build(tree, folder)
 
 

@@ -6,6 +6,7 @@ loopback; nothing listens anywhere else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ CONTROLLER_SEEN_BY_GUESTS = "10.0.2.2"
 class Services:
     """Every service of one lab, with all its state below one directory."""
 
-    def __init__(self, directory: Path = DIRECTORY) -> None:
+    def __init__(
+        self, directory: Path = DIRECTORY, served: Mapping[str, Path] | None = None
+    ) -> None:
+        """``served``: path below the download site's URL to what is served there as well."""
         self.directory = private_directory(directory.absolute())
         self.artefacts = built = artefacts.build()
         self.authority = Authority(self.directory / "ca")
@@ -53,7 +57,8 @@ class Services:
         }
         repository = built["tailscale-repository"].file(tailscale_repo.BASE)
         content = {path: self._sources[name] for name, path in self._paths.items()}
-        self.files = FileServer(self.directory, {**content, tailscale_repo.BASE: repository})
+        content |= {tailscale_repo.BASE: repository, **(served or {})}
+        self.files = FileServer(self.directory, content)
         self.headscale = Headscale(
             self.directory, built["headscale"].file("headscale"), self.authority
         )
@@ -65,6 +70,11 @@ class Services:
         self.offsite = Offsite(
             self.directory, built["rest-server"].file("rest-server"), self.authority
         )
+
+    @property
+    def site(self) -> str:
+        """The download site's URL, as a machine of the lab sees it."""
+        return f"http://{CONTROLLER_SEEN_BY_GUESTS}:{self.files.port}"
 
     def node(self, hostname: str, tag: str) -> Tailnet:
         """A userspace node on the controller, joined once it is started."""
@@ -107,10 +117,9 @@ class Services:
 
         URLs are as a machine of the lab sees them.
         """
-        site = f"http://{CONTROLLER_SEEN_BY_GUESTS}:{self.files.port}"
-        base = f"{site}/{tailscale_repo.BASE}"
+        base = f"{self.site}/{tailscale_repo.BASE}"
         downloads = {
-            name: {"url": f"{site}/{path}", "sha256": sha256(self._sources[name])}
+            name: {"url": f"{self.site}/{path}", "sha256": sha256(self._sources[name])}
             for name, path in self._paths.items()
         }
         return {

@@ -30,6 +30,9 @@ ADDRESSES = {
 NOBODY = ("203.0.113.99", "2001:db8:2::99")
 """Where no program listens; what is sent there is counted as well."""
 
+MARK = "af11"
+"""How a machine marks what is no program's on trial; that is not counted. `marking` does so."""
+
 _COUNTERS = """
 table inet counted {
     counter v4 {
@@ -47,6 +50,8 @@ table inet counted {
     chain arriving {
         type filter hook prerouting priority raw; policy accept;
         iifname != "cable" return
+        ip dscp MARK return
+        ip6 dscp MARK return
         icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } return
         ip6 daddr ff00::/8 return
         meta nfproto ipv4 counter name v4 add @called4 { ip daddr . meta l4proto }
@@ -54,6 +59,18 @@ table inet counted {
         meta l4proto { tcp, udp } th dport { 53, 853, 5353 } counter name dns
     }
 }
+"""
+
+_MARKING = """
+table inet lab_marking
+delete table inet lab_marking
+table inet lab_marking {{
+    chain leaving {{
+        type filter hook output priority mangle; policy accept;
+        socket cgroupv2 level {level} "{cgroup}" ip dscp set {mark}
+        socket cgroupv2 level {level} "{cgroup}" ip6 dscp set {mark}
+    }}
+}}
 """
 
 _NETWORKD = f"""[Match]
@@ -95,6 +112,21 @@ class Packets:
 
     def __bool__(self) -> bool:
         return bool(self.v4 or self.v6)
+
+
+def marking(unit: str, folder: Path) -> None:
+    """Lay out, from / in a folder, that what a unit of a container machine sends is marked.
+
+    tailscaled asks Tailscale's own servers for the name of a control server that is somebody
+    else's, whatever the hosts file says (1.102).
+    """
+    rules = "usr/share/lab/marking.nft"
+    # A container machine's own groups are two levels below the controller's.
+    text = _MARKING.format(level=4, cgroup=f"system.slice/{unit}", mark=MARK)
+    drop_in = f"[Service]\nExecStartPre=+/usr/sbin/nft --file /{rules}\n"
+    for path, content in {rules: text, f"etc/systemd/system/{unit}.d/lab.conf": drop_in}.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
 
 
 class _Resolver(Daemon):
@@ -147,10 +179,13 @@ def _listens(namespace: str, kind: str, port: int) -> bool:
 class Cloud:
     """The internet of one machine, and the two clouds in it; needs root."""
 
-    def __init__(self, services: Path, name: str) -> None:
-        """``name``: of its network namespace, which must be made before the machine's power."""
+    def __init__(self, services: Path, name: str, authority: Authority | None = None) -> None:
+        """``name``: of its network namespace, which must be made before the machine's power.
+
+        ``authority`` vouches for the clouds; one of their own where it is None.
+        """
         self.namespace = name
-        self.authority = Authority(services / "ca")
+        self.authority = authority or Authority(services / "ca")
         self._api = _Api(services, name, self.authority)
         self._resolver = _Resolver(services, name)
         self._services = services
@@ -172,7 +207,7 @@ class Cloud:
         self._ip("link", "set", "cable", "up")
         subprocess.run(
             ["ip", "netns", "exec", self.namespace, "nft", "--file", "-"],
-            input=_COUNTERS,
+            input=_COUNTERS.replace("MARK", MARK),
             text=True,
             check=True,
         )

@@ -1,0 +1,186 @@
+"""The native drill: the whole site, with every capability, on one machine at native speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from holdfast import egress
+from tests.drill import attack, cards, engines, lockout, modes, personal, private, sabotage
+from tests.drill import sabotages as known
+from tests.drill.cards import Cards
+from tests.drill.converge import ROOT, steps
+from tests.drill.engines import Engines
+from tests.drill.lockout import LockOut
+from tests.drill.modes import Modes
+from tests.drill.native_stage import PRIVATE_ROUTERS, NativeStage
+from tests.drill.not_here import ELSEWHERE
+from tests.drill.personal import Personal
+from tests.drill.private import Private
+from tests.drill.rehearsal import Act
+from tests.drill.scenario import VERSIONS, Drill
+from tests.drill.serving import VERSIONS as SERVING_VERSIONS
+from tests.drill.site import Site, versions
+from tests.lab.container_machine import NOT_ENFORCED
+from tests.lab.process import output_of
+
+LEFT = (
+    "NFS mounts, DKMS, a driver that is loaded and the reboot it takes: `make drill-vm` and"
+    " `make drill-gpu` have them.",
+)
+"""What of the site is left to the virtual machine, beside host tests (`not_here.ELSEWHERE`)."""
+
+
+TENTHS = 10
+
+
+def revision() -> str:
+    """The commit that is drilled, in hexadecimal."""
+    return output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).strip()
+
+
+class NativeDrill(Drill):
+    """One pass over everything Holdfast promises, on one container."""
+
+    kind = "native"
+    silent_seconds = 8
+    packets_per_second = 20000
+    stage: NativeStage
+    engines: Engines
+    private: Private
+    personal: Personal
+    modes: Modes
+    cards: Cards
+    lockout: LockOut
+
+    def __init__(self, debian: int, *, seed: int, sabotage: bool = False) -> None:
+        """Prepare it; with ``sabotage`` the rack is hurt in every way, else in a tenth of them."""
+        super().__init__(debian, seed=seed, sabotage=sabotage)
+        tenth = int(revision()[:8], 16) % TENTHS
+        self.chosen = known.NATIVE if sabotage else known.NATIVE[tenth::TENTHS]
+        if not sabotage:
+            told = f"{len(self.chosen)} of {len(known.NATIVE)} sabotages, tenth {tenth}"
+            self.record.notes.append(f"{told}, chosen by the commit's hash.")
+        self.record.title = f"Holdfast drill on one machine, Debian {debian}"
+        self.record.notes += [*NOT_ENFORCED, *LEFT]
+        self.record.notes += [
+            f"{test}: left to the virtual machine; {why}." for test, why in ELSEWHERE[self.kind]
+        ]
+
+    def acts(self) -> Sequence[Act]:
+        """Raise a rack, serve from it, attack and disturb it, lose it and restore it."""
+        return (
+            Act("build images and artefacts", self._build, vital=True),
+            Act("boot a bare machine", self._boot, vital=True, rows=(1,)),
+            Act("converge a bare machine", self._converge_bare, vital=True, rows=(1,)),
+            Act("converge again", self._converge_again, rows=(1,)),
+            Act("publish containers", self._publish),
+            Act("verify", lambda: self.site.verify("after the first converge"), rows=(33,)),
+            Act("call from two peers of the tailnet", lambda: self._call("serving"), rows=(8,)),
+            Act("attack from the LAN", self._attack_serving, rows=(6, 7)),
+            # Before a reboot, which starts containers by the engine's settings as they are then.
+            Act("mend what a hand has changed", self._mend, rows=(33,)),
+            *cards.acts(lambda: self.cards),
+            *engines.acts(lambda: self.engines),
+            *private.acts(lambda: self.private),
+            Act("reboot private work", self._reboot, rows=(6, 7, 14, 15)),
+            *personal.acts(lambda: self.personal),
+            Act("containers of two tiers", lambda: self.private.containers(), rows=(15,)),
+            Act("what a router costs", lambda: self.private.latency(), rows=(14,)),
+            *modes.acts(lambda: self.modes, lambda: self.engines),
+            Act("ask clouds after a reboot", lambda: self.personal.after_reboot(), rows=(14,)),
+            Act("restart Docker, reload the firewall", self._reload, rows=(6, 7)),
+            Act("lose a card", self._lose_a_card, rows=(3,)),
+            *lockout.acts(lambda: self.lockout),
+            Act("keep data in two places", self._keep_data, rows=(17,)),
+            Act("sabotage", self._sabotage, rows=(34,)),
+            Act("lose the rack", self._lose, vital=True, rows=(1,)),
+            Act("rebuild", self._rebuild, vital=True, rows=(1,)),
+            Act("restore", self._restore_all, rows=(17,)),
+            Act("verify the rebuilt rack", self._verify_rebuilt, rows=(33,)),
+        )
+
+    def _build(self) -> None:
+        self.stage = NativeStage(self.debian)
+        self.site = Site(self.record, self.stage.inventory, self.stage.logs)
+        # What costs a start of the engine is tried whole where all sabotages are.
+        chance = None if self.sabotage else self._chance
+        self.engines = Engines(self.stage, self.site, chance)
+        self.private = Private(self.stage, self.site, PRIVATE_ROUTERS)
+        self.personal = Personal(self.stage, self.site, PRIVATE_ROUTERS)
+        self.modes = Modes(self.stage, self.site, chance)
+        self.cards = Cards(self.stage, self.site)
+        self.lockout = LockOut(self.stage, self.site)
+
+    def _boot(self) -> None:
+        super()._boot()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the rack what is its owner's and no part of the site."""
+        self.private.hand_over()
+        self.personal.hand_over()
+
+    def _converge_bare(self) -> None:
+        self._cut_power([self._step])
+        self.site.converge("bare", fatal=True)
+        self._have_internet()
+        self.record.versions |= versions(self.stage.rack, VERSIONS | SERVING_VERSIONS)
+
+    def _have_internet(self) -> None:
+        """Have everything beyond the rack's own links be the lab's, and its names known."""
+        self.stage.cloud.become_the_internet_of(self.stage.rack)
+        self.stage.rack.start_unit(egress.RESOLVE)
+
+    def _reboot(self) -> None:
+        record, rack = self.record, self.stage.rack
+        with self.private.nothing_leaves("over a reboot"):
+            began = time.monotonic()
+            rack.reboot()
+            attack.wait_for_containers(rack)
+            record.figures["reboot until containers answer"] = f"{time.monotonic() - began:.0f} s"
+            self.engines.wait_until_serving()
+            record.figures["reboot until engines complete"] = f"{time.monotonic() - began:.0f} s"
+            self.private.wait_for_health()
+        self._attack("after reboot")
+        self._ask_floor("after reboot")
+        self.site.verify("after reboot")
+
+    def _lose_a_card(self) -> None:
+        # Without the kernel's log there is no Xid that would say more.
+        address = self.stage.cards.cards[cards.VANISHING].address
+        self.cards.lose_one(f"({address}) is on the bus and not in nvidia-smi")
+        self.cards.find_it_again()
+
+    def _sabotage(self) -> None:
+        sabotage.commit(self.site, self.stage.rack, self.chosen, complete=self.sabotage)
+
+    def _lose(self) -> None:
+        self.stage.wipe_rack()
+        self._hand_over()
+
+    def _rebuild(self) -> None:
+        began = time.monotonic()
+        self.site.converge("rebuild", fatal=True)
+        self.record.figures["rebuild from an empty disk"] = f"{time.monotonic() - began:.0f} s"
+        self.site.expect_nothing("after rebuild")
+        self._have_internet()
+
+
+class CutsDrill(NativeDrill):
+    """The power is cut in each step of the first converge in turn; then it must come to its end."""
+
+    def acts(self) -> Sequence[Act]:
+        """Cut, converge, and judge."""
+        return (
+            Act("build images and artefacts", self._build, vital=True),
+            Act("boot a bare machine", self._boot, vital=True, rows=(1,)),
+            Act("cut the power in each step", self._cut_everywhere, vital=True, rows=(1,)),
+            Act("converge again", self._converge_again, rows=(1,)),
+            Act("verify", lambda: self.site.verify("after every cut"), rows=(33,)),
+        )
+
+    def _cut_everywhere(self) -> None:
+        self._cut_power(steps())
+        self.site.converge("after every cut", fatal=True)
+        self._have_internet()
