@@ -22,6 +22,7 @@ from holdfast.types import (
     CpuList,
     DnsName,
     DriverBranch,
+    Figure,
     FileName,
     FlagName,
     GpuUuid,
@@ -29,6 +30,7 @@ from holdfast.types import (
     HostOrAddress,
     Interface,
     Locale,
+    LoginHost,
     Model,
     Name,
     PackagePrefix,
@@ -39,6 +41,7 @@ from holdfast.types import (
     PublicKey,
     Reason,
     SecretName,
+    Sentence,
     Sha256,
     Source,
     Suite,
@@ -85,7 +88,7 @@ class DiskCheck(Model):
     """Space that must be there before anything is installed."""
 
     path: AbsolutePath
-    free_gib: float = Field(gt=0)
+    free_gib: float = Field(gt=0, allow_inf_nan=False)
 
 
 class Base(Model):
@@ -224,7 +227,7 @@ class ModelFile(Model):
     source: Source
     """A URL, or a path on a declared mount."""
     sha256: Sha256
-    size_mib: float = Field(gt=0)
+    size_mib: float = Field(gt=0, allow_inf_nan=False)
     filename: FileName
 
 
@@ -237,7 +240,7 @@ class Checkpoint(Model):
     ``sha256sum *`` prints, beside the files."""
     sha256: Sha256
     """Of ``SHA256SUMS``."""
-    size_mib: float = Field(gt=0)
+    size_mib: float = Field(gt=0, allow_inf_nan=False)
     """All files together, MiB."""
     description: ControllerPath
     """A folder on the controller with the model's config.json and model.safetensors.index.json (or
@@ -295,7 +298,7 @@ class Backup(Model):
     restic: Artefact | Literal["distribution"] = "distribution"
     """A ``restic`` binary compressed with bzip2 as upstream releases it, or the distribution's."""
     repositories: list[Repository] = Field(min_length=1)
-    single_place_waiver: Text | None = Field(default=None, min_length=10, max_length=200)
+    single_place_waiver: Sentence | None = Field(default=None, min_length=10, max_length=200)
     """Why one repository is enough here; without it two are required."""
     paths: list[DataPath] = []
     """Data beside what the declared services own."""
@@ -418,13 +421,13 @@ class Engine(Model):
     """Requests that run at once (--max-num-seqs); more wait."""
     utilisation: float = Field(default=0.80, gt=0, le=0.97)
     """Share of each card's memory the engine may take; more than 0.80 needs a reason."""
-    utilisation_reason: Text | None = Field(default=None, min_length=10, max_length=200)
+    utilisation_reason: Sentence | None = Field(default=None, min_length=10, max_length=200)
     """Why this engine may take more than 0.80: what else the card would do with the rest."""
     cache_mib: int | None = Field(default=None, ge=1024, multiple_of=1024)
     """Memory of the KV cache on the CPU, MiB in whole GiB; on cards what the utilisation leaves."""
     kv_dtype: Literal["auto", "fp8"] = "auto"
     """Format of the KV cache (--kv-cache-dtype)."""
-    flags: dict[FlagName, bool | int | float | str] = {}
+    flags: dict[FlagName, bool | int | Figure | Text] = {}
     """Further flags of `vllm serve`, without the leading dashes; False is `--no-` of one."""
     memory_max_mib: int = Field(default=32768, ge=1024)
     """Host memory, MiB."""
@@ -558,9 +561,9 @@ class HostSettings(Model):
     services: list[Service] = []
     """Services beside those the capabilities declare."""
 
-    lan_address: HostOrAddress | None = None
+    lan_address: LoginHost | None = None
     """Where the host answers before it has joined the tailnet."""
-    ssh_hostname: HostOrAddress | None = None
+    ssh_hostname: LoginHost | None = None
     """Its name on the tailnet; the inventory's name for it when absent."""
     ssh_user: UserName | None = None
     """Who logs in; your own SSH configuration decides when absent."""

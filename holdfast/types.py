@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
@@ -30,7 +32,7 @@ class Model(BaseModel):
 
 @dataclass(frozen=True)
 class Word:
-    """A checked kind of text.
+    """A checked kind of text, of printable ASCII: what reaches a unit, a rule or a script.
 
     ``what`` and ``example`` complete "this is not ...; write one such as ...". The whole value
     must match ``pattern``; ``check`` then raises ValueError for what a pattern cannot tell.
@@ -39,7 +41,7 @@ class Word:
 
     what: str
     example: str
-    pattern: str = r"[^\n]+"
+    pattern: str
     check: Callable[[str], None] | None = None
     secret: bool = False
 
@@ -50,11 +52,20 @@ class Word:
         return core_schema.no_info_after_validator_function(self._validate, handler(source))
 
     def _validate(self, value: str) -> str:
-        if not re.fullmatch(self.pattern, value):
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError(
+                "this holds a character that is no printable ASCII; write"
+                f" {self.what}, such as {self.example}"
+            )
+        if not re.fullmatch(self.pattern, value, re.ASCII):
             raise ValueError(f"this is not {self.what}; write one such as {self.example}")
         if self.check:
             self.check(value)
         return value
+
+
+_LONGEST_PATH = 200
+"""What still fits into a unit's name or a socket's address with what is put before it."""
 
 
 def _check_path(value: str) -> None:
@@ -62,11 +73,15 @@ def _check_path(value: str) -> None:
         raise ValueError("this path climbs with . or ..; write the path in full")
     if "//" in value or (value != "/" and value.endswith("/")):
         raise ValueError("this path has an empty part; write it without // or a trailing slash")
+    if len(value) > _LONGEST_PATH:
+        raise ValueError(
+            f"this path has {len(value)} characters; write one of at most {_LONGEST_PATH}"
+        )
 
 
 def _check_cidr(value: str) -> None:
     try:
-        found = str(ipaddress.ip_network(value))
+        parsed = ipaddress.ip_network(value)
     except ValueError:
         try:
             meant = ipaddress.ip_network(value, strict=False)
@@ -77,28 +92,76 @@ def _check_cidr(value: str) -> None:
         raise ValueError(
             f"this names a host inside a network; write {meant} for the whole of it"
         ) from None
+    _check_mapped(parsed.network_address)
+    found = str(parsed)
     if value not in (found, found.removesuffix("/32"), found.removesuffix("/128")):
         # Who reads it back from a host must find it the same.
         raise ValueError(f"this network is written otherwise; write {found}")
 
 
+def _check_mapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    if address.version == 6 and address.ipv4_mapped:
+        raise ValueError(
+            f"no packet carries an IPv4 address in IPv6's form; write {address.ipv4_mapped}"
+        )
+
+
 def _check_address(value: str) -> None:
     try:
-        ipaddress.ip_address(value)
+        parsed = ipaddress.ip_address(value)
     except ValueError:
         raise ValueError(
             "this is not an IP address; write one such as 192.168.1.20 or fd00:1::20"
         ) from None
+    _check_mapped(parsed)
+    if parsed.is_unspecified or parsed.is_multicast or value == "255.255.255.255":
+        raise ValueError("no machine has this address; write one such as 192.168.1.20")
+    if value != str(parsed):
+        raise ValueError(f"this address is written otherwise; write {parsed}")
+
+
+_NO_NAME = re.compile(r"\d+|0x[0-9a-f]*")
+"""A last label that resolvers take for the end of an address."""
+_LOCALHOST = {"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"}
+
+
+def _check_name(value: str) -> None:
+    if len(value) > 253:
+        raise ValueError("this name is longer than DNS allows; write one of at most 253 characters")
+    if _NO_NAME.fullmatch(value.rpartition(".")[2]):
+        raise ValueError("this reads like an address; write a name such as nas.home.arpa")
+    if value in _LOCALHOST:
+        raise ValueError("to every machine that is the machine itself; write another name")
 
 
 def _check_host(value: str) -> None:
     if re.fullmatch(r"[0-9.]+", value) or ":" in value:
-        _check_address(value.partition("%")[0])
+        _check_address(value)
+    elif value != value.lower() or value.endswith("."):
+        raise ValueError(
+            f"names are compared letter by letter; write {value.lower().rstrip('.') or 'a name'}"
+        )
+    elif not re.fullmatch(_DNS, value):
+        raise ValueError("this is not a host name; write one such as nas.home.arpa")
+    elif value not in _LOCALHOST:
+        _check_name(value)
+
+
+def _check_login(value: str) -> None:
+    address, zone, interface = value.partition("%")
+    if zone:
+        _check_address(address)
+        if not ipaddress.ip_address(address).is_link_local or not interface:
+            raise ValueError("only a link-local address has an interface; write it without %")
+    elif re.fullmatch(r"[0-9.]+", value) or ":" in value:
+        _check_address(value)
     elif ".." in value or value.startswith((".", "-")):
         raise ValueError("this is not a host name; write one such as nas.home.arpa")
 
 
 _OWN_INTERFACES = re.compile(r"lo|tailscale\d+|docker\d+|br-.*|veth.*")
+_NO_INTERFACES = re.compile(r"all|any|default|none|\d+")
+"""What the kernel, ufw or systemd reads as something else."""
 
 
 def _check_interface(value: str) -> None:
@@ -107,17 +170,30 @@ def _check_interface(value: str) -> None:
             "this interface is not one a cable or radio is behind; write a physical one such as"
             " enp5s0"
         )
+    if _NO_INTERFACES.fullmatch(value):
+        raise ValueError("this word means something else; write an interface such as enp5s0")
 
 
 def _check_url(value: str) -> None:
-    parts = urlsplit(value)
     try:
-        _check_host((parts.hostname or "").strip("[]"))
+        parts = urlsplit(value)
+        host = parts.hostname or ""
+        _check_address(host) if ":" in host else _check_host(host)
         port_is_valid = parts.port is None or 1 <= parts.port <= 65535
     except ValueError:
         port_is_valid = False
-    if not port_is_valid:
+    if not port_is_valid or parts.netloc.endswith(":"):
         raise ValueError("this URL has no valid host and port; write https://host[:port]/path")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", value):
+        raise ValueError("a % in this URL stands for nothing; write %25 for the sign itself")
+    if {".", ".."} & {*parts.path.split("/")}:
+        raise ValueError("this URL climbs with . or ..; write its path in full")
+
+
+def _check_local_url(value: str) -> None:
+    _check_url(value)
+    if urlsplit(value).port is None:
+        raise ValueError("this URL has no port; write one such as http://127.0.0.1:8080/health")
 
 
 def _check_cloud_url(value: str) -> None:
@@ -125,8 +201,18 @@ def _check_cloud_url(value: str) -> None:
     host = urlsplit(value).hostname or ""
     if re.fullmatch(r"[0-9.]+", host) or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})+", host):
         raise ValueError("this URL names its server by no DNS name; write it with one")
+    if host in _LOCALHOST:
+        raise ValueError("this URL leads to the host itself; write the cloud's own name")
     if value.endswith("/"):
         raise ValueError("this URL ends with a slash; write it without")
+
+
+def _check_cpus(value: str) -> None:
+    for first, last in re.findall(r"(\d+)-(\d+)", value):
+        if int(first) > int(last):
+            raise ValueError(f"this range runs backwards; write {int(last)}-{int(first)}")
+    if max(map(int, re.findall(r"\d+", value))) > 8191:
+        raise ValueError("no machine has so many CPUs; write what `lscpu` shows")
 
 
 _FLOATING = {"latest", "main", "master", "head", "nightly", "edge", "stable", "trunk", "develop"}
@@ -139,6 +225,8 @@ def _check_pinned_version(value: str) -> None:
 
 def _check_pinned_url(value: str) -> None:
     _check_url(value)
+    if "0123456789abcdef" in value:
+        raise ValueError("this commit is the example's; write that of the release you have tried")
     floating = _FLOATING.intersection(re.split(r"[/?=&@:]", value.partition("://")[2].lower()))
     if floating:
         raise ValueError(
@@ -154,11 +242,58 @@ def _check_source(value: str) -> None:
         _check_pinned_url(value)
 
 
+# Others are in a package of their own since Debian 13, or count leap seconds.
+_AREAS = "Africa|America|Antarctica|Arctic|Asia|Atlantic|Australia|Etc|Europe|Indian|Pacific"
+
+
 def _check_timezone(value: str) -> None:
     try:
+        if not re.match(rf"UTC$|({_AREAS})/", value):
+            raise ValueError
         zoneinfo.ZoneInfo(value)
     except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
         raise ValueError("no such time zone; write one such as Europe/Berlin or Etc/UTC") from None
+
+
+NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+"""The checksum of an empty file."""
+
+
+def _check_sha256(value: str) -> None:
+    if value == NOTHING:
+        raise ValueError(
+            "this is the checksum of nothing (an empty file); write what sha256sum prints for"
+            " the file that you downloaded and tried"
+        )
+    if len(set(value)) < 4:
+        raise ValueError("this is no file's checksum; write what sha256sum prints for the file")
+
+
+def _check_sentence(value: str) -> None:
+    words = re.findall(r"[A-Za-z]{2,}", value)
+    if len(words) < 2 or len(set(value.lower()) - {" "}) < 5:
+        raise ValueError("this says nothing; write why, in a few words")
+
+
+def _check_reason(value: str) -> None:
+    if len(re.findall(r"[A-Za-z]", value)) < 3 or len(set(value.lower())) < 3:
+        raise ValueError("this says nothing; write who needs it and for what")
+
+
+_FOREIGN_VARIABLES = re.compile(
+    r"(LC|LD|PYTHON|XDG|SSH|SUDO|GIT|UV|HOLDFAST|PYINFRA)_.*"
+    r"|PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|TERM|LANG|MAIL|HOSTNAME|DISPLAY|EDITOR|VISUAL"
+    r"|PAGER|VIRTUAL_ENV|TMPDIR|INVENTORY|MAKEFLAGS"
+)
+"""Secrets are read from the environment first, which holds these for other purposes."""
+
+
+def _check_secret_name(value: str) -> None:
+    if _FOREIGN_VARIABLES.fullmatch(value):
+        raise ValueError(
+            "your shell has a variable of this name; name the secret otherwise, such as"
+            " FLOOR_API_KEY"
+        )
 
 
 _KEY_TYPES = {
@@ -180,51 +315,102 @@ def _check_public_key(value: str) -> None:
         blob = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         blob = b""
-    # RFC 4253, 6.6: the blob begins with its own type, length first. A key cut short in pasting
-    # would lock its owner out.
-    if not blob.startswith(len(kind).to_bytes(4, "big") + kind.encode()) or len(blob) < 51:
+    # A key cut short in pasting would lock its owner out, for the other keys are removed.
+    try:
+        load_ssh_public_key(f"{kind} {encoded}".encode())
+        is_whole = base64.b64encode(blob).decode() == encoded
+    except (ValueError, UnsupportedAlgorithm):
+        is_whole = False
+    if not is_whole:
         raise ValueError("this key is cut short or damaged; paste the whole line of the .pub file")
 
 
-# systemd.time(7): an optional weekday, an optional date, a time, an optional zone.
-_ITEM = r"(\*|\d+(\.\.\d+)?)(/\d+)?"
+# Of systemd.time(7) what every version reads alike and what comes round again: no years, no zones.
+_ITEM = r"(\*|\d{1,2}(\.\.\d{1,2})?(/\d{1,2})?)"
 _ITEMS = rf"{_ITEM}(,{_ITEM})*"
-_DAY = r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_DAY = rf"({'|'.join(_DAYS)})"
 _CALENDAR = (
     r"(minutely|hourly|daily|weekly|monthly|quarterly|semiannually|yearly|annually)"
-    rf"|({_DAY}(\.\.{_DAY})?(,{_DAY}(\.\.{_DAY})?)* )?({_ITEMS}-)?({_ITEMS}[-~]{_ITEMS} )?"
-    rf"(?P<hours>{_ITEMS}):(?P<minutes>{_ITEMS})(:(?P<seconds>{_ITEMS}))?"
-    r"( [A-Z][A-Za-z_]+(/[A-Za-z_]+)*)?"
+    rf"|((?P<weekdays>{_DAY}(\.\.{_DAY})?(,{_DAY}(\.\.{_DAY})?)*) )?"
+    rf"((\*-)?(?P<months>{_ITEMS})-(?P<days>{_ITEMS}) )?"
+    rf"(?P<hours>{_ITEMS}):(?P<minutes>{_ITEMS})(:(?P<seconds>\d{{1,2}}))?"
 )
+_MONTH_DAYS = dict(enumerate((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), start=1))
+
+
+def _numbers(text: str, least: int, most: int) -> set[int] | None:
+    """What a calendar's items stand for; None where systemd would refuse one of them."""
+    found: set[int] = set()
+    for item in text.split(","):
+        if item == "*":
+            found.update(range(least, most + 1))
+            continue
+        span, _, step = item.partition("/")
+        first, _, last = span.partition("..")
+        start, end, pace = int(first), int(last or (most if step else first)), int(step or 1)
+        if start < least or end > most or end < start or pace < 1:
+            return None
+        if step and start + pace > end:
+            return None
+        found.update(range(start, end + 1, pace))
+    return found
 
 
 def _check_calendar(value: str) -> None:
-    match = re.fullmatch(_CALENDAR, value)
-    for part, end in (("hours", 24), ("minutes", 60), ("seconds", 60)):
-        text = (match.group(part) if match else None) or ""
-        starts = re.sub(r"/\d+", "", text)
-        if any(int(number) >= end for number in re.findall(r"\d+", starts)):
-            raise ValueError(f"there are no such {part}; write a time of day such as 03:30:00")
+    match = re.fullmatch(_CALENDAR, value, re.ASCII)
+    parts = match.groupdict() if match else {}
+    limits = {"hours": (0, 23), "minutes": (0, 59), "seconds": (0, 59)}
+    limits |= {"months": (1, 12), "days": (1, 31)}
+    meant: dict[str, set[int]] = {}
+    for part, (least, most) in limits.items():
+        if text := parts.get(part):
+            numbers = _numbers(text, least, most)
+            if numbers is None:
+                raise ValueError(f"there are no such {part}; write a time of day such as 03:30:00")
+            meant[part] = numbers
+    for first, last in re.findall(r"(\w+)\.\.(\w+)", parts.get("weekdays") or ""):
+        if _DAYS.index(first) >= _DAYS.index(last):
+            raise ValueError(f"a week begins on Monday; write the days from {first} one by one")
+    if meant.get("days") and not any(
+        day <= _MONTH_DAYS[month] for month in meant["months"] for day in meant["days"]
+    ):
+        raise ValueError("this day never comes; write one that its month has")
 
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_DNS = rf"{_LABEL}(\.{_LABEL})*"
 
-Text = Annotated[str, Word("one line of text", "a few words")]
-ControllerPath = Annotated[str, Word("a path on this controller", "~/.ssh/id_ed25519")]
+Text = Annotated[str, Word("one line of text", "a few words", r"[!-~]([ -~]*[!-~])?")]
+Sentence = Annotated[
+    str,
+    Word(
+        "a reason in words",
+        "the card drives no display",
+        r"[!-~]([ -~]*[!-~])?",
+        _check_sentence,
+    ),
+]
+ControllerPath = Annotated[
+    str, Word("a path on this controller", "~/.ssh/id_ed25519", r"[!-~]([ -~]*[!-~])?")
+]
 Name = Annotated[
     str,
     Word("a name of at most 41 lower-case letters, digits and -", "nas", r"[a-z][a-z0-9-]{0,40}"),
 ]
 UserName = Annotated[str, Word("a system user name", "holdfast-floor", r"[a-z_][a-z0-9_-]{0,30}")]
-HostLabel = Annotated[str, Word("one lower-case label without dots", "rack", _LABEL)]
-DnsName = Annotated[str, Word("a lower-case DNS name", "nas.home.arpa", rf"{_LABEL}(\.{_LABEL})*")]
+HostLabel = Annotated[str, Word("one lower-case label without dots", "rack", _LABEL, _check_name)]
+DnsName = Annotated[str, Word("a lower-case DNS name", "nas.home.arpa", _DNS, _check_name)]
 HostOrAddress = Annotated[
+    str, Word("a DNS name or an IP address", "nas.home.arpa", r"[A-Za-z0-9._:-]+", _check_host)
+]
+LoginHost = Annotated[
     str,
     Word(
         "a DNS name, an ssh_config alias or an IP address",
-        "nas.home.arpa",
-        r"[A-Za-z0-9._:%-]+",
-        _check_host,
+        "rack.home.arpa",
+        r"[A-Za-z0-9._:-]+(%[A-Za-z0-9._-]+)?",
+        _check_login,
     ),
 ]
 Interface = Annotated[
@@ -234,9 +420,9 @@ Interface = Annotated[
     ),
 ]
 _TAG, _GROUP = r"tag:[a-z][a-z0-9-]*", r"group:[a-z][a-z0-9-]*"
-_TAILNET_USER = r"[A-Za-z0-9][A-Za-z0-9._+-]*@[A-Za-z0-9.-]*"
+_TAILNET_USER = rf"[a-z0-9][a-z0-9._+-]*@({_DNS})?"
 Tag = Annotated[str, Word("a tailnet tag", "tag:rack", _TAG)]
-TailnetUser = Annotated[str, Word("a tailnet user", "alice@example.org", _TAILNET_USER)]
+TailnetUser = Annotated[str, Word("a lower-case tailnet user", "alice@example.org", _TAILNET_USER)]
 TailnetGroup = Annotated[str, Word("a tailnet group", "group:family", _GROUP)]
 Caller = Annotated[
     str,
@@ -252,13 +438,20 @@ SecretName = Annotated[
         "the name of a secret (its value belongs in .env)",
         "FLOOR_API_KEY",
         r"[A-Z][A-Z0-9_]{2,60}",
+        _check_secret_name,
         secret=True,
     ),
 ]
 Sha256 = Annotated[
-    str, Word("the 64 hex digits that sha256sum prints", "9f86d081884c7d65...", r"[0-9a-f]{64}")
+    str,
+    Word(
+        "the 64 hex digits that sha256sum prints",
+        "9f86d081884c7d65...",
+        r"[0-9a-f]{64}",
+        _check_sha256,
+    ),
 ]
-_URL = r"https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/@+%=&?:,-]*)?"
+_URL = r"https?://([A-Za-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{0,5})?(/[A-Za-z0-9._~/@+%=&?:,-]*)?"
 Url = Annotated[
     str,
     Word("an http(s) URL without user or password", "https://nas.home.arpa:8000", _URL, _check_url),
@@ -295,16 +488,27 @@ Version = Annotated[
 ]
 Calendar = Annotated[str, Word("a systemd calendar", "*-*-* 03:30:00", _CALENDAR, _check_calendar)]
 Timezone = Annotated[
-    str, Word("a time zone", "Europe/Berlin", r"[A-Za-z0-9_+/-]+", _check_timezone)
+    str,
+    Word(
+        "a time zone of a continent or ocean and a city",
+        "Europe/Berlin",
+        r"[A-Za-z0-9_+/-]+",
+        _check_timezone,
+    ),
 ]
 Locale = Annotated[
     str, Word("a UTF-8 locale", "C.UTF-8", r"(C|[a-z]{2,3}_[A-Z]{2})\.UTF-8(@[a-z]+)?")
 ]
 Suite = Annotated[
-    str, Word("an APT suite, / for a flat one", "bookworm", r"/|[a-z0-9][a-z0-9./-]*")
+    str,
+    Word(
+        "an APT suite, / for a flat one",
+        "bookworm",
+        r"/|[a-z0-9][a-z0-9.-]{0,60}(/[a-z0-9][a-z0-9.-]{0,60}){0,4}",
+    ),
 ]
 PackagePrefix = Annotated[
-    str, Word("the beginning of a package name", "nvidia-", r"[a-z0-9][a-z0-9.+-]+")
+    str, Word("the beginning of a package name", "nvidia-", r"[a-z0-9][a-z0-9.+-]{1,60}")
 ]
 FileName = Annotated[
     str, Word("a file name without folders", "model-q4.gguf", r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
@@ -315,6 +519,7 @@ CpuList = Annotated[
         "numbers of CPUs as `lscpu` writes them",
         "4-31",
         r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*",
+        _check_cpus,
     ),
 ]
 FlagName = Annotated[
@@ -322,14 +527,21 @@ FlagName = Annotated[
 ]
 UnitName = Annotated[
     str,
-    Word("a systemd unit name", "photos.service", r"[a-z][a-z0-9@_.-]*\.(service|socket|timer)"),
+    Word(
+        "a systemd unit name",
+        "photos.service",
+        # A name that ends in a dash stands for every unit that begins so (systemd.unit(5)).
+        r"[a-z]([a-z0-9_.-]{0,80}[a-z0-9_])?(@([a-z0-9_]([a-z0-9_.-]{0,80}[a-z0-9_])?)?)?"
+        r"\.(service|socket|timer)",
+    ),
 ]
 Reason = Annotated[
     str,
     Word(
         "3 to 60 letters, digits, spaces and . , ( ) / -",
         "printer discovery",
-        r"[A-Za-z0-9 .,()/-]{3,60}",
+        r"[A-Za-z0-9(][A-Za-z0-9 .,()/-]{1,58}[A-Za-z0-9.)]",
+        _check_reason,
     ),
 ]
 PciAddress = Annotated[
@@ -358,6 +570,7 @@ LocalUrl = Annotated[
         "a URL on 127.0.0.1 (of T2, T3, T4: .2, .3, .4) with a port",
         "http://127.0.0.1:8080/health",
         r"http://127\.0\.0\.[1-4]:\d{1,5}/[A-Za-z0-9._~/%=&?-]*",
+        _check_local_url,
     ),
 ]
 AbsolutePath = Annotated[
@@ -369,9 +582,15 @@ AbsolutePath = Annotated[
         _check_path,
     ),
 ]
-Cidr = Annotated[str, Word("a network", "192.168.1.0/24", check=_check_cidr)]
-Address = Annotated[str, Word("an IP address", "192.168.1.20", check=_check_address)]
+Cidr = Annotated[
+    str,
+    Word("a network", "192.168.1.0/24 or fd00:1::/64", r"[0-9A-Fa-f.:]+(/\d{1,3})?", _check_cidr),
+]
+Address = Annotated[
+    str, Word("an IP address", "192.168.1.20 or fd00:1::20", r"[0-9A-Fa-f.:]+", _check_address)
+]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Figure = Annotated[float, Field(allow_inf_nan=False)]
 Watts = Annotated[int, Field(ge=50, le=1500)]
 """A card's power limit: from the lowest any takes to more than any draws, W."""
 PublicKey = Annotated[
@@ -379,7 +598,7 @@ PublicKey = Annotated[
     Word(
         "one line of an OpenSSH public key file",
         "ssh-ed25519 AAAA... you@laptop",
-        r"[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\n]*)?",
+        r"[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [ -~]*)?",
         _check_public_key,
     ),
 ]

@@ -7,7 +7,7 @@
 
 Only data belongs here. Every key, its unit and its default are in docs/settings.md; a key that is
 left out has its default. A name such as FLOOR_API_KEY is the name of a secret in `.env`, never the
-secret. Values marked (yours) must be replaced before anything can be deployed.
+secret. Values marked (yours) must be replaced: `make plan` refuses those that could not work.
 """
 
 # What both machines share. A leading underscore keeps pyinfra from taking a list for a group.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.site_data import keep_secrets
+from holdfast.types import NOTHING
+from tests.unit.site_data import SHA256, keep_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -18,19 +19,47 @@ INVENTORIES = sorted((ROOT / "inventories").glob("[!_]*.py"))
 SECRETS = re.findall(r"^([A-Z_]+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["complete", "example", "drill"])
-def test_nothing_is_refused(name: str, tmp_path: Path) -> None:
+def _checked(inventory: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     # As many different values as names: what .env.example lists must be all that is asked for.
-    keep_secrets(tmp_path, {key: f"{key.lower()[:9]}-9fKq27xLmZ" for key in SECRETS})
-    result = subprocess.run(
-        [sys.executable, "-m", "holdfast", f"inventories/{name}.py"],
+    keep_secrets(folder, {key: f"{key.lower()[:9]}-9fKq27xLmZ" for key in SECRETS})
+    return subprocess.run(
+        [sys.executable, "-m", "holdfast", str(inventory)],
         cwd=ROOT,
-        env={"HOLDFAST_SECRETS": str(tmp_path), "HOLDFAST_LAB": str(DATA / "lab.json")},
+        env={"HOLDFAST_SECRETS": str(folder), "HOLDFAST_LAB": str(DATA / "lab.json")},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
+
+
+@pytest.mark.parametrize("name", ["complete", "drill"])
+def test_nothing_is_refused(name: str, tmp_path: Path) -> None:
+    result = _checked(ROOT / f"inventories/{name}.py", tmp_path)
+    assert result.stderr == ""
+    assert result.stdout.endswith("nothing to refuse\n")
+
+
+def test_the_example_is_refused_until_its_placeholders_are_replaced(tmp_path: Path) -> None:
+    example = ROOT / "inventories/example.py"
+    result = _checked(example, tmp_path)
+    assert result.returncode == 1
+    assert re.findall(r"^(\S+: \S+) = ", result.stderr, re.MULTILINE) == [
+        "rack: storage.models[0].source",
+        "rack: storage.models[0].sha256",
+        "rack: storage.models[1].sha256",
+        "rack: floor.release.sha256",
+    ]
+    mine = tmp_path / "mine.py"
+    text = example.read_text()
+    for placeholder, own in (
+        (NOTHING, SHA256),
+        ("0123456789abcdef0123456789abcdef01234567", "9217f5db79a29953eb74d5343926648285ec7e67"),
+        ("backup.example.org", "backup.house.example"),
+    ):
+        text = text.replace(placeholder, own)
+    mine.write_text(text)
+    result = _checked(mine, tmp_path)
     assert result.stderr == ""
     assert result.stdout.endswith("nothing to refuse\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -43,9 +43,15 @@ ACCEPTED: list[tuple[Any, list[str]]] = [
         types.Calendar,
         ["daily", "03:30", "*-*-* 03:30:00", "Mon..Fri *-*-* 09:00", "Sat,Sun 12:00:00"],
     ),
-    (types.Calendar, ["*-*-01 04:00:00", "*:0/15", "*-*-* 00/6:00:00 Europe/Berlin"]),
+    (types.Calendar, ["*-*-01 04:00:00", "*:0/15", "*-*-* 00/6:00:00", "Mon *-02-29 03:00"]),
     (types.Cidr, ["10.0.0.0/8", "192.168.1.5/32", "fd00:1::/64", "0.0.0.0/0"]),
-    (types.HostOrAddress, ["nas", "nas.home.arpa", "10.0.0.3", "fe80::1%eth0", "rack-lan"]),
+    (types.HostOrAddress, ["nas", "nas.home.arpa", "10.0.0.3", "fd00::3", "rack-lan"]),
+    (types.LoginHost, ["rack", "Rack_2", "10.0.0.3", "fe80::1%eth0"]),
+    (types.Address, ["10.0.0.3", "fd00::3", "127.0.0.1"]),
+    (types.Text, ["a", "what it says: 100 %"]),
+    (types.Sentence, ["the NAS keeps snapshots of its own"]),
+    (types.CpuList, ["0", "4-31", "0-3,8-11"]),
+    (types.Timezone, ["UTC", "Etc/UTC", "Europe/Berlin", "America/Indiana/Knox"]),
     (types.Url, ["https://a.example", "http://10.0.2.2:8000/x", "https://[fd00::1]:8000/a"]),
     (types.PinnedUrl, ["https://latest.example/v1/a.tar.gz", "https://a.example/mainline/a"]),
     (types.Interface, ["enp5s0", "eth0", "wlp2s0", "enx001122aabbcc", "eth0.20", "brown0"]),
@@ -53,28 +59,102 @@ ACCEPTED: list[tuple[Any, list[str]]] = [
     (types.UnitName, ["a.service", "photos@1.service", "b.socket", "c-d.timer"]),
     (types.Locale, ["C.UTF-8", "de_DE.UTF-8"]),
 ]
+_KIND, _ENCODED = KEY.split()[:2]
+CUT_KEYS = [
+    *(f"{_KIND} {_ENCODED[:length]}" for length in range(4, len(_ENCODED))),
+    *(f"{_KIND} {_ENCODED[length:]}" for length in range(1, len(_ENCODED), 7)),
+    *(f"{_KIND} {_ENCODED}{more}" for more in ("A", "AAAA", "=", "====")),
+    f"ssh-rsa {_ENCODED}",
+]
 REFUSED: list[tuple[Any, list[str]]] = [
     (
         types.Calendar,
         ["", "sometimes", "24:00", "12:60", "* * * * *", "daily\nOnCalendar=minutely"],
     ),
+    (
+        types.Calendar,
+        # Digits of another script, what never comes, and what systemd does not read.
+        [
+            "*-*-* \u0660\u0663:\u0663\u0660",
+            "*-02-30 03:00",
+            "*-04,06-31 03:00",
+            "2020-01-01 03:00",
+            "*-13-01 03:00",
+        ],
+    ),
+    (types.Calendar, ["*-*-0 03:00", "Fri..Mon 03:00", "*:0/60", "*/5:00", "5..2:00", "*:*/0"]),
+    (types.Calendar, ["03:00:*", "0/24:00", "*-*~32 03:00", "03:00 Mars/Base", "*:*:*/1"]),
     (types.Cidr, ["10.0.0.1/8", "fd00::1/64", "10.0.0.0/33", "lan", ""]),
+    (types.Cidr, ["fe80::1%x;touch PWNED;/128", "fe80::%eth0/64", "::ffff:10.0.0.0/104"]),
+    (types.Address, ["fe80::1%x;reboot", "fe80::1%eth0", "fd00:0::40", "FD00::40", "0"]),
+    (
+        types.Address,
+        [
+            "::",
+            "255.255.255.255",
+            "224.0.0.1",
+            "::ffff:10.0.0.1",
+            "\u0661\u0660.\u0660.\u0660.\u0661",
+            "10.0.0.1\n",
+        ],
+    ),
     (types.HostOrAddress, ["10.0.0.300", "1.2.3", "-oProxyCommand=x", "a b", "a..b", ".a", ""]),
+    (types.HostOrAddress, ["NAS", "nas.home.arpa.", "fe80::1%eth0", "a_b", "0x7f000001", "%H"]),
+    (
+        types.LoginHost,
+        ["fe80::1%", "fd00::1%eth0", "rack%eth0", "-oProxyCommand=x", "a;b", "fe80::1%a b"],
+    ),
+    (
+        types.DnsName,
+        ["localhost", "10.0.0.1", "a.7", "0x1", "Nas", "nas.", "a" * 64, "a." * 130 + "b"],
+    ),
+    (types.HostLabel, ["localhost", "7", "0x7f", "a.b", "-a", "a-"]),
+    (types.Text, ["", " ", "\t", "a\n", " a", "a ", "\u200b", "ä", "a\x7f", "\x1b[2J"]),
+    (
+        types.Sentence,
+        ["          ", "..........", "aaaaaaaaaa", "aaaa aaaa aaaa", "because", "- - - - - - "],
+    ),
+    (types.Reason, ["   ", "...", "---", " a printer", "a printer ", "aaa", "a\u00a0printer"]),
+    (types.ControllerPath, ["", " ", "a\nb", "\x00"]),
+    (types.CpuList, ["31-4", "\u0664", "9999", "4-", ""]),
+    (
+        types.Timezone,
+        ["localtime", "posix/Europe/Berlin", "right/UTC", "US/Pacific", "Europe", "UTC "],
+    ),
+    (types.Suite, ["trixie/", "a//b", "../a", "a/..", "", "a b"]),
+    (types.Sha256, [types.NOTHING, "0" * 64, "\u0660" * 64, "9F" * 32]),
+    (types.LocalUrl, ["http://127.0.0.1:0/", "http://127.0.0.1:99999/", "http://127.0.0.1:80/%H"]),
+    (types.LocalUrl, ["http://127.0.0.1:\u0668\u0660/"]),
+    (types.TailnetUser, ["Alice@example.org", "alice@..", "alice@-", "alice"]),
     (types.Url, ["ftp://a.example", "https://u:p@a.example", "https://a:99999", "https://", "a b"]),
+    (
+        types.Url,
+        ["https://[::1", "https://a:", "https://a/%zz", "https://a/../b", "https://0x7f.1/"],
+    ),
+    (
+        types.CloudUrl,
+        ["https://localhost/v1", "https://a/v1", "https://a.example:", "https://0x7f.1/"],
+    ),
     (types.PinnedUrl, ["https://a.example/latest", "https://a/x/latest/y", "https://a/raw/HEAD/f"]),
     (types.PinnedUrl, ["https://a.example/get?ref=master"]),
     (
         types.Interface,
-        ["lo", "docker0", "br-1a2b", "tailscale0", "veth12", "a" * 16, "../eth0", ""],
+        ["lo", "docker0", "br-1a2b", "tailscale0", "veth12", "a" * 16, "../eth0", "", "all", "123"],
     ),
     (types.PublicKey, [KEY.replace("ed25519", "dss"), KEY[:-30], KEY + "\nssh-rsa AAAA", "AAAA"]),
+    (types.PublicKey, CUT_KEYS),
     (types.UnitName, ["a", "a.service\n", "../a.service", "a b.service", "a.mount"]),
+    # Their drop-ins would be of every unit that begins so.
+    (
+        types.UnitName,
+        ["holdfast-.service", "a-.service", "a@1-.service", "a@%i.service"],
+    ),
     (
         types.AbsolutePath,
         ["a", "/a/../b", "/a/./b", "/a//b", "/a/", "/a b", "/a\n", "~/a", "/$HOME"],
     ),
     (types.UserName, ["Root", "a b", "a;b", "9a", "a" * 32]),
-    (types.SecretName, ["floor", "FLOOR-KEY", "1KEY"]),
+    (types.SecretName, ["floor", "FLOOR-KEY", "1KEY", "PATH", "SSH_AUTH_SOCK", "HOLDFAST_LAB"]),
     (types.Locale, ["de_DE", "en_US.ISO-8859-1", "C.UTF-8; reboot"]),
     (types.Version, ["latest", "main", "v1/../2", ""]),
 ]
@@ -90,6 +170,30 @@ def test_refused_with_a_mend(kind: Any, value: str) -> None:
     with pytest.raises(ValidationError) as error:
         TypeAdapter(kind).validate_python(value)
     assert "; " in error.value.errors()[0]["msg"]
+
+
+def test_every_word_is_of_printable_ascii() -> None:
+    words = [word for word in vars(types).values() if get_origin(word) is Annotated]
+    words = [word for word in words if get_args(word)[0] is str]
+    assert len(words) >= 40
+    for word in words:
+        (spelt,) = (part for part in get_args(word) if isinstance(part, types.Word))
+        accepted = [value for kind, values in ACCEPTED if kind is word for value in values]
+        for value in [*accepted, spelt.example, "a", "1"]:
+            for hostile in (
+                "\n",
+                "\0",
+                "\t",
+                "\x7f",
+                "\x1b",
+                "\u0663",
+                "\u200b",
+                "\u00e4",
+                "\ud800",
+            ):
+                for text in (f"{value}{hostile}", f"{hostile}{value}"):
+                    with pytest.raises(ValidationError):
+                        TypeAdapter(word).validate_python(text)
 
 
 def test_every_service_is_declared_once(rack: HostSettings) -> None:

@@ -424,8 +424,10 @@ def test_a_list_of_anything_but_plain_files_is_refused(
 
 
 def test_a_list_of_something_else_is_refused(here: LocalHost, models: Path, nas: Path) -> None:
-    (nas / LIST).write_bytes(b"")
-    storage, _ = _keeping(models, nas, b"")
+    (_, *without_config) = SUMS.splitlines(keepends=True)
+    sums = b"".join(without_config)
+    (nas / LIST).write_bytes(sums)
+    storage, _ = _keeping(models, nas, sums)
     assert "lists no config.json" in here.apply(kept, storage=storage)[1]
 
 
