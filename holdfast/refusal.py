@@ -10,6 +10,8 @@ from typing import Any
 
 from pyinfra.api.exceptions import PyinfraError
 
+from holdfast.secrets import known_values
+
 MASK = "..."
 _SECRET_KEY = re.compile(r"passw|passphrase|secret|token|credential|(^|_|-)key$|api_?key", re.I)
 _SECRET_PARAMETER = re.compile(r"(?i)([a-z_-]*(?:passw|secret|token|key|sig)[a-z_-]*=)[^&\s]+")
@@ -26,11 +28,33 @@ class Missing:
 MISSING = Missing()
 
 
+def masked(text: str, secrets: frozenset[str] | None = None) -> str:
+    """``text`` with a mask for every secret in it: those given, else every value in `.env`."""
+    known = known_values() if secrets is None else secrets
+    # A message may quote a value, or write it in lower case.
+    spelt = {form for secret in known for form in (secret, repr(secret)[1:-1])}
+    pattern = "|".join(re.escape(each) for each in sorted(spelt, key=len, reverse=True))
+    return re.sub(pattern, MASK, text, flags=re.IGNORECASE) if spelt else text
+
+
+def _masked_value(value: object, secrets: frozenset[str]) -> object:
+    if isinstance(value, str):
+        return value if masked(value, secrets) == value else MASK
+    if isinstance(value, dict):
+        return {
+            _masked_value(key, secrets): _masked_value(item, secrets) for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_masked_value(item, secrets) for item in value]
+    return value
+
+
 @dataclass(frozen=True)
 class Refusal:
     """One reason not to start. ``key`` is the place in the inventory, ``value`` what stands there.
 
-    ``value`` is shown in the sentence: pass it through `shown` where it may hold a secret.
+    However it is made, no value of `.env` is in it. ``value`` is shown in the sentence: pass it
+    through `shown` where it may hold a secret that `.env` does not know.
     """
 
     host: str
@@ -38,6 +62,13 @@ class Refusal:
     value: object
     wrong: str
     mend: str
+
+    def __post_init__(self) -> None:
+        """Mask what is secret."""
+        secrets = known_values()
+        for name in ("host", "key", "wrong", "mend"):
+            object.__setattr__(self, name, masked(getattr(self, name), secrets))
+        object.__setattr__(self, "value", _masked_value(self.value, secrets))
 
     def __str__(self) -> str:
         return f"{self.host}: {self.key} = {self.value!r}: {self.wrong}; {self.mend}."

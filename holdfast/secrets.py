@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -79,20 +80,28 @@ def env_problem() -> str | None:
     """Why `.env` cannot be read, "what is wrong; the mend"; None where it can, or is not there."""
     try:
         _env_values(folder())
+    except UnicodeDecodeError:
+        return "it is no UTF-8 text; save it as UTF-8"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror}); make it yours with chown and chmod 600"
     except ValueError as error:
         return str(error)
     return None
 
 
 def known_values(root: Path | None = None) -> frozenset[str]:
-    """Every value in `.env` long enough to be a secret, so that messages can be kept free of them.
+    """Every value in `.env` and `secrets/` long enough to be a secret, to keep messages free of
+    them.
 
-    An `.env` that cannot be read gives none: `read` is what complains about it.
+    What cannot be read gives none: `read` is what complains about it.
     """
-    try:
-        values = _env_values(root or folder()).values()
-    except (OSError, ValueError):
-        return frozenset()
+    root = root or folder()
+    values: list[str] = []
+    with suppress(OSError, ValueError):
+        values += _env_values(root).values()
+    for path in (root / "secrets").glob("*"):
+        with suppress(OSError, ValueError):
+            values.append(path.read_text(encoding="utf-8").strip())
     return frozenset(value for value in values if len(value) >= 8)
 
 

@@ -139,7 +139,7 @@ def _check_host(value: str) -> None:
         _check_address(value)
     elif value != value.lower() or value.endswith("."):
         raise ValueError(
-            f"names are compared letter by letter; write {value.lower().rstrip('.') or 'a name'}"
+            "names are compared letter by letter; write it in lower case, without a dot at its end"
         )
     elif not re.fullmatch(_DNS, value):
         raise ValueError("this is not a host name; write one such as nas.home.arpa")

@@ -7,9 +7,11 @@ from pyinfra.api import FunctionCommand
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
+from holdfast.refusal import masked
+
 
 def _say(state: State, host: Host, sentence: str) -> bool:
-    host.log_styled(sentence, fg="red", log_func=logger.error)
+    host.log_styled(masked(sentence), fg="red", log_func=logger.error)
     return False
 
 

@@ -820,3 +820,77 @@ def test_a_group_is_said_the_same_by_every_host_and_has_somebody_who_logs_in() -
     with pytest.raises(Refused) as refused:
         site.parse(data)
     assert "station: tailnet.groups.group:ops = ['alice@']: rack puts others" in str(refused.value)
+
+
+PLACES = [
+    f"rack/{place}"
+    for place in (
+        "hostname",
+        "ssh_user",
+        "lan_address",
+        "ssh_key",
+        "ssh_config_file",
+        "distribution",
+        "interfaces",
+        "base/hosts",
+        "base/trusted_cas",
+        "base/timezone",
+        "ssh/callers",
+        "ssh/authorised_keys",
+        "firewall/openings/0/interface",
+        "firewall/openings/0/reason",
+        "tailnet/control_server",
+        "tailnet/groups",
+        "storage/mounts/0/server",
+        "storage/mounts/0/path",
+        "storage/models/0/source",
+        "storage/models/0/name",
+        "storage/checkpoints",
+        "floor/model",
+        "floor/release/url",
+        "floor/release/version",
+        "backup/repositories/0/path",
+        "backup/repositories/1/url",
+        "backup/repositories/1/user",
+        "backup/paths/0/path",
+        "services/0/name",
+        "services/0/unit",
+        "services/0/user",
+        "services/0/network",
+        "services/0/data/0/path",
+        "services/0/health/contains",
+        "services/0/health/url",
+    )
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_value_of_env_is_in_no_sentence_wherever_it_stands(
+    place: str, secrets_folder: Path
+) -> None:
+    secret = "lower-case-key-27xlmzp40wqr8"
+    (secrets_folder / "secrets").mkdir()
+    (secrets_folder / "secrets" / "OTHER_KEY").write_text(f"{secret.upper()}\n")
+    keep_secrets(secrets_folder, SECRETS | {"PASTED_KEY": secret})
+    path = f"/mnt/nas/{secret}"
+    for value in (
+        secret,
+        secret.upper(),
+        [secret],
+        [f"{secret}@"],
+        {secret: secret},
+        {secret: [KEY]},
+        {secret: {"role": "lan"}},
+        {"extra": path},
+        path,
+        f"/srv/{secret}",
+        f"{secret}.service",
+        f"https://{secret}.example/{secret}",
+        f"http://127.0.0.1:2343/{secret}",
+        checkpoint(name=secret, source=f"/srv/{secret}", description=path),
+    ):
+        data = spoiled(place, value)
+        data[secret] = data.pop("station") | {"ssh_key": "/nonexistent"}
+        sentences = refusals_of(data)
+        assert sentences, value
+        assert secret not in "\n".join(sentences).lower(), value
