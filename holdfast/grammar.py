@@ -98,6 +98,15 @@ def names_a_secret(annotation: Any) -> bool:
     )
 
 
+def names_a_machine(annotation: Any) -> bool:
+    """Whether a name, an address or a URL belongs here."""
+    return any(
+        isinstance(item, Word) and item.machine
+        for arm in arms(annotation)
+        for item in get_args(arm)[1:]
+    )
+
+
 def walk(value: Any, annotation: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every value below ``value`` with its key and type, containers before what they hold.
 

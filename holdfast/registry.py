@@ -416,11 +416,15 @@ def secret_claims(settings: HostSettings) -> list[SecretClaim]:
 
 @dataclass(frozen=True)
 class GpuClaim:
-    """GPU memory a service may take, MiB; of ``card``, or of whichever it finds."""
+    """GPU memory a service may take, MiB; of ``card``, or of whichever it finds.
+
+    ``written`` is what the inventory says under ``key``.
+    """
 
     key: str
     owner: str
     mib: int
+    written: float
     card: str | None = None
 
 
@@ -431,7 +435,7 @@ NOWHERE: list[str | None] = [None]
 def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
     """The tenants of this host's GPUs; `holdfast.checks.gpus` compares them with the cards."""
     claims = [
-        GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib, card)
+        GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib, service.gpu_mib, card)
         for index, service in enumerate(settings.services)
         if service.gpu_mib
         for card in service.cards or NOWHERE
@@ -443,6 +447,7 @@ def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
                 f"vllm.engines[{index}].utilisation",
                 engine.name,
                 int(engine.utilisation * declared[card].vram_mib),
+                engine.utilisation,
                 card,
             )
             for card in engine.cards

@@ -40,7 +40,7 @@ def parse(data: dict[str, dict[str, Any]]) -> dict[str, HostSettings]:
         except ValidationError as error:
             refusals += refusals_from(name, error, HostSettings, known_secrets)
     for name, settings in hosts.items():
-        refusals += check_host(name, settings, set(data))
+        refusals += check_host(name, hosts, set(data))
         if not problem:
             refusals += check_secrets(name, settings)
     refusals += check_site(hosts)

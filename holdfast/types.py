@@ -36,7 +36,8 @@ class Word:
 
     ``what`` and ``example`` complete "this is not ...; write one such as ...". The whole value
     must match ``pattern``; ``check`` then raises ValueError for what a pattern cannot tell.
-    ``secret`` marks names of secrets: what is written there by mistake is never shown.
+    ``secret`` marks names of secrets: what is written there by mistake is never shown. ``machine``
+    marks what leads to a machine: names, addresses and URLs.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Word:
     pattern: str
     check: Callable[[str], None] | None = None
     secret: bool = False
+    machine: bool = False
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -265,7 +267,7 @@ def _check_sha256(value: str) -> None:
             "this is the checksum of nothing (an empty file); write what sha256sum prints for"
             " the file that you downloaded and tried"
         )
-    if len(set(value)) < 4:
+    if set(value) == {"0"}:
         raise ValueError("this is no file's checksum; write what sha256sum prints for the file")
 
 
@@ -400,9 +402,18 @@ Name = Annotated[
 ]
 UserName = Annotated[str, Word("a system user name", "holdfast-floor", r"[a-z_][a-z0-9_-]{0,30}")]
 HostLabel = Annotated[str, Word("one lower-case label without dots", "rack", _LABEL, _check_name)]
-DnsName = Annotated[str, Word("a lower-case DNS name", "nas.home.arpa", _DNS, _check_name)]
+DnsName = Annotated[
+    str, Word("a lower-case DNS name", "nas.home.arpa", _DNS, _check_name, machine=True)
+]
 HostOrAddress = Annotated[
-    str, Word("a DNS name or an IP address", "nas.home.arpa", r"[A-Za-z0-9._:-]+", _check_host)
+    str,
+    Word(
+        "a DNS name or an IP address",
+        "nas.home.arpa",
+        r"[A-Za-z0-9._:-]+",
+        _check_host,
+        machine=True,
+    ),
 ]
 LoginHost = Annotated[
     str,
@@ -411,6 +422,7 @@ LoginHost = Annotated[
         "rack.home.arpa",
         r"[A-Za-z0-9._:-]+(%[A-Za-z0-9._-]+)?",
         _check_login,
+        machine=True,
     ),
 ]
 Interface = Annotated[
@@ -454,7 +466,13 @@ Sha256 = Annotated[
 _URL = r"https?://([A-Za-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{0,5})?(/[A-Za-z0-9._~/@+%=&?:,-]*)?"
 Url = Annotated[
     str,
-    Word("an http(s) URL without user or password", "https://nas.home.arpa:8000", _URL, _check_url),
+    Word(
+        "an http(s) URL without user or password",
+        "https://nas.home.arpa:8000",
+        _URL,
+        _check_url,
+        machine=True,
+    ),
 ]
 CloudUrl = Annotated[
     str,
@@ -463,6 +481,7 @@ CloudUrl = Annotated[
         "https://api.example.org/v1",
         r"https://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~/-]*)?",
         _check_cloud_url,
+        machine=True,
     ),
 ]
 PinnedUrl = Annotated[
@@ -472,6 +491,7 @@ PinnedUrl = Annotated[
         "https://example.org/v1.2.3/tool.tar.gz",
         _URL,
         _check_pinned_url,
+        machine=True,
     ),
 ]
 Source = Annotated[
@@ -481,6 +501,7 @@ Source = Annotated[
         "/mnt/nas/models/a.gguf",
         rf"{_URL}|/[A-Za-z0-9._/@+-]*",
         _check_source,
+        machine=True,
     ),
 ]
 Version = Annotated[

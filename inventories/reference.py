@@ -54,7 +54,7 @@ _rack9x3090 = {
                 "path": "/mnt/nas/backup/rack9x3090",
                 "password": "RESTIC_NAS_PASSWORD",
             },
-            {**_offsite, "url": "https://backup.example.org:8000/rack9x3090"},
+            {**_offsite, "url": "https://backup.house.example:8000/rack9x3090"},
         ],
         "paths": [{"path": "/srv/projects", "backup": "state"}],
     },

@@ -24,19 +24,24 @@ from holdfast.checks import (
     services,
     tailnet,
 )
-from holdfast.checks.finding import Finding, Findings
+from holdfast.checks.finding import Finding, Findings, canonical
 from holdfast.grammar import walk
 from holdfast.refusal import Refusal
 from holdfast.settings import HostSettings
 
 
-def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refusal]:
-    """What is wrong with one host, its secrets aside; ``hosts`` are all names of the inventory."""
+def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> list[Refusal]:
+    """What is wrong with one of ``hosts``, its secrets aside; ``names`` are those of the whole
+    inventory.
+    """
+    settings = hosts[host]
     findings = [
         *duplicates(settings),
         *access.login(settings),
         *access.tailnet(settings),
         *access.trust(settings),
+        *access.names(host, settings),
+        *access.placeholders(settings),
         *network.ports(settings),
         *network.listens(settings),
         *network.openings(settings),
@@ -58,8 +63,8 @@ def check_host(host: str, settings: HostSettings, hosts: set[str]) -> list[Refus
         *engines.engines(settings),
         *routers.routers(settings),
         *data.paths(settings),
-        *data.storage(settings, hosts),
-        *data.backup(settings),
+        *data.storage(host, hosts, names),
+        *data.backup(host, hosts),
     ]
     return [Refusal(host, *finding) for finding in findings]
 
@@ -80,7 +85,7 @@ def check_site(hosts: dict[str, HostSettings]) -> list[Refusal]:
         *(
             Refusal(second, key, value, f"{first} has it too", "give each host its own")
             for (first, one), (second, other) in combinations(hosts.items(), 2)
-            for key, value in _shared(one, other)
+            for key, value in _shared(first, one, second, other)
         ),
         *tailnet.policy(hosts),
     ]
@@ -91,7 +96,15 @@ def _tailnet_name(settings: HostSettings) -> str | None:
     return (tailnet.hostname or settings.hostname) if tailnet else None
 
 
-def _shared(one: HostSettings, other: HostSettings) -> Iterator[tuple[str, str]]:
+def _addresses(name: str, settings: HostSettings) -> dict[str, str]:
+    """Where a host is reached, by the key that says so; ``name`` is the inventory's for it."""
+    found = {"ssh_hostname": settings.ssh_hostname or name, "lan_address": settings.lan_address}
+    return {key: canonical(address) for key, address in found.items() if address}
+
+
+def _shared(
+    first: str, one: HostSettings, second: str, other: HostSettings
+) -> Iterator[tuple[str, str]]:
     """Keys, with values, in which two hosts must differ and do not."""
     if one.hostname == other.hostname:
         yield "hostname", other.hostname
@@ -99,10 +112,15 @@ def _shared(one: HostSettings, other: HostSettings) -> Iterator[tuple[str, str]]
         yield "tailnet.hostname", name
     # Behind one address, different ports may lead to different machines.
     if (one.ssh_port or 22) == (other.ssh_port or 22):
-        if other.lan_address and other.lan_address == one.lan_address:
-            yield "lan_address", other.lan_address
-        if other.ssh_hostname and other.ssh_hostname == one.ssh_hostname:
-            yield "ssh_hostname", other.ssh_hostname
+        theirs = {*_addresses(first, one).values()}
+        for key, address in _addresses(second, other).items():
+            if address in theirs:
+                yield key, address
+                break
+    uuids = {card.uuid for card in one.gpus.cards if card.uuid} if one.gpus else set()
+    for index, card in enumerate(other.gpus.cards if other.gpus else []):
+        if card.uuid in uuids:
+            yield f"gpus.cards[{index}].uuid", card.uuid or ""
 
 
 def duplicates(settings: HostSettings) -> Findings:

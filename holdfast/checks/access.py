@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from holdfast import registry, secrets
 from holdfast.checks.finding import (
     NEW_SECRET,
     Finding,
     Findings,
+    canonical,
     is_loopback,
+    is_loopback_name,
     is_private_address,
 )
+from holdfast.grammar import names_a_machine, walk
 from holdfast.refusal import MASK
 from holdfast.settings import HostSettings
 
@@ -41,6 +46,7 @@ def login(settings: HostSettings) -> Findings:
                 "no key could log in as this user any more",
                 "give a key, or leave the user out",
             )
+    yield from _own_key(settings)
     if ssh.lan_access == "until-tailnet" and settings.tailnet is None:
         yield Finding(
             "ssh.lan_access",
@@ -55,6 +61,69 @@ def login(settings: HostSettings) -> Findings:
             yield Finding(key, path, "there is no such file here", "write an existing path")
         elif key == "ssh_key" and path.endswith(".pub"):
             yield Finding(key, path, "this is the public half", "write the private key's path")
+
+
+def _own_key(settings: HostSettings) -> Findings:
+    """Keys that would replace the one that this very login uses."""
+    keys = settings.ssh.authorised_keys.get(settings.ssh_user or "", [])
+    if not keys or settings.ssh_key is None:
+        return
+    public = Path(f"{settings.ssh_key}.pub").expanduser()
+    try:
+        own = public.read_text("utf-8").split()[:2]
+    except (OSError, UnicodeDecodeError):
+        return
+    if own not in [key.split()[:2] for key in keys]:
+        yield Finding(
+            f"ssh.authorised_keys.{settings.ssh_user}",
+            [" ".join(key.split()[2:]) or "a key" for key in keys],
+            f"the key that you log in with, {settings.ssh_key}, is not among them, and others are"
+            " removed",
+            f"add what {public} holds",
+        )
+
+
+def names(host: str, settings: HostSettings) -> Findings:
+    """Names that would lead elsewhere than they say, and addresses no host is reached at."""
+    own = {settings.hostname, host.lower()}
+    for name, address in settings.base.hosts.items():
+        if name in own and address != settings.lan_address:
+            yield Finding(
+                f"base.hosts.{name}",
+                address,
+                "the host itself is called so, and its programs would call another",
+                "rename one",
+            )
+    for key, value in (
+        ("lan_address", settings.lan_address),
+        # An alias of your SSH configuration may be called anything.
+        ("ssh_hostname", settings.ssh_hostname),
+    ):
+        if value and settings.ssh_port is None and is_loopback_name(value):
+            yield Finding(
+                key,
+                value,
+                "this is the machine that you are at, which would be changed instead",
+                "write the host's own address, or ssh_port where a port is forwarded to it",
+            )
+
+
+_EXAMPLES = re.compile(r"(.*\.)?example\.(org|com|net)")
+
+
+def placeholders(settings: HostSettings) -> Findings:
+    """Names of the examples, at which nothing will ever answer (RFC 2606)."""
+    for key, value, annotation in walk(settings, HostSettings):
+        if not isinstance(value, str) or not names_a_machine(annotation):
+            continue
+        name = urlsplit(value).hostname if "://" in value else value
+        if name and _EXAMPLES.fullmatch(canonical(name)):
+            yield Finding(
+                key,
+                value,
+                "this name is an example's, and nothing answers there",
+                "write your own",
+            )
 
 
 def tailnet(settings: HostSettings) -> Findings:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from holdfast import registry
-from holdfast.checks.finding import Finding, Findings, is_loopback, nearest
+from holdfast.checks.finding import Finding, Findings, canonical, is_loopback, nearest
+from holdfast.checks.machines import Hosts, is_same, machine_of
 from holdfast.fit import NotUnderstood, planner
 from holdfast.refusal import MISSING
 from holdfast.registry import PathClaim
-from holdfast.settings import Checkpoint, HostSettings, NfsMount, Repository
-from holdfast.storage import checkpoint_folder
+from holdfast.settings import Backup, Checkpoint, HostSettings, NfsMount, Repository
+from holdfast.storage import checkpoint_folder, unit_name
+
+WHAT_FILES_DO = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading the description of a model raises where it holds something of another shape."""
 
 # Nothing of ours may lie below these.
 _SYSTEM_TREES = (
@@ -26,6 +31,13 @@ _SYSTEM_FOLDERS = (
     *("/", "/home", "/media", "/mnt", "/opt", "/srv", "/var", "/var/lib", "/var/log"),
 )
 _OURS = ("/etc/holdfast", "/opt/holdfast", "/var/lib/holdfast")
+_STATE = (
+    *("/var/cache", "/var/log", "/var/mail", "/var/run", "/var/lock", "/var/spool", "/var/tmp"),  # noqa: S108
+    *("/var/lib/docker", "/var/lib/containerd", "/var/lib/tailscale", "/var/lib/systemd"),
+    *("/var/lib/apt", "/var/lib/dpkg", "/var/lib/aide", "/var/lib/postgresql", "/var/lib/nfs"),
+    *("/var/lib/private", "/var/lib/ucf", "/var/lib/unattended-upgrades", "/var/lib/snapd"),
+)
+"""What programs of the system keep here: a mount hides it, a folder of ours gets lost in it."""
 
 
 def is_below(path: str, tree: str) -> bool:
@@ -37,8 +49,20 @@ def _is_below_any(path: str, trees: Iterable[str]) -> bool:
     return any(is_below(path, tree) for tree in trees)
 
 
-def _reserved(claim: PathClaim) -> str | None:
+_LONGEST_UNIT = 255
+
+
+def _reserved(claim: PathClaim, logins: set[str]) -> str | None:
     path = claim.path
+    if claim.kind != "backup" and _is_below_any(path, _STATE):
+        return "programs of the system keep their state here"
+    if claim.kind == "mount":
+        if _is_below_any(path, _OURS):
+            return "this folder is Holdfast's own"
+        if path in logins:
+            return "it would hide the keys of a login"
+        if len(unit_name(path, "automount")) > _LONGEST_UNIT:
+            return "systemd's name for this mount would be too long"
     if claim.kind == "backup":
         # To back up is not to own: /etc and /home are fair, kernel trees and everything are not.
         is_system = path == "/" or _is_below_any(path, ("/dev", "/proc", "/run", "/sys"))
@@ -63,8 +87,10 @@ def _may_overlap(outer: PathClaim, inner: PathClaim) -> bool:
 def paths(settings: HostSettings) -> Findings:
     """Folders with two owners, and folders that are the system's."""
     usable = []
+    users = {*settings.ssh.authorised_keys, settings.ssh_user} - {None}
+    logins = {f"/home/{user}" for user in users} | {f"/home/{user}/.ssh" for user in users}
     for claim in registry.path_claims(settings):
-        reserved = _reserved(claim)
+        reserved = _reserved(claim, logins)
         if reserved:
             yield Finding(claim.key, claim.path, reserved, "choose a folder for this purpose alone")
         else:
@@ -96,16 +122,24 @@ def _is_known_server(server: str, settings: HostSettings, hosts: set[str]) -> bo
     return server in settings.base.hosts or server in hosts
 
 
-def storage(settings: HostSettings, hosts: set[str]) -> Findings:
+def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
     """Models and mounts that cannot be reached or hide each other."""
+    settings = hosts[host]
     storage = settings.storage
     for index, mount in enumerate(storage.mounts):
-        if not _is_known_server(mount.server, settings, hosts):
+        if machine_of(mount.server, host, hosts) == host:
+            yield Finding(
+                f"storage.mounts[{index}].server",
+                mount.server,
+                "this is the host itself",
+                "write the NAS, or use the folder as it is",
+            )
+        elif not _is_known_server(mount.server, settings, names):
             yield Finding(
                 f"storage.mounts[{index}].server",
                 mount.server,
                 "no host of the inventory and no name in base.hosts is called so",
-                f"{nearest(mount.server, hosts | set(settings.base.hosts))}, or its address",
+                f"{nearest(mount.server, names | set(settings.base.hosts))}, or its address",
             )
     sources = [(f"models[{index}]", model.source) for index, model in enumerate(storage.models)]
     sources += [(f"checkpoints[{index}]", c.source) for index, c in enumerate(storage.checkpoints)]
@@ -136,8 +170,9 @@ def storage(settings: HostSettings, hosts: set[str]) -> Findings:
                 f"{files[folder]} is kept under the name of its folder, {folder}",
                 "rename one",
             )
-        yield from _description(f"storage.checkpoints[{index}].description", checkpoint)
-    if mount_below := _mount_of(storage.models_path, settings):
+        yield from _description(index, checkpoint)
+    mount_below = _mount_of(storage.models_path, settings)
+    if mount_below and not _is_below_any(mount_below.path, _OURS):
         yield Finding(
             "storage.models_path",
             storage.models_path,
@@ -146,38 +181,68 @@ def storage(settings: HostSettings, hosts: set[str]) -> Findings:
         )
 
 
-def _description(key: str, checkpoint: Checkpoint) -> Findings:
-    folder = Path(checkpoint.description).expanduser()
+def description_problem(checkpoint: Checkpoint) -> str | None:
+    """Why a checkpoint's description cannot be read; None where it can."""
     try:
-        if folder.is_dir():
-            planner.load(folder)
-            return
-        wrong = "there is no such folder here"
-    except (NotUnderstood, OSError) as error:
-        wrong = str(error)
-    mend = "write the path of a folder with config.json and model.safetensors.index.json"
-    yield Finding(key, checkpoint.description, wrong, mend)
+        folder = Path(checkpoint.description).expanduser()
+        if not folder.is_dir():
+            return "this is no folder" if folder.exists() else "there is no such folder here"
+        planner.load(folder)
+    except (NotUnderstood, OSError, RuntimeError) as error:
+        return str(error)
+    except WHAT_FILES_DO as error:
+        return f"it is not the description of a model ({type(error).__name__}: {error})"
+    return None
 
 
-def _place(repository: Repository, settings: HostSettings) -> str:
+def _description(index: int, checkpoint: Checkpoint) -> Findings:
+    if wrong := description_problem(checkpoint):
+        mend = "write the path of a folder with config.json and model.safetensors.index.json"
+        yield Finding(
+            f"storage.checkpoints[{index}].description", checkpoint.description, wrong, mend
+        )
+        return
+    held = planner.load(Path(checkpoint.description).expanduser()).weights.total_bytes
+    if held > 1.05 * 2**20 * checkpoint.size_mib:
+        yield Finding(
+            f"storage.checkpoints[{index}].size_mib",
+            checkpoint.size_mib,
+            f"its description tells of {math.ceil(held / 2**20)} MiB of weights alone",
+            "write the size of all its files, which `du -sm` prints",
+        )
+
+
+def _place(repository: Repository, host: str, hosts: Hosts) -> str:
     if repository.url:
-        return urlsplit(repository.url).hostname or ""
-    mount = _mount_of(repository.path or "/", settings)
-    return mount.server if mount else "this host"
+        return machine_of(urlsplit(repository.url).hostname or "", host, hosts)
+    mount = _mount_of(repository.path or "/", hosts[host])
+    return machine_of(mount.server, host, hosts) if mount else host
 
 
-def backup(settings: HostSettings) -> Findings:
+def _places(backup: Backup, host: str, hosts: Hosts) -> list[str]:
+    """The machines that hold a copy, each once."""
+    found: list[str] = []
+    for repository in backup.repositories:
+        place = _place(repository, host, hosts)
+        if not any(is_same(place, other) for other in found):
+            found.append(place)
+    return sorted("this host" if place == host else place for place in found)
+
+
+def backup(host: str, hosts: Hosts) -> Findings:
     """Backups that would not survive what they are for."""
+    settings = hosts[host]
     backup = settings.backup
     if backup is None:
         return
     for index, repository in enumerate(backup.repositories):
         yield from _repository(f"backup.repositories[{index}]", repository, settings)
-    places = {_place(repository, settings) for repository in backup.repositories}
+    yield from _twice(backup)
+    places = _places(backup, host, hosts)
     if len(places) < 2 and backup.single_place_waiver is None:
         yield Finding(
             "backup.repositories",
-            ", ".join(sorted(places)),
+            ", ".join(places),
             "all copies are in one place",
             "add a repository elsewhere, or say why not in single_place_waiver",
         )
@@ -186,6 +251,24 @@ def backup(settings: HostSettings) -> Findings:
         yield Finding(
             "backup.paths", [], "there is nothing to save", "name a path, or remove backup"
         )
+
+
+def _twice(backup: Backup) -> Findings:
+    holders: dict[str, str] = {}
+    for index, repository in enumerate(backup.repositories):
+        if not repository.url:
+            continue
+        parts = urlsplit(repository.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        spelt = f"{canonical(parts.hostname or '')}:{port}{parts.path.rstrip('/')}"
+        holder = holders.setdefault(spelt, repository.name)
+        if holder != repository.name:
+            yield Finding(
+                f"backup.repositories[{index}].url",
+                repository.url,
+                f"{holder} is the same repository",
+                "give each its own",
+            )
 
 
 def _repository(key: str, repository: Repository, settings: HostSettings) -> Findings:

@@ -8,6 +8,7 @@ import re
 from pydantic import ValidationError
 
 from holdfast import completion, registry, secrets
+from holdfast.checks.data import WHAT_FILES_DO, description_problem
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
 from holdfast.checks.gpus import own_card
 from holdfast.checks.network import tailnet_scope
@@ -140,17 +141,45 @@ def _flags(key: str, engine: Engine) -> Findings:
             yield Finding(at, value, problem, "write one that it takes")
 
 
+_KEYS = {
+    "max_model_len": "context_tokens",
+    "max_num_seqs": "concurrent_requests",
+    "max_num_batched_tokens": "flags max-num-batched-tokens",
+    "kv_cache_mib": "cache_mib",
+}
+"""What an inventory calls the settings that the planner names after vLLM's."""
+
+
+def _in_keys(sentence: str) -> str:
+    found = re.sub(r"\w+", lambda word: _KEYS.get(word[0], word[0]), sentence)
+    found = re.sub(r"tensor_parallel (\d+)", r"\1 cards", found)
+    return found.replace("tensor_parallel", "the number of cards")
+
+
 def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
+    checkpoint = registry.checkpoint_of(settings, engine)
+    if checkpoint is None or description_problem(checkpoint):
+        # The checkpoint's own finding says it.
+        return
     try:
         fit = fit_of(settings, engine)
     except NotUnderstood as error:
-        wrong, _, mend = str(error).partition(": ")
+        wrong, _, mend = _in_keys(str(error)).partition(": ")
         yield Finding(f"{key}.checkpoint", engine.checkpoint, wrong, mend or "choose another model")
         return
     except ValidationError as error:
         (said, *_) = error.errors()
         wrong = f"{said['loc'][0]} decides what fits, and this is none: {said['msg']}"
         yield Finding(f"{key}.flags", said["input"], wrong, "write it as the planner counts it")
+        return
+    except WHAT_FILES_DO as error:
+        yield Finding(
+            f"{key}.checkpoint",
+            engine.checkpoint,
+            "its config.json says what no model can be"
+            f" ({type(error).__name__}: {_in_keys(str(error))})",
+            "copy it again, or choose another model",
+        )
         return
     if fit is None or vllm.SAVING & set(engine.flags):
         return
@@ -161,8 +190,8 @@ def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
         yield Finding(
             f"{key}.context_tokens",
             engine.context_tokens,
-            f"{engine.checkpoint} does not fit: {fit.binds}",
-            f"would fit: {' or: '.join(nearest_settings[:3])}",
+            f"{engine.checkpoint} does not fit: {_in_keys(fit.binds)}",
+            f"would fit: {' or: '.join(map(_in_keys, nearest_settings[:3]))}",
         )
 
 

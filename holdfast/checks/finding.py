@@ -30,10 +30,26 @@ def nearest(name: str, known: set[str]) -> str:
     return f"write '{close[0]}'" if close else "write one that is declared"
 
 
+def canonical(name: str) -> str:
+    """A host's name or address in the one way that it can be compared in."""
+    spelt = name.strip("[]").lower().rstrip(".")
+    try:
+        return str(ipaddress.ip_address(spelt.partition("%")[0]))
+    except ValueError:
+        return spelt
+
+
+def is_loopback_name(name: str) -> bool:
+    """Whether a name or address leads to the host itself."""
+    try:
+        return ipaddress.ip_address(canonical(name)).is_loopback
+    except ValueError:
+        return canonical(name) == "localhost"
+
+
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to the host itself."""
-    name = urlsplit(url).hostname or ""
-    return name in ("localhost", "::1") or name.startswith("127.")
+    return is_loopback_name(urlsplit(url).hostname or "")
 
 
 def is_private_address(url: str) -> bool:

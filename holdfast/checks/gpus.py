@@ -112,7 +112,7 @@ def memory(settings: HostSettings) -> Findings:
     if settings.gpus is None:
         for claim in registry.gpu_claims(settings):
             yield Finding(
-                claim.key, claim.mib, "this host declares no card", "declare gpus, or remove it"
+                claim.key, claim.written, "this host declares no card", "declare gpus, or remove it"
             )
         return
     found = [
@@ -132,7 +132,7 @@ def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
         if claimed > card.vram_mib:
             yield Finding(
                 own[-1].key,
-                own[-1].mib,
+                own[-1].written,
                 f"{claimed} MiB of {card.name} are claimed{modes} ({_tenants(own)}), which has"
                 f" {card.vram_mib}",
                 "claim less, or give one another card",
@@ -142,7 +142,7 @@ def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
     if claimed > offered:
         yield Finding(
             claims[-1].key,
-            claims[-1].mib,
+            claims[-1].written,
             f"{claimed} MiB are claimed{modes} ({_tenants(claims)}) and the compute cards have"
             f" {offered}",
             "claim less, or move one to another host",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from itertools import combinations
 
 from holdfast import registry
@@ -40,10 +41,30 @@ def ports(settings: HostSettings) -> Findings:
         )
 
 
-def is_whole_internet(network: str) -> bool:
-    """Whether ``network`` is so wide that naming it means "anyone"."""
-    parsed = ipaddress.ip_network(network)
-    return not parsed.is_private and parsed.prefixlen < (8 if parsed.version == 4 else 16)
+_MOST_STRANGERS = {4: 2**24, 6: 2**108}
+"""Addresses of the internet that may be named: an IPv4 network of /8, an IPv6 network of /20."""
+
+
+def widest(networks: Iterable[str]) -> str | None:
+    """The widest of ``networks`` where they, all together, are so wide that they mean "anyone"."""
+    parsed = [ipaddress.ip_network(network) for network in networks]
+    for version, most in _MOST_STRANGERS.items():
+        public = [each for each in parsed if each.version == version and not each.is_private]
+        together = 0
+        end = -1
+        for network in sorted(public, key=lambda each: int(each.network_address)):
+            last = int(network.broadcast_address)
+            together += max(0, last - max(end, int(network.network_address) - 1))
+            end = max(end, last)
+        if together > most:
+            return str(min(public, key=lambda each: each.prefixlen))
+    return None
+
+
+_ANYONE = {
+    False: "this is the whole internet",
+    True: "all sources together are the whole internet, or much of it",
+}
 
 
 def _interface(key: str, name: str | None, settings: HostSettings) -> Findings:
@@ -96,14 +117,13 @@ def _scope(key: str, listen: Listen, settings: HostSettings) -> Findings:
                 "scope 'lan' must say who may come",
                 "write the LAN's network, such as 192.168.1.0/24",
             )
-        for source in listen.sources:
-            if is_whole_internet(source):
-                yield Finding(
-                    f"{key}.sources",
-                    source,
-                    "this is the whole internet",
-                    "write the LAN's network, or say scope 'public'",
-                )
+        if wide := widest(listen.sources):
+            yield Finding(
+                f"{key}.sources",
+                wide,
+                _ANYONE[len(listen.sources) > 1],
+                "write the LAN's network, or say scope 'public'",
+            )
     elif listen.interface or listen.sources:
         part = "interface" if listen.interface else "sources"
         yield Finding(
@@ -127,12 +147,18 @@ def openings(settings: HostSettings) -> Findings:
     for index, opening in enumerate(openings):
         key = f"firewall.openings[{index}]"
         yield from _interface(f"{key}.interface", opening.interface, settings)
-        wide = next(filter(is_whole_internet, opening.sources), None)
-        if wide and not opening.public:
+        pieces = [
+            source
+            for other in openings[: index + 1]
+            if _place(other) == _place(opening) and not other.public
+            for source in other.sources
+        ]
+        wide = widest(opening.sources)
+        if (wide or widest(pieces)) and not opening.public:
             yield Finding(
                 f"{key}.sources",
-                wide,
-                "this is the whole internet",
+                wide or widest(pieces),
+                _ANYONE[len(pieces) > 1],
                 "write the networks that need it, or say public=True",
             )
         if opening.public and not wide:
@@ -159,8 +185,9 @@ def openings(settings: HostSettings) -> Findings:
             )
 
 
-def _is_same_hole(one: Opening, other: Opening) -> bool:
-    def place(opening: Opening) -> tuple[object, ...]:
-        return opening.port, opening.protocol, opening.interface, opening.container
+def _place(opening: Opening) -> tuple[object, ...]:
+    return opening.port, opening.protocol, opening.interface, opening.container
 
-    return place(one) == place(other) and bool(set(one.sources) & set(other.sources))
+
+def _is_same_hole(one: Opening, other: Opening) -> bool:
+    return _place(one) == _place(other) and bool(set(one.sources) & set(other.sources))

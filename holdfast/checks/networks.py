@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from itertools import combinations
 
-from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.checks.finding import Finding, Findings, canonical, nearest
+from holdfast.egress import lies_within
 from holdfast.networks import networks as declared_networks
 from holdfast.registry import declared_services
 from holdfast.services import Service
@@ -32,22 +34,78 @@ def networks(settings: HostSettings) -> Findings:
                 "a service has this name, and alerts could not tell them apart",
                 "rename the network",
             )
-        yield from _subnets(key, network)
+        yield from _subnets(key, network, settings)
     yield from _overlaps(declared)
     yield from _resolvers(settings, declared)
     for index, service in enumerate(settings.services):
         yield from _place(f"services[{index}]", service, {each.name: each for each in declared})
 
 
-def _subnets(key: str, network: DockerNetwork) -> Findings:
+_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+_DOCKER0 = "172.17.0.0/16"
+"""What Docker gives its own bridge."""
+_TAILNET = "fd7a:115c:a1e0::/48"
+_LONGEST_PREFIX = {4: 29, 6: 120}
+"""Of what still holds a gateway and some containers."""
+
+
+def _neighbours(settings: HostSettings) -> Iterator[tuple[str, str]]:
+    """Networks and addresses that a host must still reach, each with what it is."""
+    yield _DOCKER0, "Docker's own bridge has it"
+    yield _TAILNET, "the tailnet has it"
+    for source in settings.ssh.lan_sources:
+        yield source, "ssh.lan_sources names it as the LAN"
+    for index, opening in enumerate(settings.firewall.openings):
+        for source in opening.sources if not opening.public else ():
+            yield source, f"firewall.openings[{index}] lets it in from outside"
+    for service in settings.services:
+        for listen in service.listens:
+            for source in listen.sources:
+                yield source, f"service {service.name} answers it on the LAN"
+    named = {"lan_address": settings.lan_address, "ssh_hostname": settings.ssh_hostname}
+    named |= {f"base.hosts {name}": address for name, address in settings.base.hosts.items()}
+    named |= {f"mount {mount.name}": mount.server for mount in settings.storage.mounts}
+    resolvers = settings.docker.dns if settings.docker else []
+    named |= {f"docker.dns[{place}]": each for place, each in enumerate(resolvers)}
+    for what, address in named.items():
+        yield canonical(address or ""), f"{what} lies in it"
+
+
+def _taken(subnet: str, settings: HostSettings) -> str | None:
+    wanted = ipaddress.ip_network(subnet)
+    for network, why in _neighbours(settings):
+        try:
+            other = ipaddress.ip_network(network)
+        except ValueError:
+            continue
+        if other.version == wanted.version and wanted.overlaps(other):
+            return why
+    return None
+
+
+def _subnets(key: str, network: DockerNetwork, settings: HostSettings) -> Findings:
     versions = [ipaddress.ip_network(subnet).version for subnet in network.subnets]
     for place, subnet in enumerate(network.subnets):
-        if not ipaddress.ip_network(subnet).is_private:
+        if not lies_within(subnet, map(ipaddress.ip_network, _PRIVATE)):
             yield Finding(
                 f"{key}.subnets[{place}]",
                 subnet,
-                "these addresses are others' on the internet",
+                "these addresses are others', or mean something else to a kernel",
                 "write a private network, such as 172.30.1.0/24 or fd00:30:1::/64",
+            )
+        elif ipaddress.ip_network(subnet).prefixlen > _LONGEST_PREFIX[versions[place]]:
+            yield Finding(
+                f"{key}.subnets[{place}]",
+                subnet,
+                "it has no room for a gateway and containers",
+                f"write one of /{_LONGEST_PREFIX[versions[place]]} or wider",
+            )
+        elif why := _taken(subnet, settings):
+            yield Finding(
+                f"{key}.subnets[{place}]",
+                subnet,
+                f"{why}, and the host would look for it behind this bridge",
+                "write another private network, such as 172.30.1.0/24 or fd00:30:1::/64",
             )
         elif versions[place] in versions[:place]:
             yield Finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from holdfast import registry, secrets
@@ -9,6 +10,41 @@ from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
 from holdfast.checks.network import tailnet_scope
 from holdfast.floor import key_problem
 from holdfast.settings import HostSettings
+
+_SYSTEM_UNITS = re.compile(
+    r"(systemd|dbus|apt|nvidia|nfs|rpc|initrd|cloud|lvm2|apparmor|audit|sshd|ufw|snapd)[-.].*"
+    r"|(dbus|ssh|sshd|getty|serial-getty|console-getty|autovt|user|user-runtime-dir|modprobe"
+    r"|apparmor|auditd|ufw|nftables|iptables|ip6tables|netfilter-persistent|networking|ifup"
+    r"|wpa_supplicant|polkit|cron|anacron|rsyslog|tailscaled|containerd|unattended-upgrades"
+    r"|emergency|rescue|debug-shell|snapd|kmod|fstrim|logrotate|dpkg-db-backup|e2scrub_all"
+    r"|rc-local|sudo|rpcbind|dailyaidecheck|chrony|ntp|ntpsec|keyboard-setup|console-setup"
+    r"|procps|blk-availability|multipathd|mdmonitor|qemu-guest-agent|open-vm-tools)(@.*)?"
+)
+
+
+def _unit_of_another(unit: str, *, is_container: bool) -> str | None:
+    """Whose a unit is that no inventory may declare; None for any other."""
+    stem = unit.rpartition(".")[0]
+    if stem.startswith("holdfast-"):
+        return "Holdfast's"
+    if stem == "docker":
+        # What its engine runs has no unit of its own.
+        return None if is_container else "the container engine's"
+    if stem.endswith("@"):
+        return "a template, of which nothing runs"
+    return "the system's" if _SYSTEM_UNITS.fullmatch(stem) else None
+
+
+# Base accounts of Debian and Ubuntu, what their daemons run as, and groups that are worth root.
+_SYSTEM_USERS = re.compile(
+    r"root|daemon|bin|sys|sync|games|man|lp|mail|news|uucp|backup|list|irc|nobody|nogroup|_.*"
+    r"|systemd-.*|messagebus|sshd|syslog|tss|uuidd|polkitd|landscape|fwupd-refresh|usbmux"
+    r"|avahi.*|rtkit|dnsmasq|statd|tcpdump|lxd|sudo|adm|shadow|disk|kmem|tty|kvm|docker|wheel|staff"
+    r"|video|render|utmp|input|sgx|crontab|plugdev|users|netdev|dialout|cdrom|tape|ssl-cert"
+)
+
+
+_OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds)-.*")
 
 
 def services(settings: HostSettings) -> Findings:
@@ -24,7 +60,14 @@ def services(settings: HostSettings) -> Findings:
                 "rename it",
             )
         is_container = any(listen.container for listen in service.listens)
-        if own[service.unit] != service.name and not is_container:
+        if whose := _unit_of_another(service.unit, is_container=is_container):
+            yield Finding(
+                f"{key}.unit",
+                service.unit,
+                f"this unit is {whose}",
+                "name this service's own unit",
+            )
+        elif own[service.unit] != service.name and not is_container:
             yield Finding(
                 f"{key}.unit",
                 service.unit,
@@ -44,14 +87,25 @@ def services(settings: HostSettings) -> Findings:
 
 def users(settings: HostSettings) -> Findings:
     """Users that more than one program would run as."""
-    logins = {settings.ssh_user, "root", "nobody", *settings.ssh.authorised_keys} - {None}
+    logins = {settings.ssh_user, *settings.ssh.authorised_keys} - {None}
+    for name in settings.ssh.authorised_keys:
+        if name != "root" and (_SYSTEM_USERS.fullmatch(name) or _OWN_USERS.fullmatch(name)):
+            yield Finding(
+                f"ssh.authorised_keys.{name}",
+                name,
+                "no person logs in as this account of the system",
+                "name the user that you log in as",
+            )
     holders: dict[str, str] = {}
     for claim in registry.user_claims(settings):
         holder = holders.setdefault(claim.user, claim.owner)
-        if claim.user in logins:
+        is_own = not claim.key.startswith("services[")
+        if claim.user in logins or (not is_own and _SYSTEM_USERS.fullmatch(claim.user)):
             wrong = "a service must not run as a user that people or other programs use"
         elif holder != claim.owner:
             wrong = f"{holder} runs as this user already and each could read the other's data"
+        elif not is_own and _OWN_USERS.fullmatch(claim.user):
+            wrong = "users called so are Holdfast's own"
         else:
             continue
         yield Finding(claim.key, claim.user, wrong, f"give it its own, such as svc-{claim.owner}")

@@ -143,7 +143,10 @@ def read(folder: Path) -> Weights:
     """
     index = folder / "model.safetensors.index.json"
     listing = described(index) if index.is_file() else {}
-    names = sorted(set(listing.get("weight_map", {}).values()))
+    parts = listing.get("weight_map", {})
+    if not isinstance(parts, dict) or not all(isinstance(each, str) for each in parts.values()):
+        raise NotUnderstood(f"{index} is not the index of a model: copy it again")
+    names = sorted(set(parts.values()))
     files = [folder / name for name in names] or sorted(folder.glob("*.safetensors"))
     present = [file for file in files if file.is_file()]
     if present and len(present) < len(files):
@@ -152,7 +155,10 @@ def read(folder: Path) -> Weights:
     if present:
         tensors = tuple(tensor for file in present for tensor in header(file))
         return Weights(tensors, sum(tensor.size_bytes for tensor in tensors))
-    total = listing.get("metadata", {}).get("total_size")
+    metadata = listing.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if total and (isinstance(total, bool) or not isinstance(total, int | float) or total < 1):
+        raise NotUnderstood(f"{index} has no size in bytes as its total_size: copy it again")
     if not total:
         raise NotUnderstood(
             f"{folder} holds no safetensors files and no index with their total_size: copy one of"

@@ -190,7 +190,7 @@ def settings_of(stand_ins: list[StandIn], declared: dict[str, Any], **more: Any)
         for name, port in ports.items()
         if name != "floor"
     ]
-    release = {"version": "1", "url": "https://x.example/l.tgz", "sha256": "0" * 64}
+    release = {"version": "1", "url": "https://x.example/l.tgz", "sha256": "ab" * 32}
     floor = {"release": release, "model": "small", "port": ports.get("floor", 8080)}
     common = {"name": "work", "profile": "private", "port": 8200, "api_key": "CALLERS_KEY"}
     return HostSettings.model_validate(

@@ -72,7 +72,7 @@ def good() -> dict[str, dict[str, Any]]:
         "floor": {
             "release": {
                 "version": "b7500",
-                "url": "https://example.org/b7500/llama.tar.gz",
+                "url": "https://files.example/b7500/llama.tar.gz",
                 "sha256": SHA256,
             },
             "model": "small",

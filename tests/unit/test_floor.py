@@ -15,7 +15,7 @@ from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
 
 RELEASE = "/opt/holdfast/llama.cpp/1"
-SHA256 = "0" * 64
+SHA256 = "ab" * 32
 
 
 def _settings(**values: Any) -> HostSettings:

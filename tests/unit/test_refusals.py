@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,13 @@ import pytest
 
 from holdfast import site
 from holdfast.refusal import Refused
+from holdfast.types import NOTHING
 from tests.unit.site_data import KEY, SECRETS, SHA256, good, keep_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE = object()
 MODELS = ROOT / "tests/unit/data/fit"
-RELEASE = "https://example.org/{}/llama.tar.gz"
+RELEASE = "https://files.example/{}/llama.tar.gz"
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +57,12 @@ def mount(**changes: Any) -> dict[str, Any]:
 
 
 def model(**changes: Any) -> dict[str, Any]:
-    small = {"name": "two", "source": "https://example.org/v1/two.gguf", "sha256": SHA256}
+    small = {"name": "two", "source": "https://files.example/v1/two.gguf", "sha256": SHA256}
     return small | {"size_mib": 10, "filename": "two.gguf"} | changes
 
 
 def checkpoint(**changes: Any) -> list[dict[str, Any]]:
-    tiny = {"name": "tiny", "source": "/mnt/nas/models/tiny", "sha256": SHA256, "size_mib": 10}
+    tiny = {"name": "tiny", "source": "/mnt/nas/models/tiny", "sha256": SHA256, "size_mib": 1200}
     return [tiny | {"description": f"{MODELS}/qwen3-0.6b"} | changes]
 
 
@@ -76,8 +78,34 @@ def clouds(**changes: Any) -> dict[str, Any]:
 
 
 def mirror(**changes: Any) -> dict[str, Any]:
-    urls = {"url": "https://example.org/debian", "key_url": "https://example.org/key.gpg"}
+    urls = {"url": "https://files.example/debian", "key_url": "https://files.example/key.gpg"}
     return urls | {"suite": "trixie"} | changes
+
+
+def gpu(**changes: Any) -> dict[str, Any]:
+    return {"name": "one", "device": "2204", "vram_mib": 24576} | changes
+
+
+UUID = "GPU-8f1c3a52-0000-1111-2222-333344445555"
+
+
+def engine(**changes: Any) -> dict[str, Any]:
+    """What of ``good()["rack"]`` has one card with an engine on it."""
+    chat = {"name": "chat", "checkpoint": "tiny", "cards": ["one"], "port": 8100}
+    chat |= {"api_key": "WORK_KEY", "context_tokens": 4096}
+    return good()["rack"] | {
+        "gpus": {"cards": [gpu(uuid=UUID)]},
+        "storage": good()["rack"]["storage"] | {"checkpoints": checkpoint()},
+        "vllm": {"engines": [chat | changes]},
+    }
+
+
+def described(name: str, **files: str) -> str:
+    """A folder that says of a model what ``files`` say, by their stems."""
+    folder = Path(tempfile.mkdtemp(prefix=f"holdfast-{name}-"))
+    for stem, text in files.items():
+        (folder / f"{stem.replace('_', '.')}.json").write_text(text)
+    return str(folder)
 
 
 class Bad(NamedTuple):
@@ -125,7 +153,7 @@ BAD = [
     Bad("neither artefact nor word", "rack/backup/restic", "vendor", "backup.restic", "'vendor'",
         "'distribution'"),
     Bad("artefact without checksum", "rack/backup/restic",
-        {"version": "0.19.1", "url": "https://example.org/v1/restic.bz2"},
+        {"version": "0.19.1", "url": "https://files.example/v1/restic.bz2"},
         "backup.restic.sha256", "(missing)", "sha256sum"),
     # Words.
     Bad("capital in hostname", "rack/hostname", "Rack", "hostname", "'Rack'", "such as rack"),
@@ -205,8 +233,8 @@ BAD = [
     Bad("control server in the clear", "rack/tailnet/control_server", "http://headscale.example",
         "tailnet.control_server", "http://headscale.example", "https"),
     Bad("signing key in the clear", "rack/tailnet/repository",
-        mirror(key_url="http://example.org/key.gpg"), "tailnet.repository.key_url",
-        "http://example.org/key.gpg", "key_sha256"),
+        mirror(key_url="http://files.example/key.gpg"), "tailnet.repository.key_url",
+        "http://files.example/key.gpg", "key_sha256"),
     # Ports and openings.
     Bad("port twice", "rack/floor/port", 2342, "services[0].listens[0].port", "2342",
         "another port"),
@@ -422,11 +450,11 @@ BAD = [
         good()["station"] | {"tailnet": None, "ssh": {"lan_access": "keep"},
                              "services": listening(scope="tailnet")},
         "services[0].listens[0].scope", "'tailnet'", "another scope", "station"),
-    Bad("archive of another kind", "rack/floor/release/url", "https://example.org/b7500/llama.zip",
+    Bad("archive of another kind", "rack/floor/release/url", "https://files.example/b7500/llama.zip",
         "floor.release.url", "llama.zip", ".tar.gz"),
     Bad("mirror for the distribution", "rack/docker",
         {"source": "distribution", "repository": mirror()}, "docker.repository.url",
-        "https://example.org/debian", "source 'vendor'"),
+        "https://files.example/debian", "source 'vendor'"),
     # Backup.
     Bad("one place", "rack/backup/repositories/1", GONE, "backup.repositories", "nas.home.arpa",
         "single_place_waiver"),
@@ -489,6 +517,188 @@ BAD = [
         "192.168.1.40", "each host its own", "station"),
     Bad("two hosts behind one name", "station/ssh_hostname", "rack", "ssh_hostname", "'rack'",
         "each host its own", "station"),
+    # Text that says nothing.
+    Bad("a waiver of spaces", "rack/backup/single_place_waiver", " " * 12,
+        "backup.single_place_waiver", "'  ", "a reason in words"),
+    Bad("a waiver of dots", "rack/backup/single_place_waiver", "." * 12,
+        "backup.single_place_waiver", "'....", "in a few words"),
+    Bad("a waiver of one letter", "rack/backup/single_place_waiver", "xxxx xxxx xxxx",
+        "backup.single_place_waiver", "xxxx", "in a few words"),
+    Bad("a reason of dots", f"{OPENINGS}+", opening(reason="....."),
+        "firewall.openings[1].reason", "'.....'", "spaces"),
+    Bad("a reason of nothing", f"{OPENINGS}+", opening(reason="aaa"),
+        "firewall.openings[1].reason", "'aaa'", "who needs it"),
+    Bad("an answer that holds a space", f"{PHOTOS}/health/contains", " ",
+        "services[0].health.contains", "' '", "one line of text"),
+    Bad("an answer with a bell", f"{PHOTOS}/health/contains", "Photos\a",
+        "services[0].health.contains", "Photos", "printable ASCII"),
+    Bad("a checksum of nothing", "rack/storage/models/0/sha256", NOTHING,
+        "storage.models[0].sha256", NOTHING, "sha256sum"),
+    Bad("the example's commit", "rack/storage/models/0/source",
+        "https://a.example/resolve/0123456789abcdef0123456789abcdef01234567/small.gguf",
+        "storage.models[0].source", "0123456789abcdef", "have tried"),
+    Bad("the example's server", f"{OFFSITE}/url", "https://backup.example.org:8000/rack",
+        "backup.repositories[1].url", "backup.example.org", "write your own"),
+    Bad("no end of space", "rack/base/disks", [{"path": "/", "free_gib": float("inf")}],
+        "base.disks[0].free_gib", "inf", "a number"),
+    Bad("no end of a model", "rack/storage/models/0/size_mib", float("inf"),
+        "storage.models[0].size_mib", "inf", "a number"),
+    Bad("no number of a model", "rack/storage/models/0/size_mib", float("nan"),
+        "storage.models[0].size_mib", "nan", "a number"),
+    Bad("a model of 1 MiB", "rack/storage/checkpoints", checkpoint(size_mib=1),
+        "storage.checkpoints[0].size_mib", "1", "du -sm"),
+    # Descriptions.
+    Bad("a description that is a file", "rack/storage/checkpoints",
+        checkpoint(description=f"{MODELS}/qwen3-0.6b/config.json"),
+        "storage.checkpoints[0].description", "config.json", "path of a folder"),
+    Bad("a description of a list", "rack/storage/checkpoints",
+        checkpoint(description=described("list", config="[]")),
+        "storage.checkpoints[0].description", "list", "path of a folder"),
+    Bad("a description in words", "rack/storage/checkpoints",
+        checkpoint(description=described("words", config="{}",
+            model_safetensors_index='{"metadata": {"total_size": "29 GB"}}')),
+        "storage.checkpoints[0].description", "words", "path of a folder"),
+    Bad("an index of nothing", "rack/storage/checkpoints",
+        checkpoint(description=described("index", config="{}",
+            model_safetensors_index='{"metadata": null, "weight_map": [1]}')),
+        "storage.checkpoints[0].description", "index", "path of a folder"),
+    Bad("a model of no heads", "rack",
+        engine() | {"storage": good()["rack"]["storage"] | {"checkpoints": checkpoint(
+            description=described("heads",
+                config='{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,'
+                ' "num_attention_heads": 0, "num_key_value_heads": 0, "vocab_size": 9,'
+                ' "intermediate_size": 8, "max_position_embeddings": 4096}',
+                model_safetensors_index='{"metadata": {"total_size": 1000}}'))}},
+        "vllm.engines[0].checkpoint", "tiny", "another model"),
+    # Values in the inventory's own keys.
+    Bad("cards claimed twice", "rack", engine(utilisation=0.9, utilisation_reason="no display here")
+        | {"services": [service(gpu_mib=8000, cards=["one"])]},
+        "vllm.engines[0].utilisation", "0.9", "claim less"),
+    Bad("a context that does not fit", "rack", engine(context_tokens=4_000_000),
+        "vllm.engines[0].context_tokens", "4000000", "context_tokens"),
+    # Two places that are one.
+    *(
+        Bad(f"two places that are one: {url}", "rack",
+            good()["rack"] | {"backup": good()["rack"]["backup"] | {"repositories": [
+                {"name": "a", "kind": "path", "path": "/srv/backup", "password": "NAS_BACKUP"},
+                {"name": "b", "kind": "rest", "url": url, "password": "OFFSITE_BACKUP"}]}},
+            "backup.repositories", "this host", "single_place_waiver")
+        for url in ("https://127.0.0.1:8000/a", "https://localhost:8000/a", "https://RACK/a",
+                    "https://192.168.1.40/a", "https://[::1]:8000/a", "https://127.1.2.3/a",
+                    "https://rack.tail1234.ts.net/a")
+    ),
+    *(
+        Bad(f"the NAS by another name: {url}", "rack",
+            good()["rack"] | {
+                "base": {"hosts": {"nas.home.arpa": "192.168.1.30"}},
+                "backup": good()["rack"]["backup"] | {"repositories": [
+                    good()["rack"]["backup"]["repositories"][0],
+                    {"name": "b", "kind": "rest", "url": url, "password": "OFFSITE_BACKUP"}]}},
+            "backup.repositories", "192.168.1.30", "single_place_waiver")
+        for url in ("https://192.168.1.30:8000/a", "https://NAS.home.arpa/a")
+    ),
+    Bad("the NAS by its short name", f"{OFFSITE}/url", "https://nas:8000/rack",
+        "backup.repositories", "nas", "single_place_waiver"),
+    Bad("one repository under two names", "rack/backup/repositories+",
+        {"name": "c", "kind": "rest", "url": "https://OFFSITE.example:8000/rack/",
+         "password": "NAS_BACKUP"},
+        "backup.repositories[2].url", "OFFSITE", "its own"),
+    Bad("a mount from the host itself", "rack/storage/mounts/0/server", "192.168.1.40",
+        "storage.mounts[0].server", "192.168.1.40", "the NAS"),
+    # Names and addresses.
+    Bad("an address written otherwise", "rack/base/hosts", {"nas": "fd00:0::40"},
+        "base.hosts.nas", "fd00:0::40", "write fd00::40"),
+    Bad("a name in capitals", "rack/storage/mounts/0/server", "NAS.home.arpa",
+        "storage.mounts[0].server", "NAS.home.arpa", "lower case"),
+    Bad("a name with a dot at its end", "rack/base/ntp_servers", ["ntp.home.arpa."],
+        "base.ntp_servers[0]", "ntp.home.arpa.", "without a dot"),
+    Bad("localhost as a host", "rack/hostname", "localhost", "hostname", "'localhost'",
+        "another name"),
+    Bad("localhost elsewhere", "rack/base/hosts", {"localhost": "192.168.1.7"},
+        "base.hosts.localhost", "'localhost'", "another name"),
+    Bad("an address for a name", "rack/base/hosts", {"192.168.1.7": "192.168.1.8"},
+        "base.hosts.192.168.1.7", "'192.168.1.7'", "such as nas.home.arpa"),
+    Bad("the host's own name elsewhere", "rack/base/hosts", {"rack": "192.168.1.7"},
+        "base.hosts.rack", "192.168.1.7", "rename one"),
+    Bad("this controller as a host", "rack/ssh_hostname", "127.0.0.1", "ssh_hostname",
+        "127.0.0.1", "ssh_port"),
+    Bad("a host's LAN address as another's", "station/ssh_hostname", "192.168.1.40",
+        "ssh_hostname", "192.168.1.40", "each host its own", "station"),
+    Bad("a host by another's name", "station/ssh_hostname", "RACK", "ssh_hostname", "rack",
+        "each host its own", "station"),
+    Bad("a host by another's address", "station/lan_address", "rack", "lan_address", "rack",
+        "each host its own", "station"),
+    # The whole internet in pieces.
+    Bad("the internet in 256 pieces", f"{OPENINGS}+",
+        opening(sources=[f"{n}.0.0.0/8" for n in range(256)]),
+        "firewall.openings[1].sources", ".0.0.0/8", "public=True"),
+    Bad("the internet in halves", f"{OPENINGS}+", opening(sources=["0.0.0.0/1", "128.0.0.0/1"]),
+        "firewall.openings[1].sources", "/1", "public=True"),
+    Bad("a ninth of IPv6", f"{OPENINGS}+", opening(sources=["2000::/16"]),
+        "firewall.openings[1].sources", "2000::/16", "public=True"),
+    Bad("all of IPv6 that is used", f"{OPENINGS}+",
+        opening(sources=["2001::/20", "2400::/20", "2600::/20", "2a00::/20"]),
+        "firewall.openings[1].sources", "/20", "public=True"),
+    Bad("the internet in pieces for a service", "rack/services+",
+        listening(scope="lan", interface="eth1", sources=["8.0.0.0/8", "9.0.0.0/8"])[0],
+        "services[1].listens[0].sources", "8.0.0.0/8", "scope 'public'"),
+    # Docker's networks beside others.
+    *(
+        Bad(f"a subnet that is {what}", "rack/docker",
+            docker({"subnets": [subnet]}) | {"dns": ["10.9.9.9"]},
+            "docker.networks[0].subnets[0]", subnet, "another private network")
+        for what, subnet in (("the LAN's", "192.168.1.0/24"), ("wider than the LAN",
+            "192.168.0.0/16"), ("docker0's", "172.17.0.0/16"), ("below docker0", "172.17.4.0/24"),
+            ("the resolver's", "10.9.9.0/24"), ("the tailnet's", "fd7a:115c:a1e0::/64"))
+    ),
+    *(
+        Bad(f"a subnet of {what}", "rack/docker", docker({"subnets": [subnet]}),
+            "docker.networks[0].subnets[0]", subnet, "such as 172.30.1.0/24")
+        for what, subnet in (("loopback", "127.0.0.0/8"), ("link-local", "169.254.0.0/16"),
+            ("the tailnet", "100.64.0.0/10"), ("documentation", "192.0.2.0/24"),
+            ("multicast", "224.0.0.0/4"), ("everything", "0.0.0.0/0"), ("::1", "::1/128"))
+    ),
+    Bad("a subnet of one address", "rack/docker", docker({"subnets": ["172.30.1.1/32"]}),
+        "docker.networks[0].subnets[0]", "172.30.1.1/32", "/29"),
+    # Mounts over what others keep.
+    *(
+        Bad(f"a mount over {path}", "rack/storage/mounts+", mount(path=path),
+            "storage.mounts[1].path", path, "purpose alone")
+        for path in ("/var/lib/docker", "/var/lib/docker/volumes", "/var/lib/containerd",
+                     "/var/lib/tailscale", "/var/lib/holdfast", "/var/lib/holdfast/floor",
+                     "/opt/holdfast", "/var/log/nas", "/var/cache/nas", "/home/operator",
+                     "/home/operator/.ssh", "/var/lib/systemd", "/srv/" + "-" * 64)
+    ),
+    Bad("models in Docker's folder", "rack/storage/models_path", "/var/lib/docker/models",
+        "storage.models_path", "/var/lib/docker/models", "purpose alone"),
+    # Units and users of the system.
+    *(
+        Bad(f"a unit of the system: {unit}", f"{PHOTOS}/unit", unit, "services[0].unit", unit,
+            "own unit")
+        for unit in ("systemd-journald.service", "ufw.service", "holdfast-egress.service",
+                     "ssh.service", "docker.service", "dbus.socket", "getty@tty1.service",
+                     "apt-daily.timer", "tailscaled.service", "cron.service", "photos@.service")
+    ),
+    *(
+        Bad(f"a user of the system: {user}", f"{PHOTOS}/user", user, "services[0].user", user,
+            "svc-photos")
+        for user in ("systemd-network", "nobody", "daemon", "_apt", "sshd", "docker", "sudo",
+                     "messagebus", "holdfast-floor", "holdfast-ledger", "vllm-chat", "root")
+    ),
+    Bad("keys for an account of the system", "rack/ssh/authorised_keys",
+        {"operator": [KEY], "systemd-network": [KEY]}, "ssh.authorised_keys.systemd-network",
+        "systemd-network", "you log in as"),
+    # Lock-out.
+    Bad("a key cut in pasting", "rack/ssh/authorised_keys/operator",
+        [" ".join((KEY.split()[0], KEY.split()[1][:-4]))], "ssh.authorised_keys.operator[0]",
+        "'...'", "whole line of the .pub file"),
+    Bad("a key that lost its beginning", "rack/ssh/authorised_keys/operator",
+        [f"ssh-ed25519 {KEY.split()[1][4:]}"], "ssh.authorised_keys.operator[0]", "'...'",
+        "whole line of the .pub file"),
+    Bad("a port of health that is none", f"{PHOTOS}/health/url", "http://127.0.0.1:99999/",
+        "services[0].health.url", "99999", "host[:port]"),
+    Bad("a control server called 127", "rack/tailnet/control_server", "http://127.evil.example",
+        "tailnet.control_server", "127.evil.example", "https"),
 ]  # fmt: skip
 
 
@@ -894,3 +1104,30 @@ def test_a_value_of_env_is_in_no_sentence_wherever_it_stands(
         sentences = refusals_of(data)
         assert sentences, value
         assert secret not in "\n".join(sentences).lower(), value
+
+
+def test_one_gpu_is_in_one_host() -> None:
+    data = good()
+    for name in data:
+        data[name]["gpus"] = {"cards": [gpu(uuid=UUID)]}
+    (sentence,) = refusals_of(data)
+    assert sentence.startswith(f"station: gpus.cards[0].uuid = '{UUID}': rack has it too; ")
+
+
+def test_the_key_of_the_login_is_among_those_that_stay(tmp_path: Path) -> None:
+    private = tmp_path / "id_ed25519"
+    private.write_text("a private key")
+    public = tmp_path / "id_ed25519.pub"
+    public.write_text(KEY)
+    assert refusals_of(spoiled("rack/ssh_key", str(private))) == []
+    public.write_text(KEY.replace("HR4f", "HR4e"))
+    (sentence,) = refusals_of(spoiled("rack/ssh_key", str(private)))
+    assert sentence.startswith("rack: ssh.authorised_keys.operator = ['operator@home']: ")
+    assert sentence.endswith(f"add what {public} holds.")
+
+
+def test_what_is_wide_enough_is_accepted() -> None:
+    for sources in (["10.0.0.0/8", "172.16.0.0/12", "fd00::/8"], ["84.0.0.0/10", "2a02::/24"]):
+        assert refusals_of(spoiled(f"{OPENINGS}+", opening(sources=sources))) == []
+    several = [opening(sources=[f"{n}.0.0.0/8"]) for n in (8, 9)]
+    assert refusals_of(spoiled(OPENINGS, several)) != []

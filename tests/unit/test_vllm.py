@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
+from holdfast.checks.data import storage
 from holdfast.checks.engines import engines
 from holdfast.checks.gpus import memory
 from holdfast.engines import vllm
@@ -137,12 +138,14 @@ def test_what_does_not_fit_is_answered_with_what_would(description: Path) -> Non
     (finding,) = engines(_settings(description, _engine(context_tokens=131072)))
     assert "llama does not fit: " in finding.wrong
     # The card of the case above holds it with a cache of 8 bits or beside a second card.
-    assert "tensor_parallel 2" in finding.mend
+    assert "2 cards" in finding.mend
 
 
-def test_a_checkpoint_that_tells_nothing_is_refused(tmp_path: Path) -> None:
-    (finding,) = engines(_settings(tmp_path))
-    assert finding.key == "vllm.engines[0].checkpoint"
+def test_a_checkpoint_that_tells_nothing_is_refused_once(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    assert list(engines(settings)) == []
+    (finding,) = storage("rack", {"rack": settings}, {"rack"})
+    assert finding.key == "storage.checkpoints[0].description"
     assert "config.json" in finding.wrong
 
 
