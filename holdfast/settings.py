@@ -76,6 +76,7 @@ class AptRepository(Model):
     """Checksum of the key file; pinned where the vendor publishes a stable key."""
     suite: Suite
     components: list[Name] = ["main"]
+    """A flat repository, whose suite ends in ``/``, has none."""
 
 
 class NetworkInterface(Model):

@@ -523,9 +523,9 @@ Locale = Annotated[
 Suite = Annotated[
     str,
     Word(
-        "an APT suite, / for a flat one",
+        "an APT suite, or a flat one's folder, which ends in /",
         "bookworm",
-        r"/|[a-z0-9][a-z0-9.-]{0,60}(/[a-z0-9][a-z0-9.-]{0,60}){0,4}",
+        r"/|[a-z0-9][a-z0-9.-]{0,60}(/[a-z0-9][a-z0-9.-]{0,60}){0,4}/?",
     ),
 ]
 PackagePrefix = Annotated[

@@ -160,6 +160,10 @@ def trust(settings: HostSettings) -> Findings:
         "gpus.container_toolkit_repository": gpus.container_toolkit_repository if gpus else None,
     }
     for key, mirror in mirrors.items():
+        if mirror and not mirror.components and not mirror.suite.endswith("/"):
+            yield Finding(
+                f"{key}.components", [], "APT finds nothing in a suite without one", "write 'main'"
+            )
         if mirror is None or mirror.key_sha256 or mirror.key_url.startswith("https://"):
             continue
         # A mirror at an address of one's own network can be trusted as that network can.

@@ -517,6 +517,8 @@ BAD = [
         "192.168.1.40", "each host its own", "station"),
     Bad("two hosts behind one name", "station/ssh_hostname", "rack", "ssh_hostname", "'rack'",
         "each host its own", "station"),
+    Bad("a repository without a component", "rack/docker/repository", mirror(components=[]),
+        "docker.repository.components", "[]", "main"),
     # Text that says nothing.
     Bad("a waiver of spaces", "rack/backup/single_place_waiver", " " * 12,
         "backup.single_place_waiver", "'  ", "a reason in words"),
