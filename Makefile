@@ -47,16 +47,16 @@ drill-all: setup-lab ## every drill: both Debians with Lynis, ssh-audit and sabo
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)
-	$(RUN) pyinfra --dry $(INVENTORY) deploys/site.py
+	$(RUN) python -m holdfast.deploy --dry $(INVENTORY) deploys/site.py
 
 gpus: setup ## the gpus block of each live host, ready to paste
 	@$(RUN) python -m holdfast.gpu $(INVENTORY)
 
 deploy: setup ## make the machines match the inventory
-	$(RUN) pyinfra -y $(INVENTORY) deploys/site.py
+	$(RUN) python -m holdfast.deploy $(INVENTORY) deploys/site.py
 
 replace: setup ## give ENGINE another MODEL: drained, proved, or back to the one before
-	ENGINE="$(ENGINE)" MODEL="$(MODEL)" $(RUN) pyinfra -y $(INVENTORY) deploys/replace.py
+	ENGINE="$(ENGINE)" MODEL="$(MODEL)" $(RUN) python -m holdfast.deploy $(INVENTORY) deploys/replace.py
 
 verify: setup ## judge the machines as they are
 	$(RUN) pytest tests/host --inventory $(INVENTORY)

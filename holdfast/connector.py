@@ -8,6 +8,7 @@ through a proxy command ends when that does; one to a rack that answers no more 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -35,6 +36,23 @@ ASKED_EVERY_SECONDS = 15.0
 SILENT_SECONDS = 120.0
 """How long a rack may take to answer its SSH server's simplest question; one under heavy load has
 taken seconds."""
+
+
+NEEDED = """test -d /run/systemd/system || exit 41
+command -v sudo >/dev/null || exit 42
+sudo -n true 2>/dev/null || exit 43"""
+"""What a host must have before it is asked anything; all but the first line is about sudo."""
+UNFIT = {
+    41: "it does not run systemd, without which nothing here works; install a distribution that"
+    " docs/settings.md names",
+    42: "it has no sudo, which {user} needs; as root: apt-get install sudo && adduser {user} sudo",
+    43: "its sudo asks {user} for a password; as root: echo '{user} ALL=(ALL) NOPASSWD: ALL' >"
+    " /etc/sudoers.d/{user}",
+}
+"""Exit status of `NEEDED` to what is wrong and how to mend it."""
+
+# What it has to say about a connection that fails it raises, too; printed it is a traceback.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 class EndingProxyCommand(ProxyCommand):
@@ -129,6 +147,24 @@ class RackConnector(SSHConnector):
         _disable_nagle(self.client)
         if self.client and (transport := self.client.get_transport()):
             watch(transport)
+
+    def connect(self) -> None:
+        """Connect, and ask whether anything can be done there.
+
+        Raises:
+            ConnectError: it cannot be reached, runs no systemd, or its sudo asks for a password.
+        """
+        super().connect()
+        wanted = NEEDED if self.host.data.get("_sudo") else NEEDED.partition("\n")[0]
+        try:
+            if self.client is None:
+                return
+            _, stdout, _ = self.client.exec_command(wanted, timeout=SILENT_SECONDS)
+            status = stdout.channel.recv_exit_status()
+        except (OSError, EOFError, SSHException) as error:
+            raise ConnectError(f"it hung up after the login ({error})") from error
+        if status in UNFIT:
+            raise ConnectError(UNFIT[status].format(user=self.host.data.get("ssh_user") or "user"))
 
     def new_login(self, path: Path | None = None) -> None:
         """Log in once more and run ``true``; by ``path``, or as the present connection does.

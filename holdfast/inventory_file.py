@@ -2,33 +2,108 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
-from click import ClickException
 from pyinfra.api import State
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import ctx_state
+from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory_from_files
-from pyinfra_cli.util import PYTHON_CODES
+from pyinfra_cli.util import PYTHON_CODES, exec_file
 
 from holdfast import site
-from holdfast.connector import RackConnector
-from holdfast.refusal import Refusal, Refused
+from holdfast.refusal import Refusal, Refused, shown
 from holdfast.settings import HostSettings
 
 
-def read(path: str) -> Inventory:
-    """The inventory file ``path`` as pyinfra reads it, unchecked.
+def _refuse(path: str, key: str, value: object, wrong: str, mend: str) -> NoReturn:
+    raise Refused([Refusal(path, key, shown(value), wrong, mend)]) from None
+
+
+def _groups(path: str) -> dict[str, Any]:
+    """What the file says, by name, once Python has run it.
 
     Raises:
-        click.ClickException: the file itself fails when Python runs it.
+        Refused: Python could not, or the file ended the program.
     """
+    try:
+        found: dict[str, Any] = exec_file(path, return_locals=True)
+    except UnexpectedExternalError as error:
+        cause: BaseException = error.exception
+    except (Exception, SystemExit) as error:
+        cause = error
+    else:
+        return found
+    wrong = f"Python stops here with {type(cause).__name__}: {cause}"
+    if isinstance(cause, SyntaxError):
+        number = cause.lineno
+        wrong = f"this is no Python: {cause.msg}"
+    elif isinstance(cause, UnicodeDecodeError):
+        number, wrong = None, "this is no UTF-8 text"
+    else:
+        frames = traceback.extract_tb(cause.__traceback__)
+        number = next((each.lineno for each in reversed(frames) if each.filename == path), None)
+    if number is None:
+        _refuse(path, "INVENTORY", path, wrong, "write a file that Python can read")
+    lines = Path(path).read_text("utf-8", "replace").splitlines()
+    line = lines[number - 1].strip() if number <= len(lines) else ""
+    _refuse(path, f"line {number}", line, wrong.replace("\n", " "), "mend that line")
+
+
+def _check_entries(path: str, key: str, entries: list[Any] | tuple[Any, ...]) -> None:
+    """Raise Refused where a group of hosts is not what pyinfra takes, or names a host twice."""
+    names: list[str] = []
+    for index, entry in enumerate(entries):
+        at = f"{key}[{index}]"
+        mend = 'write "@rack/NAME", or ("@rack/NAME", {its settings})'
+        pair = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], dict)
+        name = entry[0] if pair else entry
+        if not isinstance(name, str):
+            _refuse(path, at, entry, "this is no host", mend)
+        if not re.fullmatch(r"@rack/[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+            wrong = "this names no host of Holdfast's" if "@" in name else "it skips the checks"
+            plain = name.removeprefix("@rack").strip("/")
+            usual = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plain)
+            _refuse(path, at, name, wrong, f"write @rack/{plain if usual else 'NAME'}")
+        for word in entry[1] if pair else {}:
+            if not isinstance(word, str):
+                _refuse(path, f"{at}.{word!r}", word, "a key is text", "write it in quotes")
+        if name.lower() in map(str.lower, names):
+            _refuse(path, at, name, "this host stands twice in the list", "keep one")
+        names.append(name)
+
+
+def read(path: str) -> Inventory:
+    """The inventory file ``path`` as pyinfra reads it, its hosts' settings unchecked.
+
+    Raises:
+        Refused: the file fails when Python runs it, or lists no hosts of ours.
+    """
+    if not Path(path).is_file():
+        _refuse(path, "INVENTORY", path, "there is no such file", "name a file in inventories/")
     # It keeps a file's code by its name; one that was written anew is read anew.
     PYTHON_CODES.pop(path, None)
     with ctx_state.use(State()):
+        said = _groups(path)
+        if not isinstance(said.get("hosts", []), list):
+            kind = type(said["hosts"]).__name__
+            _refuse(path, "hosts", said["hosts"], f"this is a {kind}", "write a list of hosts")
+        groups = {
+            name: value[0] if isinstance(value, tuple) and value else value
+            for name, value in said.items()
+            if not name.startswith("_") and isinstance(value, list | tuple)
+        }
+        for name, entries in groups.items():
+            if isinstance(entries, list | tuple):
+                _check_entries(path, name, entries)
+        if not any(groups.values()):
+            _refuse(path, "hosts", [], "there is no host", "list one as @rack/NAME")
         inventory: Inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))
     return inventory
 
@@ -38,21 +113,8 @@ def load(path: str) -> dict[str, HostSettings]:
 
     Raises:
         Refused: it cannot work as it is written.
-        click.ClickException: the file itself fails when Python runs it.
     """
-    if not Path(path).is_file():
-        raise Refused([Refusal(path, "path", path, "no such file", "name a file in inventories/")])
     inventory = read(path)
-    if not len(inventory):
-        raise Refused([Refusal(path, "hosts", [], "there is no host", "list one as @rack/NAME")])
-    # Any other connector would open connections before the inventory is checked.
-    refusals = [
-        Refusal(path, "hosts", host.name, "this host skips the checks", f"write @rack/{host.name}")
-        for host in inventory
-        if host.connector_cls is not RackConnector
-    ]
-    if refusals:
-        raise Refused(refusals)
     return site.load(inventory)
 
 
@@ -61,8 +123,6 @@ def refusals() -> Iterator[None]:
     """Tell why an inventory cannot work and end the program with status 1."""
     try:
         yield
-    except ClickException as error:
-        error.show()
     except Refused as refused:
         for refusal in refused.refusals:
             print(refusal, file=sys.stderr)  # noqa: T201

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,8 @@ import testinfra
 from testinfra.host import Host
 
 from holdfast import inventory_file
+from holdfast.connector import NEEDED, UNFIT
+from holdfast.refusal import Refused
 from holdfast.settings import HostSettings
 
 
@@ -39,9 +40,12 @@ def _load(path: str) -> dict[str, HostSettings]:
 
 def _inventory(config: pytest.Config) -> dict[str, HostSettings]:
     path = config.getoption("--inventory")
-    if not path or not Path(path).is_file():
+    if not path:
         raise pytest.UsageError("name an inventory: pytest tests/host --inventory inventories/x.py")
-    return _load(path)
+    try:
+        return _load(path)
+    except Refused as refused:
+        raise pytest.UsageError("\n".join(map(str, refused.refusals))) from None
 
 
 @pytest.fixture(scope="session")
@@ -66,4 +70,18 @@ def host(host_name: str, settings: HostSettings, tmp_path_factory: pytest.TempPa
     if settings.ssh_key:
         options["ssh_identity_file"] = settings.ssh_key
     port = f":{settings.ssh_port}" if settings.ssh_port else ""
-    return testinfra.get_host(f"ssh://{login}{port}", **options)
+    url = f"ssh://{login}{port}"
+    _prove(host_name, settings, testinfra.get_host(url, **options | {"sudo": False}))
+    return testinfra.get_host(url, **options)
+
+
+def _prove(name: str, settings: HostSettings, login: Host) -> None:
+    """End the run with one sentence where no check could be made."""
+    wanted = NEEDED if settings.sudo else NEEDED.partition("\n")[0]
+    try:
+        answer = login.run(wanted)
+    except RuntimeError as error:
+        pytest.exit(f"{name}: it did not answer: {error}", returncode=1)
+    if wrong := UNFIT.get(answer.rc):
+        user = settings.ssh_user or "user"
+        pytest.exit(f"{name}: {wrong.format(user=user)}.", returncode=1)

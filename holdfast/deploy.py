@@ -1,0 +1,97 @@
+"""`python -m holdfast.deploy INVENTORY DEPLOY [--dry]`: pyinfra, and an exit status that tells.
+
+pyinfra's own command line succeeds where an inventory is misspelt, names no host or ends the
+program, and where somebody interrupts it; and it prints tracebacks. This one checks the inventory
+first, says what went wrong in a sentence, and succeeds only where every host did.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from traceback import format_exception
+from types import FrameType
+from typing import NoReturn
+
+import click
+import pyinfra
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.output import set_echo, set_formatter
+from pyinfra_cli.cli import cli
+
+from holdfast import inventory_file
+from holdfast.refusal import Refused, masked
+
+LOG = Path("pyinfra-debug.log")
+INTERRUPTED = 130
+
+
+def _say(sentence: str) -> None:
+    print(masked(sentence), file=sys.stderr)  # noqa: T201
+
+
+def _tell(error: BaseException) -> None:
+    """Say why a run ended; what only a developer can mend goes to `LOG`."""
+    cause = getattr(error, "exception", error)
+    if isinstance(cause, Refused):
+        for refusal in cause.refusals:
+            _say(str(refusal))
+    elif isinstance(cause, PyinfraError | click.ClickException):
+        _say(f"{cause}")
+    else:
+        LOG.write_text(masked("".join(format_exception(cause))), encoding="utf-8")
+        _say(
+            f"{type(cause).__name__}: {cause}: this is a fault of Holdfast's own; report it with"
+            f" {LOG}, which holds the traceback."
+        )
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
+    _say("stopped as you asked; deploy again to finish what was begun.")
+    raise SystemExit(INTERRUPTED)
+
+
+def run(arguments: list[str]) -> int:
+    """Run pyinfra's command line; 0 where every host of the inventory has been through it."""
+    pyinfra.is_cli = True
+    set_formatter(click.style)
+    set_echo(click.echo)
+    sys.dont_write_bytecode = True
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        cli.main(args=arguments, prog_name="pyinfra", standalone_mode=False)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except click.Abort:
+        status = INTERRUPTED
+    except Exception as error:
+        _tell(error)
+        status = 1
+    else:
+        status = 0
+    return status or _unfinished()
+
+
+def _unfinished() -> int:
+    state = pyinfra.state
+    left = [host.name for host in state.inventory if host not in state.active_hosts]
+    if left:
+        _say(f"not everything was done on {', '.join(left)}; the lines above say why.")
+    return 1 if left else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Check the inventory, then deploy; the exit status is 0 when every host was done."""
+    options = [each for each in arguments if each.startswith("-")]
+    files = [each for each in arguments if not each.startswith("-")]
+    if len(files) != 2:
+        _say("usage: python -m holdfast.deploy INVENTORY DEPLOY [--dry]")
+        return 2
+    with inventory_file.refusals():
+        inventory_file.load(files[0])
+    return run([*(options or ["-y"]), *files])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

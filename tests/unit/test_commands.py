@@ -1,0 +1,226 @@
+"""Every command that takes an inventory: one sentence and a failure where nothing can be done."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+
+from holdfast.inventory_file import read
+from holdfast.refusal import Refused
+from tests.unit.site_data import SECRETS, keep_secrets
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What the file holds, and what the one sentence says: key, value, mend.
+FILES: dict[str, tuple[str, str, str]] = {
+    "hosts = []": ("hosts", "[]", "list one as @rack/NAME"),
+    "hosts = ()": ("hosts", "[]", "write a list"),
+    "": ("hosts", "[]", "list one as @rack/NAME"),
+    "x = 1": ("hosts", "[]", "list one as @rack/NAME"),
+    "_hosts = ['@rack/a']": ("hosts", "[]", "list one as @rack/NAME"),
+    "hosts = [(": ("line 1", "hosts = [(", "mend that line"),
+    "x = 1\n  hosts = []": ("line 2", "hosts = []", "mend that line"),
+    "import nosuchmodule": ("line 1", "import nosuchmodule", "mend that line"),
+    "x = 1\nfrom inventories.nothing import hosts": ("line 2", "import hosts", "mend that line"),
+    "open('/nonexistent')": ("line 1", "open", "mend that line"),
+    "hosts = [1 / 0]": ("line 1", "1 / 0", "mend that line"),
+    "raise SystemExit(0)": ("line 1", "SystemExit", "mend that line"),
+    "import os\nhosts = [os.environ['NO_SUCH']]": ("line 2", "NO_SUCH", "mend that line"),
+    "hosts = '@rack/a'": ("hosts", "@rack/a", "write a list"),
+    "hosts = {'@rack/a': {}}": ("hosts", "@rack/a", "write a list"),
+    "hosts = None": ("hosts", "None", "write a list"),
+    "hosts = [1]": ("hosts[0]", "1", "@rack/NAME"),
+    "hosts = [None]": ("hosts[0]", "None", "@rack/NAME"),
+    "hosts = [['@rack/a', {}]]": ("hosts[0]", "@rack/a", "@rack/NAME"),
+    "hosts = [('@rack/a',)]": ("hosts[0]", "@rack/a", "@rack/NAME"),
+    "hosts = [('@rack/a', [1])]": ("hosts[0]", "@rack/a", "@rack/NAME"),
+    "hosts = [('@rack/a', {}, {})]": ("hosts[0]", "@rack/a", "@rack/NAME"),
+    "hosts = [('@rack/a', {1: 2})]": ("hosts[0].1", "1", "in quotes"),
+    "hosts = ['@rakc/a']": ("hosts[0]", "@rakc/a", "@rack/NAME"),
+    "hosts = ['@local']": ("hosts[0]", "@local", "@rack/NAME"),
+    "hosts = ['@docker/debian']": ("hosts[0]", "@docker/debian", "@rack/NAME"),
+    "hosts = ['@rack']": ("hosts[0]", "@rack", "@rack/NAME"),
+    "hosts = ['@rack/']": ("hosts[0]", "@rack/", "@rack/NAME"),
+    "hosts = ['@rack/a b']": ("hosts[0]", "a b", "@rack/NAME"),
+    "hosts = ['@rack/-oProxyCommand=x']": ("hosts[0]", "...", "@rack/NAME"),
+    "hosts = ['plain']": ("hosts[0]", "plain", "write @rack/plain"),
+    "hosts = ['']": ("hosts[0]", "''", "@rack/NAME"),
+    "hosts = ['@rack/a', '@rack/a']": ("hosts[1]", "@rack/a", "keep one"),
+    "hosts = ['@rack/a', ('@rack/A', {})]": ("hosts[1]", "@rack/A", "keep one"),
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_file_of_no_inventory_is_one_sentence(text: str, tmp_path: Path) -> None:
+    key, value, mend = FILES[text]
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(Refused) as refused:
+        read(str(file))
+    (sentence,) = map(str, refused.value.refusals)
+    assert sentence.startswith(f"{file}: {key} = ")
+    assert value in sentence
+    assert mend in sentence
+    assert "\n" not in sentence
+
+
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_bytes(b"hosts = ['\xff']")
+    with pytest.raises(Refused, match="no UTF-8 text"):
+        read(str(file))
+    with pytest.raises(Refused, match="no such file"):
+        read(str(tmp_path))
+
+
+TARGETS = re.findall(
+    r"^([a-z-]+):.*\n(?:\t.*\n)*?\t.*\$\(INVENTORY\)", (ROOT / "Makefile").read_text(), re.MULTILINE
+)
+
+
+def test_every_target_fails_in_one_sentence_where_there_is_no_inventory(tmp_path: Path) -> None:
+    assert {"plan", "gpus", "deploy", "replace", "verify", "sovereignty", "policy"} < {*TARGETS}
+    empty = tmp_path / "empty.py"
+    empty.write_text("hosts = []\n")
+    words = {str(empty): "list one as @rack/NAME", "inventories/misspelt.py": "no such file"}
+    runs = {
+        (target, inventory): subprocess.Popen(
+            # uv would look for packages; what is installed is what is meant.
+            ["make", "-s", target, f"INVENTORY={inventory}", "RUN=", "ENGINE=a", "MODEL=b"],
+            cwd=ROOT,
+            env=os.environ
+            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+            | {"MAKEFLAGS": "-o setup -o setup-lab"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for target, inventory in zip(TARGETS, [*words] * len(TARGETS), strict=False)
+    }
+    for (target, inventory), run in runs.items():
+        output, _ = run.communicate(timeout=240)
+        assert run.returncode != 0, (target, output)
+        assert words[inventory] in output, (target, output)
+        assert "Traceback" not in output, (target, output)
+        assert "INTERNALERROR" not in output, (target, output)
+
+
+class _Host(paramiko.ServerInterface):
+    """An SSH server that lets anybody in and runs what it is told with a ``PATH`` of its own.
+
+    ``systemd`` stands for the folder that systemd makes where it runs.
+    """
+
+    def __init__(self, path: str, systemd: str) -> None:
+        self.path = path
+        self.systemd = systemd.encode()
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        def run() -> None:
+            shell = shutil.which("sh") or "/bin/sh"
+            here = command.replace(b"/run/systemd/system", self.systemd)
+            ran = subprocess.run(
+                [shell, "-c", here], env={"PATH": self.path}, check=False, capture_output=True
+            )
+            channel.sendall(ran.stdout)
+            channel.sendall_stderr(ran.stderr)
+            channel.send_exit_status(ran.returncode)
+            channel.close()
+
+        threading.Thread(target=run, daemon=True).start()
+        return True
+
+
+@pytest.fixture
+def knocked() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def _serve(door: socket.socket, path: str | None, systemd: str) -> None:
+    """Answer whoever knocks: as a host, or by hanging up before a word where ``path`` is None."""
+    key = paramiko.RSAKey.generate(2048)
+
+    def answer() -> None:
+        while True:
+            try:
+                there, _ = door.accept()
+            except OSError:
+                return
+            if path is None:
+                there.close()
+                continue
+            transport = paramiko.Transport(there)
+            transport.add_server_key(key)
+            transport.start_server(event=threading.Event(), server=_Host(path, systemd))
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+UNFIT = {
+    "hangs up": (None, "Error reading SSH protocol banner"),
+    "no systemd": ("exit 0", "does not run systemd"),
+    "a password": ("exit 1", "asks operator for a password"),
+    "no sudo": ("", "no sudo"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_host_on_which_nothing_can_be_done_is_one_sentence(
+    kind: str, knocked: socket.socket, tmp_path: Path
+) -> None:
+    sudo, words = UNFIT[kind]
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if sudo:
+        (programs / "sudo").write_text(f"#!/bin/sh\n{sudo}\n")
+        (programs / "sudo").chmod(0o755)
+    systemd = "/nonexistent" if kind == "no systemd" else str(tmp_path)
+    _serve(knocked, None if sudo is None else str(programs), systemd)
+    key = tmp_path / "key"
+    paramiko.RSAKey.generate(2048).write_private_key_file(str(key))
+    keep_secrets(tmp_path, SECRETS)
+    inventory = tmp_path / "mine.py"
+    inventory.write_text(
+        f"""hosts = [("@rack/rack", {{
+            "hostname": "rack", "distribution": "debian13",
+            "interfaces": {{"eth0": {{"role": "lan"}}}}, "ssh_hostname": "127.0.0.1",
+            "ssh_port": {knocked.getsockname()[1]}, "ssh_user": "operator", "_sudo": True,
+            "ssh_key": {str(key)!r}, "ssh_known_hosts_file": {str(tmp_path / "known")!r},
+        }})]"""
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "holdfast.deploy", str(inventory), "deploys/site.py"],
+        cwd=ROOT,
+        env=os.environ | {"HOLDFAST_SECRETS": str(tmp_path), "PYINFRA_PROGRESS": "off"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode != 0, run.stderr
+    (sentence,) = (line for line in run.stderr.splitlines() if words in line)
+    assert "rack" in sentence
+    assert "Traceback" not in run.stderr
