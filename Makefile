@@ -1,9 +1,10 @@
 # Every target is a thin line over pyinfra and pytest; whoever knows those needs nothing else.
 INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
+ROUNDS ?= 200
 RUN = uv run --frozen
 
-.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all plan gpus deploy replace verify sovereignty policy bench bench-serving docs accept-plans
+.PHONY: help setup setup-lab check test drill drill-gpu drill-serving drill-routing drill-all hostile plan gpus deploy replace verify sovereignty policy bench bench-serving docs accept-plans
 
 help: ## what there is to type
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,6 +45,10 @@ drill-all: setup-lab ## every drill: both Debians with Lynis, ssh-audit and sabo
 	$(RUN) python -m tests.drill --routing --debian 12
 	$(RUN) python -m tests.drill --routing
 	$(RUN) pytest -m lab tests/lab/test_tailnet_live.py
+	$(RUN) python -m tests.unit.hostile_site --rounds $(ROUNDS) --fetch-sshd
+
+hostile: setup-lab ## hostile text that the grammar accepts, in every word, through every template and operation
+	$(RUN) python -m tests.unit.hostile_site --rounds $(ROUNDS) --fetch-sshd
 
 plan: setup ## what a deploy would change
 	$(RUN) python -m holdfast $(INVENTORY)

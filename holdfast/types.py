@@ -209,6 +209,9 @@ def _check_cloud_url(value: str) -> None:
         raise ValueError("this URL ends with a slash; write it without")
 
 
+_CPU = r"(0|[1-9]\d{0,3})"
+
+
 def _check_cpus(value: str) -> None:
     for first, last in re.findall(r"(\d+)-(\d+)", value):
         if int(first) > int(last):
@@ -328,8 +331,8 @@ def _check_public_key(value: str) -> None:
 
 
 # Of systemd.time(7) what every version reads alike and what comes round again: no years, no zones.
-_ITEM = r"(\*|\d{1,2}(\.\.\d{1,2})?(/\d{1,2})?)"
-_ITEMS = rf"{_ITEM}(,{_ITEM})*"
+_ITEM = r"\d{1,2}(\.\.\d{1,2})?(/\d{1,2})?"
+_ITEMS = rf"(\*|{_ITEM}(,{_ITEM})*)"
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _DAY = rf"({'|'.join(_DAYS)})"
 _CALENDAR = (
@@ -398,7 +401,11 @@ ControllerPath = Annotated[
 ]
 Name = Annotated[
     str,
-    Word("a name of at most 41 lower-case letters, digits and -", "nas", r"[a-z][a-z0-9-]{0,40}"),
+    Word(
+        "a name of at most 41 lower-case letters, digits and -",
+        "nas",
+        r"[a-z]([a-z0-9-]{0,39}[a-z0-9])?",
+    ),
 ]
 UserName = Annotated[str, Word("a system user name", "holdfast-floor", r"[a-z_][a-z0-9_-]{0,30}")]
 HostLabel = Annotated[str, Word("one lower-case label without dots", "rack", _LABEL, _check_name)]
@@ -539,7 +546,8 @@ CpuList = Annotated[
     Word(
         "numbers of CPUs as `lscpu` writes them",
         "4-31",
-        r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*",
+        # systemd reads a number that begins with 0 as an octal one.
+        rf"{_CPU}(-{_CPU})?(,{_CPU}(-{_CPU})?)*",
         _check_cpus,
     ),
 ]

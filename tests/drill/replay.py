@@ -82,7 +82,7 @@ class FastTarget:
         return path
 
     def __enter__(self) -> FastTarget:
-        command = ["sh", str(self._configure(*_sshd()))]
+        command = ["sh", str(self._configure(*a_sshd()))]
         isolated = ["unshare", "--user", "--map-root-user", "--mount", *command]
         log = self.folder / "sshd.log"
         with log.open("wb") as sink:
@@ -164,7 +164,7 @@ class FastTarget:
         return script
 
 
-def _sshd() -> tuple[Path, list[str]]:
+def a_sshd() -> tuple[Path, list[str]]:
     """The sshd to run, and what its configuration must say to have it find its own parts.
 
     One that is not installed is fetched and unpacked: installing it would open a port.

@@ -175,7 +175,7 @@ def test_where_data_of_t1_may_go(network: str, within: bool) -> None:
         HostSettings.model_validate(good()["rack"]),
         HostSettings.model_validate(good()["station"]),
         # Names that mean something to nftables.
-        *(_with(name=name) for name in ("tcp", "counter", "log", "x-1-", "ct")),
+        *(_with(name=name) for name in ("tcp", "counter", "log", "x-1", "ct")),
         _with(peers=[], listens=[]),
         rack(tailnet=None, ssh={"lan_access": "keep"}),
     ],

@@ -82,7 +82,10 @@ REFUSED: list[tuple[Any, list[str]]] = [
             "*-13-01 03:00",
         ],
     ),
-    (types.Calendar, ["*-*-0 03:00", "Fri..Mon 03:00", "*:0/60", "*/5:00", "5..2:00", "*:*/0"]),
+    (
+        types.Calendar,
+        ["*-*-0 03:00", "Fri..Mon 03:00", "*:0/60", "*/5:00", "5..2:00", "*:*/0", "*:0,*"],
+    ),
     (types.Calendar, ["03:00:*", "0/24:00", "*-*~32 03:00", "03:00 Mars/Base", "*:*:*/1"]),
     (types.Cidr, ["10.0.0.1/8", "fd00::1/64", "10.0.0.0/33", "lan", ""]),
     (types.Cidr, ["fe80::1%x;touch PWNED;/128", "fe80::%eth0/64", "::ffff:10.0.0.0/104"]),
@@ -116,7 +119,7 @@ REFUSED: list[tuple[Any, list[str]]] = [
     ),
     (types.Reason, ["   ", "...", "---", " a printer", "a printer ", "aaa", "a\u00a0printer"]),
     (types.ControllerPath, ["", " ", "a\nb", "\x00"]),
-    (types.CpuList, ["31-4", "\u0664", "9999", "4-", ""]),
+    (types.CpuList, ["31-4", "010", "1-090", "\u0664", "9999", "4-", ""]),
     (
         types.Timezone,
         ["localtime", "posix/Europe/Berlin", "right/UTC", "US/Pacific", "Europe", "UTC "],
@@ -153,6 +156,7 @@ REFUSED: list[tuple[Any, list[str]]] = [
         types.AbsolutePath,
         ["a", "/a/../b", "/a/./b", "/a//b", "/a/", "/a b", "/a\n", "~/a", "/$HOME"],
     ),
+    (types.Name, ["a-", "-a", "A", "a_b", "a" * 42, "9"]),
     (types.UserName, ["Root", "a b", "a;b", "9a", "a" * 32]),
     (types.SecretName, ["floor", "FLOOR-KEY", "1KEY", "PATH", "SSH_AUTH_SOCK", "HOLDFAST_LAB"]),
     (types.Locale, ["de_DE", "en_US.ISO-8859-1", "C.UTF-8; reboot"]),

@@ -1,0 +1,36 @@
+"""A sample of `make hostile`: accepted text does no harm wherever a site puts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.unit.hostile_site import shape
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_hostile_text_does_no_harm_in_a_whole_site() -> None:
+    # A program of its own: it plans with pyinfra, whose command line patches sockets.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.hostile_site", "--rounds", "2"],
+        cwd=ROOT,
+        env=os.environ | {"PYINFRA_PROGRESS": "off"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 sites: 0 sites that a program refused" in done.stdout
+
+
+def test_a_text_that_ends_a_command_changes_its_shape() -> None:
+    rule = "ufw allow proto tcp from {} to any port 9 comment 'holdfast: a'"
+    usual = shape(rule.format("192.168.1.0/24"))
+    for hostile in ("fe80::1%x;touch PWNED;/128", "$(id)", "`id`", "a&b", "a|b", "a\nb", "a>b"):
+        assert shape(rule.format(hostile)) != usual
+    for quoted in ("'a;b'", "'$(id)'", "a\\;b"):
+        assert shape(rule.format(quoted)) == usual
