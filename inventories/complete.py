@@ -45,7 +45,7 @@ _rack = {
         "dns": ["192.168.1.1"],  # (yours) your LAN's resolver
         "networks": [
             {"name": "home", "tier": "T1", "subnets": ["fd99:8::/64"]},
-            {"name": "agents", "tier": "T4", "clouds": [{"name": "api.example.org"}]},
+            {"name": "agents", "tier": "T4", "clouds": [{"name": "api.house.example"}]},
         ],
     },
     "tailnet": {"tags": ["tag:rack"], "other_tags": ["tag:operator"]},
@@ -154,7 +154,7 @@ _rack = {
         "providers": [
             {
                 "name": "cheap",
-                "base_url": "https://api.example.org/v1",
+                "base_url": "https://api.house.example/v1",
                 "model": "their-big-one",
                 "api_key": "CHEAP_CLOUD_KEY",
                 "input_usd": 0.5,
@@ -257,7 +257,7 @@ _rack = {
             {
                 "name": "offsite",
                 "kind": "rest",
-                "url": "https://backup.example.org:8000/rack",  # (yours)
+                "url": "https://backup.house.example:8000/rack",  # (yours)
                 "user": "rack",
                 "user_password": "OFFSITE_USER_PASSWORD",
                 "password": "RESTIC_OFFSITE_PASSWORD",

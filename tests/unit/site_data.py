@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from holdfast.types import NOTHING
+
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 KEY = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f operator@home"
@@ -17,6 +19,22 @@ SECRETS = {
     "OFFSITE_LOGIN": "l0gin-Wm63bYc-18Rtfx2",
     "WORK_KEY": "w0rk-Rt58pLz-31Vqmc9x",
 }
+
+
+PLACEHOLDERS = {
+    NOTHING: SHA256,
+    "0123456789abcdef0123456789abcdef01234567": "9217f5db79a29953eb74d5343926648285ec7e67",
+    "backup.example.org": "backup.house.example",
+}
+"""What nobody can deploy of an inventory that comes with Holdfast, and what might stand there."""
+
+
+def filled_in(inventory: Path) -> str:
+    """The text of an inventory with its placeholders replaced."""
+    text = inventory.read_text()
+    for placeholder, own in PLACEHOLDERS.items():
+        text = text.replace(placeholder, own)
+    return text
 
 
 def keep_secrets(folder: Path, secrets: dict[str, str]) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.types import NOTHING
-from tests.unit.site_data import SHA256, keep_secrets
+from tests.unit.site_data import filled_in, keep_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -51,14 +50,7 @@ def test_the_example_is_refused_until_its_placeholders_are_replaced(tmp_path: Pa
         "rack: floor.release.sha256",
     ]
     mine = tmp_path / "mine.py"
-    text = example.read_text()
-    for placeholder, own in (
-        (NOTHING, SHA256),
-        ("0123456789abcdef0123456789abcdef01234567", "9217f5db79a29953eb74d5343926648285ec7e67"),
-        ("backup.example.org", "backup.house.example"),
-    ):
-        text = text.replace(placeholder, own)
-    mine.write_text(text)
+    mine.write_text(filled_in(example))
     result = _checked(mine, tmp_path)
     assert result.stderr == ""
     assert result.stdout.endswith("nothing to refuse\n")
