@@ -61,7 +61,7 @@ from holdfast.settings import HostSettings
 from holdfast.types import Word
 from operations.host_files import HostFile
 from tests.drill.replay import a_sshd
-from tests.unit.hostile_text import accepted
+from tests.unit.hostile_text import accepted, shape
 from tests.unit.site_data import SHA256, good
 
 DEPLOYS: tuple[Callable[..., Any], ...] = (
@@ -346,26 +346,6 @@ def _plan(settings: HostSettings, made: Made) -> None:
                             made.commands.append((name, command.get_raw_value()))
                 except Exception as error:
                     made.failed.add(f"{name}: {type(error).__name__}: {error}")
-
-
-def shape(command: str) -> str:
-    """What a shell does with a command's characters: all of its operators outside quotes."""
-    found, quote, position = "", "", 0
-    while position < len(command):
-        letter = command[position]
-        if letter == "\\" and quote != "'":
-            position += 1
-        elif quote:
-            if letter == quote:
-                quote = ""
-            elif quote == '"' and letter in "$`":
-                found += letter
-        elif letter in "'\"":
-            quote = letter
-        elif letter in ";&|<>()$`*?[]{}~#!\n":
-            found += letter
-        position += 1
-    return found
 
 
 @dataclass

@@ -101,3 +101,23 @@ def accepted(kind: Any, dice: random.Random, many: int) -> list[str]:
             continue
         found.append(text)
     return found
+
+
+def shape(command: str) -> str:
+    """What a shell does with a command's characters: all of its operators outside quotes."""
+    found, quote, position = "", "", 0
+    while position < len(command):
+        letter = command[position]
+        if letter == "\\" and quote != "'":
+            position += 1
+        elif quote:
+            if letter == quote:
+                quote = ""
+            elif quote == '"' and letter in "$`":
+                found += letter
+        elif letter in "'\"":
+            quote = letter
+        elif letter in ";&|<>()$`*?[]{}~#!\n":
+            found += letter
+        position += 1
+    return found

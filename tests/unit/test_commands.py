@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,8 +17,6 @@ import paramiko
 import pytest
 from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
-from holdfast.inventory_file import read
-from holdfast.refusal import Refused
 from tests.unit.site_data import SECRETS, keep_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,27 +60,59 @@ FILES: dict[str, tuple[str, str, str]] = {
 }
 
 
+_SCRIPT = """
+import json, sys
+said = {}
+for path in sys.argv[1:]:
+    try:
+        read(path)
+    except Refused as refused:
+        said[path] = [str(each) for each in refused.refusals]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """A folder of files, and what was said of each: by one program, for pyinfra's command line
+    patches sockets and threads where it is imported.
+    """
+    folder = tmp_path_factory.mktemp("inventories")
+    for index, text in enumerate(FILES):
+        (folder / f"{index}.py").write_text(text)
+    (folder / "latin.py").write_bytes(b"hosts = ['\xff']")
+    (folder / "folder").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, *map(str, folder.iterdir())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    return folder, json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("text", FILES)
-def test_a_file_of_no_inventory_is_one_sentence(text: str, tmp_path: Path) -> None:
+def test_a_file_of_no_inventory_is_one_sentence(
+    text: str, said: tuple[Path, dict[str, list[str]]]
+) -> None:
     key, value, mend = FILES[text]
-    file = tmp_path / "mine.py"
-    file.write_text(text)
-    with pytest.raises(Refused) as refused:
-        read(str(file))
-    (sentence,) = map(str, refused.value.refusals)
+    folder, sentences = said
+    file = str(folder / f"{[*FILES].index(text)}.py")
+    (sentence,) = sentences[file]
     assert sentence.startswith(f"{file}: {key} = ")
     assert value in sentence
     assert mend in sentence
     assert "\n" not in sentence
 
 
-def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_bytes(b"hosts = ['\xff']")
-    with pytest.raises(Refused, match="no UTF-8 text"):
-        read(str(file))
-    with pytest.raises(Refused, match="no such file"):
-        read(str(tmp_path))
+def test_a_file_that_is_no_text_is_one_sentence(said: tuple[Path, dict[str, list[str]]]) -> None:
+    folder, sentences = said
+    (latin,) = sentences[str(folder / "latin.py")]
+    (nothing,) = sentences[str(folder / "folder")]
+    assert "no UTF-8 text" in latin
+    assert "no such file" in nothing
 
 
 TARGETS = re.findall(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.unit.hostile_site import shape
+from tests.unit.hostile_text import shape
 
 ROOT = Path(__file__).resolve().parents[2]
 
