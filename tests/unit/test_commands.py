@@ -62,6 +62,8 @@ FILES: dict[str, tuple[str, str, str]] = {
 
 _SCRIPT = """
 import json, sys
+from holdfast.inventory_file import read
+from holdfast.refusal import Refused
 said = {}
 for path in sys.argv[1:]:
     try:
