@@ -337,6 +337,7 @@ def test_a_power_cut_at_any_write_of_a_swap_ends_with_the_old_model(
         patch.setattr(Path, "replace", replace)
         # The fourth is the one after the last: everything is written and nothing is proved.
         with contextlib.suppress(_PowerCut):
+            replacement._keep()
             replacement._swap()
     assert next(writes, None) == (write + 1 if write < 4 else 4)
     replacement.recover()
