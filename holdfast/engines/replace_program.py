@@ -272,13 +272,11 @@ class Replacement:
                 self._doors("maint")
             else:
                 self.hold(self.job.drain_seconds)
-            # Before anything is stopped: going back then needs no room on the disk.
-            write_whole(self.job.previous, self.job.current.read_text(encoding="utf-8"))
+            self._keep()
             self.note(STOPPING)
             began = time.monotonic()
             self._stop()
-            self.note(SWAPPED)
-            self.job.next.replace(self.job.current)
+            self._swap()
             loading = time.monotonic()
             self._start()
             self._doors("ready")
@@ -359,6 +357,14 @@ class Replacement:
             raise Failed(f"{self.job.unit} does not stop: {_last(done)}")
         if self.job.memory and (done := _run(*self.job.memory)).returncode:
             raise Failed(f"its memory was not released: {_last(done)}")
+
+    def _keep(self) -> None:
+        # Before anything is stopped: going back then needs no room on the disk.
+        write_whole(self.job.previous, self.job.current.read_text(encoding="utf-8"))
+
+    def _swap(self) -> None:
+        self.note(SWAPPED)
+        self.job.next.replace(self.job.current)
 
     def _start(self) -> None:
         _run("systemctl", "reset-failed", self.job.unit)

@@ -172,7 +172,6 @@ def test_it_outlives_the_login_that_asked_for_it(offered: ContainerMachine) -> N
     "end",
     [
         "systemctl kill --kill-whom=main --signal=KILL chat-replace",
-        "systemctl kill --signal=KILL chat-replace",
         "systemctl stop chat-replace",
     ],
 )

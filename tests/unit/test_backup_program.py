@@ -240,19 +240,15 @@ def _nodes(rack: Rack, name: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "verdict"),
-    [
-        ("2019-05-05T05:00:00+00:00", "days old; the limit is 15"),
-        ((datetime.now(UTC) - timedelta(days=14)).isoformat(), None),
-        ((datetime.now(UTC) + timedelta(days=1)).isoformat(), "the clock is or was wrong"),
-    ],
-    ids=["years old", "within the limit", "from the future"],
+    ("age_days", "verdict"),
+    [(2700, "days old; the limit is 15"), (14, None), (-1, "the clock is or was wrong")],
 )
-def test_an_old_restore_is_an_alert(rack: Rack, time: str, verdict: str | None) -> None:
+def test_an_old_restore_is_an_alert(rack: Rack, age_days: int, verdict: str | None) -> None:
     rack.run("backup", "nas")
     rack.run("restore-check", "nas")
     record = rack.record
-    record["restore_check"]["time"] = time
+    then = datetime.now(UTC) - timedelta(days=age_days)
+    record["restore_check"]["time"] = then.isoformat()
     (rack.places.state / "nas.json").write_text(json.dumps(record))
     if verdict:
         assert verdict in rack.refuses("check", "nas")

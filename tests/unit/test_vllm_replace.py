@@ -345,6 +345,43 @@ def test_a_power_cut_ends_with_the_old_model(host: Host, step: str) -> None:
     assert host.step in ("rolled back", "given up")
 
 
+class _PowerCut(BaseException):
+    """The end of everything, which nothing can catch."""
+
+
+@pytest.mark.parametrize("write", range(1, 5))
+def test_a_power_cut_at_any_write_of_a_swap_ends_with_the_old_model(
+    host: Host, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    host.offer("new")
+    job = replace_program.read_job("chat", host.folder / "jobs")
+    replacement = replace_program.Replacement(job, host.folder / "state")
+    replacement.note("held")
+    writes = iter(range(1, 5))
+    real_write, real_replace = replace_program.write_whole, Path.replace
+
+    def write_whole(path: Path, text: str) -> None:
+        if next(writes) == write:
+            raise _PowerCut
+        real_write(path, text)
+
+    def replace(path: Path, target: Path) -> Path:
+        if next(writes) == write:
+            raise _PowerCut
+        return real_replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replace_program, "write_whole", write_whole)
+        patch.setattr(Path, "replace", replace)
+        # The fourth is the one after the last: everything is written and nothing is proved.
+        with contextlib.suppress(_PowerCut):
+            replacement._keep()
+            replacement._swap()
+    assert next(writes, None) == (write + 1 if write < 4 else 4)
+    replacement.recover()
+    assert "models/old" in (host.folder / "chat.yaml").read_text()
+
+
 def test_a_power_cut_after_the_proof_ends_with_the_new_model(host: Host) -> None:
     host.offer("new")
     assert host.run("chat")[0] == 0
