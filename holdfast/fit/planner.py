@@ -253,7 +253,8 @@ class Fit:
 def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     """The model in ``folder``: config.json beside its safetensors files or their index.
 
-    ``known`` weights are taken as they are, and only config.json is read.
+    hf_quant_config.json tells the number formats where config.json does not (older ModelOpt; vLLM
+    0.32, `transformers_utils/config.py`). ``known`` weights are taken as they are.
 
     Raises:
         NotUnderstood: a file is missing or damaged.
@@ -265,6 +266,9 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     except FileNotFoundError:
         hint = "serve it with the floor (llama.cpp)" if any(folder.glob("*.gguf")) else "name one"
         raise NotUnderstood(f"{folder} holds no config.json of a model: {hint}") from None
+    beside = folder / "hf_quant_config.json"
+    if config.get("quantization_config") is None and beside.is_file():
+        config["quantization_config"] = weights.described(beside)
     return Model(folder.resolve().name, config, known or weights.read(folder))
 
 
@@ -279,10 +283,12 @@ def _activation_bytes(model: Model, engine: EngineSettings) -> int:
     hidden = f.need("hidden_size", "n_embd", "d_model")
     # Some multimodal files leave the vocabulary to code; none of them has more.
     vocabulary = int(f.get("vocab_size", "padded_vocab_size", default=262_208))
-    chosen = int(f.get("num_experts_per_tok", "moe_topk", "top_k_experts", default=0))
-    dense = f.get("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden)
-    dense = max(dense) if isinstance(dense, list) else int(dense)
-    expert = int(f.get("moe_intermediate_size", default=dense))
+    chosen = f.largest(
+        *("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k"),
+        default=0,
+    )
+    dense = f.largest("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden)
+    expert = f.largest("moe_intermediate_size", default=dense)
     inner = 3 * dense // cards
     if chosen:
         inner = max(inner, chosen * (max(2 * expert // cards, hidden) + expert // cards))
@@ -296,12 +302,11 @@ def reserve(model: Model, engine: EngineSettings) -> Reserve:
     """What each card needs besides weights and cache."""
     if engine.reserve_mib is not None:
         return Reserve(int(engine.reserve_mib * MIB), 0, 0)
-    depth = model.text.need("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     # vLLM captures up to twice as many sequences as run, at most 512.
     captured = min(512, 2 * engine.max_num_seqs) / 512
     return Reserve(
         _activation_bytes(model, engine),
-        0 if engine.enforce_eager else int(depth * GRAPH_BYTES_PER_LAYER * captured),
+        0 if engine.enforce_eager else int(model.text.depth * GRAPH_BYTES_PER_LAYER * captured),
         CONTEXT_BYTES + (COMMUNICATION_BYTES if engine.tensor_parallel > 1 else 0),
     )
 

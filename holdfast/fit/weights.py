@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.fit.architecture import NotUnderstood, text_config
+from holdfast.fit.architecture import (
+    Fields,
+    NotUnderstood,
+    quantisation_config,
+    text_config,
+)
 
 _LARGEST_HEADER_BYTES = 100_000_000
 """The format's own limit (safetensors 0.6, `MAX_HEADER_SIZE`)."""
@@ -70,7 +75,7 @@ class Weights:
         if not self.tensors:
             return -(-self.total_bytes // cards)
         text = text_config(config)
-        layers = int(text.get("num_hidden_layers") or 10**9)
+        layers = Fields(text).depth
         kv_shards = min(cards, int(text.get("num_key_value_heads") or cards))
         is_tied = bool(text.get("tie_word_embeddings"))
         total = 0
@@ -164,8 +169,7 @@ def read(folder: Path) -> Weights:
 def quantisation(config: Mapping[str, Any]) -> str:
     """What the checkpoint calls its number format, for people: bfloat16, fp8, awq int4, nvfp4."""
     text = text_config(config)
-    found = config.get("quantization_config") or text.get("quantization_config")
-    found = found or config.get("compression_config")
+    found = quantisation_config(config)
     if not found:
         return str(text.get("dtype") or text.get("torch_dtype") or "bfloat16")
     method = str(found.get("quant_method", "")).replace("_", "-")

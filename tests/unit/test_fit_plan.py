@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,18 @@ def test_a_model_that_tells_no_context_needs_one() -> None:
     assert plan(silent, [RTX_3090], EngineSettings(max_model_len=8192)).context_tokens == 8192
 
 
+def test_figures_given_for_each_layer_count_as_the_largest() -> None:
+    # Hunyuan A13B lists its experts' figures layer by layer.
+    model = load(DATA / "qwen3-14b", Weights(total_bytes=1))
+    moe = {"moe_topk": 8, "moe_intermediate_size": 3072, "num_experts": 64}
+    listed = {key: [value // 2, value] for key, value in moe.items()}
+    once, by_layer = (
+        plan(replace(model, config={**model.config, **change}), [RTX_3090], EngineSettings())
+        for change in (moe, listed)
+    )
+    assert once.cards == by_layer.cards
+
+
 def test_cards_and_tensor_parallel_must_agree() -> None:
     with pytest.raises(NotUnderstood, match="name as many cards"):
         plan(load(GLM), [RTX_3090], EngineSettings(tensor_parallel=4))
@@ -172,6 +185,26 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(NotUnderstood, match="not the description"):
         load(tmp_path)
+
+
+def test_number_formats_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    config = json.loads((DATA / "llama-3.1-8b" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    known = Weights(total_bytes=1)
+    plain = load(tmp_path, known)
+    quantisation = {
+        "producer": {"name": "modelopt"},
+        "quantization": {"kv_cache_quant_algo": "FP8"},
+    }
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantisation))
+    calibrated = load(tmp_path, known)
+    card = [Card(total_mib=24576)]
+    tokens = [plan(model, card, EngineSettings()).bytes_per_token for model in (plain, calibrated)]
+    assert tokens[1] * 2 == tokens[0]
+    # config.json has the first word.
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path, known).config["quantization_config"] == {"quant_method": "fp8"}
 
 
 def test_the_table_shows_every_card_and_the_way_out() -> None:
