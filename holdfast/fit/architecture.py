@@ -348,6 +348,10 @@ class _Reader:
         head_dim = head_dim or f.need("hidden_size", "n_embd", "d_model") // heads
         value_dim = f.get("v_head_dim", default=head_dim)
         kv_heads = kv_heads or heads
+        if min(heads, kv_heads, head_dim, value_dim) < 1:
+            raise NotUnderstood(
+                "config.json has fewer than one head or head size: complete the file"
+            )
         global_dim, global_heads = f.get("global_head_dim"), f.get("num_global_key_value_heads")
         if window is None:
             # Gemma 4: the layers that see everything have wider, fewer heads.
@@ -561,12 +565,43 @@ def _kv_dtype(config: Mapping[str, Any], asked: str) -> str:
     return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(named).lower(), "auto")
 
 
+# Models that look at a text from both sides at once (vLLM 0.32: `AttentionType.ENCODER_ONLY` in
+# bert.py, roberta.py, modernbert.py, bert_with_rope.py, embedding_gemma2.py).
+_ENCODERS = frozenset(
+    {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "embedding_gemma2"}
+)
+
+
+def is_encoder_only(config: Mapping[str, Any]) -> bool:
+    """Whether nothing is cached since every token sees every other: embedders and rerankers.
+
+    By the model's type, or because config.json says so of a decoder: is_causal false (`llama.py`,
+    `qwen3.py`), use_bidirectional_attention true (`models/config.py`, `Gemma3TextModelConfig`).
+    """
+    text = text_config(config)
+    kind = str(text.get("model_type", ""))
+    both_ways = text.get("use_bidirectional_attention") is True or kind.endswith("_bidirec")
+    return both_ways or kind in _ENCODERS or text.get("is_causal") is False
+
+
 def layers(config: Mapping[str, Any], split: CacheFormat | None = None) -> list[Layer]:
-    """Every layer of the model that caches anything, on one card.
+    """Every layer of the model that caches anything, on one card; none of an encoder.
 
     Raises:
         NotUnderstood: a field that may change the cache is not known, or the cards do not divide.
     """
-    if config.get("is_encoder_decoder"):
-        raise NotUnderstood("encoder-decoder models are not planned here: use the engine's own log")
+    kind = config.get("model_type", "")
+    text = text_config(config)
+    if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
+        raise NotUnderstood(
+            f"'{kind}' is an encoder-decoder model, whose second cache is not planned here: take"
+            " the sizes from the engine's own log"
+        )
+    if "num_attention_heads" not in text and config.get("text_config") is not None:
+        raise NotUnderstood(
+            f"config.json of model type '{kind}' names its language model and leaves the sizes to"
+            " code: take the sizes from the engine's own log"
+        )
+    if is_encoder_only(config):
+        return []
     return _Reader(config, split or CacheFormat()).layers()

@@ -23,6 +23,7 @@ from holdfast.fit.architecture import (
     Layer,
     NotUnderstood,
     Remembers,
+    is_encoder_only,
     layers,
     text_config,
 )
@@ -230,6 +231,10 @@ class Fit:
         least = min(self.cards, key=lambda card: card.cache_bytes)
         if least.cache_bytes <= 0:
             return f"weights and reserve are {-least.cache_bytes / GIB:.2f} GiB over the budget"
+        if not self.pool.groups:
+            return (
+                f"max_num_seqs: an encoder keeps no cache, {self.engine.max_num_seqs} run at once"
+            )
         if self.context_tokens > self.longest_tokens:
             return f"the cache holds one request of {self.longest_tokens:,} tokens at most"
         if self.lacks_states:
@@ -263,7 +268,7 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     path = folder / "config.json"
     try:
         config = weights.described(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         hint = "serve it with the floor (llama.cpp)" if any(folder.glob("*.gguf")) else "name one"
         raise NotUnderstood(f"{folder} holds no config.json of a model: {hint}") from None
     beside = folder / "hf_quant_config.json"
@@ -317,10 +322,12 @@ def _plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
             f"{engine.tensor_parallel} cards share the model and {len(cards)} are given: name as"
             " many cards as tensor_parallel says"
         )
-    context = engine.max_model_len or model.longest_tokens
-    if not context:
-        raise NotUnderstood("config.json tells no longest context: give max_model_len")
     found = tuple(layers(model.config, engine.cache_format))
+    if not found and not is_encoder_only(model.config):
+        raise NotUnderstood("no layer of this model caches anything: it is not served by blocks")
+    context = engine.max_model_len or model.longest_tokens
+    if context < 1:
+        raise NotUnderstood("config.json tells no longest context: give max_model_len")
     shared = blocks.pool(found, engine.scheduling)
     weight = model.weights.on_one_card(
         model.config, engine.tensor_parallel, engine.draft_tokens > 0
@@ -393,7 +400,15 @@ def plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
     Raises:
         NotUnderstood: the model cannot be planned, or the cards do not divide it.
     """
-    fit = _plan(model, cards, engine)
+    try:
+        fit = _plan(model, cards, engine)
+    except NotUnderstood:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise NotUnderstood(
+            f"config.json of {model.name} holds a value of an unexpected kind ({error}): copy the"
+            " file again"
+        ) from error
     if fit.fits:
         return fit
     return replace(fit, nearest=_nearest(fit, cards))

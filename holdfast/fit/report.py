@@ -32,6 +32,7 @@ def table(fit: Fit) -> Group:
             each.cache_bytes,
         )
         cards.add_row(each.card.name, *map(_gib, sizes))
+    has_cache = bool(fit.pool.groups)
     cache = Table(show_header=False, title="the cache")
     cache.add_column("what")
     cache.add_column("value", justify="right")
@@ -53,4 +54,4 @@ def table(fit: Fit) -> Group:
     if not fit.fits:
         nearest = fit.nearest or ("nothing near: take more cards, or a smaller model",)
         words += [f"would fit: {change}" for change in nearest]
-    return Group(cards, cache, Text("\n".join(words)))
+    return Group(cards, *[cache] * has_cache, Text("\n".join(words)))

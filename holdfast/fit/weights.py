@@ -158,10 +158,10 @@ def read(folder: Path) -> Weights:
         tensors = tuple(tensor for file in present for tensor in header(file))
         return Weights(tensors, sum(tensor.size_bytes for tensor in tensors))
     total = listing.get("metadata", {}).get("total_size")
-    if not total:
+    if not isinstance(total, int | float) or isinstance(total, bool) or total <= 0:
         raise NotUnderstood(
-            f"{folder} holds no safetensors files and no index with their total_size: copy one of"
-            " them there, or give the size of the weights"
+            f"{folder} holds no safetensors files and no index with their total_size in bytes: copy"
+            " one of them there, or give the size of the weights"
         )
     return Weights(total_bytes=int(total))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from holdfast.fit import Card, EngineSettings, Fit, NotUnderstood, load, plan, table
+from holdfast.fit import Card, EngineSettings, Fit, Model, NotUnderstood, load, plan, table
 from holdfast.fit.__main__ import main
 from holdfast.fit.planner import reserve
 from holdfast.fit.weights import Weights
@@ -168,6 +169,97 @@ def test_figures_given_for_each_layer_count_as_the_largest() -> None:
     assert once.cards == by_layer.cards
 
 
+BGE_M3 = {
+    "architectures": ["XLMRobertaModel"],
+    "model_type": "xlm-roberta",
+    "num_hidden_layers": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "vocab_size": 250002,
+    "max_position_embeddings": 8194,
+}
+
+
+def encoder(**change: Any) -> Model:
+    return Model("encoder", {**BGE_M3, **change}, Weights(total_bytes=int(1.06 * 2**30)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"architectures": ["XLMRobertaForSequenceClassification"]},
+        {"model_type": "modernbert", "layer_types": ["sliding_attention", "full_attention"] * 12},
+        # EmbeddingGemma: a decoder that looks both ways.
+        {"model_type": "gemma3_text", "use_bidirectional_attention": True, "sliding_window": 512},
+        {"model_type": "qwen3", "is_causal": False},
+        {"model_type": "llama_bidirec"},
+    ],
+)
+def test_encoders_keep_no_cache(change: dict[str, Any]) -> None:
+    fit = plan(encoder(**change), [Card(total_mib=8192)], EngineSettings(max_model_len=8192))
+    assert fit.fits
+    assert (fit.layers, fit.bytes_per_token, fit.cache_tokens) == ((), 0, 0)
+    assert fit.longest_tokens == 8194
+    assert "an encoder keeps no cache" in fit.binds
+    console = Console(width=120, file=io.StringIO())
+    console.print(table(fit))
+    assert "the cache" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_reranker_that_looks_back_only_keeps_its_cache() -> None:
+    fit = plan(encoder(model_type="qwen3"), [Card(total_mib=8192)], EngineSettings())
+    assert fit.bytes_per_token == 24 * 2 * 16 * 64 * 2
+
+
+def test_a_decoder_that_caches_nothing_is_refused() -> None:
+    kinds = {"model_type": "qwen3", "layer_types": ["mlp"] * 24}
+    with pytest.raises(NotUnderstood, match="no layer of this model caches"):
+        plan(encoder(**kinds), [RTX_3090], EngineSettings())
+
+
+def test_an_encoder_may_be_too_large() -> None:
+    fit = plan(encoder(), [Card(total_mib=1024)], EngineSettings())
+    assert not fit.fits
+    assert fit.longest_tokens == 0
+    assert "over the budget" in fit.binds
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        # Whisper tells no max_position_embeddings, and that is not what stands in the way.
+        ({"model_type": "whisper", "is_encoder_decoder": True}, "'whisper' is an encoder-decoder"),
+        (
+            {"model_type": "openvla", "text_config": {"model_type": "llama", "vocab_size": 32064}},
+            "'openvla' names its language model and leaves the sizes to code",
+        ),
+    ],
+)
+def test_what_stands_in_the_way_is_said_first(config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(NotUnderstood, match=sentence):
+        plan(Model("m", config, Weights(total_bytes=1)), [RTX_3090], EngineSettings())
+
+
+UNEXPECTED: list[Any] = ["29 GB", -1, 0, 1.5, [], ["x"], {}, {"x": 1}, True]
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in DATA.glob("*/config.json")))
+def test_no_value_of_a_description_ends_in_a_traceback(name: str) -> None:
+    model = load(DATA / name, Weights(total_bytes=2**30))
+    inner = next((k for k in ("text_config",) if k in model.config), None)
+    known = model.config[inner] if inner else model.config
+    for key, value in itertools.product(known, UNEXPECTED):
+        changed_values = {**known, key: value}
+        config = {**model.config, inner: changed_values} if inner else changed_values
+        try:
+            fit = plan(replace(model, config=config), [RTX_3090], EngineSettings(max_num_seqs=8))
+            table(fit)
+        except NotUnderstood as error:
+            assert len(str(error).splitlines()) == 1, (key, value)
+
+
 def test_cards_and_tensor_parallel_must_agree() -> None:
     with pytest.raises(NotUnderstood, match="name as many cards"):
         plan(load(GLM), [RTX_3090], EngineSettings(tensor_parallel=4))
@@ -182,6 +274,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(NotUnderstood, match="not JSON"):
         load(tmp_path)
+    with pytest.raises(NotUnderstood, match=r"no config\.json"):
+        load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(NotUnderstood, match="not the description"):
         load(tmp_path)

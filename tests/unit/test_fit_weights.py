@@ -71,6 +71,14 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("total", ["29 GB", 0, -1, None, True, [29]])
+def test_a_size_that_is_no_number_of_bytes_is_refused(tmp_path: Path, total: object) -> None:
+    index = {"metadata": {"total_size": total}, "weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(NotUnderstood, match="total_size in bytes"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
