@@ -40,7 +40,7 @@ class Scheduling:
     vllm_minor: int = 32
     """Of version 0.N. Read in the sources of 0.24, 0.27, 0.29, 0.31 and 0.32: since 0.25 or later
     a window waits for the batches in flight, since 0.28 or 0.29 one block is kept back from the
-    longest request, since 0.32 Mamba 2 keeps a third state. Since 0.21 the logged tokens are
+    longest request, since 0.32 Mamba 2 keeps a third state. Since 0.20 the logged tokens are
     concurrency x context, before that they were the blocks of one group (vllm#43308)."""
 
 
@@ -109,7 +109,7 @@ class Pool:
         """vLLM's "GPU KV cache size", in tokens."""
         if not self.groups:
             return 0
-        if self.scheduling.vllm_minor < 21:
+        if self.scheduling.vllm_minor < 20:
             return blocks // len(self.groups) * self.block_tokens
         return int(self.concurrency(blocks, context_tokens) * context_tokens)
 

@@ -1,0 +1,82 @@
+"""Published logs of vLLM's start, for the memory that the planner can only estimate.
+
+`tests/unit/data/fit/logs.json` holds them. What a log says is data; a hash of its name says whether
+the estimates may be fitted to it, or only judged by it. No estimate is fitted to the judging half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, TypeAdapter
+
+from holdfast.fit.planner import EngineSettings
+from holdfast.types import Model
+
+DATA = Path("tests/unit/data/fit")
+
+
+class Parts(Model):
+    """What the log itself splits the reserve into, GiB; None where it does not say."""
+
+    activation: float | None = None
+    """Peak of the dummy run; since 0.20 with the estimate of the graphs."""
+    non_torch: float | None = None
+    """What CUDA and NCCL hold."""
+    graph_estimate: float | None = None
+    """What is kept back for CUDA graphs."""
+    graphs: float | None = None
+    """What the graphs took in the end."""
+
+
+class Log(Model):
+    """One start of vLLM as it was published."""
+
+    name: str
+    model: str
+    """The folder in tests/unit/data/fit with its config.json."""
+    card: str
+    usable_gib: float = Field(gt=0)
+    """The card's memory as CUDA sees it: from the log, or of cards of that name in other logs."""
+    source: str
+    """Where it was published: an address, or the title of a public text."""
+    quote: str
+    """The line of the log that the figures are from."""
+    engine: EngineSettings
+    weights_gib: float | None = Field(gt=0)
+    """Weights as loaded on one card; None where the log does not say."""
+    cache_gib: float
+    """Memory left for the cache on one card, by the log; negative where vLLM refused."""
+    tokens: int | None = None
+    """Tokens of the cache, by the log: a check that config.json is the right one."""
+    refused: bool = False
+    """vLLM did not start."""
+    from_files: bool = False
+    """The planner counts the weights from the files; else it is given what was loaded."""
+    assumed: tuple[str, ...] = ()
+    """Settings that the log does not name, at the defaults of that version."""
+    parts: Parts = Parts()
+    note: str = ""
+
+    @property
+    def half(self) -> Literal["fitting", "judging"]:
+        """Which half the log belongs to: by the first byte of a hash of its name."""
+        return "judging" if hashlib.sha256(self.name.encode()).digest()[0] % 2 else "fitting"
+
+    @property
+    def budget_gib(self) -> float:
+        """What vLLM may use of the card."""
+        return self.usable_gib * self.engine.utilisation
+
+
+def load_logs(folder: Path = DATA) -> list[Log]:
+    """The logs in ``folder``/logs.json.
+
+    Raises:
+        pydantic.ValidationError: the file does not have this form.
+    """
+    found = json.loads((folder / "logs.json").read_text())
+    return TypeAdapter(list[Log]).validate_python(found, strict=False)
