@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
-from holdfast.fit.planner import EngineSettings
+from holdfast.fit.planner import GIB, MIB, Card, EngineSettings, Fit, load, plan
+from holdfast.fit.weights import Weights
 from holdfast.types import Model
 
 DATA = Path("tests/unit/data/fit")
@@ -80,3 +84,57 @@ def load_logs(folder: Path = DATA) -> list[Log]:
     """
     found = json.loads((folder / "logs.json").read_text())
     return TypeAdapter(list[Log]).validate_python(found, strict=False)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A log beside what the planner makes of its card, settings and weights."""
+
+    log: Log
+    fit: Fit
+
+    @property
+    def cache_gib(self) -> float:
+        """Memory for the cache by the plan, before anything is known of the start."""
+        return self.fit.cards[0].cache_bytes / GIB
+
+    @property
+    def error_percent(self) -> float:
+        """Cache promised too much (more than 0) or too little, in per cent of the budget."""
+        return 100 * (self.cache_gib - self.log.cache_gib) / self.log.budget_gib
+
+    @property
+    def is_false_fit(self) -> bool:
+        """The plan says it fits, and vLLM did not start."""
+        return self.log.refused and self.fit.fits
+
+    @property
+    def is_false_refusal(self) -> bool:
+        """The plan says it does not fit, and vLLM started; by no more than the error."""
+        return not self.log.refused and not self.fit.fits
+
+
+def judge(log: Log, folder: Path = DATA) -> Judgement:
+    """What the planner makes of ``log``: nothing of it but card, settings and weights is used."""
+    known = None
+    cards = log.engine.tensor_parallel
+    if log.weights_gib is not None and not log.from_files:
+        known = Weights(total_bytes=int(log.weights_gib * GIB) * cards, are_loaded=True)
+    usable = int(log.usable_gib * GIB / MIB)
+    card = Card(name=log.card, total_mib=usable, usable_mib=usable)
+    return Judgement(log, plan(load(folder / log.model, known), [card] * cards, log.engine))
+
+
+def summary(found: Sequence[Judgement]) -> dict[str, float]:
+    """What is claimed of ``found``: counts, and errors in per cent of the budget."""
+    errors = [each.error_percent for each in found]
+    refusals = [-each.error_percent for each in found if each.is_false_refusal]
+    return {
+        "logs": len(found),
+        "median": statistics.median(map(abs, errors)),
+        "worst": max(map(abs, errors)),
+        "most promised too much": max(0, *errors),
+        "false fits": sum(each.is_false_fit for each in found),
+        "false refusals": len(refusals),
+        "worst false refusal": max(refusals, default=0),
+    }

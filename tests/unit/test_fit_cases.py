@@ -26,7 +26,7 @@ def test_there_are_a_dozen_published_cases_and_the_seeds() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_planned_as_published(case: dict[str, Any]) -> None:
     for row in cases.compare(case):
-        assert abs(row.error_percent) <= 2, row
+        assert abs(row.error_percent) <= (3 if row.what in ESTIMATED else 2), row
         # "about 287K" in the field notes is no log line.
         loose = row.what in ESTIMATED or case.get("least_of_cards") or row.published == 287_000
         assert row.is_exact or loose, row
