@@ -190,11 +190,21 @@ class _Reader:
             layers = [layer for kind in kinds for layer in builders[kind]()]
         layers += self.indexers()
         if self.split.draft_tokens:
-            heads = self.fields.need("mtp_num_hidden_layers", "num_nextn_predict_layers")
+            heads = self.drafting_layers()
             layers += [layer for _ in range(heads) for layer in self.attention()]
         self.fields.get("mtp_num_hidden_layers", "num_nextn_predict_layers")
         self.refuse_unknown()
         return layers
+
+    def drafting_layers(self) -> int:
+        """Layers of the model's own drafting head.
+
+        Qwen3-Next has one and does not tell (vLLM 0.32, `qwen3_next_mtp.py`).
+        """
+        names = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+        if self.model_type == "qwen3_next" and self.fields.get(*names) is None:
+            return 1
+        return self.fields.need(*names)
 
     def refuse_unknown(self) -> None:
         unread = [n for n in self.fields.unread(_MEMORY) if not _HARMLESS.fullmatch(n)]

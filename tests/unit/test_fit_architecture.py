@@ -203,6 +203,9 @@ def test_drafting_adds_a_layer_and_widens_the_convolution() -> None:
     drafting = layers(config("qwen3.8-27b"), CacheFormat(draft_tokens=3))
     assert len(drafting) == len(plain) + 1
     assert Remembers(10_240 * 6 * 2 + 48 * 128 * 128 * 4) in drafting
+    # Qwen3-Next does not count its one drafting layer.
+    plain = layers(config("qwen3-next-80b-a3b"))
+    assert len(layers(config("qwen3-next-80b-a3b"), CacheFormat(draft_tokens=2))) == len(plain) + 1
 
 
 @pytest.mark.parametrize(
