@@ -35,10 +35,17 @@ extrapolates from the largest two (`v1/worker/gpu/cudagraph_utils.py`,
 GRAPHS_COUNT_SINCE = 19
 """Version 0.N that first takes its estimate of the graphs off the budget; before, they come on
 top of it."""
-BYTES_PER_LOGIT = 20
-"""Logits of each sequence in 16 and 32 bits with what top-k and top-p need: 19.1 for Gemma 4 26B
-(0.20). 0.32 measures without top-k and top-p and says that running may take more
-(`v1/worker/gpu/model_runner.py`, `_dummy_sampler_run`): kept free all the same."""
+SECOND_RUNNER_SINCE = 29
+"""Version 0.N from which the second runner runs every model (`v1/worker/gpu/model_runner.py`).
+From 0.26 it ran text models, and took no estimate of graphs before."""
+BYTES_PER_LOGIT = 8
+"""The second runner's logits: 16 bits each, three times as many with a soft cap, twice when
+gathered from several cards (`model_executor/layers/logits_processor.py`); it samples from them as
+they are where no request asks for more, as in the dummy run (`v1/worker/gpu/sample/sampler.py`,
+`apply_sampling_params`). Set from the source, after the judging half was judged once (docs/fit.md).
+"""
+FIRST_RUNNER_BYTES_PER_LOGIT = 20
+"""The same of the first runner, which sampled with top-k and top-p: 19.1 for Gemma 4 26B (0.20)."""
 OLD_BYTES_PER_LOGIT = 38.5
 """The same while top-k and top-p sorted (until vllm#33538, 0.16): 9.96 GiB for 1,024 sequences of
 Gemma 3, 1.83 for 256 of Phi-4-mini."""
@@ -128,6 +135,10 @@ def _expert_bytes(f: Fields, hidden: int, dense: int, run: Running) -> int:
     return 2 * tokens * chosen * (max(2 * expert, hidden) + max(expert, hidden))
 
 
+def _is_early_second_runner(config: Mapping[str, Any], run: Running) -> bool:
+    return 26 <= run.vllm_minor < SECOND_RUNNER_SINCE and encoder_bytes(config, 1) == 0
+
+
 def _activation_bytes(config: Mapping[str, Any], run: Running) -> int:
     """The peak: encoder, batch or sampler, and the workspaces of experts.
 
@@ -145,7 +156,9 @@ def _activation_bytes(config: Mapping[str, Any], run: Running) -> int:
     experts = _expert_bytes(f, hidden, dense, run)
     inner = 0 if experts else 3 * dense // run.cards
     batch = tokens * 2 * (3 * hidden + inner)
-    per_logit = BYTES_PER_LOGIT if run.vllm_minor > 15 else OLD_BYTES_PER_LOGIT
+    per_logit: float = BYTES_PER_LOGIT
+    if not (run.vllm_minor >= SECOND_RUNNER_SINCE or _is_early_second_runner(config, run)):
+        per_logit = FIRST_RUNNER_BYTES_PER_LOGIT if run.vllm_minor > 15 else OLD_BYTES_PER_LOGIT
     sampler = 0 if is_encoder else int(run.sequences * vocabulary * per_logit)
     encoder = 0 if run.text_only else encoder_bytes(config, run.batched_tokens)
     if run.vllm_minor < WORKSPACES_STAY_SINCE:
@@ -156,9 +169,7 @@ def _activation_bytes(config: Mapping[str, Any], run: Running) -> int:
 def estimate(config: Mapping[str, Any], run: Running) -> Reserve:
     """What each card needs besides weights and cache, without a margin."""
     graphs = 0
-    counts = run.vllm_minor >= GRAPHS_COUNT_SINCE
-    if run.vllm_minor in (26, 27, 28) and encoder_bytes(config, 1) == 0:
-        counts = False
+    counts = run.vllm_minor >= GRAPHS_COUNT_SINCE and not _is_early_second_runner(config, run)
     if counts and not run.enforce_eager:
         # vLLM captures up to twice as many sequences as run, at most 512.
         captured = min(512, 2 * run.sequences) / 512

@@ -150,8 +150,9 @@ def test_an_encoder_of_unknown_size_takes_a_rule_of_thumb() -> None:
 
 def test_encoder_batch_and_sampler_run_one_after_another() -> None:
     # The largest counts, not their sum: here the sampler of 1,024 sequences.
-    assert peak_gib("qwen3.8-27b", max_num_seqs=1024, text_only=True) == pytest.approx(
-        peak_gib("qwen3.8-27b", max_num_seqs=1024)
+    settings: dict[str, Any] = {"max_num_seqs": 1024, "vllm_minor": 25}
+    assert peak_gib("qwen3.8-27b", text_only=True, **settings) == pytest.approx(
+        peak_gib("qwen3.8-27b", **settings)
     )
 
 
@@ -174,11 +175,23 @@ def test_many_sequences_need_room_to_sample(
 
 def test_experts_keep_their_workspaces() -> None:
     # Two of 8 hidden vectors for each token stay, by hand; beside them the sampler's peak.
-    sampler = 256 * 151_936 * 20
+    sampler = 256 * 151_936 * 8
     workspaces = 2 * 2048 * 8 * (2048 + 2048)
     assert peak_gib("qwen3-30b-a3b") == pytest.approx((sampler + workspaces) / 2**30)
     # Before 0.12 they went with the batch.
     assert peak_gib("qwen3-30b-a3b", vllm_minor=11) == pytest.approx(256 * 151_936 * 38.5 / 2**30)
+
+
+@pytest.mark.parametrize(
+    ("minor", "bytes_per_logit"), [(15, 38.5), (16, 20), (25, 20), (26, 8), (28, 8), (29, 8)]
+)
+def test_each_runner_samples_in_its_own_way(minor: int, bytes_per_logit: float) -> None:
+    peak = peak_gib("qwen3-0.6b", max_num_seqs=1024, vllm_minor=minor)
+    assert peak == pytest.approx(1024 * 151_936 * bytes_per_logit / 2**30)
+    # The second runner came later to models that see.
+    sees = peak_gib("qwen3.8-27b", max_num_seqs=1024, text_only=True, vllm_minor=minor)
+    later = 20 if 15 < minor < 29 else bytes_per_logit
+    assert sees == pytest.approx(1024 * 248_320 * later / 2**30)
 
 
 def test_old_versions_gave_experts_chunks() -> None:
