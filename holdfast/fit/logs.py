@@ -133,6 +133,7 @@ def summary(found: Sequence[Judgement]) -> dict[str, float]:
         "logs": len(found),
         "median": statistics.median(map(abs, errors)),
         "worst": max(map(abs, errors)),
+        "beyond": sum(abs(error) > 5 for error in errors),
         "most promised too much": max(0, *errors),
         "false fits": sum(each.is_false_fit for each in found),
         "false refusals": len(refusals),

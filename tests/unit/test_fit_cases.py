@@ -32,6 +32,21 @@ def test_planned_as_published(case: dict[str, Any]) -> None:
         assert row.is_exact or loose, row
 
 
+def test_figures_that_prove_nothing_are_marked() -> None:
+    marks = {(case["name"], row.what): row.mark for case in CASES for row in cases.compare(case)}
+    assert marks["Llama 3.1 70B W8A8, one card", "blocks"] == "input"
+    assert marks["Llama 3.1 70B W8A8, one card", "concurrency"] == "from given blocks"
+    assert [key[1] for key, mark in marks.items() if mark == "fitted to"] == ["cache_gib"] * 3
+    assert marks["Qwen3 Next 80B, 20 GiB", "tokens"] == "own run"
+    assert marks["GLM 4.5 Air AWQ at 131,072, 4 x 3090", "needed_gib"] == "by hand"
+    assert marks["Qwen3 14B, one card", "tokens"] == ""
+    page = cases.page()
+    for mark in set(marks.values()) - {""}:
+        assert f"| {mark} |" in page
+    unmarked = [mark for mark in marks.values() if not mark]
+    assert f"claimed of the other {len(unmarked)} figures only" in page
+
+
 def test_page_is_up_to_date() -> None:
     written = Path("docs/fit.md").read_text()
     assert written == cases.page(), "run python -m holdfast.fit.cases"
