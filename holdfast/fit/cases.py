@@ -143,7 +143,8 @@ def _sentence(found: Sequence[Judgement]) -> str:
         f"{of['logs']:.0f} logs: median error {of['median']:.1f} % of the budget, worst"
         f" {of['worst']:.1f} %, {of['beyond']:.0f} beyond 5 %; most promised too much"
         f' {of["most promised too much"]:.1f} %; {of["false fits"]:.0f} false "fits" (vLLM refused'
-        f" {refused}), {of['false refusals']:.0f} false refusals"
+        f" {refused}), {of['false refusals']:.0f} false refusals (worst"
+        f" {of['worst false refusal']:.1f} %)"
     )
 
 
@@ -192,16 +193,16 @@ def page(folder: Path = DATA) -> str:
         "tests/unit/data/fit/logs.json holds starts of vLLM that others published. The planner is"
         " given card, settings and the weights as loaded (gpt-oss 120B: the files') and says what"
         " is left for the cache; errors are per cent of the budget (utilisation x card), above"
-        " 0 where it promises too much. A hash of the log's name puts it into one half or the other; the"
-        " split was committed before anything was fitted.",
+        " 0 where it promises too much. A hash of its name puts each log into one of the halves;"
+        " the split was committed before anything was fitted.",
         "",
         *_judged("Judging half", judged("judging", folder)),
         "No constant was fitted to this half, with one exception: when it was first judged (commit"
-        " 2364dfc: median 1.6 %, worst 20.5 %, no false verdict) the worst log showed that the"
-        " sampler of vLLM's second runner needs less; its figure was then taken from vLLM's source"
-        " (`BYTES_PER_LOGIT`). The other log beyond 5 % was left as it was. None of the starts that"
-        " vLLM refused fell into this half: verdicts are tried by the fitting half, and here by"
-        " what is promised too much.",
+        " 2364dfc: 23 logs, median 1.6 %, worst 20.5 %, no false verdict) the worst log showed that"
+        " the sampler of vLLM's second runner needs less; its figure was then taken from vLLM's"
+        " source (`BYTES_PER_LOGIT`). The other log beyond 5 % was left as it was. No start that"
+        " vLLM refused had fallen into this half; the last six logs were sought afterwards for that"
+        " and judged as they were found.",
         "",
         *_judged("Fitting half", judged("fitting", folder)),
         "The constants of `reserve.py` were fitted to this half: it proves nothing.",

