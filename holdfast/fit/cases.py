@@ -197,11 +197,12 @@ def page(folder: Path = DATA) -> str:
         " the split was committed before anything was fitted.",
         "",
         *_judged("Judging half", judged("judging", folder)),
-        "No constant was fitted to this half, with one exception: when it was first judged (commit"
-        " 2364dfc: 23 logs, median 1.6 %, worst 20.5 %, no false verdict) the worst log showed that"
-        " the sampler of vLLM's second runner needs less; its figure was then taken from vLLM's"
-        " source (`BYTES_PER_LOGIT`). The other log beyond 5 % was left as it was. No start that"
-        " vLLM refused had fallen into this half; the last six logs were sought afterwards for that"
+        "No constant was fitted to this half, with one exception: when it was first judged"
+        ' (at the commit "the reserve is measured as vLLM measures it": 23 logs, median 1.6 %,'
+        " worst 20.5 %, no false verdict) the worst log showed that the sampler of vLLM's"
+        " second runner needs less; its figure was then taken from vLLM's source"
+        " (`BYTES_PER_LOGIT`). The other log beyond 5 % was left as it was. No start that vLLM"
+        " refused had fallen into this half; the last six logs were sought afterwards for that"
         " and judged as they were found.",
         "",
         *_judged("Fitting half", judged("fitting", folder)),

@@ -18,7 +18,16 @@ def table(fit: Fit) -> Group:
     """Memory of each card in GiB, what a request takes, what fits and what binds."""
     cards = Table(title=f"{fit.model.name} ({quantisation(fit.model.config)}), GiB on each card")
     cards.add_column("card")
-    for name in ("usable", "budget", "weights", "activations", "graphs", "context", "cache"):
+    for name in (
+        "usable",
+        "budget",
+        "weights",
+        "activations",
+        "graphs",
+        "context",
+        "margin",
+        "cache",
+    ):
         cards.add_column(name, justify="right")
     for each in fit.cards:
         held = each.reserve
@@ -29,6 +38,7 @@ def table(fit: Fit) -> Group:
             held.activation_bytes,
             held.graph_bytes,
             held.context_bytes,
+            held.margin_bytes,
             each.cache_bytes,
         )
         cards.add_row(each.card.name, *map(_gib, sizes))

@@ -431,6 +431,11 @@ def test_the_table_shows_every_card_and_the_way_out() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count("3090") == 4
     assert "awq int4" in shown
+    # The parts of the budget add up to it.
+    row = next(line for line in shown.splitlines() if "3090" in line)
+    usable, budget, *parts = map(float, re.findall(r"-?\d+\.\d+", row))
+    assert sum(parts) == pytest.approx(budget, abs=0.04)
+    assert budget < usable
     assert "does not fit" in shown
     assert f"would fit: {fit.nearest[0]}" in shown
 
