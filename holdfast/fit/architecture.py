@@ -79,6 +79,24 @@ class Fields:
             )
         return int(value)
 
+    def largest(self, *names: str, default: int) -> int:
+        """Like `get` for a number that may be given for each layer: the largest of them."""
+        value = self.get(*names, default=default)
+        return int(max(value, default=default) if isinstance(value, list) else value)
+
+    @property
+    def depth(self) -> int:
+        """Layers of the model: as a number, or as long as what names each of them.
+
+        NemotronH's files list every layer and count none (vLLM 0.32 takes the length too:
+        transformers' `NemotronHConfig.num_hidden_layers`).
+        """
+        named = self.get("hybrid_override_pattern", "layers_block_type")
+        count = self.get("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+        if isinstance(named, str) or (count is None and isinstance(named, list)):
+            return len(named)
+        return self.need("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
     def unread(self, pattern: re.Pattern[str]) -> list[str]:
         """Names that match, hold something and were never read."""
         return sorted(
@@ -108,7 +126,7 @@ LATENT_MODELS = frozenset(
 # Fields that name some other kind of memory. One that holds a value and that nothing here read
 # means that this planner does not know the model.
 _MEMORY = re.compile(
-    r"""mamba | ssm | conv | kda | delta | recurr | rwkv | lru
+    r"""mamba | ssm | conv(?!ert) | kda | delta | recurr | rwkv | lru
     | linear_(attn|attention|num|key|value) | sliding | window | swa | chunk | sparse_att
     | compress | kv_lora | kv_shared | ^index | indexer | (^|_)ple_ | cross_att | hybrid
     | layer_types | block_type | block_configs | attn_type | layer_group | full_attention
@@ -118,11 +136,14 @@ _MEMORY = re.compile(
 # Those of them that change arithmetic, not memory.
 _HARMLESS = re.compile(
     r"""(mtp_.* | mlp_layer_types | layernorm_.* | rescale_.* | .*_?conv_bias
+    | .*rope_(interleave|theta|parameters|scaling) | mla_scale_(q|kv)_lora
+    | apply_mla_qkv_lora_rescale | dual_chunk_attention_config
+    | compression_config | for_llm_compressor
     | mamba_(chunk_size|dt_.*|hidden_act|inner_layernorms|norm_before_gate|proj_bias|rms_norm
             |ssm_eps|use_mlp)
     | use_mamba_kernels | ssm_(in_|out_)?multipliers? | chunk_size(_feed_forward)?
     | hybrid_(layer_ids|block_size) | index_(n_heads|share.*) | block_.*_dim
-    | attention_chunk_size | add_swa.* | swa_rope_theta)""",
+    | attention_chunk_size | add_swa.* | swa_.*_(type|enabled))""",
     re.VERBOSE,
 )
 
@@ -169,11 +190,21 @@ class _Reader:
             layers = [layer for kind in kinds for layer in builders[kind]()]
         layers += self.indexers()
         if self.split.draft_tokens:
-            heads = self.fields.need("mtp_num_hidden_layers", "num_nextn_predict_layers")
+            heads = self.drafting_layers()
             layers += [layer for _ in range(heads) for layer in self.attention()]
         self.fields.get("mtp_num_hidden_layers", "num_nextn_predict_layers")
         self.refuse_unknown()
         return layers
+
+    def drafting_layers(self) -> int:
+        """Layers of the model's own drafting head.
+
+        Qwen3-Next has one and does not tell (vLLM 0.32, `qwen3_next_mtp.py`).
+        """
+        names = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+        if self.model_type == "qwen3_next" and self.fields.get(*names) is None:
+            return 1
+        return self.fields.need(*names)
 
     def refuse_unknown(self) -> None:
         unread = [n for n in self.fields.unread(_MEMORY) if not _HARMLESS.fullmatch(n)]
@@ -194,11 +225,7 @@ class _Reader:
         blocks = f.get("block_configs")
         if blocks and "block_type" in blocks[0]:
             return self.words([block["block_type"] for block in blocks])
-        count = (
-            len(pattern)
-            if isinstance(pattern := f.get("hybrid_override_pattern"), str)
-            else f.need("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-        )
+        count = f.depth
         # Where every layer is named, what a window alone would say is already said.
         f.get("sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_size")
         f.get("sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval")
@@ -331,6 +358,10 @@ class _Reader:
         head_dim = head_dim or f.need("hidden_size", "n_embd", "d_model") // heads
         value_dim = f.get("v_head_dim", default=head_dim)
         kv_heads = kv_heads or heads
+        if min(heads, kv_heads, head_dim, value_dim) < 1:
+            raise NotUnderstood(
+                "config.json has fewer than one head or head size: complete the file"
+            )
         global_dim, global_heads = f.get("global_head_dim"), f.get("num_global_key_value_heads")
         if window is None:
             # Gemma 4: the layers that see everything have wider, fewer heads.
@@ -414,7 +445,7 @@ class _Reader:
         frequency = int(f.get("index_topk_freq", default=1))
         offset = int(f.get("index_skip_topk_offset", default=2))
         pattern = f.get("index_topk_pattern")
-        count = f.need("num_hidden_layers")
+        count = f.depth
         own = [
             pattern[i] != "S" if pattern else max(i - offset + 1, 0) % frequency == 0
             for i in range(count)
@@ -500,27 +531,87 @@ class _Reader:
         return [Remembers(width * (f.need("conv_L_cache") - 1) * self.dtype_bytes)]
 
 
+def quantisation_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says about its number formats; empty when it says nothing.
+
+    Read where vLLM 0.32 reads it: at the top, in the language model's part, or as
+    compression_config (`model_arch_config_convertor.py`, `get_quantization_config`).
+    """
+    text = text_config(config)
+    found = config.get("quantization_config") or text.get("quantization_config")
+    return dict(found or config.get("compression_config") or {})
+
+
 def _kv_dtype(config: Mapping[str, Any], asked: str) -> str:
-    """The cache format; like vLLM, auto follows what a ModelOpt checkpoint was calibrated for."""
+    """The cache format; like vLLM, auto follows what the checkpoint was calibrated for.
+
+    ModelOpt: `torch_utils.py`, `get_kv_cache_quant_algo_string`; the `producer` of an older
+    hf_quant_config.json stands for its method. compressed-tensors: any kv_cache_scheme makes the
+    cache fp8 (`attention.py`), and only 8-bit floats are taken (`compressed_tensors.py`).
+    """
     if asked != "auto":
         return {"fp8_ds_mla": "fp8", "bfloat16": "auto", "float16": "auto"}.get(asked, asked)
-    quantisation = config.get("quantization_config") or {}
-    if not str(quantisation.get("quant_method", "")).startswith("modelopt"):
+    found = quantisation_config(config)
+    inner = found.get("quantization")
+    inner = inner if isinstance(inner, Mapping) else found
+    method = str(found.get("quant_method", "")).lower().replace("_", "-")
+    scheme = inner.get("kv_cache_scheme") or found.get("kv_cache_scheme")
+    if method == "compressed-tensors":
+        if scheme and (scheme.get("type"), scheme.get("num_bits")) != ("float", 8):
+            raise NotUnderstood(
+                f"the checkpoint asks for a cache of {scheme.get('num_bits')}-bit"
+                f" {scheme.get('type')}, which vLLM refuses: name another kv_dtype"
+            )
+        return "fp8" if scheme else "auto"
+    by_modelopt = (found.get("producer") or {}).get("name") == "modelopt"
+    if not (method.startswith("modelopt") or by_modelopt):
         return "auto"
-    inner = quantisation.get("quantization") or quantisation
-    scheme = inner.get("kv_cache_scheme") or inner.get("kv_cache_quant_algo") or "auto"
     if isinstance(scheme, Mapping):
         bits = scheme.get("num_bits") if scheme.get("type") == "float" else None
-        scheme = {8: "fp8", 4: "nvfp4"}.get(bits or 0, "auto")
-    return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(scheme).lower(), "auto")
+        if bits == 8 and scheme.get("dynamic") is not False:
+            bits = None
+        return {8: "fp8", 4: "nvfp4"}.get(bits or 0, "auto")
+    named = scheme or inner.get("kv_cache_quant_algo") or found.get("kv_cache_quant_algo")
+    return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(named).lower(), "auto")
+
+
+# Models that look at a text from both sides at once (vLLM 0.32: `AttentionType.ENCODER_ONLY` in
+# bert.py, roberta.py, modernbert.py, bert_with_rope.py, embedding_gemma2.py).
+_ENCODERS = frozenset(
+    {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "embedding_gemma2"}
+)
+
+
+def is_encoder_only(config: Mapping[str, Any]) -> bool:
+    """Whether nothing is cached since every token sees every other: embedders and rerankers.
+
+    By the model's type, or because config.json says so of a decoder: is_causal false (`llama.py`,
+    `qwen3.py`), use_bidirectional_attention true (`models/config.py`, `Gemma3TextModelConfig`).
+    """
+    text = text_config(config)
+    kind = str(text.get("model_type", ""))
+    both_ways = text.get("use_bidirectional_attention") is True or kind.endswith("_bidirec")
+    return both_ways or kind in _ENCODERS or text.get("is_causal") is False
 
 
 def layers(config: Mapping[str, Any], split: CacheFormat | None = None) -> list[Layer]:
-    """Every layer of the model that caches anything, on one card.
+    """Every layer of the model that caches anything, on one card; none of an encoder.
 
     Raises:
         NotUnderstood: a field that may change the cache is not known, or the cards do not divide.
     """
-    if config.get("is_encoder_decoder"):
-        raise NotUnderstood("encoder-decoder models are not planned here: use the engine's own log")
+    kind = config.get("model_type", "")
+    text = text_config(config)
+    if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
+        raise NotUnderstood(
+            f"'{kind}' is an encoder-decoder model, whose second cache is not planned here: take"
+            " the sizes from the engine's own log"
+        )
+    if "num_attention_heads" not in text and config.get("text_config") is not None:
+        raise NotUnderstood(
+            f"config.json of model type '{kind}' names its language model and leaves the sizes to"
+            " code: take the sizes from the engine's own log"
+        )
+    if is_encoder_only(config):
+        return []
     return _Reader(config, split or CacheFormat()).layers()

@@ -8,6 +8,7 @@ the log are concurrency x context length, so what a request needs is what counts
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Scheduling:
     vllm_minor: int = 32
     """Of version 0.N. Read in the sources of 0.24, 0.27, 0.29, 0.31 and 0.32: since 0.25 or later
     a window waits for the batches in flight, since 0.28 or 0.29 one block is kept back from the
-    longest request, since 0.32 Mamba 2 keeps a third state. Since 0.21 the logged tokens are
+    longest request, since 0.32 Mamba 2 keeps a third state. Since 0.20 the logged tokens are
     concurrency x context, before that they were the blocks of one group (vllm#43308)."""
 
 
@@ -70,14 +71,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Pool:
-    """The cache of one card as a pool of equal blocks."""
+    """The cache of one card as a pool of equal blocks; of an encoder it has no groups."""
 
     block_bytes: int
     groups: tuple[Group, ...]
     scheduling: Scheduling
 
     def blocks(self, available_bytes: int) -> int:
-        """Blocks that fit in ``available_bytes``."""
+        """Blocks that fit in ``available_bytes``; vLLM counts one where nothing is cached."""
+        if not self.groups:
+            return int(available_bytes >= 0)
         return max(0, available_bytes) // self.block_bytes
 
     def blocks_per_request(self, context_tokens: int) -> int:
@@ -85,11 +88,15 @@ class Pool:
         return sum(group.blocks(context_tokens, self.scheduling) for group in self.groups)
 
     def concurrency(self, blocks: int, context_tokens: int) -> float:
-        """Requests of this length at once: vLLM's "Maximum concurrency"."""
+        """Requests of this length at once: vLLM's "Maximum concurrency"; inf without a cache."""
+        if not self.groups:
+            return math.inf if blocks else 0
         return blocks / self.blocks_per_request(context_tokens)
 
     def longest(self, blocks: int, limit_tokens: int) -> int:
         """The longest request, in tokens, that is served."""
+        if not self.groups:
+            return limit_tokens if blocks else 0
         usable = blocks - 1 if self.scheduling.vllm_minor >= 28 else blocks
         low, high = 0, limit_tokens
         while low < high:
@@ -100,7 +107,9 @@ class Pool:
 
     def logged_tokens(self, blocks: int, context_tokens: int) -> int:
         """vLLM's "GPU KV cache size", in tokens."""
-        if self.scheduling.vllm_minor < 21:
+        if not self.groups:
+            return 0
+        if self.scheduling.vllm_minor < 20:
             return blocks // len(self.groups) * self.block_tokens
         return int(self.concurrency(blocks, context_tokens) * context_tokens)
 
@@ -124,10 +133,10 @@ def pool(layers: Sequence[Layer], scheduling: Scheduling) -> Pool:
     """The pool vLLM makes of these layers.
 
     Raises:
-        NotUnderstood: nothing is cached, or the layers cannot share blocks.
+        NotUnderstood: the layers cannot share blocks.
     """
     if not layers:
-        raise NotUnderstood("no layer of this model caches anything: it is not served by blocks")
+        return Pool(0, (), scheduling)
     attending = [layer for layer in layers if isinstance(layer, Attends)]
     states = [layer for layer in layers if isinstance(layer, Remembers)]
     if not attending:

@@ -3,7 +3,7 @@
 What vLLM does at start (`v1/worker/gpu_worker.py`, 0.32): it may use `utilisation` of what CUDA
 sees of each card; weights, the peak of a dummy run, what CUDA and NCCL hold outside torch and the
 CUDA graphs come off; the rest is the cache. Weights and cache are exact here; the peak and the
-graphs depend on kernels and are estimates, each with its source below.
+graphs depend on kernels and are estimates (`reserve`).
 """
 
 from __future__ import annotations
@@ -23,30 +23,16 @@ from holdfast.fit.architecture import (
     Layer,
     NotUnderstood,
     Remembers,
+    is_encoder_only,
     layers,
     text_config,
 )
+from holdfast.fit.reserve import GIB, MARGIN_SHARE, MIB, Reserve, Running, estimate
 from holdfast.types import Model as Settings
-
-MIB = 2**20
-GIB = 2**30
 
 USABLE_SHARE = 0.98
 """What CUDA sees of the memory nvidia-smi shows: 0.982 (3090, vllm#10517), 0.985 (5090, field
 notes 10), 0.990 (A100 80 GB), 0.994 (H100 80 GB); the lowest, rounded down."""
-CONTEXT_BYTES = int(0.35 * GIB)
-"""What CUDA holds outside torch: non_torch_memory=0.35GiB on a 3090 (vllm#10517)."""
-COMMUNICATION_BYTES = int(0.4 * GIB)
-"""NCCL and custom all-reduce buffers on each card when several share a model; rule of thumb."""
-GRAPH_BYTES_PER_LAYER = 40 * MIB
-"""CUDA graphs of one layer when sizes up to 512 are captured; a rule of thumb between the 25 MiB of
-Gemma 4 31B on two L4 (1.47 GiB, kenrollins/gemma-forge) and the 80 MiB of MiniMax M2.7 on a GB10
-(0.042 of 120 GiB, eugr/spark-vllm-docker#396)."""
-ENCODER_BYTES = 1 * GIB
-"""The dummy images that a vision tower is measured with; rule of thumb."""
-SAMPLER_BYTES_PER_LOGIT = 14
-"""Logits in float32, their sorted copy, probabilities and 16-bit originals: reproduces the
-0.55 GiB that Qwen3-0.6B needed besides its weights on an A100 (vllm#24577)."""
 
 
 class Card(Settings):
@@ -116,6 +102,18 @@ class EngineSettings(Settings):
             vllm_minor=self.vllm_minor,
         )
 
+    def running(self, context_tokens: int) -> Running:
+        """What `reserve` needs of these settings."""
+        return Running(
+            cards=self.tensor_parallel,
+            sequences=self.max_num_seqs,
+            batched_tokens=self.max_num_batched_tokens,
+            context_tokens=context_tokens,
+            enforce_eager=self.enforce_eager,
+            text_only=self.text_only,
+            vllm_minor=self.vllm_minor,
+        )
+
     @property
     def cache_format(self) -> CacheFormat:
         """What `architecture` needs of these settings."""
@@ -147,20 +145,6 @@ class Model:
         if kind in ("yarn", "linear", "dynamic") and rope.get("factor") and original:
             return max(positions, int(original * rope["factor"]))
         return positions
-
-
-@dataclass(frozen=True)
-class Reserve:
-    """What one card needs besides weights and cache, in bytes."""
-
-    activation_bytes: int
-    graph_bytes: int
-    context_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """All of it."""
-        return self.activation_bytes + self.graph_bytes + self.context_bytes
 
 
 @dataclass(frozen=True)
@@ -230,6 +214,10 @@ class Fit:
         least = min(self.cards, key=lambda card: card.cache_bytes)
         if least.cache_bytes <= 0:
             return f"weights and reserve are {-least.cache_bytes / GIB:.2f} GiB over the budget"
+        if not self.pool.groups:
+            return (
+                f"max_num_seqs: an encoder keeps no cache, {self.engine.max_num_seqs} run at once"
+            )
         if self.context_tokens > self.longest_tokens:
             return f"the cache holds one request of {self.longest_tokens:,} tokens at most"
         if self.lacks_states:
@@ -253,7 +241,8 @@ class Fit:
 def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     """The model in ``folder``: config.json beside its safetensors files or their index.
 
-    ``known`` weights are taken as they are, and only config.json is read.
+    hf_quant_config.json tells the number formats where config.json does not (older ModelOpt; vLLM
+    0.32, `transformers_utils/config.py`). ``known`` weights are taken as they are.
 
     Raises:
         NotUnderstood: a file is missing or damaged.
@@ -262,48 +251,21 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     path = folder / "config.json"
     try:
         config = weights.described(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         hint = "serve it with the floor (llama.cpp)" if any(folder.glob("*.gguf")) else "name one"
         raise NotUnderstood(f"{folder} holds no config.json of a model: {hint}") from None
+    beside = folder / "hf_quant_config.json"
+    if config.get("quantization_config") is None and beside.is_file():
+        config["quantization_config"] = weights.described(beside)
     return Model(folder.resolve().name, config, known or weights.read(folder))
 
 
-def _activation_bytes(model: Model, engine: EngineSettings) -> int:
-    """The peak of vLLM's dummy run: the widest layer of a full batch, or the sampler.
-
-    Three hidden vectors and three of the feed-forward layer in 16 bits for each token: 2.06 and
-    2.99 GiB for Llama 3.1 8B at 20,000 and 29,000 tokens, where vLLM measured 2.07 and 2.99
-    (vllm#10517). A mixture of experts keeps as much for each chosen expert.
-    """
-    f, cards = model.text, engine.tensor_parallel
-    hidden = f.need("hidden_size", "n_embd", "d_model")
-    # Some multimodal files leave the vocabulary to code; none of them has more.
-    vocabulary = int(f.get("vocab_size", "padded_vocab_size", default=262_208))
-    chosen = int(f.get("num_experts_per_tok", "moe_topk", "top_k_experts", default=0))
-    dense = f.get("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden)
-    dense = max(dense) if isinstance(dense, list) else int(dense)
-    expert = int(f.get("moe_intermediate_size", default=dense))
-    inner = 3 * dense // cards
-    if chosen:
-        inner = max(inner, chosen * (max(2 * expert // cards, hidden) + expert // cards))
-    batch = engine.max_num_batched_tokens * 2 * (3 * hidden + inner)
-    sampler = engine.max_num_seqs * vocabulary * SAMPLER_BYTES_PER_LOGIT
-    has_encoder = "vision_config" in model.config or "audio_config" in model.config
-    return max(batch, sampler) + (ENCODER_BYTES if has_encoder and not engine.text_only else 0)
-
-
 def reserve(model: Model, engine: EngineSettings) -> Reserve:
-    """What each card needs besides weights and cache."""
+    """What each card needs besides weights and cache, without a margin."""
     if engine.reserve_mib is not None:
         return Reserve(int(engine.reserve_mib * MIB), 0, 0)
-    depth = model.text.need("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    # vLLM captures up to twice as many sequences as run, at most 512.
-    captured = min(512, 2 * engine.max_num_seqs) / 512
-    return Reserve(
-        _activation_bytes(model, engine),
-        0 if engine.enforce_eager else int(depth * GRAPH_BYTES_PER_LAYER * captured),
-        CONTEXT_BYTES + (COMMUNICATION_BYTES if engine.tensor_parallel > 1 else 0),
-    )
+    context = engine.max_model_len or model.longest_tokens
+    return estimate(model.config, engine.running(context))
 
 
 def _plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
@@ -312,10 +274,12 @@ def _plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
             f"{engine.tensor_parallel} cards share the model and {len(cards)} are given: name as"
             " many cards as tensor_parallel says"
         )
-    context = engine.max_model_len or model.longest_tokens
-    if not context:
-        raise NotUnderstood("config.json tells no longest context: give max_model_len")
     found = tuple(layers(model.config, engine.cache_format))
+    if not found and not is_encoder_only(model.config):
+        raise NotUnderstood("no layer of this model caches anything: it is not served by blocks")
+    context = engine.max_model_len or model.longest_tokens
+    if context < 1:
+        raise NotUnderstood("config.json tells no longest context: give max_model_len")
     shared = blocks.pool(found, engine.scheduling)
     weight = model.weights.on_one_card(
         model.config, engine.tensor_parallel, engine.draft_tokens > 0
@@ -324,6 +288,8 @@ def _plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
     fits = []
     for card in cards:
         budget = int(card.usable_bytes * engine.utilisation)
+        if engine.reserve_mib is None:
+            held = replace(held, margin_bytes=int(MARGIN_SHARE * budget))
         left = budget - weight - held.total_bytes
         if engine.kv_cache_mib is not None:
             left = int(engine.kv_cache_mib * MIB)
@@ -388,7 +354,15 @@ def plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
     Raises:
         NotUnderstood: the model cannot be planned, or the cards do not divide it.
     """
-    fit = _plan(model, cards, engine)
+    try:
+        fit = _plan(model, cards, engine)
+    except NotUnderstood:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise NotUnderstood(
+            f"config.json of {model.name} holds a value of an unexpected kind ({error}): copy the"
+            " file again"
+        ) from error
     if fit.fits:
         return fit
     return replace(fit, nearest=_nearest(fit, cards))

@@ -18,7 +18,16 @@ def table(fit: Fit) -> Group:
     """Memory of each card in GiB, what a request takes, what fits and what binds."""
     cards = Table(title=f"{fit.model.name} ({quantisation(fit.model.config)}), GiB on each card")
     cards.add_column("card")
-    for name in ("usable", "budget", "weights", "activations", "graphs", "context", "cache"):
+    for name in (
+        "usable",
+        "budget",
+        "weights",
+        "activations",
+        "graphs",
+        "context",
+        "margin",
+        "cache",
+    ):
         cards.add_column(name, justify="right")
     for each in fit.cards:
         held = each.reserve
@@ -29,9 +38,11 @@ def table(fit: Fit) -> Group:
             held.activation_bytes,
             held.graph_bytes,
             held.context_bytes,
+            held.margin_bytes,
             each.cache_bytes,
         )
         cards.add_row(each.card.name, *map(_gib, sizes))
+    has_cache = bool(fit.pool.groups)
     cache = Table(show_header=False, title="the cache")
     cache.add_column("what")
     cache.add_column("value", justify="right")
@@ -53,4 +64,4 @@ def table(fit: Fit) -> Group:
     if not fit.fits:
         nearest = fit.nearest or ("nothing near: take more cards, or a smaller model",)
         words += [f"would fit: {change}" for change in nearest]
-    return Group(cards, cache, Text("\n".join(words)))
+    return Group(cards, *[cache] * has_cache, Text("\n".join(words)))

@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.fit.architecture import NotUnderstood, text_config
+from holdfast.fit.architecture import (
+    Fields,
+    NotUnderstood,
+    quantisation_config,
+    text_config,
+)
 
 _LARGEST_HEADER_BYTES = 100_000_000
 """The format's own limit (safetensors 0.6, `MAX_HEADER_SIZE`)."""
@@ -44,12 +49,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a checkpoint as they lie on disk."""
+    """The weights of a checkpoint."""
 
     tensors: tuple[Tensor, ...] = ()
     """From the headers; empty when only an index was there."""
     total_bytes: int = 0
     """All of them, drafting heads and encoders included."""
+    are_loaded: bool = False
+    """As an engine holds them, what loading adds included; else as they lie on disk."""
 
     @property
     def by_dtype(self) -> dict[str, int]:
@@ -65,12 +72,14 @@ class Weights:
         From headers: norms, routers and the low-rank halves of latent attention are on each card
         whole, key and value projections as often as heads must be repeated, all else is divided.
         The heads that draft are left out unless they are used. From an index alone: an even share
-        of everything, a little too much where a drafting head is in the files.
+        of everything, a little too much where a drafting head is in the files. What loading adds
+        comes on top.
         """
+        padding = 0 if self.are_loaded else padding_bytes(config, cards)
         if not self.tensors:
-            return -(-self.total_bytes // cards)
+            return -(-self.total_bytes // cards) + padding
         text = text_config(config)
-        layers = int(text.get("num_hidden_layers") or 10**9)
+        layers = Fields(text).depth
         kv_shards = min(cards, int(text.get("num_key_value_heads") or cards))
         is_tied = bool(text.get("tie_word_embeddings"))
         total = 0
@@ -88,7 +97,25 @@ class Weights:
             elif _KEY_VALUE.search(tensor.name) and not is_encoder:
                 shards = kv_shards
             total += -(-tensor.size_bytes // shards)
-        return total
+        return total + padding
+
+
+def padding_bytes(config: Mapping[str, Any], cards: int) -> int:
+    """Bytes by which the experts of an MXFP4 checkpoint grow on one card when they are loaded.
+
+    Marlin's kernels want multiples of 128 of the feed-forward layer and of 256 of the hidden vector
+    (vLLM 0.32, `fused_moe/oracle/mxfp4.py`, `mxfp4_round_up_hidden_size_and_intermediate_size`;
+    others pad less or as much): 60.77 GiB of gpt-oss 120B become 65.97 (vllm#23278).
+    """
+    if quantisation_config(config).get("quant_method") != "mxfp4":
+        return 0
+    f = Fields(text_config(config))
+    hidden = f.need("hidden_size")
+    inner = -(-f.largest("moe_intermediate_size", "intermediate_size", default=0) // cards)
+    experts = f.largest("num_local_experts", "num_experts", default=0)
+    padded = -(-hidden // 256) * 256 * (-(-inner // 128) * 128)
+    # Gate, up and down; half a byte a number, and a scale of one byte for 32.
+    return f.depth * experts * 3 * (padded - hidden * inner) * 17 // 32
 
 
 def header(path: Path) -> list[Tensor]:
@@ -161,8 +188,8 @@ def read(folder: Path) -> Weights:
         raise NotUnderstood(f"{index} has no size in bytes as its total_size: copy it again")
     if not total:
         raise NotUnderstood(
-            f"{folder} holds no safetensors files and no index with their total_size: copy one of"
-            " them there, or give the size of the weights"
+            f"{folder} holds no safetensors files and no index with their total_size in bytes: copy"
+            " one of them there, or give the size of the weights"
         )
     return Weights(total_bytes=int(total))
 
@@ -170,8 +197,7 @@ def read(folder: Path) -> Weights:
 def quantisation(config: Mapping[str, Any]) -> str:
     """What the checkpoint calls its number format, for people: bfloat16, fp8, awq int4, nvfp4."""
     text = text_config(config)
-    found = config.get("quantization_config") or text.get("quantization_config")
-    found = found or config.get("compression_config")
+    found = quantisation_config(config)
     if not found:
         return str(text.get("dtype") or text.get("torch_dtype") or "bfloat16")
     method = str(found.get("quant_method", "")).replace("_", "-")

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from holdfast.fit.architecture import Attends, CacheFormat, NotUnderstood, Remembers, layers
+from holdfast.fit.architecture import (
+    Attends,
+    CacheFormat,
+    Fields,
+    NotUnderstood,
+    Remembers,
+    layers,
+    text_config,
+)
 
 DATA = Path("tests/unit/data/fit")
 FOLDERS = sorted(path.parent for path in DATA.glob("*/config.json"))
@@ -115,9 +123,39 @@ def test_cache_formats(kv_dtype: str, expected: int) -> None:
     assert layers(DENSE, CacheFormat(kv_dtype=kv_dtype)) == [Attends(expected)] * 2
 
 
-def test_auto_follows_the_checkpoints_calibration() -> None:
-    fp8 = {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}
-    assert layers({**DENSE, "quantization_config": fp8})[0] == Attends(4 * 2 * 128)
+FLOAT8 = {"type": "float", "num_bits": 8, "dynamic": False, "strategy": "tensor"}
+
+
+@pytest.mark.parametrize(
+    ("found", "is_fp8"),
+    [
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}, True),
+        ({"quant_method": "modelopt_fp4", "quantization": {"kv_cache_scheme": FLOAT8}}, True),
+        ({"quant_method": "modelopt", "kv_cache_scheme": {**FLOAT8, "dynamic": True}}, False),
+        # hf_quant_config.json of ModelOpt up to 0.29.
+        ({"producer": {"name": "modelopt"}, "quantization": {"kv_cache_quant_algo": "FP8"}}, True),
+        ({"producer": {"name": "modelopt"}, "quantization": {"kv_cache_quant_algo": None}}, False),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": FLOAT8}, True),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, False),
+        ({"quant_method": "fp8", "kv_cache_scheme": FLOAT8}, False),
+    ],
+)
+def test_auto_follows_the_checkpoints_calibration(found: dict[str, Any], is_fp8: bool) -> None:
+    expected = Attends(4 * 2 * (128 if is_fp8 else 256))
+    assert layers({**DENSE, "quantization_config": found})[0] == expected
+    assert layers({"text_config": {**DENSE, "quantization_config": found}})[0] == expected
+
+
+def test_compressed_tensors_may_stand_under_its_older_name() -> None:
+    found = {"quant_method": "compressed-tensors", "kv_cache_scheme": FLOAT8}
+    assert layers({**DENSE, "compression_config": found})[0] == Attends(4 * 2 * 128)
+
+
+def test_a_cache_that_vllm_refuses_is_refused() -> None:
+    scheme = {**FLOAT8, "type": "int"}
+    found = {"quant_method": "compressed-tensors", "kv_cache_scheme": scheme}
+    with pytest.raises(NotUnderstood, match="8-bit int, which vLLM refuses"):
+        layers({**DENSE, "quantization_config": found})
 
 
 @pytest.mark.parametrize(("cards", "heads"), [(1, 4), (2, 2), (4, 1), (8, 1), (16, 1)])
@@ -165,6 +203,45 @@ def test_drafting_adds_a_layer_and_widens_the_convolution() -> None:
     drafting = layers(config("qwen3.8-27b"), CacheFormat(draft_tokens=3))
     assert len(drafting) == len(plain) + 1
     assert Remembers(10_240 * 6 * 2 + 48 * 128 * 128 * 4) in drafting
+    # Qwen3-Next does not count its one drafting layer.
+    plain = layers(config("qwen3-next-80b-a3b"))
+    assert len(layers(config("qwen3-next-80b-a3b"), CacheFormat(draft_tokens=2))) == len(plain) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        # GLM-5: the keys it has beside DeepSeek V3.2's.
+        (
+            "deepseek-v3.2",
+            {
+                "model_type": "glm_moe_dsa",
+                "indexer_rope_interleave": True,
+                "rope_interleave": True,
+                "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 58,
+                "index_share_for_mtp_iteration": True,
+            },
+        ),
+        ("llama-4-scout", {"for_llm_compressor": True}),
+        ("llama-3.1-8b", {"do_convert_rgb": True}),
+        ("deepseek-v3", {"mla_scale_kv_lora": True, "mla_scale_q_lora": True}),
+        ("qwen3-14b", {"dual_chunk_attention_config": {"chunk_size": 262144}}),
+    ],
+)
+def test_keys_that_change_no_memory_are_passed_over(name: str, change: dict[str, Any]) -> None:
+    plain = config(name)
+    inner = {**text_config(plain), **change}
+    assert layers({"text_config": inner}) == layers(plain)
+
+
+def test_a_depth_may_be_told_by_the_layers_alone() -> None:
+    nano = config("nemotron-3-nano-30b-a3b-fp8")
+    words = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+    pattern = nano.pop("hybrid_override_pattern")
+    named = {**nano, "layers_block_type": [words[letter] for letter in pattern]}
+    del named["num_hidden_layers"]
+    assert layers(named) == layers(config("nemotron-3-nano-30b-a3b-fp8"))
+    assert Fields(named).depth == 52
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,3 @@ def test_the_longest_request_fits_and_one_token_more_does_not(found: Pool) -> No
         assert found.blocks_per_request(longest + 1) > blocks - 1
     assert found.longest(10_000, 4096) == 4096
     assert found.blocks(-1) == 0
-
-
-def test_nothing_cached_is_refused() -> None:
-    with pytest.raises(NotUnderstood, match="caches"):
-        pool([], Scheduling())

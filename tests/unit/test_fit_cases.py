@@ -26,10 +26,25 @@ def test_there_are_a_dozen_published_cases_and_the_seeds() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_planned_as_published(case: dict[str, Any]) -> None:
     for row in cases.compare(case):
-        assert abs(row.error_percent) <= 2, row
+        assert abs(row.error_percent) <= (3 if row.what in ESTIMATED else 2), row
         # "about 287K" in the field notes is no log line.
         loose = row.what in ESTIMATED or case.get("least_of_cards") or row.published == 287_000
         assert row.is_exact or loose, row
+
+
+def test_figures_that_prove_nothing_are_marked() -> None:
+    marks = {(case["name"], row.what): row.mark for case in CASES for row in cases.compare(case)}
+    assert marks["Llama 3.1 70B W8A8, one card", "blocks"] == "input"
+    assert marks["Llama 3.1 70B W8A8, one card", "concurrency"] == "from given blocks"
+    assert [key[1] for key, mark in marks.items() if mark == "fitted to"] == ["cache_gib"] * 3
+    assert marks["Qwen3 Next 80B, 20 GiB", "tokens"] == "own run"
+    assert marks["GLM 4.5 Air AWQ at 131,072, 4 x 3090", "needed_gib"] == "by hand"
+    assert marks["Qwen3 14B, one card", "tokens"] == ""
+    page = cases.page()
+    for mark in set(marks.values()) - {""}:
+        assert f"| {mark} |" in page
+    unmarked = [mark for mark in marks.values() if not mark]
+    assert f"claimed of the other {len(unmarked)} figures only" in page
 
 
 def test_page_is_up_to_date() -> None:

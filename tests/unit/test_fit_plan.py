@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from holdfast.fit import Card, EngineSettings, Fit, NotUnderstood, load, plan, table
+from holdfast.fit import Card, EngineSettings, Fit, Model, NotUnderstood, load, plan, table
 from holdfast.fit.__main__ import main
 from holdfast.fit.planner import reserve
 from holdfast.fit.weights import Weights
@@ -44,7 +46,7 @@ def test_glm_on_four_3090_is_refused_by_default_and_every_way_out_fits(
     engine = EngineSettings(tensor_parallel=4, max_model_len=131_072, **settings)
     fit = plan(model, [RTX_3090] * 4, engine)
     assert not fit.fits
-    assert "holds one request of" in fit.binds
+    assert re.search(r"holds one request of|over the budget", fit.binds)
     assert fit.nearest
     for words in fit.nearest:
         other = changed(engine, words)
@@ -108,19 +110,142 @@ def test_cards_that_share_a_model_talk_to_one_another_in_memory() -> None:
 def test_each_expert_that_is_chosen_keeps_its_part_of_a_batch() -> None:
     settings = EngineSettings(max_num_batched_tokens=16384)
     model = load(DATA / "deepseek-v3", Weights(total_bytes=1))
-    # By hand: 16 bits of three hidden vectors, and of each of 8 experts one hidden vector (wider
-    # than both its halves) and its inner one.
-    token_bytes = 2 * (3 * 7168 + 8 * (7168 + 2048))
+    # By hand: 16 bits of three hidden vectors, and for each of 8 experts two of them, which are
+    # wider than both halves of what is gated and than its result.
+    token_bytes = 2 * (3 * 7168 + 8 * (7168 + 7168))
     assert reserve(model, settings).activation_bytes == 16384 * token_bytes
     # One dense layer as wide as the model's own first would keep less.
     dense = replace(model, config={**model.config, "num_experts_per_tok": 0})
     assert reserve(dense, settings).activation_bytes < 16384 * token_bytes
 
 
+def peak_gib(name: str, cards: int = 1, **settings: Any) -> float:
+    fit = planned(name, [Card(total_mib=97887)] * cards, **settings)
+    return fit.cards[0].reserve.activation_bytes / 2**30
+
+
 def test_encoders_are_measured_unless_left_out() -> None:
-    with_encoder = planned("qwen3.8-27b", [Card(total_mib=49152)])
-    without = planned("qwen3.8-27b", [Card(total_mib=49152)], text_only=True)
-    assert without.cards[0].cache_bytes - with_encoder.cards[0].cache_bytes == 2**30
+    # 16,384 tokens of four patches each, 5 x 4,304 + 8 x 1,152 bytes a patch, by hand.
+    with_encoder = peak_gib("qwen3.8-27b", max_num_seqs=8)
+    assert with_encoder == pytest.approx(65_536 * 30_736 / 2**30)
+    assert peak_gib("qwen3.8-27b", max_num_seqs=8, text_only=True) < with_encoder / 4
+    # What is measured is at least a batch: of nine patches a token, and of sixteen.
+    per_patch = 5 * 4304 + 8 * 1152
+    gemma_4 = peak_gib("gemma-4-26b-a4b", max_num_seqs=8, max_num_batched_tokens=8192)
+    experts = 2 * 8192 * 8 * (2816 + 2816)
+    assert gemma_4 == pytest.approx((8192 * 9 * per_patch + experts) / 2**30)
+    gemma_3 = peak_gib("gemma-3-27b", max_num_seqs=8, max_num_batched_tokens=8192)
+    assert gemma_3 == pytest.approx(8192 * 16 * per_patch / 2**30)
+
+
+def test_an_encoder_of_unknown_size_takes_a_rule_of_thumb() -> None:
+    model = load(DATA / "qwen3-0.6b", Weights(total_bytes=1))
+    for encoder_config in ({"audio_config": {"x": 1}}, {"vision_config": {"x": 1}}):
+        heard = replace(model, config={**model.config, **encoder_config})
+        held = reserve(heard, EngineSettings(max_num_seqs=8))
+        assert held.activation_bytes == 2**30
+        deaf = reserve(heard, EngineSettings(max_num_seqs=8, text_only=True))
+        assert deaf.activation_bytes < 2**29
+
+
+def test_encoder_batch_and_sampler_run_one_after_another() -> None:
+    # The largest counts, not their sum: here the sampler of 1,024 sequences.
+    settings: dict[str, Any] = {"max_num_seqs": 1024, "vllm_minor": 25}
+    assert peak_gib("qwen3.8-27b", text_only=True, **settings) == pytest.approx(
+        peak_gib("qwen3.8-27b", **settings)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "logged_gib"),
+    [
+        # Peaks that vLLM logged; 1,024 sequences are its default on cards of 70 GiB and more.
+        ("gemma-3-4b", {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}, 9.96),
+        ("phi-4-mini", {"max_num_seqs": 256}, 1.83),
+        ("qwen3-8b", {"max_num_seqs": 256}, 1.40),
+        ("qwen2.5-0.5b", {"max_num_batched_tokens": 32768}, 1.06),
+    ],
+)
+def test_many_sequences_need_room_to_sample(
+    name: str, settings: dict[str, Any], logged_gib: float
+) -> None:
+    version = 26 if name == "qwen2.5-0.5b" else 10
+    assert peak_gib(name, vllm_minor=version, **settings) == pytest.approx(logged_gib, rel=0.05)
+
+
+def test_experts_keep_their_workspaces() -> None:
+    # Two of 8 hidden vectors for each token stay, by hand; beside them the sampler's peak.
+    sampler = 256 * 151_936 * 8
+    workspaces = 2 * 2048 * 8 * (2048 + 2048)
+    assert peak_gib("qwen3-30b-a3b") == pytest.approx((sampler + workspaces) / 2**30)
+    # Before 0.12 they went with the batch.
+    assert peak_gib("qwen3-30b-a3b", vllm_minor=11) == pytest.approx(256 * 151_936 * 38.5 / 2**30)
+
+
+@pytest.mark.parametrize(
+    ("minor", "bytes_per_logit"), [(15, 38.5), (16, 20), (25, 20), (26, 8), (28, 8), (29, 8)]
+)
+def test_each_runner_samples_in_its_own_way(minor: int, bytes_per_logit: float) -> None:
+    peak = peak_gib("qwen3-0.6b", max_num_seqs=1024, vllm_minor=minor)
+    assert peak == pytest.approx(1024 * 151_936 * bytes_per_logit / 2**30)
+    # The second runner came later to models that see.
+    sees = peak_gib("qwen3.8-27b", max_num_seqs=1024, text_only=True, vllm_minor=minor)
+    later = 20 if 15 < minor < 29 else bytes_per_logit
+    assert sees == pytest.approx(1024 * 248_320 * later / 2**30)
+
+
+def test_old_versions_gave_experts_chunks() -> None:
+    settings: dict[str, Any] = {"max_num_batched_tokens": 128_000, "max_num_seqs": 8}
+    old, new = (peak_gib("deepseek-v3", vllm_minor=minor, **settings) for minor in (16, 17))
+    assert new - old == pytest.approx(2 * (128_000 - 32_768) * 8 * (7168 + 7168) / 2**30)
+
+
+@pytest.mark.parametrize(
+    ("name", "minor", "counts"),
+    [
+        ("llama-3.1-8b", 18, False),
+        ("llama-3.1-8b", 19, True),
+        ("llama-3.1-8b", 26, False),
+        ("llama-3.1-8b", 28, False),
+        ("qwen3.8-27b", 28, True),
+        ("llama-3.1-8b", 29, True),
+    ],
+)
+def test_graphs_come_off_the_budget_where_vllm_estimates_them(
+    name: str, minor: int, counts: bool
+) -> None:
+    held = planned(name, [Card(total_mib=97887)], vllm_minor=minor).cards[0].reserve
+    assert (held.graph_bytes > 0) == counts
+    eager = planned(name, [Card(total_mib=97887)], vllm_minor=minor, enforce_eager=True)
+    assert eager.cards[0].reserve.graph_bytes == 0
+
+
+def test_graphs_of_gemma_4_are_what_vllm_estimates() -> None:
+    # 0.88 GiB of 51 sizes (0.20, H200).
+    fit = planned("gemma-4-26b-a4b", [Card(total_mib=143_771)], max_num_seqs=1024)
+    assert fit.cards[0].reserve.graph_bytes / 2**30 == pytest.approx(0.88, rel=0.1)
+    few = planned("gemma-4-26b-a4b", [Card(total_mib=143_771)], max_num_seqs=1)
+    assert few.cards[0].reserve.graph_bytes < fit.cards[0].reserve.graph_bytes / 2
+
+
+def test_each_doubling_of_the_cards_takes_room_to_talk() -> None:
+    held = [
+        planned("qwen3-14b", [Card(total_mib=97887)] * cards).cards[0].reserve.context_bytes
+        for cards in (1, 2, 4, 8)
+    ]
+    assert [(size - held[0]) / 2**30 for size in held] == pytest.approx([0, 0.4, 0.8, 1.2])
+
+
+def test_a_hundredth_of_the_budget_is_kept_unless_the_reserve_was_measured() -> None:
+    (guessed,) = planned("qwen3-14b", [RTX_3090]).cards
+    assert guessed.reserve.margin_bytes == guessed.budget_bytes // 100
+    (measured,) = planned("qwen3-14b", [RTX_3090], reserve_mib=2000).cards
+    assert measured.reserve.total_bytes == 2000 * 2**20
+
+
+def test_an_encoder_takes_whole_texts_and_samples_nothing() -> None:
+    settings = EngineSettings(max_num_seqs=1024, max_model_len=8192)
+    assert reserve(encoder(), settings).activation_bytes == 8192 * 2 * 3 * (1024 + 4096)
 
 
 def test_a_hybrid_needs_a_block_for_each_sequence() -> None:
@@ -155,6 +280,109 @@ def test_a_model_that_tells_no_context_needs_one() -> None:
     assert plan(silent, [RTX_3090], EngineSettings(max_model_len=8192)).context_tokens == 8192
 
 
+def test_figures_given_for_each_layer_count_as_the_largest() -> None:
+    # Hunyuan A13B lists its experts' figures layer by layer.
+    model = load(DATA / "qwen3-14b", Weights(total_bytes=1))
+    moe = {"moe_topk": 8, "moe_intermediate_size": 3072, "num_experts": 64}
+    listed = {key: [value // 2, value] for key, value in moe.items()}
+    once, by_layer = (
+        plan(replace(model, config={**model.config, **change}), [RTX_3090], EngineSettings())
+        for change in (moe, listed)
+    )
+    assert once.cards == by_layer.cards
+
+
+BGE_M3 = {
+    "architectures": ["XLMRobertaModel"],
+    "model_type": "xlm-roberta",
+    "num_hidden_layers": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "vocab_size": 250002,
+    "max_position_embeddings": 8194,
+}
+
+
+def encoder(**change: Any) -> Model:
+    return Model("encoder", {**BGE_M3, **change}, Weights(total_bytes=int(1.06 * 2**30)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"architectures": ["XLMRobertaForSequenceClassification"]},
+        {"model_type": "modernbert", "layer_types": ["sliding_attention", "full_attention"] * 12},
+        # EmbeddingGemma: a decoder that looks both ways.
+        {"model_type": "gemma3_text", "use_bidirectional_attention": True, "sliding_window": 512},
+        {"model_type": "qwen3", "is_causal": False},
+        {"model_type": "llama_bidirec"},
+    ],
+)
+def test_encoders_keep_no_cache(change: dict[str, Any]) -> None:
+    fit = plan(encoder(**change), [Card(total_mib=8192)], EngineSettings(max_model_len=8192))
+    assert fit.fits
+    assert (fit.layers, fit.bytes_per_token, fit.cache_tokens) == ((), 0, 0)
+    assert fit.longest_tokens == 8194
+    assert "an encoder keeps no cache" in fit.binds
+    console = Console(width=120, file=io.StringIO())
+    console.print(table(fit))
+    assert "the cache" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_reranker_that_looks_back_only_keeps_its_cache() -> None:
+    fit = plan(encoder(model_type="qwen3"), [Card(total_mib=8192)], EngineSettings())
+    assert fit.bytes_per_token == 24 * 2 * 16 * 64 * 2
+
+
+def test_a_decoder_that_caches_nothing_is_refused() -> None:
+    kinds = {"model_type": "qwen3", "layer_types": ["mlp"] * 24}
+    with pytest.raises(NotUnderstood, match="no layer of this model caches"):
+        plan(encoder(**kinds), [RTX_3090], EngineSettings())
+
+
+def test_an_encoder_may_be_too_large() -> None:
+    fit = plan(encoder(), [Card(total_mib=1024)], EngineSettings())
+    assert not fit.fits
+    assert fit.longest_tokens == 0
+    assert "over the budget" in fit.binds
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        # Whisper tells no max_position_embeddings, and that is not what stands in the way.
+        ({"model_type": "whisper", "is_encoder_decoder": True}, "'whisper' is an encoder-decoder"),
+        (
+            {"model_type": "openvla", "text_config": {"model_type": "llama", "vocab_size": 32064}},
+            "'openvla' names its language model and leaves the sizes to code",
+        ),
+    ],
+)
+def test_what_stands_in_the_way_is_said_first(config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(NotUnderstood, match=sentence):
+        plan(Model("m", config, Weights(total_bytes=1)), [RTX_3090], EngineSettings())
+
+
+UNEXPECTED: list[Any] = ["29 GB", -1, 0, 1.5, [], ["x"], {}, {"x": 1}, True]
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in DATA.glob("*/config.json")))
+def test_no_value_of_a_description_ends_in_a_traceback(name: str) -> None:
+    model = load(DATA / name, Weights(total_bytes=2**30))
+    inner = next((k for k in ("text_config",) if k in model.config), None)
+    known = model.config[inner] if inner else model.config
+    for key, value in itertools.product(known, UNEXPECTED):
+        changed_values = {**known, key: value}
+        config = {**model.config, inner: changed_values} if inner else changed_values
+        try:
+            fit = plan(replace(model, config=config), [RTX_3090], EngineSettings(max_num_seqs=8))
+            table(fit)
+        except NotUnderstood as error:
+            assert len(str(error).splitlines()) == 1, (key, value)
+
+
 def test_cards_and_tensor_parallel_must_agree() -> None:
     with pytest.raises(NotUnderstood, match="name as many cards"):
         plan(load(GLM), [RTX_3090], EngineSettings(tensor_parallel=4))
@@ -169,9 +397,31 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(NotUnderstood, match="not JSON"):
         load(tmp_path)
+    with pytest.raises(NotUnderstood, match=r"no config\.json"):
+        load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(NotUnderstood, match="not the description"):
         load(tmp_path)
+
+
+def test_number_formats_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    config = json.loads((DATA / "llama-3.1-8b" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    known = Weights(total_bytes=1)
+    plain = load(tmp_path, known)
+    quantisation = {
+        "producer": {"name": "modelopt"},
+        "quantization": {"kv_cache_quant_algo": "FP8"},
+    }
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantisation))
+    calibrated = load(tmp_path, known)
+    card = [Card(total_mib=24576)]
+    tokens = [plan(model, card, EngineSettings()).bytes_per_token for model in (plain, calibrated)]
+    assert tokens[1] * 2 == tokens[0]
+    # config.json has the first word.
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path, known).config["quantization_config"] == {"quant_method": "fp8"}
 
 
 def test_the_table_shows_every_card_and_the_way_out() -> None:
@@ -181,6 +431,11 @@ def test_the_table_shows_every_card_and_the_way_out() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count("3090") == 4
     assert "awq int4" in shown
+    # The parts of the budget add up to it.
+    row = next(line for line in shown.splitlines() if "3090" in line)
+    usable, budget, *parts = map(float, re.findall(r"-?\d+\.\d+", row))
+    assert sum(parts) == pytest.approx(budget, abs=0.04)
+    assert budget < usable
     assert "does not fit" in shown
     assert f"would fit: {fit.nearest[0]}" in shown
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.fit.architecture import NotUnderstood
-from holdfast.fit.weights import quantisation, read
+from holdfast.fit.weights import Weights, quantisation, read
 
+DATA = Path("tests/unit/data/fit")
 CONFIG = {"num_hidden_layers": 1, "num_key_value_heads": 2, "tie_word_embeddings": False}
 SIZES = {"BF16": 2, "F8_E4M3": 1, "U8": 1, "I32": 4}
 TENSORS = {
@@ -54,6 +55,27 @@ def test_an_index_alone_is_shared_evenly(tmp_path: Path) -> None:
     assert read(tmp_path).on_one_card(CONFIG, 4) == 251
 
 
+@pytest.mark.parametrize(
+    ("name", "files_gib", "loaded_gib"),
+    [
+        # As Marlin loaded them: vllm#23278, and the gpt-oss 20B of logs.json.
+        ("gpt-oss-120b", 60.77, 65.97),
+        ("gpt-oss-20b", 12.82, 13.72),
+    ],
+)
+def test_mxfp4_experts_grow_when_loaded(name: str, files_gib: float, loaded_gib: float) -> None:
+    config = json.loads((DATA / name / "config.json").read_text())
+    weights = Weights(total_bytes=int(files_gib * 2**30))
+    assert weights.on_one_card(config, 1) / 2**30 == pytest.approx(loaded_gib, rel=0.005)
+    assert Weights(total_bytes=1, are_loaded=True).on_one_card(config, 1) == 1
+    # Other formats are loaded as they are.
+    del config["quantization_config"]
+    assert weights.on_one_card(config, 1) == weights.total_bytes
+    # Two cards hold 1,440 of the feed-forward layer each, padded to 1,536.
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    assert weights.on_one_card(config, 2) * 2 > weights.on_one_card(config, 1)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x09" + b"\x00" * 7 + b'{"a": {}}'])
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -68,6 +90,14 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     write(tmp_path / "model-1.safetensors", {"a": ("BF16", (2, 2))})
     with pytest.raises(NotUnderstood, match=r"model-2\.safetensors is named in the index"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("total", ["29 GB", 0, -1, None, True, [29]])
+def test_a_size_that_is_no_number_of_bytes_is_refused(tmp_path: Path, total: object) -> None:
+    index = {"metadata": {"total_size": total}, "weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(NotUnderstood, match="total_size in bytes"):
         read(tmp_path)
 
 
