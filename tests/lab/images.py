@@ -1,4 +1,6 @@
-"""Disk images for the lab's machines, built from the controller's own APT configuration.
+"""Disk images for the lab's machines, built from the archives that the controller's APT knows.
+
+A controller of another distribution knows none; then they are those that mmdebstrap has by default.
 
 An image is three files: a raw ext4 file system (the base of every machine's overlay), the kernel
 and the initrd that QEMU starts directly. They are cached by a hash of everything that goes into
@@ -310,15 +312,14 @@ def configured_archives(index_targets: str) -> dict[tuple[str, str], tuple[str, 
 def sources_for(release: Release, index_targets: str) -> tuple[Source, ...]:
     """The suite, its updates and its security updates, from archives the controller uses.
 
-    Raises LabError where the controller's APT has no archive of that distribution.
+    Where its APT has no archive of that distribution they are mmdebstrap's own default.
+
+    Raises LabError where that cannot be had: the distribution's keyring is missing.
     """
     archives = configured_archives(index_targets)
     main = [(uri, parts) for (label, uri), parts in archives.items() if label == release.origin]
     if not main:
-        raise LabError(
-            f"{release.name} cannot be built here: no {release.origin} archive is in this "
-            f"machine's APT configuration; add one (and run apt-get update) to build it."
-        )
+        return default_sources(release)
     uri, components = main[0]
     security = [
         (uri, parts)
@@ -334,6 +335,37 @@ def sources_for(release: Release, index_targets: str) -> tuple[Source, ...]:
     elif security:
         sources.append(Source(security[0][0], release.security_suite, security[0][1]))
     return tuple(sources)
+
+
+def default_sources(release: Release) -> tuple[Source, ...]:
+    """The sources that mmdebstrap takes for a suite when it is given none; fetches nothing.
+
+    Raises LabError where the distribution's keyring is missing, or mmdebstrap names no sources.
+    """
+    if not Path(release.keyring).exists():
+        raise LabError(
+            f"{release.name} cannot be built here: no {release.origin} archive is in this "
+            f"machine's APT configuration, and {release.keyring} is missing; install its package."
+        )
+    # Not as root, it needs no namespace for a setup hook alone.
+    mode = "root" if os.geteuid() == 0 else "chrootless"
+    with tempfile.TemporaryDirectory(prefix="holdfast-sources-") as name:
+        found = Path(name) / "sources.list"
+        output_of(
+            ["mmdebstrap", "--quiet", f"--mode={mode}", "--variant=custom", "--skip=update"]
+            + [f'--setup-hook=cp "$1/etc/apt/sources.list" {found}', "--format=null"]
+            + [release.suite, "/dev/null"]
+        )
+        sources = listed_sources(found.read_text())
+    if not sources:
+        raise LabError(f"{release.name} cannot be built here: mmdebstrap names no archive of it.")
+    return sources
+
+
+def listed_sources(sources_list: str) -> tuple[Source, ...]:
+    """The sources of a file in APT's one-line format; their options are left out."""
+    lines = re.findall(r"^deb (?:\[.*?\] )?(\S+) (\S+) (.+)$", sources_list, flags=re.MULTILINE)
+    return tuple(Source(uri, suite, tuple(parts.split())) for uri, suite, parts in lines)
 
 
 def proxy_settings(apt_config_dump: str) -> dict[str, str]:
@@ -382,7 +414,7 @@ def recipe_for(
 ) -> Recipe:
     """The recipe for a release and a variant, given the controller's APT state.
 
-    Raises LabError for an archive the controller does not have.
+    Raises LabError for an archive that cannot be had (`sources_for`).
     """
     sources = sources_for(release, index_targets)
     proxies = proxy_settings(apt_config_dump)

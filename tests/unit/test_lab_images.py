@@ -14,8 +14,11 @@ from tests.lab.images import (
     VARIANTS,
     LabError,
     Recipe,
+    Release,
+    Source,
     configured_archives,
     guest_proxy,
+    listed_sources,
     proxy_settings,
     recipe_for,
     sources_for,
@@ -83,11 +86,47 @@ def test_ubuntu_keeps_its_security_updates_in_its_archive() -> None:
     ]
 
 
-def test_a_missing_archive_is_said_in_one_sentence() -> None:
+def release(name: str, keyring: Path) -> Release:
+    return replace(RELEASES[name], keyring=str(keyring))
+
+
+def test_a_controller_of_another_distribution_takes_mmdebstraps_default(tmp_path: Path) -> None:
+    keyring = tmp_path / "keyring.gpg"
+    keyring.touch()
+    debian = release("debian-13", keyring)
+    found = sources_for(debian, UBUNTU)
+    suites = [(source.suite, source.components) for source in found]
+    assert suites == [
+        ("trixie", ("main",)),
+        ("trixie-updates", ("main",)),
+        ("trixie-security", ("main",)),
+    ]
+    assert len({source.uri for source in found}) == 2
+    assert not any("mirror.example" in source.uri for source in found)
+    # The guest keeps them, so that it installs packages from where it was made.
+    made = recipe_for(debian, "rack", public_key=KEY, index_targets=UBUNTU)
+    assert f"URIs: {found[0].uri}\nSuites: trixie\n" in made.customise
+    assert made.sources == tuple(source.line(str(keyring)) for source in found)
+
+
+def test_options_of_a_listed_source_are_left_out() -> None:
+    listed = (
+        '# deb http://off.example/debian x main\ndeb [signed-by="/k.gpg" arch=amd64] '
+        "http://a.example/debian x main contrib\ndeb http://b.example/s x-security main\n"
+    )
+    assert listed_sources(listed) == (
+        Source("http://a.example/debian", "x", ("main", "contrib")),
+        Source("http://b.example/s", "x-security", ("main",)),
+    )
+
+
+def test_a_missing_archive_and_keyring_are_said_in_one_sentence(tmp_path: Path) -> None:
+    ubuntu = release("ubuntu-24.04", tmp_path / "none.gpg")
     with pytest.raises(LabError) as error:
-        sources_for(RELEASES["ubuntu-24.04"], DEBIAN)
+        sources_for(ubuntu, DEBIAN)
     sentence = str(error.value)
     assert "ubuntu-24.04 cannot be built here: no Ubuntu archive" in sentence
+    assert f"{tmp_path}/none.gpg is missing" in sentence
     assert "\n" not in sentence
 
 

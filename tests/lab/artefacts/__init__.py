@@ -36,7 +36,7 @@ class Artefacts:
 def build(progress: Callable[[str, Entry], None] = lambda _name, _entry: None) -> Artefacts:
     """Build what is not built yet and return all of it; `progress` hears of each.
 
-    Raises RuntimeError (or NoDebianMirror) with the words of the tool that failed.
+    Raises RuntimeError or LabError with the words of the tool that failed.
     """
     entries = {}
     for name, recipe in RECIPES.items():

@@ -1,6 +1,7 @@
 """Packages of a Debian suite, fetched and verified by APT without touching the controller's own.
 
-The mirror is the one that the controller's APT already uses: the lab names none.
+The mirror is the one that the controller's APT already uses, and mmdebstrap's own default on a
+controller that is no Debian: the lab names none.
 """
 
 from __future__ import annotations
@@ -8,27 +9,18 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+from tests.lab.images import RELEASES, sources_for
+from tests.lab.process import output_of
 
-
-class NoDebianMirror(RuntimeError):
-    """The controller's APT knows no Debian archive, so its packages cannot be fetched."""
+DEBIAN = RELEASES["debian-13"]
 
 
 def mirror() -> str:
-    """Base URL of the Debian archive that this machine's APT is configured with."""
-    listing = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(SITE)", "Origin: Debian", "Label: Debian"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    if not listing or not KEYRING.exists():
-        raise NoDebianMirror(
-            "this machine's APT has no Debian archive in its lists: run `apt-get update` on a "
-            "Debian controller (or add a Debian source and debian-archive-keyring)"
-        )
-    return listing[0]
+    """Base URL of the Debian archive that images are built from.
+
+    Raises LabError where none can be had (`sources_for`).
+    """
+    return sources_for(DEBIAN, output_of(["apt-get", "indextargets"]))[0].uri
 
 
 class Suite:
@@ -41,7 +33,7 @@ class Suite:
         (directory / "status").touch()
         (directory / "suite.sources").write_text(
             f"Types: deb\nURIs: {mirror()}\nSuites: {name}\nComponents: {components}\n"
-            f"Signed-By: {KEYRING}\n"
+            f"Signed-By: {DEBIAN.keyring}\n"
         )
         self._options = [
             f"Dir::State={directory}",
