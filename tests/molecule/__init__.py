@@ -1,0 +1,1 @@
+"""Molecule's scenarios: `docs/testing.md` says how they are run."""
