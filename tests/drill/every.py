@@ -33,6 +33,7 @@ EVERY: Mapping[str, tuple[str, ...]] = {
         "200",
         "--fetch-sshd",
     ),
+    "Molecule": ("-m", "tests.molecule"),
     "virtual machine, Debian 13, audited, with every sabotage": (
         *(*DRILL, "--vm", "--audit", "--sabotage"),
     ),
