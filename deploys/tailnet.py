@@ -3,14 +3,13 @@
 from pyinfra import host
 from pyinfra.api.deploy import deploy
 
-from facts.ssh import Sshd, SshState
 from facts.tailnet import TailnetNode
 from holdfast import alerts, ssh, tailnet_rules
 from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from holdfast.tailnet import vendor_repository
-from operations import apt_repository, host_files, packages, tailscale, units
+from operations import apt_repository, host_files, packages, sshd, tailscale, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
@@ -41,13 +40,7 @@ def apply(settings: HostSettings) -> None:
         label="tailscale",
         settings=tailnet.repository or vendor_repository(settings.distribution),
     )
-    found: SshState | None = host.get_fact(
-        Sshd,
-        host_key=ssh.HOST_KEY,
-        moduli=ssh.MODULI,
-        users=list(settings.ssh.authorised_keys),
-    )
-    came_by = found.came_by if found else None
+    came_by = sshd.state_of(host, settings).came_by
     rules = tailnet_rules.rules(settings, ssh.ports(settings, came_by))
     # Before the package: its daemon starts at once, and must not call home even then. The package's
     # own /etc/default/tailscaled stays untouched, so that no upgrade has to ask about it.

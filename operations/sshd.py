@@ -51,7 +51,7 @@ def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand
     Fails, with the former configuration back in force, when the new one is invalid, is overruled
     by the host's main file, or a new login does not succeed.
     """
-    state = _state(host, settings)
+    state = state_of(host, settings)
     yield from _materials(state)
 
     ports, keyed = ssh.ports(settings, state.came_by), ssh.keyed(settings, state.keyed)
@@ -91,7 +91,8 @@ def _elsewhere(keyed: list[str], key_files: dict[str, str]) -> list[str]:
     return [user for user in keyed if key_files.get(user) != ssh.KEY_FILE]
 
 
-def _state(host: Host, settings: HostSettings) -> SshState:
+def state_of(host: Host, settings: HostSettings) -> SshState:
+    """What sshd and the declared users' keys are on a host."""
     found: SshState = host.get_fact(
         Sshd,
         host_key=ssh.HOST_KEY,
@@ -176,7 +177,7 @@ def _failure(host: Host, settings: HostSettings, wanted: set[tuple[str, str]]) -
             f"sshd does not obey {DROP_IN}: {keyword} is not {value};"
             " let /etc/ssh/sshd_config begin with Include /etc/ssh/sshd_config.d/*.conf"
         )
-    found = _state(host, settings)
+    found = state_of(host, settings)
     if elsewhere := _elsewhere(ssh.keyed(settings, found.keyed), found.key_files):
         return (
             f"sshd looks for keys of {elsewhere[0]} in other places than {ssh.KEYS}:"

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 """End an engine that has requests and counts no tokens any more, and fail: that is the alert.
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. A timer starts

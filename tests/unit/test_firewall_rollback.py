@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from facts.firewall import BLOCK_BEGIN, BLOCK_END
+from facts.firewall import BLOCK_BEGIN, BLOCK_END, ROLLBACK_STATE
+from holdfast.firewall import ROLLBACK_SCRIPT, ROLLBACK_UNIT, rollback_unit
 from holdfast.render import render
 
 OLD, NEW = "-A ufw-user-input -p tcp --dport 22 -j ACCEPT\n", "# nothing gets in\n"
@@ -25,9 +26,10 @@ start) [ -s {root}/in-force ] ||
 esac
 """
 _SYSTEMD_RUN = """#!/bin/sh
-# One transient timer: what it will run, once it runs out.
-while [ "${{1#--}}" != "$1" ]; do shift; done
-printf '%s\\n' "$*" > {root}/timer
+# One transient timer: the unit that it will start, once it runs out.
+for word; do
+    case $word in --unit=*) echo "${{word#*=}}" > {root}/timer ;; esac
+done
 """
 _SYSTEMCTL = """#!/bin/sh
 [ "$1" = stop ] && rm {root}/timer
@@ -51,7 +53,8 @@ class Host:
         self._program("bin/systemctl", _SYSTEMCTL)
         self._program("docker-user", _DOCKER_USER)
         values = {"state": f"{self.root}/kept", "docker_user": f"{self.root}/docker-user"}
-        text = render("firewall/firewall-rollback.j2", begin=BLOCK_BEGIN, end=BLOCK_END, **values)
+        values |= {"begin": BLOCK_BEGIN, "end": BLOCK_END, "unit": ROLLBACK_UNIT}
+        text = render("firewall/firewall-rollback.j2", **values)
         for folder in ("/etc/", "/lib/ufw/"):
             text = text.replace(f" {folder}", f" {self.root}{folder}")
         self._program("rollback", text)
@@ -101,22 +104,24 @@ class Host:
     def run_out(self) -> int:
         """The deadline passes."""
         timer = self.root / "timer"
-        command = shlex.split(timer.read_text())
+        assert timer.read_text().strip() == ROLLBACK_UNIT
         timer.unlink()
-        return self._call(*command).returncode
+        return self._start_unit()
 
     def boot(self) -> None:
         """After a power cut: no timer is left, and what the unit of the rollback says is done."""
         (self.root / "timer").unlink(missing_ok=True)
-        unit = render(
-            "firewall/holdfast-firewall-rollback.service.j2",
-            state=f"{self.root}/kept",
-            script=f"{self.root}/rollback",
-            on_failure="",
-        )
-        told = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
-        if Path(told["ConditionPathExists"]).exists():
-            assert self._call(*shlex.split(told["ExecStart"])).returncode == 0
+        assert self._start_unit() == 0
+
+    def _start_unit(self) -> int:
+        """What systemd does for the unit; the exit status of its command."""
+        lines = (line.split("=", 1) for line in rollback_unit().splitlines() if "=" in line)
+        told = {name: value for name, value in lines if not name.startswith("#")}
+        condition = told["ConditionPathExists"].replace(ROLLBACK_STATE, f"{self.root}/kept")
+        command = told["ExecStart"].replace(ROLLBACK_SCRIPT, f"{self.root}/rollback")
+        if not Path(condition).exists():
+            return 0
+        return self._call(*shlex.split(command)).returncode
 
     @property
     def in_force(self) -> str:

@@ -194,7 +194,7 @@ def test_withdrawn_once_there_is_nothing_left_to_do() -> None:
         ("docker-user", {"begin": "# B", "end": "# E", "guard": "G"}),
         (
             "firewall-rollback",
-            {"begin": "# B", "end": "# E", "state": "/s", "docker_user": "/d"},
+            {"begin": "# B", "end": "# E", "state": "/s", "docker_user": "/d", "unit": "u"},
         ),
     ],
 )
