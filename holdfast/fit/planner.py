@@ -361,7 +361,7 @@ def plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise NotUnderstood(
             f"config.json of {model.name} holds a value of an unexpected kind ({error}): copy the"
-            " file again"
+            " file again, or name another model"
         ) from error
     if fit.fits:
         return fit

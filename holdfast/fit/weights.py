@@ -184,9 +184,7 @@ def read(folder: Path) -> Weights:
         return Weights(tensors, sum(tensor.size_bytes for tensor in tensors))
     metadata = listing.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if total and (isinstance(total, bool) or not isinstance(total, int | float) or total < 1):
-        raise NotUnderstood(f"{index} has no size in bytes as its total_size: copy it again")
-    if not total:
+    if not isinstance(total, int | float) or isinstance(total, bool) or total <= 0:
         raise NotUnderstood(
             f"{folder} holds no safetensors files and no index with their total_size in bytes: copy"
             " one of them there, or give the size of the weights"

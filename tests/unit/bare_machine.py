@@ -28,6 +28,18 @@ from holdfast.registry import declared_services
 from holdfast.settings import Gpus, HostSettings
 from holdfast.tailnet import Node
 
+SSHD = SshState(
+    effective=frozenset(),
+    is_outdated=True,
+    is_unproved=False,
+    came_by=22,
+    has_host_key=False,
+    has_strong_moduli=False,
+    passwordless=frozenset(),
+    keyed={},
+    key_files={},
+)
+"""An sshd of which nothing is declared yet."""
 _KERNEL = {
     "debian12": "6.1.0-41-amd64",
     "debian13": "6.12.57+deb13-amd64",
@@ -107,17 +119,7 @@ class BareMachine:
         )
 
     def _sshd(self, **_: object) -> SshState:
-        return SshState(
-            effective=frozenset(),
-            is_outdated=True,
-            is_unproved=False,
-            came_by=22,
-            has_host_key=False,
-            has_strong_moduli=False,
-            passwordless=frozenset(),
-            keyed={},
-            key_files={},
-        )
+        return SSHD
 
     def _firewall(self) -> FirewallState:
         if not self._walled:

@@ -50,6 +50,7 @@ from deploys import (
     vllm,
 )
 from facts.base import Account, BaseState, Ground
+from facts.ssh import Sshd
 from facts.units import UnitState, UnitStates
 from holdfast import base as ground
 from holdfast import firewall as walls
@@ -61,6 +62,7 @@ from holdfast.settings import HostSettings
 from holdfast.types import Word
 from operations.host_files import HostFile
 from tests.drill.replay import a_sshd
+from tests.unit.bare_machine import SSHD
 from tests.unit.hostile_text import accepted, shape
 from tests.unit.site_data import SHA256, good
 
@@ -306,6 +308,8 @@ def make(settings: HostSettings) -> Made:
             return _ground(settings)
         if fact is UnitStates:
             return _Units()
+        if fact is Sshd:
+            return SSHD
         return asked(self, fact, *args, **values)
 
     HostFile.__init__ = init  # type: ignore[method-assign]
@@ -316,7 +320,10 @@ def make(settings: HostSettings) -> Made:
         HostFile.__init__ = begin  # type: ignore[method-assign]
         Host.get_fact = asked  # type: ignore[method-assign]
     made.templates["ssh/sshd.conf.j2"] = rendering.render(
-        "ssh/sshd.conf.j2", directives=sshd.directives(settings, [settings.ssh.port])
+        "ssh/sshd.conf.j2",
+        directives=sshd.directives(settings, [settings.ssh.port]),
+        keyed=sshd.keyed(settings, []),
+        key_file=sshd.KEY_FILE,
     )
     return made
 
