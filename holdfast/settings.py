@@ -150,7 +150,8 @@ class Firewall(Model):
 
     openings: list[Opening] = []
     rollback_seconds: int = Field(default=180, ge=30, le=3600)
-    """How long a change waits for proof of a new login before it undoes itself, seconds."""
+    """How long a change of the firewall or of SSH waits for proof of a new login before it undoes
+    itself, seconds."""
 
 
 class DockerNetwork(Model):

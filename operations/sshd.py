@@ -25,8 +25,6 @@ from operations.host_files import HostDirectory, HostFile, place
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-holdfast.conf"
 _ROLLBACK = "/run/holdfast/ssh-rollback"
-_ROLLBACK_SECONDS = 120
-"""Longer than a slow machine needs for a reload and a login, shorter than a walk to its console."""
 
 # sshd -t knows no "what if": it is given a copy of the whole configuration with the new drop-in.
 _VALIDATE = (
@@ -72,7 +70,7 @@ def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand
     changes = list(place._inner(files=files, directories=folders))
     obeyed = wanted <= state.effective and not _elsewhere(keyed, state.key_files)
     if changes or state.is_outdated or state.is_unproved or not obeyed:
-        yield StringCommand(_arm([file.path for file in files]))
+        yield StringCommand(_arm([file.path for file in files], settings.firewall.rollback_seconds))
         yield from changes
         yield StringCommand(_RELOAD)
         moved = [user for user in keyed if user not in state.keyed]
@@ -115,8 +113,8 @@ def _materials(state: SshState) -> Generator[StringCommand, None, None]:
         yield StringCommand(f"usermod --password '*' {shlex.quote(user)}")
 
 
-def _arm(paths: list[str]) -> str:
-    """Keep the files as they are and start the timer that puts them back.
+def _arm(paths: list[str], seconds: int) -> str:
+    """Keep the files as they are, and start the timer that puts them back after ``seconds``.
 
     A timer that runs already guards an older change that nobody proved: its copy is the good one.
     """
@@ -132,7 +130,7 @@ def _arm(paths: list[str]) -> str:
         f" $(ls -d {quoted} 2>/dev/null)"
         f" && echo {shlex.quote(restore)} > {_ROLLBACK}"
         f" && systemctl reset-failed {ROLLBACK_UNIT}.service 2>/dev/null;"
-        f" systemd-run --quiet --collect --unit={ROLLBACK_UNIT} --on-active={_ROLLBACK_SECONDS}"
+        f" systemd-run --quiet --collect --unit={ROLLBACK_UNIT} --on-active={seconds}"
         f" sh {_ROLLBACK}; }}"
     )
 

@@ -47,6 +47,15 @@ def login(settings: HostSettings) -> Findings:
                 "give a key, or leave the user out",
             )
     yield from _own_key(settings)
+    named = settings.ssh_hostname
+    if ssh.lan_access == "until-tailnet" and named and named == settings.lan_address:
+        yield Finding(
+            "ssh_hostname",
+            named,
+            "this is lan_address, too: a login by it would prove nothing of the tailnet, and SSH on"
+            " the LAN would be closed",
+            "write the host's name on the tailnet, or lan_access 'keep'",
+        )
     if ssh.lan_access == "until-tailnet" and settings.tailnet is None:
         yield Finding(
             "ssh.lan_access",

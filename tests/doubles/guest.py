@@ -38,14 +38,14 @@ def hardware(rack: Rack, folder: Path) -> None:
     rack.write(description)
     sysfs(rack, folder / "usr/share/holdfast-rack/sysfs")
     units = folder / "etc/systemd/system"
-    _copy("boot/holdfast-rack-pci", folder / _PRIVATE, mode=0o755)
-    _copy("boot/holdfast-rack-pci.service", units)
+    _copy("boot/lab-rack-pci", folder / _PRIVATE, mode=0o755)
+    _copy("boot/lab-rack-pci.service", units)
     for unit in (limits.SERVICE, containers.SERVICE):
         _copy("boot/fake-driver.conf", units / f"{unit}.d")
     _copy("boot/60-holdfast-rack.rules", folder / "etc/udev/rules.d")
-    wanted = units / "sysinit.target.wants" / "holdfast-rack-pci.service"
+    wanted = units / "sysinit.target.wants" / "lab-rack-pci.service"
     wanted.parent.mkdir(exist_ok=True)
-    wanted.symlink_to("../holdfast-rack-pci.service")
+    wanted.symlink_to("../lab-rack-pci.service")
 
 
 def driven(version: str, folder: Path) -> None:
@@ -56,7 +56,7 @@ def driven(version: str, folder: Path) -> None:
     loaded = folder / "usr/share/holdfast-rack/module/nvidia/version"
     loaded.parent.mkdir(parents=True)
     loaded.write_text(f"{version}\n")
-    _copy("boot/driven.conf", folder / "etc/systemd/system/holdfast-rack-pci.service.d")
+    _copy("boot/driven.conf", folder / "etc/systemd/system/lab-rack-pci.service.d")
 
 
 def user_space(version: str, folder: Path) -> None:

@@ -86,7 +86,7 @@ class GpuStage(Scenery):
             # The machine boots from the initrd beside its disk, and this one is never made anew.
             " && rm /boot/initrd.img-*"
             " && udevadm control --reload && systemctl daemon-reload"
-            " && systemctl start holdfast-rack-pci && apt-get update -qq",
+            " && systemctl start lab-rack-pci && apt-get update -qq",
             timeout_seconds=900,
         )
         self.inventory.write_text(f"hosts = [('@rack/rack', {self._settings()!r})]\n")

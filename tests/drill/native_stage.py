@@ -30,13 +30,15 @@ from tests.lab.artefacts.store import Entry, sha256
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import Image, ensure_image
 from tests.lab.lan import Neighbour
-from tests.lab.machine import MANAGEMENT_HOST, Machine, Shell, Spec
+from tests.lab.machine import Machine, Shell, Spec
 from tests.lab.services import Services
 from tests.lab.services.cloud import RESOLVERS, Cloud, marking
 
 FOLDER = ROOT / ".lab" / "native"
 SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
 SECRETS = (*OTHER_SECRETS, "CHAT_KEY", "WORK_KEY", "CLIENT_KEY", *personal.SECRETS)
+MARKED = ("tailscaled.service", "systemd-timesyncd.service")
+"""Units that call out for reasons of their own; their packets are not counted."""
 CHECKPOINT, OTHER = "tiny-llama", "other-llama"
 PRIVATE_ROUTERS = (private.WORK_ROUTER, private.CLIENT_ROUTER | {"engines": ["chat"]})
 NAS = "/srv/nas"
@@ -192,8 +194,6 @@ class NativeStage(RackStage):
         data = super().inventory_data()
         data["interfaces"]["wan0"] = {"role": "lan"}
         data["firewall"]["rollback_seconds"] = 30
-        # An address: nothing but what is on trial may ask for names.
-        data["base"]["ntp_servers"] = [MANAGEMENT_HOST]
         # Names are asked of the counted internet, not of the tailnet's resolver.
         data["tailnet"]["accept_dns"] = False
         data["docker"]["dns"] = [RESOLVERS[0]]
@@ -317,14 +317,15 @@ class NativeStage(RackStage):
         guest.hardware(self.cards, folder)
         guest.driven(DRIVER_VERSION, folder)
         modes.lay_stand_ins(self.cards, folder)
-        marking("tailscaled.service", folder)
+        for unit in MARKED:
+            marking(unit, folder)
         archive.pack(folder, packed, ".")
         self._rack.copy_to(packed, "/root/hardware.tar")
         self._rack.succeed(
             "tar -C / --keep-directory-symlink -xf /root/hardware.tar"
             # A container has no use for one, and this one is never made again.
             " && rm /boot/initrd.img-*"
-            " && systemctl daemon-reload && systemctl start holdfast-rack-pci",
+            " && systemctl daemon-reload && systemctl start lab-rack-pci",
             timeout_seconds=60,
         )
 

@@ -751,8 +751,8 @@ CARDS = (
     Sabotage(
         "a card is not on the bus",
         ("gpu::every_declared_card_is_there_with_its_lanes",),
-        "mv /run/holdfast-rack-pci/0000:44:00.0 /run/",
-        "mv /run/0000:44:00.0 /run/holdfast-rack-pci/",
+        "mv /run/lab-rack-pci/0000:44:00.0 /run/",
+        "mv /run/0000:44:00.0 /run/lab-rack-pci/",
     ),
     Sabotage(
         "the driver does not show a card, nor can it be limited",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from testinfra.host import Host
 
+from holdfast.gpu import modes
 from holdfast.services import LOOPBACK_OF, Tier
+from holdfast.settings import HostSettings
 
 
 def listens_only_as_declared(host: Host, port: int, scope: str, tier: Tier = "T1") -> None:
@@ -15,3 +17,9 @@ def listens_only_as_declared(host: Host, port: int, scope: str, tier: Tier = "T1
     if scope == "tailnet":
         expected.add(f"*%tailscale0:{port}")
     assert {line.split()[3] for line in lines} == expected
+
+
+def engine_is_wanted(host: Host, settings: HostSettings, name: str) -> bool:
+    """Whether an engine is to run now: it is in the mode in force, or in none."""
+    targets = modes.targets_of(settings, name)
+    return not targets or host.run(f"systemctl --quiet is-active {' '.join(targets)}").rc == 0

@@ -14,11 +14,10 @@ from testinfra.host import Host
 from holdfast.engines.program import paths, questions
 from holdfast.engines.units import EngineNames
 from holdfast.engines.vllm import VLLM, lock_of
-from holdfast.gpu import modes
 from holdfast.python_environment import directory
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
-from tests.host.doors import listens_only_as_declared
+from tests.host.doors import engine_is_wanted, listens_only_as_declared
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +25,10 @@ def engines(host: Host, settings: HostSettings) -> list[EngineNames]:
     if settings.vllm is None:
         pytest.skip("this host has no engine of vLLM")
     engines = [EngineNames(VLLM, engine) for engine in settings.vllm.engines]
-    found = [names for names in engines if _is_wanted(host, settings, names)]
+    found = [names for names in engines if engine_is_wanted(host, settings, names.engine.name)]
     if not found:
         pytest.skip("no engine is in the mode that is in force")
     return found
-
-
-def _is_wanted(host: Host, settings: HostSettings, names: EngineNames) -> bool:
-    targets = modes.targets_of(settings, names.engine.name)
-    return not targets or host.run(f"systemctl --quiet is-active {' '.join(targets)}").rc == 0
 
 
 def _ask(

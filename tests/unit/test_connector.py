@@ -20,7 +20,7 @@ from pyinfra.connectors.sshuserclient import client as sshuserclient
 from holdfast import connector as connectors
 from holdfast.connector import RackConnector
 
-Ways = list[tuple[str, bool]]
+Ways = list[tuple[str, bool | Exception]]
 
 
 def _connector(monkeypatch: pytest.MonkeyPatch, lan: str | None, answers: Ways) -> Any:
@@ -29,6 +29,8 @@ def _connector(monkeypatch: pytest.MonkeyPatch, lan: str | None, answers: Ways) 
     def connect(self: Any) -> None:
         name, lets_in = answers.pop(0)
         assert self.data["ssh_hostname"] == name
+        if isinstance(lets_in, Exception):
+            raise lets_in
         if not lets_in:
             raise OSError("nobody answers")
 
@@ -52,6 +54,16 @@ def test_a_rack_that_left_the_tailnet_is_reached_by_its_lan_and_then_by_the_tail
     connector._connect()
     assert connector.via == "tailnet"
     assert tried == []
+
+
+def test_a_login_that_the_tailnet_refuses_is_tried_by_the_lan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What pyinfra makes of a key that is refused.
+    refused = ConnectError("Authentication error")
+    connector = _connector(monkeypatch, "10.0.0.5", [("rack", refused), ("10.0.0.5", True)])
+    connector._connect()
+    assert connector.via == "lan"
 
 
 def test_a_lan_that_does_not_answer_leaves_the_tailnet_first(

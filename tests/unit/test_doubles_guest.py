@@ -11,7 +11,7 @@ from tests.doubles import guest
 from tests.doubles.rack import KERNEL_TELLS, Rack, known, rack
 from tests.doubles.sysfs import sysfs
 
-PCI = Path(__file__).parents[1] / "doubles" / "boot" / "holdfast-rack-pci"
+PCI = Path(__file__).parents[1] / "doubles" / "boot" / "lab-rack-pci"
 DRIVER = "../../../../bus/pci/drivers/nvidia"
 
 
@@ -34,7 +34,7 @@ def test_a_guest_has_hardware_user_space_and_module(tmp_path: Path) -> None:
     ]
     dkms = (tmp_path / "usr/src/nvidia-580.95.05/dkms.conf").read_text()
     assert 'PACKAGE_VERSION="580.95.05"' in dkms
-    wanted = tmp_path / "etc/systemd/system/sysinit.target.wants/holdfast-rack-pci.service"
+    wanted = tmp_path / "etc/systemd/system/sysinit.target.wants/lab-rack-pci.service"
     assert wanted.resolve().is_file()
 
 

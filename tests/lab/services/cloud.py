@@ -62,9 +62,9 @@ table inet counted {
 """
 
 _MARKING = """
-table inet lab_marking
-delete table inet lab_marking
-table inet lab_marking {{
+table inet {table}
+delete table inet {table}
+table inet {table} {{
     chain leaving {{
         type filter hook output priority mangle; policy accept;
         socket cgroupv2 level {level} "{cgroup}" ip dscp set {mark}
@@ -117,13 +117,16 @@ class Packets:
 def marking(unit: str, folder: Path) -> None:
     """Lay out, from / in a folder, that what a unit of a container machine sends is marked.
 
-    tailscaled asks Tailscale's own servers for the name of a control server that is somebody
-    else's, whatever the hosts file says (1.102).
+    From its next start on, once nft is there. tailscaled asks Tailscale's own servers for the name
+    of a control server that is somebody else's, whatever the hosts file says (1.102); time
+    synchronisation asks for the names of its servers.
     """
-    rules = "usr/share/lab/marking.nft"
+    stem = unit.removesuffix(".service")
+    rules = f"usr/share/lab/{stem}.nft"
+    table = f"lab_{stem.replace('-', '_')}"
     # A container machine's own groups are two levels below the controller's.
-    text = _MARKING.format(level=4, cgroup=f"system.slice/{unit}", mark=MARK)
-    drop_in = f"[Service]\nExecStartPre=+/usr/sbin/nft --file /{rules}\n"
+    text = _MARKING.format(table=table, level=4, cgroup=f"system.slice/{unit}", mark=MARK)
+    drop_in = f"[Service]\nExecStartPre=-+/usr/sbin/nft --file /{rules}\n"
     for path, content in {rules: text, f"etc/systemd/system/{unit}.d/lab.conf": drop_in}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content)
