@@ -51,7 +51,7 @@ class GpuLimits(FactBase[LimitsState]):
                 "modes": f"grep -H . {PRESENT}/*",
                 "locked": f"cat {RECORD}",
                 "unit": "systemctl show --property="
-                "LoadState,NeedDaemonReload,Result,ExecMainExitTimestampMonotonic"
+                "LoadState,NeedDaemonReload,ActiveState,Result,ExecMainExitTimestampMonotonic"
                 f" {SERVICE}",
             }
         )
@@ -66,11 +66,14 @@ class GpuLimits(FactBase[LimitsState]):
         found = sections.answers(output)
         cards, _ = seen_in("\n".join(found.get("cards", [])))
         unit = dict(line.split("=", 1) for line in found.get("unit", []) if "=" in line)
+        # Its timer starts it each minute. A run that is under way has no result yet; what it does to
+        # the cards is read above.
+        running = unit.get("ActiveState") == "activating"
         return LimitsState(
             cards=tuple(cards),
             modes=modes_in(found.get("modes", [])),
             locked=locked_in("\n".join(found.get("locked", []))),
-            has_run=unit.get("ExecMainExitTimestampMonotonic", "0") != "0",
-            succeeded=unit.get("Result") == "success",
+            has_run=running or unit.get("ExecMainExitTimestampMonotonic", "0") != "0",
+            succeeded=running or unit.get("Result") == "success",
             unread=unit.get("NeedDaemonReload") == "yes" or unit.get("LoadState") == "not-found",
         )

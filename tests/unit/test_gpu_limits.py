@@ -393,6 +393,14 @@ def test_the_unit_must_have_run_well_as_it_is_written(
     assert [command.split()[1] for command in commands] == steps
 
 
+def test_a_run_that_is_under_way_is_not_ended(machine: Machine) -> None:
+    _systemctl(machine)
+    _settle(machine, _gpus(machine))
+    running = {"ActiveState": "activating", "ExecMainExitTimestampMonotonic": "0"}
+    _systemctl(machine, **running)
+    assert _settle(machine, _gpus(machine)) == ([], "")
+
+
 def test_a_bare_machine_has_everything_to_do(machine: Machine) -> None:
     probe = GpuLimits()
     host = LocalHost(facts={GpuLimits: probe.default()})
