@@ -28,7 +28,10 @@ from tests.lab.machine import Machine
 
 CHECKPOINT = "tiny-llama"
 OTHER = "other-llama"
-ASK_FLOOR = f"curl --max-time 20 --config {floor.PROBE_FILE} && echo ok"
+_ASK_FLOOR_ONCE = f"curl --max-time 20 --config {floor.PROBE_FILE} 2>&1"
+ASK_FLOOR = f"{_ASK_FLOOR_ONCE} && echo ok || {{ sleep 0.2; {_ASK_FLOOR_ONCE} && echo ok; }}"
+"""Asked a second time, as a router would: a Unix socket whose few waiting places are taken refuses
+at once, where TCP would wait, and an engine that loads takes both processors."""
 
 
 class Stage(Protocol):
@@ -160,7 +163,7 @@ class Engines:
 
     def expect_floor(self, said: list[str]) -> None:
         """See that the floor answered every time."""
-        answered, asked = said.count("ok"), len(said)
+        answered, asked = sum(each.endswith("ok") for each in said), len(said)
         others = sorted({each for each in said if each != "ok"})
         seen = f"{answered} of {asked}{f'; else {others}' if others else ''}"
         self.record.check("the floor answers all along", answered == asked > 0, seen)

@@ -52,7 +52,6 @@ def main(name: str, port: str, mib: str, *uuids: str) -> int:
     if fault(name) == "dead":
         print("<3>no model can be read", file=sys.stderr)
         return 1
-    hold(list(uuids), int(mib), os.getpid())
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -67,8 +66,10 @@ def main(name: str, port: str, mib: str, *uuids: str) -> int:
     def end(*_: object) -> None:
         raise SystemExit(0)
 
+    # Before it holds memory: who is ended at once gives it back, too.
     signal.signal(signal.SIGTERM, end)
     try:
+        hold(list(uuids), int(mib), os.getpid())
         HTTPServer(("127.0.0.1", int(port)), Answer).serve_forever()
     finally:
         if fault(name) != "clinging":
