@@ -66,8 +66,8 @@ class GpuLimits(FactBase[LimitsState]):
         found = sections.answers(output)
         cards, _ = seen_in("\n".join(found.get("cards", [])))
         unit = dict(line.split("=", 1) for line in found.get("unit", []) if "=" in line)
-        # Its timer starts it each minute. A run that is under way has no result yet; what it has done
-        # to the cards is read above.
+        # Its timer starts it each minute. A run that is under way has no result yet, and the cards
+        # themselves were read above.
         running = unit.get("ActiveState") == "activating"
         return LimitsState(
             cards=tuple(cards),

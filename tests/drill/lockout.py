@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 from facts.firewall import ROLLBACK_STATE
@@ -17,12 +19,13 @@ from tests.drill.converge import start
 from tests.drill.rehearsal import Act
 from tests.drill.site import Site
 from tests.lab.machine import Machine
+from tests.lab.process import output_of
 
 WITHDRAW = "tests/drill/withdraw_site.py"
 """The part of the site that closes SSH on the LAN."""
 RULES = "iptables-save | grep ^-A; ip6tables-save | grep ^-A; cat /etc/ufw/user.rules"
-ANOTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGNvbWVzLWZyb20tYW5vdGhlci1wZXJzb24tMDEy mistake"
-"""A key that opens nothing: its private half does not exist."""
+MISTAKE = "mistake"
+"""What the key of another person is called."""
 OPEN_LAN_SSH = f"ufw allow proto tcp from any to any port 22 comment '{MARK} {UNTIL_TAILNET}'"
 LAN_SSH_IS_OPEN = f"ufw status | grep --quiet '{UNTIL_TAILNET}'"
 TAILNET = "100.64.0.0/10,fd7a:115c:a1e0::/48"
@@ -95,11 +98,12 @@ class LockOut:
         data = self.stage.inventory_data()
         user = data["ssh_user"]
         keys = self.rack.succeed(self._keys(user))
-        with self.stage.declared(ssh=data["ssh"] | {"authorised_keys": {user: [ANOTHER_KEY]}}):
+        declared = data["ssh"] | {"authorised_keys": {user: [self._key_of_another()]}}
+        with self.stage.declared(ssh=declared):
             run = start(self.site.inventory, self.site.logs / "converge-another-key.log")
             try:
                 # Killed before it can prove anything, or take anything back itself.
-                self.rack.succeed(f"until {self._keys(user)} | grep -q mistake; do :; done", 120)
+                self.rack.succeed(f"until {self._keys(user)} | grep -q {MISTAKE}; do :; done", 120)
             finally:
                 run.kill()
                 run.wait()
@@ -157,13 +161,20 @@ class LockOut:
             "the port of SSH is shut on the tailnet": (dropped("-I"), dropped("-D")),
         }
 
+    def _key_of_another(self) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / MISTAKE
+            maker = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", MISTAKE, "-f"]
+            output_of([*maker, file])
+            return file.with_suffix(".pub").read_text().strip()
+
     def _keys(self, user: str) -> str:
         """A command that prints the keys which open an account."""
         files = "sshd -T -C user={0} | sed -n 's/^authorizedkeysfile //p'"
         home = f"$(getent passwd {user} | cut -d: -f6)"
         return (
-            f"for file in $({files.format(user)}); do file=$(echo $file | sed 's/%u/{user}/');"
-            f" case $file in /*) ;; *) file={home}/$file;; esac; cat $file 2>/dev/null; done; true"
+            f"{{ for file in $({files.format(user)}); do file=$(echo $file | sed 's/%u/{user}/');"
+            f" case $file in /*) ;; *) file={home}/$file;; esac; cat $file 2>/dev/null; done; true; }}"
         )
 
     def _expect_login(self, after: str) -> None:
