@@ -174,7 +174,8 @@ class LockOut:
         home = f"$(getent passwd {user} | cut -d: -f6)"
         return (
             f"{{ for file in $({files.format(user)}); do file=$(echo $file | sed 's/%u/{user}/');"
-            f" case $file in /*) ;; *) file={home}/$file;; esac; cat $file 2>/dev/null; done; true; }}"
+            f" case $file in /*) ;; *) file={home}/$file;; esac;"
+            " cat $file 2>/dev/null; done; true; }"
         )
 
     def _expect_login(self, after: str) -> None:
