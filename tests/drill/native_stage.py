@@ -37,8 +37,6 @@ from tests.lab.services.cloud import RESOLVERS, Cloud, marking
 FOLDER = ROOT / ".lab" / "native"
 SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
 SECRETS = (*OTHER_SECRETS, "CHAT_KEY", "WORK_KEY", "CLIENT_KEY", *personal.SECRETS)
-MARKED = ("tailscaled.service", "systemd-timesyncd.service")
-"""Units that call out for reasons of their own; their packets are not counted."""
 CHECKPOINT, OTHER = "tiny-llama", "other-llama"
 PRIVATE_ROUTERS = (private.WORK_ROUTER, private.CLIENT_ROUTER | {"engines": ["chat"]})
 NAS = "/srv/nas"
@@ -317,8 +315,7 @@ class NativeStage(RackStage):
         guest.hardware(self.cards, folder)
         guest.driven(DRIVER_VERSION, folder)
         modes.lay_stand_ins(self.cards, folder)
-        for unit in MARKED:
-            marking(unit, folder)
+        marking(folder)
         archive.pack(folder, packed, ".")
         self._rack.copy_to(packed, "/root/hardware.tar")
         self._rack.succeed(

@@ -67,8 +67,8 @@ delete table inet {table}
 table inet {table} {{
     chain leaving {{
         type filter hook output priority mangle; policy accept;
-        socket cgroupv2 level {level} "{cgroup}" ip dscp set {mark}
-        socket cgroupv2 level {level} "{cgroup}" ip6 dscp set {mark}
+        {match} ip dscp set {mark}
+        {match} ip6 dscp set {mark}
     }}
 }}
 """
@@ -114,22 +114,29 @@ class Packets:
         return bool(self.v4 or self.v6)
 
 
-def marking(unit: str, folder: Path) -> None:
-    """Lay out, from / in a folder, that what a unit of a container machine sends is marked.
+UNCOUNTED = {
+    # It marks what may not go through the tailnet itself.
+    "tailscaled": "meta mark and 0xff0000 == 0x80000",
+    "systemd-timesyncd": 'meta skuid "systemd-timesync"',
+}
+"""Services that call out for reasons of their own, and what tells nft their packets.
 
-    From its next start on, once nft is there. tailscaled asks Tailscale's own servers for the name
-    of a control server that is somebody else's, whatever the hosts file says (1.102); time
-    synchronisation asks for the names of its servers.
-    """
-    stem = unit.removesuffix(".service")
-    rules = f"usr/share/lab/{stem}.nft"
-    table = f"lab_{stem.replace('-', '_')}"
-    # A container machine's own groups are two levels below the controller's.
-    text = _MARKING.format(table=table, level=4, cgroup=f"system.slice/{unit}", mark=MARK)
-    drop_in = f"[Service]\nExecStartPre=-+/usr/sbin/nft --file /{rules}\n"
-    for path, content in {rules: text, f"etc/systemd/system/{unit}.d/lab.conf": drop_in}.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(content)
+tailscaled asks Tailscale's own servers for the name of a control server that is somebody else's,
+whatever the hosts file says (1.102); time synchronisation asks for the names of its servers.
+"""
+
+
+def marking(folder: Path) -> None:
+    """Lay out, from / in a folder, that what `UNCOUNTED` sends is marked from its next start on."""
+    for service, match in UNCOUNTED.items():
+        rules = f"usr/share/lab/{service}.nft"
+        text = _MARKING.format(table=f"lab_{service.replace('-', '_')}", match=match, mark=MARK)
+        # Before there is nft it starts without.
+        drop_in = f"[Service]\nExecStartPre=-+/usr/sbin/nft --file /{rules}\n"
+        placed = {rules: text, f"etc/systemd/system/{service}.service.d/lab.conf": drop_in}
+        for path, content in placed.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(content)
 
 
 class _Resolver(Daemon):
