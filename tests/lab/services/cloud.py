@@ -133,7 +133,7 @@ def marking(folder: Path) -> None:
         text = _MARKING.format(table=f"lab_{service.replace('-', '_')}", match=match, mark=MARK)
         # Before there is nft it starts without.
         drop_in = f"[Service]\nExecStartPre=-+/usr/sbin/nft --file /{rules}\n"
-        placed = {rules: text, f"etc/systemd/system/{service}.service.d/lab.conf": drop_in}
+        placed = {rules: text, f"etc/systemd/system/{service}.service.d/lab-marking.conf": drop_in}
         for path, content in placed.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content)
