@@ -14,7 +14,7 @@ from rich.markup import escape
 from tests.drill import expected, report
 from tests.drill.converge import ROOT
 from tests.drill.gpu import GpuDrill
-from tests.drill.native import CutsDrill, NativeDrill
+from tests.drill.native import CutsDrill, NativeDrill, ShortDrill
 from tests.drill.record import Record
 from tests.drill.rehearsal import Rehearsal
 from tests.drill.routing import RoutingDrill
@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
     parser.add_argument("--vm", action="store_true", help="on virtual machines")
     parser.add_argument("--seed", type=int, default=None, help="chooses where the power is cut")
+    parser.add_argument("--short", action="store_true", help="without engines, routers and modes")
     parser.add_argument("--cuts", action="store_true", help="only cut the power in each step")
     parser.add_argument("--gpu", action="store_true", help="the drill of the cards instead")
     parser.add_argument("--serving", action="store_true", help="the drill of engines instead")
@@ -78,6 +79,8 @@ def _whole(arguments: argparse.Namespace) -> tuple[str, Rehearsal, str]:
         print("This drill runs on the native rack: a container of this machine's own kernel.")
         if arguments.cuts:
             return f"cuts-{arguments.debian}", CutsDrill(arguments.debian, seed=seed), ""
+        if arguments.short:
+            return f"native-{arguments.debian}", ShortDrill(arguments.debian, seed=seed), " --short"
         native = NativeDrill(arguments.debian, seed=seed, sabotage=arguments.sabotage)
         # A tenth of the sabotages is another number of checks each time.
         return f"native-{arguments.debian}", native, " --sabotage" * arguments.sabotage

@@ -170,6 +170,26 @@ class NativeDrill(Drill):
         self._have_internet()
 
 
+class ShortDrill(NativeDrill):
+    """The drill without what is tried of engines, routers, clouds, modes and lock-outs.
+
+    The site is the whole one, and every host test judges it.
+    """
+
+    NAMES = (
+        *("build images and artefacts", "boot a bare machine", "converge a bare machine"),
+        *("converge again", "publish containers", "verify"),
+        *("call from two peers of the tailnet", "attack from the LAN"),
+        *("mend what a hand has changed", "give a container its card"),
+        *("compare the plan with the engine", "keep data in two places"),
+        *("lose the rack", "rebuild", "restore", "verify the rebuilt rack"),
+    )
+
+    def acts(self) -> Sequence[Act]:
+        """Those of the whole drill that are named."""
+        return tuple(act for act in super().acts() if act.name in self.NAMES)
+
+
 class CutsDrill(NativeDrill):
     """The power is cut in each step of the first converge in turn; then it must come to its end."""
 

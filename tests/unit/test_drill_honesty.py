@@ -17,6 +17,7 @@ from rich.console import Console
 from tests.drill import expected, sabotages
 from tests.drill.__main__ import perform
 from tests.drill.gpu import GpuDrill
+from tests.drill.native import CutsDrill, NativeDrill, ShortDrill
 from tests.drill.record import WHOLE
 from tests.drill.rehearsal import Act, Rehearsal, Scenery
 from tests.drill.routing import RoutingDrill
@@ -393,11 +394,16 @@ DRILLS: dict[str, Callable[[], Rehearsal]] = {
         }.items()
     },
     **{f"routing-{debian}": partial(RoutingDrill, debian) for debian in (12, 13)},
+    "native-13": partial(NativeDrill, 13, seed=0),
+    "native-13 --short": partial(ShortDrill, 13, seed=0),
+    "native-13 --sabotage": partial(NativeDrill, 13, seed=0, sabotage=True),
+    "cuts-13": partial(CutsDrill, 13, seed=0),
     "gpu": GpuDrill,
     "serving": ServingDrill,
 }
 SABOTAGES = {
     ("debian-13 --audit --sabotage", "sabotage"): (sabotages.SITE, 11),
+    ("native-13 --sabotage", "sabotage"): (sabotages.NATIVE, 16),
     ("gpu", "sabotage"): (sabotages.CARDS, 1),
     ("serving", "sabotage"): (
         (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES),

@@ -10,7 +10,7 @@ import pytest
 from tests.drill import every, native, sabotages
 from tests.drill.converge import ROOT, SITE, steps
 from tests.drill.every import EVERY, Result, summary
-from tests.drill.native import CutsDrill, NativeDrill
+from tests.drill.native import CutsDrill, NativeDrill, ShortDrill
 from tests.drill.not_here import ELSEWHERE
 from tests.drill.sabotage import Sabotage
 from tests.drill.site import HOST_TESTS
@@ -79,10 +79,14 @@ def test_the_steps_are_those_of_the_site() -> None:
     assert len(set(steps())) == len(steps())
 
 
-@pytest.mark.parametrize("drill", [NativeDrill, CutsDrill])
+@pytest.mark.parametrize("drill", [NativeDrill, ShortDrill, CutsDrill])
 def test_a_plan_needs_no_stage(drill: type[NativeDrill]) -> None:
     names = [act.name for act in drill(13, seed=0).acts()]
     assert len(names) == len(set(names))
+
+
+def test_the_short_drill_names_phases_that_exist() -> None:
+    assert [act.name for act in ShortDrill(13, seed=0).acts()] == list(ShortDrill.NAMES)
 
 
 def _result(told: str, status: int = 0) -> Result:
