@@ -29,9 +29,9 @@ from tests.lab.machine import Machine
 CHECKPOINT = "tiny-llama"
 OTHER = "other-llama"
 _ASK_FLOOR_ONCE = f"curl --max-time 20 --config {floor.PROBE_FILE} 2>&1"
-ASK_FLOOR = f"{_ASK_FLOOR_ONCE} && echo ok || {{ sleep 0.2; {_ASK_FLOOR_ONCE} && echo ok; }}"
-"""Asked a second time, as a router would: a Unix socket whose few waiting places are taken refuses
-at once, where TCP would wait, and an engine that loads takes both processors."""
+ASK_FLOOR = f"for n in $(seq 8); do {_ASK_FLOOR_ONCE} && echo ok && break; sleep 0.25; done"
+"""Within two seconds, as a caller would try: llama-server's Unix socket has five waiting places, and
+refuses at once where they are taken (seen while an engine that loads takes both processors)."""
 
 
 class Stage(Protocol):
