@@ -24,7 +24,8 @@ check: setup-lab ## the fast tier: lint, types, unit tests, golden plans
 	$(RUN) mypy
 	$(RUN) pytest -n 2
 
-test: check drill ## everything that must hold before a merge
+test: check ## everything that must hold before a merge: the fast tier, then a shorter drill
+	$(RUN) python -m tests.drill --debian $(DEBIAN) --short
 
 drill: setup-lab ## nothing -> rack -> hardened, serving, attacked, broken, lost, rebuilt -> report, in minutes
 	$(RUN) python -m tests.drill --debian $(DEBIAN)

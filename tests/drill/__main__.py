@@ -85,15 +85,16 @@ def _whole(arguments: argparse.Namespace) -> tuple[str, Rehearsal, str]:
         # A tenth of the sabotages is another number of checks each time.
         return f"native-{arguments.debian}", native, " --sabotage" * arguments.sabotage
     print(f"This drill runs on virtual machines: {why}.")
+    rebuild = arguments.rebuild and not arguments.short
     drill = Drill(
         arguments.debian,
         seed=seed,
-        rebuild=arguments.rebuild,
+        rebuild=rebuild,
         audit=arguments.audit,
         sabotage=arguments.sabotage,
     )
     chosen = {
-        "--no-rebuild": not arguments.rebuild,
+        "--no-rebuild": not rebuild,
         "--audit": arguments.audit,
         "--sabotage": arguments.sabotage,
     }

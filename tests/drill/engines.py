@@ -30,8 +30,8 @@ CHECKPOINT = "tiny-llama"
 OTHER = "other-llama"
 _ASK_FLOOR_ONCE = f"curl --max-time 20 --config {floor.PROBE_FILE} 2>&1"
 ASK_FLOOR = f"for n in $(seq 8); do {_ASK_FLOOR_ONCE} && echo ok && break; sleep 0.25; done"
-"""Within two seconds, as a caller would try: llama-server's Unix socket has five waiting places, and
-refuses at once where they are taken (seen while an engine that loads takes both processors)."""
+"""Within two seconds, as a caller would try: its Unix socket refuses at once where its few waiting
+places are taken, seen while an engine that loads takes both processors."""
 
 
 class Stage(Protocol):
