@@ -44,6 +44,8 @@ class NativeDrill(Drill):
     """One pass over everything Holdfast promises, on one container."""
 
     kind = "native"
+    does_sabotage = True
+    """Whether its acts sabotage the rack."""
     silent_seconds = 8
     packets_per_second = 20000
     stage: NativeStage
@@ -59,7 +61,7 @@ class NativeDrill(Drill):
         super().__init__(debian, seed=seed, sabotage=sabotage)
         tenth = int(revision()[:8], 16) % TENTHS
         self.chosen = known.NATIVE if sabotage else known.NATIVE[tenth::TENTHS]
-        if not sabotage:
+        if self.does_sabotage and not sabotage:
             told = f"{len(self.chosen)} of {len(known.NATIVE)} sabotages, tenth {tenth}"
             self.record.notes.append(f"{told}, chosen by the commit's hash.")
         self.record.title = f"Holdfast drill on one machine, Debian {debian}"
@@ -181,6 +183,7 @@ class ShortDrill(NativeDrill):
     The site is the whole one, and every host test judges it.
     """
 
+    does_sabotage = False
     NAMES = (
         *("build images and artefacts", "boot a bare machine", "converge a bare machine"),
         *("converge again", "publish containers", "verify"),
@@ -205,6 +208,8 @@ class ShortDrill(NativeDrill):
 
 class CutsDrill(NativeDrill):
     """The power is cut in each step of the first converge in turn; then it must come to its end."""
+
+    does_sabotage = False
 
     def acts(self) -> Sequence[Act]:
         """Cut, converge, and judge."""
