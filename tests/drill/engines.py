@@ -57,6 +57,24 @@ class Stage(Protocol):
         """Write the inventory, with the engine "chat" changed and all else as it was."""
 
 
+def declared(name: str, **changes: object) -> dict[str, object]:
+    """An engine as an inventory declares it."""
+    return {
+        "name": name,
+        "checkpoint": CHECKPOINT,
+        "port": 8100,
+        "api_key": f"{name.upper()}_KEY",
+        "context_tokens": 256,
+        "concurrent_requests": 4,
+        "cache_mib": 1024,
+        "memory_max_mib": 8192,
+        "start_seconds": 600,
+        # What a graph saves on a card costs a minute of compilation on a CPU.
+        "flags": {"enforce-eager": True},
+        **changes,
+    }
+
+
 def acts(tried: Callable[[], Engines]) -> Sequence[Act]:
     """Engines that are compared with their plan, measured, replaced and killed."""
     return (

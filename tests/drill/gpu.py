@@ -137,13 +137,7 @@ class GpuStage(Scenery):
         }
 
     def _repository(self, name: str) -> dict[str, object]:
-        url = f"http://{MANAGEMENT_HOST}:{self.files.port}/{name}"
-        return {
-            "url": url,
-            "key_url": f"{url}/{nvidia_repo.KEY}",
-            "suite": nvidia_repo.CODENAME,
-            "components": ["main"],
-        }
+        return nvidia_repo.declared(f"http://{MANAGEMENT_HOST}:{self.files.port}/{name}")
 
 
 def name_of(index: int) -> str:

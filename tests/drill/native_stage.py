@@ -21,8 +21,10 @@ from holdfast.engines.units import EngineNames
 from holdfast.registry import engines
 from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION, Rack, known
+from tests.drill import engines as engines_of_drill
 from tests.drill import modes, personal, private
 from tests.drill.converge import ROOT
+from tests.drill.engines import CHECKPOINT, OTHER
 from tests.drill.stage import OTHER_SECRETS, RackStage
 from tests.lab import artefacts
 from tests.lab.artefacts import archive, nvidia_repo, tiny_llama, vllm_cpu
@@ -37,7 +39,6 @@ from tests.lab.services.cloud import RESOLVERS, Cloud, marking
 FOLDER = ROOT / ".lab" / "native"
 SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
 SECRETS = (*OTHER_SECRETS, "CHAT_KEY", "WORK_KEY", "CLIENT_KEY", *personal.SECRETS)
-CHECKPOINT, OTHER = "tiny-llama", "other-llama"
 PRIVATE_ROUTERS = (private.WORK_ROUTER, private.CLIENT_ROUTER | {"engines": ["chat"]})
 NAS = "/srv/nas"
 """A folder of the rack that stands for what a NAS keeps."""
@@ -174,7 +175,7 @@ class NativeStage(RackStage):
 
     def change_engine(self, **changes: object) -> None:
         """Declare the engine with these changes."""
-        self.declare(vllm=self.vllm([self.engine("chat", **changes)]))
+        self.declare(vllm=self.vllm([engines_of_drill.declared("chat", **changes)]))
 
     def declare_routers(self, routers: list[dict[str, object]], **more: object) -> None:
         """Declare these routers alone; without the block ``clouds`` none of them leads to one."""
@@ -198,7 +199,7 @@ class NativeStage(RackStage):
         data["storage"] = self._storage(data["storage"]["models"][0])
         data["backup"]["repositories"][0]["path"] = f"{NAS}/backup/rack"
         data["gpus"] = self._gpus()
-        data["vllm"] = self.vllm([self.engine("chat")])
+        data["vllm"] = self.vllm([engines_of_drill.declared("chat")])
         data["docker"]["networks"].append(private.OPEN_NETWORK)
         data["services"] += [private.PHOTOS_SERVICE, *modes.services()]
         data |= personal.declared(self.site)
@@ -238,23 +239,6 @@ class NativeStage(RackStage):
     def _engine_names(self, name: str) -> EngineNames:
         found = next(each for each in engines(self.settings) if each.name == name)
         return EngineNames(vllm.VLLM, found)
-
-    def engine(self, name: str, **changes: object) -> dict[str, object]:
-        """An engine as an inventory declares it."""
-        return {
-            "name": name,
-            "checkpoint": CHECKPOINT,
-            "port": 8100,
-            "api_key": f"{name.upper()}_KEY",
-            "context_tokens": 256,
-            "concurrent_requests": 4,
-            "cache_mib": 1024,
-            "memory_max_mib": 8192,
-            "start_seconds": 600,
-            # What a graph saves on a card costs a minute of compilation on a CPU.
-            "flags": {"enforce-eager": True},
-            **changes,
-        }
 
     def vllm(self, engines: list[dict[str, object]]) -> dict[str, object]:
         """The block of vLLM with these engines."""
@@ -301,13 +285,7 @@ class NativeStage(RackStage):
         }
 
     def _repository(self, name: str) -> dict[str, object]:
-        url = f"{self.site}/{name}"
-        return {
-            "url": url,
-            "key_url": f"{url}/{nvidia_repo.KEY}",
-            "suite": nvidia_repo.CODENAME,
-            "components": ["main"],
-        }
+        return nvidia_repo.declared(f"{self.site}/{name}")
 
     def _give_cards(self) -> None:
         folder, packed = self.folder / "hardware", self.folder / "hardware.tar"

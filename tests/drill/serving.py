@@ -60,28 +60,11 @@ class ServingStage(ContainerStage):
     def raise_curtain(self) -> None:
         """Have two engines declared."""
         super().raise_curtain()
-        self.declare([self.engine("chat"), self.engine("embed", **EMBED)])
-
-    def engine(self, name: str, **changes: object) -> dict[str, object]:
-        """An engine as an inventory declares it."""
-        return {
-            "name": name,
-            "checkpoint": CHECKPOINT,
-            "port": 8100,
-            "api_key": f"{name.upper()}_KEY",
-            "context_tokens": 256,
-            "concurrent_requests": 4,
-            "cache_mib": 1024,
-            "memory_max_mib": 8192,
-            "start_seconds": 600,
-            # What a graph saves on a card costs a minute of compilation on a CPU.
-            "flags": {"enforce-eager": True},
-            **changes,
-        }
+        self.declare([engines.declared("chat"), engines.declared("embed", **EMBED)])
 
     def change_engine(self, **changes: object) -> None:
         """Declare both engines, the first with these changes."""
-        self.declare([self.engine("chat", **changes), self.engine("embed", **EMBED)])
+        self.declare([engines.declared("chat", **changes), engines.declared("embed", **EMBED)])
 
     def declare_modes(self, engine: dict[str, object]) -> None:
         """Give the rack two cards and what takes turns on them, and declare it all."""
@@ -166,7 +149,7 @@ class ServingDrill(Rehearsal):
         sabotage.commit(self.site, self.stage.rack, mine)
 
     def _declare_modes(self) -> None:
-        self.stage.declare_modes(self.stage.engine("chat", checkpoint=OTHER))
+        self.stage.declare_modes(engines.declared("chat", checkpoint=OTHER))
         self.site.converge("modes", fatal=True)
         self.site.expect_nothing("modes, again")
 
@@ -180,7 +163,7 @@ class ServingDrill(Rehearsal):
 
     def _take_away(self) -> None:
         rack, gone = self.stage.rack, self.engines.names()[-1]
-        self.stage.declare([self.stage.engine("chat", checkpoint=OTHER)])
+        self.stage.declare([engines.declared("chat", checkpoint=OTHER)])
         self.site.converge("one engine less")
         left = rack.execute(
             f"ss -Hltn | grep ':{gone.engine.port} '; ls /etc/*/*/{gone.stem}*"

@@ -111,6 +111,16 @@ def build_for_container(image: Image) -> store.Entry:
     )
 
 
+def declared(url: str) -> dict[str, object]:
+    """A repository that is served at ``url``, as an inventory declares it."""
+    return {
+        "url": url,
+        "key_url": f"{url}/{KEY}",
+        "suite": CODENAME,
+        "components": ["main"],
+    }
+
+
 def _digest(path: Path) -> str:
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     digest = hashlib.sha256()
