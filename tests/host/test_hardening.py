@@ -42,7 +42,8 @@ def found(host: Host) -> Answers:
                     # A name that was never there before: what is on record of it was written now.
                     "audit": (
                         "systemctl is-active auditd; f=$(mktemp /etc/holdfast/audited.XXXXXX);"
-                        ' rm "$f"; for look in $(seq 50); do'
+                        ' rm "$f"; auditctl -s | grep -q "^enabled [12]$" &&'
+                        " for look in $(seq 50); do"
                         ' ausearch --input-logs --raw --key holdfast --file "$f" && break;'
                         " sleep 0.2; done"
                     ),

@@ -42,7 +42,7 @@ def test_the_kernel_enforces_what_units_may_reach(host: Host) -> None:
         "ip -4 -oneline address show scope global | awk '{split($4, a, \"/\"); print a[1]; exit}'"
     )
     port = host.check_output("sshd -T | awk '$1 == \"port\" {print $2; exit}'")
-    call = f"timeout 5 bash -c '</dev/tcp/{address}/{port}'"
+    call = f"timeout 3 bash -c '</dev/tcp/{address}/{port}'"
     run = "systemd-run --quiet --wait --collect"
     wall = "-p IPAddressDeny=any -p IPAddressAllow=127.0.0.1/32"
     assert host.run(f"{run} {call}").succeeded, "the control must get through"
