@@ -17,3 +17,4 @@ if host.name in replaced:
     settings = replaced[host.name]
     storage.apply(settings=settings)
     vllm.apply(settings=settings)
+    vllm.settle(settings=settings)

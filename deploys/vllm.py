@@ -33,7 +33,23 @@ from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
 
-def _units(engine: EngineNames, targets: list[str]) -> list[Unit]:
+def _engines(settings: HostSettings) -> list[EngineNames]:
+    declared = settings.vllm.engines if settings.vllm else []
+    return [EngineNames(VLLM, engine) for engine in declared]
+
+
+def _unit(settings: HostSettings, engine: EngineNames) -> Unit:
+    return Unit(
+        engine.unit,
+        # Not the configuration: another one is a replacement, which restarts it.
+        restart_after=[f"{SYSTEM}/{engine.unit}", engine.key, engine.probe],
+        along_with=modes.targets_of(settings, engine.engine.name),
+    )
+
+
+def _beside(engine: EngineNames) -> list[Unit]:
+    """What watches an engine, and its doors."""
+    watch = f"{engine.watch}.timer"
     doors = [
         Unit(
             unit,
@@ -44,14 +60,7 @@ def _units(engine: EngineNames, targets: list[str]) -> list[Unit]:
         for door in engine.doors
         for unit in (door.socket, door.service)
     ]
-    # Not the configuration: another one is a replacement, which restarts it.
-    read = [f"{SYSTEM}/{engine.unit}", engine.key, engine.probe]
-    watch = f"{engine.watch}.timer"
-    return [
-        Unit(engine.unit, restart_after=read, along_with=targets),
-        Unit(watch, restart_after=[f"{SYSTEM}/{watch}"]),
-        *doors,
-    ]
+    return [Unit(watch, restart_after=[f"{SYSTEM}/{watch}"]), *doors]
 
 
 def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
@@ -70,7 +79,10 @@ def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
 
 @deploy("vLLM")
 def apply(settings: HostSettings) -> None:
-    """Install vLLM and have every declared engine answer a request, and no other run."""
+    """Install vLLM and start every declared engine, and no other.
+
+    Loading a model takes minutes: `settle` waits for it, after all else that a deploy does.
+    """
     wanted = settings.vllm
     if wanted is None:
         vllm.only(name="Have no other engine", declared=[])
@@ -78,7 +90,7 @@ def apply(settings: HostSettings) -> None:
     lock = lock_of(wanted).read_text()
     _install(settings, wanted, lock)
     environment = directory(VLLM.name, lock, settings.distribution)
-    engines = [EngineNames(VLLM, engine) for engine in wanted.engines]
+    engines = _engines(settings)
     configurations = [(names, configuration(settings, names)) for names in engines]
     texts: dict[str, str] = {}
     private: dict[str, str] = {}
@@ -107,23 +119,35 @@ def apply(settings: HostSettings) -> None:
     )
     vllm.configured(name="Tell each engine what to serve", engines=configurations)
     units.settle(
-        name="Have the engines answer",
+        name="Start the engines",
         units=[
             Unit(RECOVERY),
             # Ours are the only proxies: the package's own would run with nothing to do.
             Unit("haproxy.service", masked=True),
-            *(
-                unit
-                for names in engines
-                for unit in _units(names, modes.targets_of(settings, names.engine.name))
-            ),
+            *(_unit(settings, names) for names in engines),
         ],
-        # A port, a card or a share of it may pass from one to another.
+        # A card or a share of it may pass from one to another.
+        together=True,
+        wait=False,
+    )
+
+
+@deploy("vLLM, its engines")
+def settle(settings: HostSettings) -> None:
+    """Have every declared engine answer a request, and its doors be open."""
+    wanted = settings.vllm
+    if wanted is None:
+        return
+    engines = _engines(settings)
+    units.settle(
+        name="Have the engines answer",
+        units=[unit for names in engines for unit in (_unit(settings, names), *_beside(names))],
+        # A port may pass from one to another.
         together=True,
     )
     python_environment.pruned(
         name="Keep the environment before this one and none older",
         program=VLLM.name,
-        lock=lock,
+        lock=lock_of(wanted).read_text(),
         distribution=settings.distribution,
     )

@@ -45,8 +45,11 @@ def _outdated(unit: Unit, state: UnitState) -> bool:
     return read_at is not None and (state.newest_watched or 0) > read_at
 
 
+_ON_ITS_WAY = "activating"
+
+
 def _is_running(state: UnitState) -> bool:
-    return state.active in ("active", "activating", "reloading")
+    return state.active in ("active", _ON_ITS_WAY, "reloading")
 
 
 def _must_restart(unit: Unit, state: UnitState) -> bool:
@@ -85,12 +88,17 @@ def _with_its_targets(unit: Unit, states: dict[str, UnitState]) -> Unit:
 
 
 @operation()
-def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand, None, None]:
+def settle(
+    units: list[Unit], together: bool = False, wait: bool = True
+) -> Generator[StringCommand, None, None]:
     """Reload systemd when a unit file changed, then enable, start, restart or stop each unit.
 
     ``together`` stops all that must be restarted before the first of them starts again: for units
-    that may have to give each other a port or memory.
+    that may have to give each other a port or memory. Without ``wait`` their starts are requested
+    at once and go on beside what the deploy does next; a later `settle` of the same units waits
+    for them, and fails where one of them does.
     """
+    block = "" if wait else "--no-block "
     watched = {unit.name: unit.restart_after for unit in units}
     # An automount is restarted for its mount's file, which systemd must have read before.
     beside = {
@@ -132,7 +140,10 @@ def settle(units: list[Unit], together: bool = False) -> Generator[StringCommand
         elif unit.enabled is False and state.file_state == "enabled":
             yield StringCommand(f"systemctl disable {name}")
         if unit.running and not _is_running(state):
-            yield StringCommand(f"{_FORGIVE.format(name)}; systemctl start {name}")
+            yield StringCommand(f"{_FORGIVE.format(name)}; systemctl start {block}{name}")
         elif _must_restart(unit, state):
             verb = "reload-or-restart" if unit.reload and not state.needs_reload else "restart"
-            yield StringCommand(f"{_FORGIVE.format(name)}; systemctl {verb} {name}")
+            yield StringCommand(f"{_FORGIVE.format(name)}; systemctl {verb} {block}{name}")
+        elif unit.running and wait and state.active == _ON_ITS_WAY:
+            # Joins the start that is under way, and fails with it.
+            yield StringCommand(f"systemctl start {name}")

@@ -69,7 +69,7 @@ from tests.unit.site_data import SHA256, good
 DEPLOYS: tuple[Callable[..., Any], ...] = (
     *(base.apply, firewall.apply, egress.apply, gpu_driver.apply, gpu_modes.declare),
     *(gpu_limits.apply, docker.apply, gpu_containers.apply, tailnet.apply, storage.apply),
-    *(floor.apply, vllm.apply, ledger.apply, router.apply, backup.apply),
+    *(floor.apply, vllm.apply, ledger.apply, router.apply, backup.apply, vllm.settle),
 )
 UNITS = ("service", "socket", "timer", "mount", "automount", "slice", "target")
 KEPT = (types.ControllerPath, types.PublicKey, types.PciDevice, types.DriverBranch)

@@ -151,7 +151,9 @@ class Plan:
         yield f"repository {settings.url} {settings.suite} {' '.join(settings.components)}".rstrip()
         yield f"file {source} {self._digest(text)}"
 
-    def _settle(self, units: list[Unit], together: bool = False) -> Iterator[str]:
+    def _settle(
+        self, units: list[Unit], together: bool = False, wait: bool = True
+    ) -> Iterator[str]:
         """The lines of `units.settle`."""
         for unit in units:
             if unit.masked:
@@ -167,6 +169,8 @@ class Plan:
                 yield f"  {verb} after {path}"
         if together:
             yield "all stopped before one starts"
+        if not wait:
+            yield "not waited for"
 
 
 def _broken(line: str) -> list[str]:

@@ -76,6 +76,24 @@ def test_units_that_may_take_each_others_place_all_stop_before_one_starts() -> N
     ]
 
 
+def test_a_start_that_is_not_waited_for_is_waited_for_later() -> None:
+    stopped = replace(RUNNING, active="inactive")
+    begun = replace(RUNNING, active="activating")
+    unit = Unit("slow.service", restart_after=["/f"])
+
+    def planned(state: UnitState, *, wait: bool) -> list[str]:
+        host = LocalHost(facts={UnitStates: {unit.name: state}})
+        lines = host.planned(settle, units=[unit], wait=wait)
+        return [line.rpartition("; ")[2] for line in lines]
+
+    newer = replace(RUNNING, newest_watched=150.0)
+    assert planned(stopped, wait=False) == ["systemctl start --no-block slow.service"]
+    assert planned(newer, wait=False) == ["systemctl restart --no-block slow.service"]
+    assert planned(begun, wait=False) == []
+    assert planned(begun, wait=True) == ["systemctl start slow.service"]
+    assert planned(RUNNING, wait=True) == []
+
+
 @pytest.mark.parametrize(
     ("unit", "state", "steps"),
     [
