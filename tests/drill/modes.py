@@ -304,7 +304,6 @@ class Modes:
 
     def strangers(self) -> None:
         """What is not ours is named and left alone."""
-        self.switch("agent")
         self.rack.succeed(
             "systemd-run --quiet --collect --unit=stranger --uid=nobody sleep infinity"
         )
@@ -326,17 +325,23 @@ class Modes:
 
     def refused_by_stranger(self, pid: int) -> None:
         """A mode that needs what a stranger holds is refused before anything stops."""
+        began = self._began("voice.service")
         status, said = self.switch("creative")
-        chat = modes.unit(self.settings, "chat")
-        untouched = self.rack.execute(f"systemctl --quiet is-active {chat}")[0] == 0
+        untouched = self._began("voice.service") == began
         good = status == 1 and f"process {pid}" in said and untouched
-        self.record.check("it holds what a mode needs: refused, agent stays", good, said.strip())
+        self.record.check("it holds what a mode needs: refused, audio stays", good, said.strip())
+
+    def _began(self, unit: str) -> str:
+        """The main process of a unit that runs."""
+        return self.rack.succeed(f"systemctl is-active {unit} && systemctl show -P MainPID {unit}")
 
     def fail(self) -> None:
-        """A switch that cannot end well ends with the mode before it."""
-        for kind, sentence in (("dead", "does not start"), ("deaf", "does not answer")):
-            with self.fault("reader", kind):
-                self.refused(f"a service is {kind}", "agent", "forensic", sentence)
+        """A switch that cannot end well ends with the mode before it.
+
+        An engine loads for long: it is the mode before of one switch, at the end.
+        """
+        with self.fault("reader", "deaf"):
+            self.refused("a service is deaf", "audio", "forensic", "does not answer")
         self.switch("creative")
         with self.fault("painter", "clinging"):
             status, said = self.switch("audio")
@@ -351,6 +356,8 @@ class Modes:
             self.refused("a card refuses its limit", "audio", "creative", "310 W")
         self._at_once()
         self._killed()
+        with self.fault("reader", "dead"):
+            self.refused("a service is dead", "agent", "forensic", "does not start")
 
     def _at_once(self) -> None:
         # The lock is held for as long as the first one waits for the painter.
