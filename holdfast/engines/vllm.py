@@ -142,6 +142,8 @@ def configuration(engine: Engine, folder: str, socket: str, batch_tokens: int) -
         "kv-cache-dtype": engine.kv_dtype,
         "tensor-parallel-size": max(1, len(engine.cards)),
         "shutdown-timeout": DRAIN_SECONDS,
+        # Each door asks every two seconds, and the journal would hold little else.
+        "disable-access-log-for-endpoints": "/health,/metrics",
     }
     if engine.cards:
         said["gpu-memory-utilization"] = engine.utilisation
