@@ -22,9 +22,7 @@ LIVE = ("-m", "pytest", "-m", "lab")
 EVERY: Mapping[str, tuple[str, ...]] = {
     "native, with every sabotage": (*DRILL, "--sabotage"),
     "native, the power cut in each step": (*DRILL, "--cuts"),
-    "routers, Debian 13": (*DRILL, "--routing"),
     "routers, Debian 12": (*DRILL, "--routing", "--debian", "12"),
-    "engines and modes": (*DRILL, "--serving"),
     "live tests": (*LIVE, "tests/lab"),
     "hostile text, in every word": (
         "-m",

@@ -260,7 +260,7 @@ class Modes:
         (chat,) = modes.engine_names(self.settings).values()
         # Answers that take seconds on a quick processor, too: one that ends before the engine says
         # how busy it is has nobody stopped.
-        more = {"max_tokens": 240, "ignore_eos": True, "n": 64}
+        more = {"max_tokens": 240, "ignore_eos": True, "n": 16}
         body = {"model": "chat", "prompt": "ready", **more}
         ask = (
             "until test -e /run/asked; do"
