@@ -6,9 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def _network(told: dict[str, Any]) -> BridgeNetwork:
     )
 
 
-class DockerEngine(FactBase[DockerState]):
+class DockerEngine(Framed[DockerState]):
     """The container engine of this machine, installed or not."""
 
     def command(self) -> str:

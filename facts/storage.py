@@ -6,7 +6,7 @@ import posixpath
 import shlex
 from dataclasses import dataclass, field
 
-from pyinfra.api import FactBase
+from facts.framed import Framed
 
 CHECK_SERVICE = "holdfast-models-verify.service"
 PROOFS = ".verified"
@@ -66,7 +66,7 @@ def beneath(mount_point: str, command: str) -> str:
     return f"timeout 20 unshare --mount sh -c {shlex.quote(script + command)}"
 
 
-class StorageStates(FactBase[StorageState]):
+class StorageStates(Framed[StorageState]):
     """What `StorageState` says. It never touches a mounted file system."""
 
     def command(

@@ -19,6 +19,7 @@ from holdfast import alerts, egress, egress_program
 from holdfast.egress_program import Loaded
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from holdfast.settings import HostSettings
+from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 
 
@@ -226,7 +227,7 @@ def test_systemd_is_told_nothing_of_what_it_cannot_hold(changes: dict[str, Any])
 
 def test_drop_ins_that_are_there_are_found() -> None:
     path = egress.drop_in_path("photos.service")
-    assert TierDropIns().process([path]) == [path]
+    assert read(TierDropIns, [path]) == [path]
     assert DROP_IN in TierDropIns().command()
 
 

@@ -18,6 +18,7 @@ from holdfast.gpu.proposal import proposal
 from holdfast.settings import Gpus
 from tests.unit.gpu_racks import RackName, lay_out, recorded
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import framed_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +88,7 @@ def test_no_card_is_a_sentence() -> None:
 PROPOSE = """
 import json, sys
 from holdfast.gpu.__main__ import propose
+from tests.unit.recorded_facts import framed_lines
 from pyinfra.api import Inventory
 hosts = json.load(open(sys.argv[1]))
 fakes = [
@@ -119,7 +121,7 @@ def test_every_host_of_an_inventory_is_asked(tmp_path: Path) -> None:
         {
             "@fake/one": output,
             "@fake/broken": {"success": False, "stderr": "disk on fire"},
-            "@fake/bare": ["#= smi", "#= pci"],
+            "@fake/bare": framed_lines(["#= smi", "#= pci"]),
         },
     )
     assert done.returncode == 1

@@ -6,19 +6,9 @@ from facts.egress import Attempt, Attempts, EgressAttempts
 from holdfast.services import Peer
 from holdfast.settings import Docker, HostSettings
 from holdfast.sovereignty import Row, rows
+from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 
-SAID = """\
-#= counters
-{"nftables": [{"metainfo": {"version": "1.1.3"}}, {"counter": {"family": "inet", "name": \
-"denied-album", "table": "holdfast_egress", "handle": 2, "packets": 7, "bytes": 420}}]}
-#= calls
-2026-11-21T23:10:01+00:00 rack kernel: holdfast egress album: IN= OUT=eth0 SRC=10.0.2.15 \
-DST=192.0.2.1 LEN=60 TOS=0x00 TTL=64 ID=1 DF PROTO=TCP SPT=40000 DPT=443 WINDOW=64240 UID=998
-2026-11-21T23:10:02+00:00 rack kernel: holdfast egress album: IN= OUT=eth0 SRC=fd00::1 \
-DST=2001:db8::1 LEN=104 TC=0 HOPLIMIT=64 FLOWLBL=0 PROTO=ICMPv6 TYPE=128 CODE=0 UID=998
-2026-11-21T23:10:03+00:00 rack kernel: another line DST=192.0.2.9 PROTO=TCP
-"""
 SEEN = Attempts(
     enforced=True,
     refused={"album": 7},
@@ -41,8 +31,8 @@ def _told(settings: HostSettings, seen: Attempts) -> dict[str, Row]:
 
 
 def test_the_fact_reads_counters_and_the_journal() -> None:
-    assert EgressAttempts().process(SAID.splitlines()) == SEEN
-    assert EgressAttempts().process(["#= counters", "#= calls"]) == Attempts()
+    assert read(EgressAttempts) == SEEN
+    assert read(EgressAttempts, ["#= counters", "#= calls"]) == Attempts()
 
 
 def test_a_service_that_tried_is_told_with_its_last_call() -> None:

@@ -28,6 +28,7 @@ from holdfast.storage import (
 )
 from operations.storage import kept
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 
 # `systemd-escape --path --suffix=mount PATH`, systemd 252.
 ESCAPED = {
@@ -83,18 +84,9 @@ def test_unit_files_say_timeouts_as_systemd_reads_them_in_units() -> None:
 
 
 def test_recorded_state() -> None:
-    lines = [
-        "model|tiny.gguf|867072|1795233462.123456789|644|root:root",
-        "model|moved.gguf|10|1795233462.5|600|operator:operator",
-        f"proof|tiny.gguf|{SHA256} 867072 1795233462.123456789",
-        f"proof|moved.gguf|{SHA256} 10 1795233461.0",
-        "guarded|/mnt/nas",
-        "unit|mnt-nas.automount",
-        r"unit|mnt-old\x2dnas.automount",
-    ]
-    state = StorageStates().process(lines)
+    state = read(StorageStates)
     assert state.models == {
-        "tiny.gguf": ModelState(867072, "644", "root:root", SHA256),
+        "tiny.gguf": ModelState(867072, "644", "root:root", "a" * 64),
         "moved.gguf": ModelState(10, "600", "operator:operator", None),
     }
     assert state.guarded == {"/mnt/nas"}
@@ -239,8 +231,9 @@ def test_a_download_that_is_not_there_says_so(here: LocalHost, models: Path, url
 
 
 def test_an_undeclared_mount_is_withdrawn() -> None:
-    state = StorageStates().process(
-        ["guarded|/mnt/nas", "unit|mnt-nas.automount", r"unit|mnt-old\x2dnas.automount"]
+    state = read(
+        StorageStates,
+        ["guarded|/mnt/nas", "unit|mnt-nas.automount", r"unit|mnt-old\x2dnas.automount"],
     )
     here = LocalHost(facts={StorageStates: state})
     (command,) = here.planned(kept, storage=Storage(mounts=[NAS]))
@@ -682,13 +675,14 @@ def test_the_regular_check_finds_a_damaged_checkpoint(
 
 def test_recorded_checkpoints() -> None:
     listing = "5" * 64
-    state = StorageStates().process(
+    state = read(
+        StorageStates,
         [
             f"checkpoint|tiny-0123456789ab|d 755 root:root,f 644 root:root|{listing}",
             f"checkpoint|moved-0123456789ab|d 700 root:root,f 600 operator:users|{listing}",
             f"proof|tiny-0123456789ab|{SHA256} {listing}",
             f"proof|moved-0123456789ab|{SHA256} {'6' * 64}",
-        ]
+        ],
     )
     assert state.checkpoints == {
         "tiny-0123456789ab": CheckpointState("d 755 root:root,f 644 root:root", SHA256),

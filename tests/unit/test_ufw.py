@@ -20,9 +20,10 @@ from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import apt_repository, ufw
 from tests.unit.local_host import LocalHost
-from tests.unit.test_firewall import BARE, RECORDED, _settings
+from tests.unit.recorded_facts import read
+from tests.unit.test_firewall import BARE, _settings
 
-RACK = Firewall().process(RECORDED)
+RACK = read(Firewall)
 
 
 def _with_lan_ssh(family: Family, state: FamilyState) -> FamilyState:
