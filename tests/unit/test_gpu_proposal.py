@@ -88,7 +88,6 @@ def test_no_card_is_a_sentence() -> None:
 PROPOSE = """
 import json, sys
 from holdfast.gpu.__main__ import propose
-from tests.unit.recorded_facts import framed_lines
 from pyinfra.api import Inventory
 hosts = json.load(open(sys.argv[1]))
 fakes = [
