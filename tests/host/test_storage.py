@@ -149,7 +149,8 @@ def test_every_model_has_a_proof_that_fits_it(
     for model in models:
         path = model_path(storage, model)
         proof, stat = host.check_output(
-            f"cat {storage.models_path}/{PROOFS}/{model.filename}; stat -c '%s %.9Y' {path}"
+            f"cat {storage.models_path}/{PROOFS}/{model.filename};"
+            f" LC_ALL=C stat -c '%s %.9Y' {path}"
         ).splitlines()
         assert proof == f"{model.sha256} {stat}"
 

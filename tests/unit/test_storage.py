@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -136,6 +137,19 @@ def test_a_copy_is_proved_once(here: LocalHost, models: Path, tmp_path: Path) ->
     assert sorted(path.name for path in models.iterdir()) == [PROOFS, "tiny.gguf"]
     again, _ = here.apply(kept, storage=storage)
     assert _owner_is_ours(again)
+
+
+def test_a_locale_with_a_decimal_comma_leaves_the_proof_good(
+    here: LocalHost, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert here.programs is not None
+    program, real = here.programs / "stat", shutil.which("stat")
+    program.write_text(f'#!/bin/sh\n[ "$LC_ALL" = C ] && exec {real} "$@"; {real} "$@" | tr . ,\n')
+    program.chmod(0o755)
+    storage = _storage(models, _on_nas(tmp_path))
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _owner_is_ours(here.apply(kept, storage=storage)[0])
 
 
 def test_a_stopped_copy_goes_on_where_it_was(here: LocalHost, models: Path, tmp_path: Path) -> None:
