@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -105,3 +107,40 @@ def test_programs_answer_in_the_language_that_facts_read() -> None:
         check=True,
     )
     assert 'LC_MESSAGES="C"' in answer(done.stdout.splitlines())
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [
+    file
+    for folder in ("deploys", "facts", "holdfast", "operations")
+    for file in (ROOT / folder).rglob("*.py")
+]
+
+
+def test_no_fact_or_operation_of_pyinfra_s_own_is_used() -> None:
+    """They read a banner as an answer: so does `files.File`, for one."""
+    assert len(SOURCES) > 100
+    found = [
+        file for file in SOURCES if re.search(r"pyinfra\.(facts|operations)\b", file.read_text())
+    ]
+    assert found == []
+
+
+def test_what_is_read_without_a_fact_is_framed_too() -> None:
+    read_by = {}
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Assign) or "run_shell_command" not in ast.unparse(
+                node.value
+            ):
+                continue
+            _, output = ast.unparse(node.targets[0]).strip("()").split(", ")
+            if output != "_":
+                read_by[str(file.relative_to(ROOT))] = "framed(" in ast.unparse(node.value)
+    read_by.pop("holdfast/connector.py")
+    assert set(read_by) == {
+        "holdfast/engines/bench.py",
+        "operations/gpu_driver.py",
+        "operations/sshd.py",
+    }
+    assert all(read_by.values()), read_by
