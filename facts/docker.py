@@ -48,7 +48,7 @@ class DockerState:
 
 
 def _network(told: dict[str, Any]) -> BridgeNetwork:
-    # What was not given is empty or null, as whoever made the network had it.
+    # What was not given is empty or null, as the network's maker wrote it.
     options, labels = told["Options"] or {}, told["Labels"] or {}
     return BridgeNetwork(
         bridge=options.get("com.docker.network.bridge.name", ""),

@@ -59,7 +59,7 @@ def beneath(mount_point: str, command: str) -> str:
     """Shell text that runs ``command`` where ``$bare`` is the directory under ``mount_point``.
 
     In a mount namespace of its own the parent is bound elsewhere without what is mounted in it, so
-    a NAS that is away cannot hang the look, and nobody else sees anything of it.
+    a NAS that is away cannot hang the look, and no other process sees anything of it.
     """
     parent, name = posixpath.split(mount_point)
     script = f"mount --bind {shlex.quote(parent)} /tmp && bare={shlex.quote(f'/tmp/{name}')} && "  # noqa: S108

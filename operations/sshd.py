@@ -117,7 +117,7 @@ def _materials(state: SshState) -> Generator[StringCommand, None, None]:
 def _arm(paths: list[str], seconds: int) -> str:
     """Keep the files as they are, and start the timer that puts them back after ``seconds``.
 
-    A timer that runs already guards an older change that nobody proved: its copy is the good one.
+    A timer that runs already guards an older change that was not proved: its copy is the good one.
     """
     quoted = " ".join(shlex.quote(path) for path in paths)
     restore = (

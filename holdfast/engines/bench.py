@@ -1,8 +1,8 @@
 """`python -m holdfast.engines.bench INVENTORY ENGINE`: how fast an engine is, and if it still is.
 
 The engine's own bench client asks it through its door, on its host, for requests of random tokens.
-Each run appends a row to a CSV; one that is slower than the runs like it before is told and makes
-the exit status 1.
+Each run appends a row to a CSV; one that is slower than the runs like it before is reported
+and makes the exit status 1.
 """
 
 from __future__ import annotations

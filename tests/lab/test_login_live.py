@@ -35,7 +35,7 @@ echo 'two words' >&2
 printf 'no end of line'
 trap 'echo bye' EXIT
 """
-"""Stands before what Debian's `.bashrc` holds, which returns where nobody types."""
+"""Replaces Debian's `.bashrc`, which returns in a shell that is not interactive."""
 
 
 LEFT_OUT = [

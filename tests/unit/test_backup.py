@@ -74,8 +74,8 @@ def test_what_a_service_declares_is_backed_up_by_its_class() -> None:
     assert "/var/lib/holdfast/models" in backup.derived(settings)
 
 
-def test_whatever_we_keep_on_a_host_is_declared() -> None:
-    # A path nobody declared makes the next backup fail, a day after the deploy that brought it.
+def test_what_we_keep_on_a_host_is_declared() -> None:
+    # An undeclared path makes the next backup fail, a day after the deploy that brought it.
     kept: set[str] = set()
     for folder in ("deploys", "facts", "holdfast", "operations", "templates"):
         for path in sorted((ROOT / folder).rglob("*.*")):

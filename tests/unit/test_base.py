@@ -191,7 +191,7 @@ def test_missing_packages_are_installed_and_present_ones_left_alone() -> None:
 
 APT = """#!/bin/sh
 # As apt-get: nothing is installed while dpkg is interrupted, the package lists are missing or a
-# package is torn, and a torn one is unpacked anew for who asks.
+# package is torn, and a torn one is unpacked again on request.
 for word; do
     case $word in
         update) touch {0}/lists; exit 0 ;;

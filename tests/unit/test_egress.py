@@ -371,7 +371,7 @@ def test_the_watch_asks_docker_who_is_on_its_networks(
     (tmp_path / "LINKS" / "br-home").touch()
     (sentence,) = told(json.dumps([page]).encode(), home="br-home")
     assert sentence.startswith("the container page is on the T1 network home and on lab")
-    # Where Docker says nothing that can be read, that is told: silence is not innocence.
+    # Where Docker says nothing that can be read, that is reported: silence is not innocence.
     (sentence,) = told(b"not json", home="br-home")
     assert sentence.startswith("Docker does not tell who is on the networks of T1")
     assert told(b"not json") == [], "no network of this host is T1's"

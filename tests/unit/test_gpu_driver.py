@@ -238,7 +238,7 @@ MIRROR = {
          "old .*proprietary kernel modules alone"),
         ([card(RTX5090, "desk"), card(V100, "old")], {}, "ubuntu2404", "cards",
          "desk .*open kernel modules alone, old .*proprietary ones alone"),
-        ([card("ffff", "new")], {}, "debian13", "cards[0].device", "knows no such card"),
+        ([card("ffff", "new")], {}, "debian13", "cards[0].device", "lacks this card"),
         ([guest(pci_address=None)], {}, "debian13", "cards[0].pci_address", "by its address"),
         ([card(RTX3090)], {"source": "vendor"}, "ubuntu2604", "driver.repository", "key_url"),
     ],
@@ -269,12 +269,12 @@ def _host(gpus: dict[str, Any], distribution: Distribution = "debian13") -> Host
     )
 
 
-def test_a_card_nobody_knows_is_driven_as_its_owner_says() -> None:
+def test_an_unknown_card_is_driven_as_its_owner_says() -> None:
     assert plan(rack("ffff", flavour="open"), "debian13").flavour == "open"
     assert plan(rack("ffff", flavour="proprietary"), "debian13").flavour == "proprietary"
 
 
-def test_a_mirror_that_nobody_would_use_is_refused() -> None:
+def test_a_mirror_that_would_not_be_used_is_refused() -> None:
     gpus = {"cards": [card(RTX3090)], "driver": {"repository": MIRROR}}
     (found,) = check(_host(gpus, "ubuntu2404"))
     assert found.key == "gpus.driver.repository.url"

@@ -280,7 +280,7 @@ def test_a_service_runs_along_with_its_target(target: str, service: str, steps: 
     assert [line.rpartition("systemctl ")[2] for line in planned] == steps
 
 
-def test_nothing_stays_of_modes_that_nobody_declares() -> None:
+def test_nothing_stays_of_undeclared_modes() -> None:
     state = GpuModesState(
         {"desk": "agent"},
         (

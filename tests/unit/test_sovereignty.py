@@ -50,9 +50,9 @@ def test_peers_are_named() -> None:
     assert row.may_call == "this machine, and 192.168.1.31 port 5432, 10.0.0.0/8"
 
 
-def test_what_has_no_network_calls_nobody() -> None:
+def test_what_has_no_network_calls_nothing() -> None:
     row = _told(_settings(), SEEN)["floor"]
-    assert (row.may_call, row.tried) == ("nobody: it has no network", "nothing")
+    assert (row.may_call, row.tried) == ("nothing: it has no network", "nothing")
 
 
 def test_what_nothing_holds_is_said() -> None:
@@ -88,7 +88,7 @@ def test_containers_are_told_of_by_their_network() -> None:
     assert told["containers on free"].may_call == "everybody: nothing holds it"
 
 
-def test_without_the_rules_nobody_is_said_to_be_held() -> None:
+def test_without_the_rules_no_service_is_said_to_be_held() -> None:
     row = _told(_settings(), Attempts())["album"]
     assert (row.may_call, row.tried) == ("everybody: nothing holds it", "not watched")
 

@@ -196,7 +196,7 @@ def test_a_user_who_is_declared_no_more_keeps_the_file(
     assert "empty that file" in told[0]
 
 
-def test_a_user_whom_nobody_named_is_left_alone() -> None:
+def test_a_user_who_is_not_named_is_left_alone() -> None:
     settings = HostSettings.model_validate(
         {"hostname": "rack", "distribution": "debian13", "interfaces": {"eth1": {"role": "lan"}}}
     )

@@ -461,7 +461,7 @@ POOLED = {
 
 @pytest.fixture
 def pooled(tmp_path: Path) -> Path:
-    """A folder with sub-folders, whose list its publisher wrote as it is told to."""
+    """A folder with sub-folders, whose list its publisher wrote with the documented command."""
     folder = tmp_path / "pooled"
     for name, content in {**POOLED, ".hidden": b"", "1_Pooling/.hidden": b""}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ def test_a_change_that_locks_out_is_never_disarmed() -> None:
 
 
 def test_a_change_that_did_not_take_is_never_disarmed() -> None:
-    # The stub's firewall stays what it was, whatever is run.
+    # The stub's firewall stays what it was under every command.
     host = _host(BARE)
     assert _run(ufw.enforce, host)[-1] == "FAILED"
     assert "The firewall did not become what was asked" in host.said[0]
