@@ -1,4 +1,4 @@
-# Every target is a thin line over pyinfra and pytest; whoever knows those needs nothing else.
+# Every target is a thin line over pyinfra and pytest, which run without it as well.
 INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 ROUNDS ?= 200

@@ -1,4 +1,4 @@
-"""The kernel as the second wall: whatever a service was told, its user reaches what is declared."""
+"""The kernel as the second wall: a service's user reaches what is declared and nothing else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def apply(settings: HostSettings) -> None:
     )
     read_at_start = [egress.PROGRAM, egress.RULES, egress.USERS, egress.CLOUDS]
     units.settle(
-        name="Have nobody reach more than is declared",
+        name="Have no service reach more than is declared",
         units=[
             Unit(egress.SERVICE, restart_after=read_at_start, reload=True),
             Unit(egress.TIMER, restart_after=[f"{egress.SYSTEM}/{egress.TIMER}"]),
@@ -57,7 +57,7 @@ def apply(settings: HostSettings) -> None:
         ],
     )
     if held := sorted({*drop_ins, *found}, reverse=True):
-        # They are their owner's: one that runs is started anew. Sockets first, and while their
+        # They are their owner's: one that runs is restarted. Sockets first, and while their
         # services are stopped: systemd starts none whose service runs.
         units.settle(
             name="Have the services of others in their walls, or out of them",

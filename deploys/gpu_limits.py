@@ -1,4 +1,4 @@
-"""Caps and clocks: each card within the limits that the inventory gives it, whatever happens."""
+"""Caps and clocks: each card within the limits that the inventory gives it, at all times."""
 
 from __future__ import annotations
 

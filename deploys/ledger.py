@@ -14,7 +14,7 @@ from operations.units import Unit
 
 @deploy("Ledger")
 def apply(settings: HostSettings) -> None:
-    """Have the ledger of this host's clouds; `deploys/router.py` removes one that nobody needs.
+    """Have the ledger of this host's clouds; `deploys/router.py` removes one that no router needs.
 
     What it holds stays on disk.
     """
@@ -43,7 +43,7 @@ def apply(settings: HostSettings) -> None:
         name="Have the ledger answer",
         units=[
             Unit(service.unit, restart_after=read),
-            # It runs before each backup; now and then systemd must read it anew.
+            # It runs before each backup; now and then systemd must read it again.
             Unit(ledger.DUMP, enabled=None, running=None),
         ],
     )

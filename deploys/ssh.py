@@ -10,5 +10,5 @@ from operations import sshd
 
 @deploy("SSH")
 def apply(settings: HostSettings) -> None:
-    """Bring sshd to the settings, and prove by a new login that nobody is locked out."""
+    """Bring sshd to the settings, and prove by a new login that no user is locked out."""
     sshd.settled(name="Configure sshd and prove a new login", settings=settings)

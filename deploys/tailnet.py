@@ -22,7 +22,7 @@ def apply(settings: HostSettings) -> None:
     """Install Tailscale from its repository, walled and quiet from its first start, and join.
 
     The wall lets SSH in by every port that sshd may be reached at, this very login's among them:
-    it can lock nobody out. Expects nftables, which `deploys/egress.py` installs, and
+    it can lock no user out. Expects nftables, which `deploys/egress.py` installs, and
     nftables.service masked, as `deploys/firewall.py` has it.
 
     Raises:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
-
+from facts.framed import Framed
 from holdfast.python_environment import ROOT
 
 MARKER = ".sha256"
@@ -22,7 +21,7 @@ class InstalledVersion:
     installed: float
 
 
-class InstalledVersions(FactBase[list[InstalledVersion]]):
+class InstalledVersions(Framed[list[InstalledVersion]]):
     """The complete versions of ``program`` on the host, oldest first. One command."""
 
     def command(self, program: str) -> str:

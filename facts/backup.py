@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyinfra.api import FactBase
-
+from facts.framed import Framed
 from holdfast.backup import STATE
 
 
@@ -23,7 +22,7 @@ class BackupState:
     unread: list[str] = field(default_factory=list)
 
 
-class BackupStates(FactBase[BackupState]):
+class BackupStates(Framed[BackupState]):
     """The host's backups as they are. One command."""
 
     def command(self) -> str:

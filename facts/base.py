@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
-
+from facts.framed import Framed
 from facts.sections import answers, probe
 
 AUTHORITIES = "/usr/local/share/ca-certificates/holdfast"
@@ -56,7 +55,7 @@ class BaseState:
     """The kernel's audit rules as auditctl lists them."""
 
 
-class Ground(FactBase[BaseState]):
+class Ground(Framed[BaseState]):
     """Everything `base` asks of a host, in one remote command."""
 
     def command(

@@ -6,9 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class DockerState:
 
 
 def _network(told: dict[str, Any]) -> BridgeNetwork:
-    # What was not given is empty or null, as whoever made the network had it.
+    # What was not given is empty or null, as the network's maker wrote it.
     options, labels = told["Options"] or {}, told["Labels"] or {}
     return BridgeNetwork(
         bridge=options.get("com.docker.network.bridge.name", ""),
@@ -59,7 +58,7 @@ def _network(told: dict[str, Any]) -> BridgeNetwork:
     )
 
 
-class DockerEngine(FactBase[DockerState]):
+class DockerEngine(Framed[DockerState]):
     """The container engine of this machine, installed or not."""
 
     def command(self) -> str:

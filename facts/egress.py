@@ -6,16 +6,15 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 from holdfast.egress_program import COUNTER, LOG_PREFIX, TABLE
 
 DROP_IN = "50-holdfast-tier.conf"
 """systemd's own wall, for a service whose unit file is not ours."""
 
 
-class TierDropIns(FactBase[list[str]]):
+class TierDropIns(Framed[list[str]]):
     """Paths of the drop-ins that hold units to their tier."""
 
     def command(self) -> str:
@@ -59,7 +58,7 @@ class Attempts:
 _CALL = re.compile(rf"^(\S+) .*{LOG_PREFIX} (\S+): .*DST=(\S+) .*PROTO=(\S+)(?:.*DPT=(\d+))?")
 
 
-class EgressAttempts(FactBase[Attempts]):
+class EgressAttempts(Framed[Attempts]):
     """Who tried to leave. One command."""
 
     def command(self) -> str:

@@ -9,9 +9,8 @@ import shlex
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 
 BLOCK_BEGIN = "# BEGIN holdfast DOCKER-USER"
 BLOCK_END = "# END holdfast DOCKER-USER"
@@ -90,7 +89,7 @@ def external_interfaces(links: list[str], routes: list[str]) -> frozenset[str]:
     return frozenset(name for name in found if not name.startswith(ours))
 
 
-class Firewall(FactBase[FirewallState]):
+class Firewall(Framed[FirewallState]):
     """The firewall of this machine, ufw installed or not."""
 
     def command(self) -> str:

@@ -9,9 +9,9 @@ from functools import cache
 from shlex import quote
 
 import pynvml
-from pyinfra.api import FactBase
 
 from facts import sections
+from facts.framed import Framed
 from holdfast.gpu import picture, probe
 from holdfast.gpu.picture import SMI_FIELDS, Picture
 from holdfast.gpu.probe import Samples
@@ -30,7 +30,7 @@ _DEVICE_FILES = (
 )
 
 
-class GpuPicture(FactBase[Picture]):
+class GpuPicture(Framed[Picture]):
     """Everything about the cards that needs no load on them, installed driver or not."""
 
     def command(self, root: str = "") -> str:
@@ -107,7 +107,7 @@ class GpuPicture(FactBase[Picture]):
         return picture.parse(sections.answers(output))
 
 
-class GpuSamples(FactBase[Samples]):
+class GpuSamples(Framed[Samples]):
     """How the cards run while they are watched: ask while a load is on them, or idle.
 
     The program and the NVML bindings that this controller has travel in the command, so that the

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from shlex import quote
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 from holdfast.gpu.containers import (
     OVERRIDES,
     SERVICE,
@@ -21,7 +20,7 @@ _SMI = "timeout --kill-after=5 60 nvidia-smi"
 _PROBE_SECONDS = 30
 
 
-class GpuContainers(FactBase[ContainersState]):
+class GpuContainers(Framed[ContainersState]):
     """The CDI specification beside the cards and the driver it should be made for. One command."""
 
     def command(self, specification: str = SPECIFICATION) -> str:
@@ -66,7 +65,7 @@ class GpuContainers(FactBase[ContainersState]):
         )
 
 
-class GpuContainerAccess(FactBase[list[GpuContainer]]):
+class GpuContainerAccess(Framed[list[GpuContainer]]):
     """The running containers that were given cards, and whether they reach them. One command.
 
     A daemon-reload can take a card's device file away from a running container, which notices

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 
 REBOOT_MARKER = "/var/lib/holdfast/gpu-reboot"
 """Says for what this host was rebooted last, until that reboot is seen to have helped."""
@@ -30,7 +29,7 @@ class DriverHost:
     key_enrolled: bool = False
 
 
-class GpuDriverHost(FactBase[DriverHost]):
+class GpuDriverHost(Framed[DriverHost]):
     """The driver's packages and services on this machine."""
 
     def command(

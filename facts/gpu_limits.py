@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 from facts.gpu_modes import modes_in
 from holdfast.gpu.limits import SERVICE
 from holdfast.gpu.limits_program import (
@@ -39,7 +38,7 @@ class LimitsState:
     unread: bool = False
 
 
-class GpuLimits(FactBase[LimitsState]):
+class GpuLimits(Framed[LimitsState]):
     """Power limits by card, locked clocks, and the last run of the unit. One command."""
 
     def command(self) -> str:

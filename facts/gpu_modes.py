@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pyinfra.api import FactBase
-
 from facts import sections
+from facts.framed import Framed
 from holdfast.gpu.mode_program import CONFIG, PRESENT
 from holdfast.gpu.modes import DROP_IN, GREETING, PROGRAM, RECORDS, SYSTEM
 
@@ -25,7 +24,7 @@ def modes_in(lines: list[str]) -> dict[str, str]:
     return {path.rpartition("/")[2]: mode.strip() for path, _, mode in told}
 
 
-class GpuModes(FactBase[GpuModesState]):
+class GpuModes(Framed[GpuModesState]):
     """The modes in force, and every file that belongs to modes. One command."""
 
     def command(self) -> str:

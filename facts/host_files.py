@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from pyinfra.api import FactBase
+from facts.framed import Framed
 
 Kind = Literal["file", "directory", "link", "other"]
 _KINDS: dict[str, Kind] = {
@@ -33,7 +33,7 @@ class PathState:
     target: str | None = None
 
 
-class PathStates(FactBase[dict[str, PathState]]):
+class PathStates(Framed[dict[str, PathState]]):
     """The given absolute paths that exist, by path. One command however many there are."""
 
     def command(self, paths: list[str]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from pyinfra.api import FactBase
+from facts.framed import Framed
 
 
-class InstalledPackages(FactBase[dict[str, str]]):
+class InstalledPackages(Framed[dict[str, str]]):
     """Versions of those of the named packages that are completely installed, by name."""
 
     def command(self, packages: list[str]) -> str:

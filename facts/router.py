@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pyinfra.api import FactBase
-
+from facts.framed import Framed
 from holdfast import clouds, ledger
 from holdfast.router import CONFIGURATIONS, CREDENTIALS, SYSTEM
 
 
-class RouterFiles(FactBase[list[str]]):
+class RouterFiles(Framed[list[str]]):
     """Paths of every unit, configuration and key of a router, its queue, its clouds and the
     ledger. One command."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase
-
+from facts.framed import Framed
 from facts.sections import answers, probe
 from facts.units import seconds_of
 
@@ -38,7 +37,7 @@ class SshState:
     """Each of them and of the users asked for, to where sshd looks for that user's keys."""
 
 
-class Sshd(FactBase[SshState]):
+class Sshd(Framed[SshState]):
     """Everything `ssh` asks of a host, in one remote command."""
 
     def command(self, host_key: str, moduli: str, keys: str, users: list[str]) -> str:

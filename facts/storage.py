@@ -6,7 +6,7 @@ import posixpath
 import shlex
 from dataclasses import dataclass, field
 
-from pyinfra.api import FactBase
+from facts.framed import Framed
 
 CHECK_SERVICE = "holdfast-models-verify.service"
 PROOFS = ".verified"
@@ -59,14 +59,14 @@ def beneath(mount_point: str, command: str) -> str:
     """Shell text that runs ``command`` where ``$bare`` is the directory under ``mount_point``.
 
     In a mount namespace of its own the parent is bound elsewhere without what is mounted in it, so
-    a NAS that is away cannot hang the look, and nobody else sees anything of it.
+    a NAS that is away cannot hang the look, and no other process sees anything of it.
     """
     parent, name = posixpath.split(mount_point)
     script = f"mount --bind {shlex.quote(parent)} /tmp && bare={shlex.quote(f'/tmp/{name}')} && "  # noqa: S108
     return f"timeout 20 unshare --mount sh -c {shlex.quote(script + command)}"
 
 
-class StorageStates(FactBase[StorageState]):
+class StorageStates(Framed[StorageState]):
     """What `StorageState` says. It never touches a mounted file system."""
 
     def command(

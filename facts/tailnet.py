@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from pyinfra.api import FactBase, FactProcessError
+from pyinfra.api import FactProcessError
 
+from facts.framed import Framed
 from holdfast.tailnet import Node
 
 _DIVIDER = "-- preferences --"
@@ -21,7 +22,7 @@ def _addresses(status: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address 
     return v4, v6
 
 
-class TailnetNode(FactBase[Node]):
+class TailnetNode(Framed[Node]):
     """The host as a node; an empty ``Node`` where no ``tailscaled`` answers. One command."""
 
     def command(self) -> str:
@@ -54,7 +55,7 @@ class TailnetNode(FactBase[Node]):
         try:
             status, prefs = json.loads(status_text), json.loads(prefs_text)
         except ValueError as error:
-            raise FactProcessError(f"tailscale did not print JSON: {error}") from error
+            raise FactProcessError(f"tailscale did not print JSON: {error}") from None
         me = status.get("Self") or {}
         v4, v6 = _addresses(status)
         return Node(
@@ -84,7 +85,7 @@ class Addresses:
     v6: IPv6Address | None
 
 
-class TailnetAddresses(FactBase[Addresses]):
+class TailnetAddresses(Framed[Addresses]):
     """Where tailnet peers reach this host. Ask inside an operation: a bare host has none yet."""
 
     def command(self) -> str:

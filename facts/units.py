@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from datetime import datetime
 
-from pyinfra.api import FactBase
+from facts.framed import Framed
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def seconds_of(timestamp: str) -> float | None:
     return datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f%z").timestamp()
 
 
-class UnitStates(FactBase[dict[str, UnitState]]):
+class UnitStates(Framed[dict[str, UnitState]]):
     """State of each named unit, by name. ``watched`` maps a unit to the files it reads at start."""
 
     def command(self, watched: dict[str, list[str]]) -> str:

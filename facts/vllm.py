@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pyinfra.api import FactBase
-
+from facts.framed import Framed
 from holdfast.engines.units import CREDENTIALS, SYSTEM
 
 
-class EngineFiles(FactBase[list[str]]):
+class EngineFiles(Framed[list[str]]):
     """Paths of every unit, configuration and key of an engine. One command."""
 
     def command(self) -> str:

@@ -10,7 +10,7 @@ UNIT_PATH = "/etc/systemd/system/holdfast-notify@.service"
 ON_FAILURE = "holdfast-notify@%n.service"
 """For a unit's ``OnFailure=``."""
 ALERTS = "/run/holdfast/alerts"
-"""One file per unit that failed, holding the time; removed by whoever has dealt with it."""
+"""One file per unit that failed, holding the time; removed by the person who has dealt with it."""
 
 
 def notify_unit() -> str:

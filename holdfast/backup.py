@@ -39,7 +39,7 @@ HOUSE = (
     DataPath(path="/var/lib/holdfast/vllm", backup="derived"),
     DataPath(path=integrity.STATE, backup="derived"),
 )
-"""What a host has whatever it serves."""
+"""What every host has, independent of what it serves."""
 
 FRESHNESS_SCHEDULE = "hourly"
 

@@ -432,7 +432,7 @@ def _enter(path: str) -> int:
 
 
 def _is_private(folder: int) -> bool:
-    # Whether nobody but root, and who runs this, can place anything there.
+    # Whether only root and the user who runs this can place anything there.
     status = os.fstat(folder)
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
 
@@ -504,8 +504,8 @@ def compare(job: Job, snapshot: Snapshot, root: str) -> Comparison:
     """Compare the tree under ``root`` with the manifest and with the snapshot itself.
 
     Every file has the content that it had in the manifest. One that was changed between the
-    manifest and the snapshot, which is told by the change time (ctime) that the snapshot has of it,
-    has the content that the snapshot holds. Kind, size, mode, owner and time of each path are the
+    manifest and the snapshot, as its change time (ctime) in the snapshot shows, has the content
+    that the snapshot holds. Kind, size, mode, owner and time of each path are the
     snapshot's.
     """
     result = Comparison()
@@ -629,7 +629,7 @@ def _dumped(job: Job, snapshot: Snapshot, path: str) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as a message can hold it: whoever names a file may write anything into its name."""
+    """A path as a message can hold it: a user may write anything into the name of a file."""
     text = path if path.isprintable() else ascii(path)[1:-1]
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 

@@ -16,7 +16,7 @@ _ALL_INTERFACES_V4 = "net/ipv4/conf/*"
 _ALL_INTERFACES_V6 = "net/ipv6/conf/*"
 
 SYSCTLS: dict[str, str] = {
-    # Kernel addresses and logs help an exploit and nobody else.
+    # Kernel addresses and logs help an exploit and no user.
     "kernel/kptr_restrict": "2",
     "kernel/dmesg_restrict": "1",
     "kernel/perf_event_paranoid": "3",
@@ -54,14 +54,14 @@ modules_disabled. ufw would undo some of it: `firewall` tells it to set no sysct
 
 BLACKLISTED_MODULES = [
     *("dccp", "sctp", "rds", "tipc"),
-    # Any user opens their sockets, and the kernel sends what is written there in nobody's name: the
+    # Any user opens their sockets, and the kernel sends what is written there without a user: the
     # rules of `holdfast.egress` know a packet by its user. rxrpc sends UDP, smc TCP, kcm and l2tp
     # either, pppoe frames without IP.
     *("rxrpc", "kafs", "smc", "smc_diag", "kcm", "l2tp_core", "l2tp_ip", "l2tp_ip6", "l2tp_ppp"),
     *("pppox", "pppoe", "pptp"),
     *("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus", "udf"),
-    # FireWire gives whoever plugs in a cable direct access to memory. USB storage stays: people
-    # carry models and backups on it.
+    # FireWire gives a person who plugs in a cable direct access to memory. USB storage stays:
+    # people carry models and backups on it.
     *("firewire-ohci", "firewire-core"),
 ]
 
@@ -96,8 +96,8 @@ _PACKAGES = [
     "dbus",
     "kmod",
     "libpam-pwquality",  # passwords still count at the console and for sudo
-    "libpam-tmpdir",  # nobody plants a file where another's script will write
-    "needrestart",  # a patched library protects nobody until its users have been restarted
+    "libpam-tmpdir",  # no user plants a file where another's script will write
+    "needrestart",  # a patched library protects only programs that have been restarted
     "procps",
     "systemd-timesyncd",
     "tzdata",
@@ -141,7 +141,7 @@ def refusals(host: str, settings: HostSettings, state: BaseState) -> list[Refusa
             "distribution",
             settings.distribution,
             f"the host runs {state.distribution}",
-            "correct the inventory, or install the host anew",
+            "correct the inventory, or reinstall the host",
         )
     for interface in settings.interfaces:
         if interface not in state.interfaces:

@@ -1,4 +1,4 @@
-"""What asks clouds for a router: its unit, what it is told, and the keys it holds.
+"""What asks clouds for a router: its unit, its configuration, and the keys it holds.
 
 It is LiteLLM as a library, in a process of its own beside the router's: the one user of this host
 that may call the declared clouds, and the only one that holds their keys.
@@ -39,7 +39,7 @@ def socket(router: Router) -> str:
 
 
 def configuration_path(router: Router) -> str:
-    """What it is told; no secret is in it."""
+    """The path of its configuration; no secret is in it."""
     return f"{CONFIGURATIONS}/{router.name}.json"
 
 
@@ -57,7 +57,7 @@ def serves(settings: HostSettings, router: Router) -> str:
 
 
 def configuration(settings: HostSettings, router: Router) -> str:
-    """The text that it is told, JSON."""
+    """The text of its configuration, JSON."""
     clouds = [
         {
             **provider.model_dump(include={"name", "api", "base_url", "model", "max_tokens"}),
@@ -93,7 +93,7 @@ def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str
 
 
 def files(settings: HostSettings, router: Router) -> dict[str, str]:
-    """Path to text of its units and what it is told; nothing for a router without clouds."""
+    """Path to text of its units and configuration; nothing for a router without clouds."""
     service = registry.clouds_service(settings, router)
     if service is None:
         return {}

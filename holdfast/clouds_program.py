@@ -37,7 +37,7 @@ BODY_MAX_BYTES = 8 << 20
 ANSWER_SECONDS = 600
 CONNECT_SECONDS = 5
 RETRY_SECONDS = 10
-"""When a caller should come back after nobody answered."""
+"""When a caller should come back after no cloud answered."""
 CONNECTIONS = 8
 """To the ledger, at once; who comes then waits."""
 LEDGER_SECONDS = 10
@@ -111,7 +111,7 @@ class Caller:
 
 
 class Ledger:
-    """What each caller has spent, in PostgreSQL; who may connect is told by the user it runs as."""
+    """What each caller has spent, in PostgreSQL, which lets in this program's user."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
@@ -135,7 +135,7 @@ class Ledger:
         """
         asked = {"caller": caller.name, "period": caller.period}
         with self._transaction() as connection:
-            # Whoever else asks for this caller waits until this is written.
+            # Another request of this caller waits until this is written.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (caller.name,))
             spent, until = connection.execute(_SPENT, asked).fetchone()
             left = caller.budget_usd - spent
@@ -182,7 +182,7 @@ PASSED: dict[str, Callable[[Any], bool]] = {
     "parallel_tool_calls": lambda value: isinstance(value, bool),
     "reasoning_effort": lambda value: value in _EFFORTS,
 }
-"""What a cloud is told as it was written, each with what it must be."""
+"""What goes to a cloud as the caller wrote it, each with what it must be."""
 
 
 def _kept(value: Any, names: Iterable[str], what: str) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _text(content: Any) -> Any:
     parts = content if isinstance(content, list) else [content]
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text":
-            raise Refused(400, "clouds are sent text alone: what else costs, nobody could tell")
+            raise Refused(400, "clouds are sent text alone: what else costs is not known")
         if not isinstance(part.get("text"), str):
             raise Refused(400, "a part of a message has no text")
     return [{"type": "text", "text": part["text"]} for part in parts]
@@ -363,7 +363,7 @@ class Charge:
     number: int | None = None
     """That of the ledger, once it is paid for."""
     failure: Exception | None = None
-    """Why it was not, whatever LiteLLM makes of that."""
+    """Why no answer came, as the HTTP client raised it, before LiteLLM translated it."""
 
     def pay(self, body: bytes) -> None:
         """Reserve what a request of this body may cost at most.
@@ -422,7 +422,7 @@ class Asker:
         """The first cloud that answers, by name, and its answer: the parts of a stream, or one.
 
         Raises:
-            Refused: it is the request's fault, nobody answered, or it is more than the budget.
+            Refused: it is the request's fault, no cloud answered, or it is more than the budget.
         """
         made, limit = request(asked)
         streams = asked.get("stream") is True
@@ -434,7 +434,7 @@ class Asker:
             charge = Charge(self._ledger, caller, cloud, tokens)
             parts = self._parts(charge, {**made, "max_tokens": tokens}, streams)
             try:
-                # Nothing is told to the caller before a cloud has begun to answer.
+                # The caller gets no byte before a cloud has begun to answer.
                 first = next(parts)
             except Refused as failure:
                 if failure.status in ASKER_ERRORS:
@@ -468,7 +468,7 @@ class Asker:
                 **more,
             )
             if charge.number is None:
-                raise Refused(503, "an answer came by a way that nobody pays for")
+                raise Refused(503, "an answer came that was not counted against a budget")
             if streams:
                 raw = said.completion_stream
                 said.completion_stream = _own(raw, counted)
@@ -479,13 +479,13 @@ class Asker:
         except Exception as failure:
             if charge.number is None and charge.failure:
                 raise charge.failure from None
-            # A cloud that began to answer had taken the request, whatever it says then.
+            # A cloud that began to answer had taken the request, even if an error follows.
             if charge.number is not None and said is None and is_free(failure):
                 self._settle(charge.number, Decimal(0), 0, 0)
             raise _refusal(cloud, failure) from None
         finally:
             _close(raw)
-        # A caller who has gone does not come here: what the cloud still counts, nobody hears.
+        # A caller who has gone does not come here: what the cloud still counts is not reported.
         if counted:
             self._settle(charge.number, cloud.usd(*counted[-1]), *counted[-1])
 
@@ -553,7 +553,7 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
 def is_free(failure: BaseException) -> bool:
     """Whether a cloud that gave no answer has charged nothing: it was not reached, or it refused.
 
-    Anything else, one that nobody can read among it, may be charged for all the same.
+    Anything else, an unreadable one included, may be charged for all the same.
     """
     causes = list(_causes(failure))
     kinds = {kind.__name__ for each in causes for kind in type(each).__mro__}
@@ -571,7 +571,7 @@ def _refusal(cloud: Cloud, failure: Exception) -> Refused:
     sys.stderr.write(f"{cloud.name}: {type(failure).__name__} {status or ''}\n")
     if status in ASKER_ERRORS:
         return Refused(int(status), f"{cloud.name} says: {str(failure)[:500]}", cloud.name)
-    return Refused(503, "nobody can answer now")
+    return Refused(503, "no cloud can answer now")
 
 
 def error(status: int, message: str) -> bytes:

@@ -1,9 +1,10 @@
-"""`@rack/NAME`: pyinfra's SSH with six things a rack needs.
+"""`@rack/NAME`: pyinfra's SSH with seven things a rack needs.
 
 The whole inventory is checked before the first socket is opened; the tailnet is tried before the
 LAN; Nagle's algorithm is off (with it, every command waits 40 ms for a delayed ACK); a connection
-through a proxy command ends when that does; one to a rack that answers no more ends as well; and a
-*new* login can be asked for, which is how a firewall change proves that it locked nobody out.
+through a proxy command ends when that does; one to a rack that answers no more ends as well; a host
+of which a fact is missing gets no further command; and a *new* login can be asked for, which is how
+a firewall change proves that it locked out no user.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient import SSHClient
 from pyinfra.connectors.sshuserclient import client as sshuserclient
+from pyinfra.connectors.util import CommandOutput, OutputLine
 
+from facts.framed import Unanswered, is_framed
 from holdfast import site
 
 if TYPE_CHECKING:
+    from pyinfra.api import StringCommand
     from pyinfra.api.host import Host
     from pyinfra.api.state import State
 
@@ -166,6 +170,22 @@ class RackConnector(SSHConnector):
         if status in UNFIT:
             raise ConnectError(UNFIT[status].format(user=self.host.data.get("ssh_user") or "user"))
 
+    def run_shell_command(
+        self, command: StringCommand, *rest: Any, **arguments: Any
+    ) -> tuple[bool, CommandOutput]:
+        """Run a command there, but none on a host that has failed.
+
+        pyinfra continues an operation with the default of a fact that failed on its host, as if
+        nothing were there, and it takes the default as well where a command prints nothing at all.
+        """
+        if self.host in self.state.failed_hosts:
+            return False, _said("it has failed, so no further command runs there")
+        okay, output = super().run_shell_command(command, *rest, **arguments)
+        # A fact's command comes as text.
+        if okay and is_framed(str(command)) and not output.stdout_lines:
+            return False, _said(str(Unanswered()))
+        return okay, output
+
     def new_login(self, path: Path | None = None) -> None:
         """Log in once more and run ``true``; by ``path``, or as the present connection does.
 
@@ -191,6 +211,10 @@ class RackConnector(SSHConnector):
             # A proxy command that has ended already makes paramiko hide the real reason.
             with suppress(OSError):
                 client.close()
+
+
+def _said(sentence: str) -> CommandOutput:
+    return CommandOutput([OutputLine("stderr", sentence)])
 
 
 def _disable_nagle(client: SSHClient | None) -> None:

@@ -126,7 +126,7 @@ def _undoing(theirs: dict[str, Any]) -> Iterator[tuple[str, object, str]]:
     hosts = theirs.get("hosts", [])
     local = ("unix://", "fd://")
     if not isinstance(hosts, list) or not all(str(host).startswith(local) for host in hosts):
-        yield "hosts", hosts, "which makes whoever reaches it root"
+        yield "hosts", hosts, "which makes each user who reaches it root"
     options = theirs.get("default-network-opts", {})
     bridge = options.get("bridge", {}) if isinstance(options, dict) else {}
     for key, (safe_words, wrong) in _OPTIONS.items():

@@ -1,8 +1,8 @@
 """What each service may reach, from declarations alone: the kernel's rules, and systemd's beside.
 
-The rules go by user: whatever runs as a service's user is held to them, in its unit or out of it.
-Root is not. A container calls nobody as a user of this host: the rules know it by the bridge of its
-network.
+The rules go by user: each process of a service's user is held to them, in its unit or out of it.
+Root is not. What a container sends carries no user of this host: the rules know it by the bridge of
+its network.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REQUEST_KEYS = "/etc/request-key.d/holdfast.conf"
 SYSTEM = "/etc/systemd/system"
 
 DOORS = "our_doors"
-"""What calls by a door's socket are told of as; no service can have that name."""
+"""The name under which calls by a door's socket are reported; no service can have it."""
 RESOLVER_PORTS = (53, 853, 5353)
 """DNS, DNS over TLS, mDNS."""
 TAILSCALE_SERVICES = {"ip": "100.100.100.100", "ip6": "fd7a:115c:a1e0::53"}
@@ -195,7 +195,7 @@ def users(settings: HostSettings) -> str:
 def clouds(settings: HostSettings) -> str:
     """Wall to the names and ports it may call, and who is asked for them, as the program reads it.
 
-    Beside the host's own resolvers containers ask those that Docker is told of.
+    Beside the host's own resolvers containers ask those in Docker's configuration.
     """
     found = {
         wall.name: [[cloud.name, cloud.port] for cloud in wall.clouds]

@@ -51,7 +51,7 @@ KEEP_SECONDS = 6 * 3600
 """How long an address may be called after a name had it last: a cloud's names have few of their
 many addresses at once, and a connection outlives the answer that it was made by."""
 LOST_SECONDS = 3600
-"""How long a name may have no address before that is told."""
+"""How long a name may have no address before that is reported."""
 TABLE = "holdfast_egress"
 COUNTER = "denied-"
 """How the name of a service's counter begins."""
@@ -167,7 +167,7 @@ def sets(addresses: dict[str, dict[str, float]], now: float) -> str:
 
 
 def _addresses(name: str) -> list[str]:
-    """A name's addresses of both versions; empty where nobody knows it, or nobody answers."""
+    """A name's addresses of both versions; empty where it is unknown, or no resolver answers."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

@@ -39,7 +39,7 @@ ROLLBACK_UNIT = "holdfast-firewall-rollback.service"
 MARK = "holdfast:"
 """How the comment of every rule begins that is ours."""
 UNTIL_TAILNET = "ssh until the tailnet is proved"
-"""Why SSH is open on the LAN at first; the rule is told from others by this reason."""
+"""Why SSH is open on the LAN at first; this reason distinguishes the rule from others."""
 
 OPTIONS = {
     "IPV6": "yes",
@@ -103,7 +103,7 @@ class Hole:
 
         After Docker's translation the port is the container's own: the one that was asked for is
         the connection's original. Only translated connections count, or the same port of every
-        other container would be open to whoever routes to its address.
+        other container would be open to each machine that routes to its address.
         """
         source = "" if self.source == ANYWHERE[self.family] else f"-s {self.source} "
         interface = f"-i {self.interface} " if self.interface else ""
@@ -178,7 +178,7 @@ def container_rules(
         *(f"{rule} -o {name} -j RETURN" for name in outside),
         f"{rule} -i docker0 -j RETURN",
         f"{rule} -i br-+ -j RETURN",
-        # An interface that nobody knew of when this was written.
+        # An interface that did not exist when this was written.
         f"{rule} -o docker0 -j DROP",
         f"{rule} -o br-+ -j DROP",
         f"{rule} -j RETURN",
@@ -232,8 +232,8 @@ def lan_ssh_rules(state: FirewallState) -> list[str]:
 def lan_ssh_wanted(settings: HostSettings, state: FirewallState) -> bool:
     """Whether SSH must be open on the LAN for now.
 
-    At first, until `withdraw` has closed it. Once closed it stays closed, whatever else is being
-    repaired: a host that carries our rules without that one has been through the proof.
+    At first, until `withdraw` has closed it. Once closed it stays closed, also while something
+    else is repaired: a host that carries our rules without that one has been through the proof.
     """
     if settings.ssh.lan_access == "keep":
         return False  # The ssh service says itself where it listens.
@@ -254,7 +254,7 @@ def describe(rule: str) -> str:
 
 
 def deletion(rule: str) -> str:
-    """The command that removes one rule of ufw's file, whoever wrote it."""
+    """The command that removes one rule of ufw's file, ours or another's."""
     action, protocol, port, destination, source_port, source, *rest = _identity_of(rule).split()
     direction = rest[-1]
     applications = rest[:-1] or ["-", "-"]
@@ -325,7 +325,7 @@ def rollback_unit() -> str:
 class Plan:
     """What to run, in order, and which rules that somebody else wrote will be gone after it.
 
-    ``preparation`` changes files that nobody reads before ``action``; from there on it counts.
+    ``preparation`` changes files that are not read before ``action``; from there on it counts.
     """
 
     preparation: list[str]

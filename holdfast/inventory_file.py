@@ -87,7 +87,7 @@ def read(path: str) -> Inventory:
     """
     if not Path(path).is_file():
         _refuse(path, "INVENTORY", path, "there is no such file", "name a file in inventories/")
-    # It keeps a file's code by its name; one that was written anew is read anew.
+    # pyinfra caches a file's code by its name; a changed file is read again.
     PYTHON_CODES.pop(path, None)
     with ctx_state.use(State()):
         said = _groups(path)

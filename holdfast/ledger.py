@@ -39,7 +39,7 @@ def databases(settings: HostSettings) -> list[str]:
 
 
 def files(settings: HostSettings) -> dict[str, str]:
-    """Path to text of what the ledger needs; nothing where nobody spends."""
+    """Path to text of what the ledger needs; nothing where no router asks clouds."""
     service = ledger_service(settings)
     if service is None:
         return {}

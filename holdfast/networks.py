@@ -54,7 +54,7 @@ def creation(network: DockerNetwork) -> str:
 
 
 def stale(declared: list[DockerNetwork], state: DockerState) -> list[str]:
-    """Networks that must go: ours that nobody declares, and those that are not as declared."""
+    """Networks that must go: ours that are not declared, and those that are not as declared."""
     wanted = {network.name: network for network in declared}
     return [
         name

@@ -105,7 +105,7 @@ class Store:
         return identity
 
     def take(self) -> Request | None:
-        """The oldest request that waits and that nobody has taken since this program began."""
+        """The oldest request that waits and was not taken since this program began."""
         with self._lock:
             waiting = self._db.execute(
                 "SELECT number, path, body, attempts FROM entry WHERE answered IS NULL"
@@ -265,7 +265,7 @@ def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             if length > BODY_MAX_BYTES:
-                self._refuse(413, "nobody can answer now, and it is too long to be kept")
+                self._refuse(413, "no upstream can answer now, and it is too long to be kept")
                 return
             try:
                 asked = json.loads(body)
@@ -274,11 +274,13 @@ def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
                 self._refuse(400, "this is no JSON object")
                 return
             if streams:
-                self._refuse(503, "nobody can answer now, and a stream cannot wait")
+                self._refuse(503, "no upstream can answer now, and a stream cannot wait")
             elif identity := queue.accept(self.path, body):
                 self._wait_for(identity)
             else:
-                self._refuse(503, f"nobody can answer now, and {queue.entries} are kept already")
+                self._refuse(
+                    503, f"no upstream can answer now, and {queue.entries} are kept already"
+                )
 
         def do_GET(self) -> None:
             if not {"Content-Length", "Transfer-Encoding"}.isdisjoint(self.headers):
@@ -342,7 +344,7 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
 
 def _end(failure: threading.ExceptHookArgs) -> None:
-    # A queue that takes in and no longer asks would look well: systemd starts it anew.
+    # A queue that takes in and no longer asks would look well: systemd restarts it.
     sys.stderr.write(f"{failure.exc_type.__name__}: {failure.exc_value}\n")
     os._exit(1)
 

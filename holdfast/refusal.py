@@ -113,7 +113,7 @@ class _Masked:
 
 
 def shown(value: Any, key: str = "", secrets: frozenset[str] = frozenset()) -> Any:
-    """``value`` as it may be printed: whatever is, or could be, a secret is masked.
+    """``value`` as it may be printed: each value that is, or could be, a secret is masked.
 
     ``key`` is the name it stands under; ``secrets`` are values known to be secret.
     """

@@ -95,7 +95,7 @@ def engine_service(program: str, engine: Engine) -> Service:
         name=name,
         unit=f"holdfast-{name}.service",
         user=name,
-        # It has no network: nothing that it is told leaves the host.
+        # It has no network: nothing that it receives leaves the host.
         tier="T1",
         listens=[Listen(port=engine.port, scope=engine.scope, callers=engine.callers)],
         memory_max_mib=engine.memory_max_mib,
@@ -169,7 +169,7 @@ def queue_service(router: Router) -> Service | None:
         unit=f"holdfast-{name}.service",
         user=name,
         tier="T1",
-        # Prompts that nobody needs twice: a restored queue would ask what was answered long ago.
+        # Prompts are not needed twice: a restored queue would ask what was answered long ago.
         data=[DataPath(path=f"/var/lib/holdfast/queue/{router.name}", backup="derived")],
     )
 

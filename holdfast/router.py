@@ -1,4 +1,4 @@
-"""Routers: their units and what these are told, from settings alone.
+"""Routers: their units and the configuration of these, from settings alone.
 
 A router is the distribution's HAProxy with a ladder of upstreams on this host, each a literal
 address. It reads of a request its method, its path and the caller's key, and never its body: no
@@ -98,7 +98,7 @@ class RouterNames:
         return f"/run/{self.drain_stem}.sock"
 
     def configuration(self, door: str) -> str:
-        """What the process behind the door of this name is told; no secret is in it."""
+        """The path of the configuration of the process behind this door; no secret is in it."""
         return f"{CONFIGURATIONS}/{self.router.name}-{door}.cfg"
 
 
@@ -132,7 +132,7 @@ def posted_paths(settings: HostSettings, router: Router) -> tuple[str, ...]:
 def configuration(
     settings: HostSettings, router: Router, bind: str, run: str, *, drains: bool = False
 ) -> str:
-    """What one of a router's processes is told.
+    """The configuration of one of a router's processes.
 
     ``bind`` is where it listens and ``run`` its folder for the ladder's sockets. One that
     ``drains`` is the queue's own way back: the right to connect is the key, and nothing is queued.
@@ -190,7 +190,7 @@ def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str
 
 
 def _process(names: RouterNames, service: Service, stem: str, door: str, summary: str) -> str:
-    # It calls what is on loopback, wherever it is itself called from and whatever its tier.
+    # It calls what is on loopback, from wherever it is itself called and in every tier.
     confined = service.model_copy(
         update={"listens": [Listen(port=names.router.port)], "tier": "T1", "peers": []}
     )

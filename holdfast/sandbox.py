@@ -67,8 +67,8 @@ _CLOSED = (
     Directive("MemoryDenyWriteExecute", "yes"),
     Directive("SystemCallArchitectures", "native"),
     Directive("SystemCallFilter", "@system-service"),
-    # Keys too: for one of type dns_resolver the kernel asks a resolver as root, in whatever network
-    # the unit is (keyutils, which nfs-common brings).
+    # Keys too: for one of type dns_resolver the kernel asks a resolver as root, in whichever
+    # network the unit is (keyutils, which nfs-common brings).
     Directive("SystemCallFilter", "~@privileged @resources @keyring"),
     Directive("SystemCallErrorNumber", "EPERM"),
 )

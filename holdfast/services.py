@@ -97,7 +97,7 @@ class Service(Model):
     tier: Tier
     listens: list[Listen] = []
     peers: list[Peer] = []
-    """Whom it calls. A T1 service reaches nobody else; one of another tier is held to its peers
+    """Whom it calls. A T1 service reaches no other; one of another tier is held to its peers
     once it declares some."""
     clouds: list[Cloud] = []
     """Names on the internet that a T2, T3 or T4 service calls; with some, it reaches no other."""

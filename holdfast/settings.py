@@ -128,7 +128,7 @@ class Ssh(Model):
     """Who may log in over the tailnet; empty: every member who holds a key."""
     tcp_forwarding: Literal["no", "local", "yes"] = "local"
     """What a login may tunnel. ``local``, as ``ssh -L`` and jumping need it, lets an operator reach
-    a loopback service and a training tool its job; it gives nobody more than a shell does."""
+    a loopback service and a training tool its job; it gives a user no more than a shell does."""
 
 
 class Opening(Model):
@@ -161,7 +161,7 @@ class DockerNetwork(Model):
     """What `docker run --network` and compose files call it; its bridge is ``br-NAME``."""
     tier: Tier
     peers: list[Peer] = []
-    """Whom its containers call. Those of T1 reach nobody else but each other; those of another
+    """Whom its containers call. Those of T1 reach these and each other alone; those of another
     tier are held to these once there are some."""
     clouds: list[Cloud] = []
     """Names on the internet that its containers call, unless they are T1; with some, they reach no
@@ -367,10 +367,10 @@ class Mode(Model):
     """What a set of cards is for while this mode is in force."""
 
     name: Name = Field(max_length=24)
-    """What `holdfast-mode` is told; no two modes of a host share it."""
+    """The argument of `holdfast-mode`; no two modes of a host share it."""
     services: list[Name] = []
     """Engines of vLLM and declared services that run in it. What no mode of the set names runs in
-    all of them; none at all leaves the cards to whoever wants them."""
+    all of them; none at all leaves the cards to any program."""
     power_caps_w: dict[Name, Watts] = {}
     """Card to power limit in this mode, W; a card that is not named keeps its own."""
 
@@ -464,7 +464,8 @@ class Queue(Model):
     """Requests that wait on disk, through restarts too, until something can answer them."""
 
     entries: int = Field(default=500, ge=1, le=100000)
-    """Requests and answers kept at once; who comes when it is full is told to come later."""
+    """Requests and answers kept at once; when it is full, further requests get 503 with
+    ``Retry-After``."""
     concurrent_requests: int = Field(default=1, ge=1, le=64)
     """Requests that are asked at once when something answers again, the oldest first."""
     max_age_minutes: int = Field(default=60, ge=1)
@@ -512,7 +513,7 @@ class CallerKey(Model):
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """What it may spend on clouds in a period, USD; required with ``clouds``."""
     period: Literal["day", "week", "month"] = "month"
-    """When the budget begins anew: at midnight, on Monday or on the first, by ``base.timezone``."""
+    """When the budget starts again: at midnight, on Monday or on the 1st, by ``base.timezone``."""
 
 
 class Router(Model):

@@ -67,7 +67,7 @@ def _called(peers: list[Peer], clouds: list[Cloud]) -> list[str]:
 
 def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
     if service.name in _without_network(settings):
-        return "nobody: it has no network"
+        return "nothing: it has no network"
     if service.network:
         return f"what containers on {service.network} may"
     if service.name in held:
@@ -130,7 +130,7 @@ def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
 
 def table(host: str, settings: HostSettings, seen: Attempts) -> Table:
     """The rows of a host as a table."""
-    ours = "" if seen.enforced else ": the kernel holds nobody to anything, deploy first"
+    ours = "" if seen.enforced else ": the kernel has no rules, deploy first"
     found = Table(title=f"{host}{ours}", title_justify="left")
     for name in ("service", "tier", "may call", "was kept from calling"):
         found.add_column(name, overflow="fold")
@@ -141,7 +141,7 @@ def table(host: str, settings: HostSettings, seen: Attempts) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Tell of every host of one inventory file; the exit status is 0 when all answered."""
-    # pyinfra's command line patches sockets and threads: not for whoever wants `rows` alone.
+    # pyinfra's command line patches sockets and threads: not for a program that wants `rows` alone.
     from holdfast import inventory_file, live  # noqa: PLC0415
 
     if len(arguments) != 1:

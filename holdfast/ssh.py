@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from holdfast.settings import HostSettings
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
-"""The one key offered, and never made anew: every client since 2014 takes it. Debian's RSA key has
+"""The one key offered, and never replaced: every client since 2014 takes it. Debian's RSA key has
 3072 bits where ssh-audit wants 4096, and its ECDSA key is on a NIST curve: both stay on disk."""
 MODULI = "/etc/ssh/moduli.holdfast"
 """A copy without the short groups; the original is a configuration file of the package, and an
 edit there would hold its updates back."""
 
 KEYS = "/etc/holdfast/ssh"
-"""The keys of each user whom the inventory names, in a file of root's: whoever has broken into a
-login can neither add a key nor lead root astray by what lies in its home."""
+"""The keys of each user whom the inventory names, in a file of root's: an intruder in a login
+can neither add a key nor lead root astray by what lies in its home."""
 KEY_FILE = f"{KEYS}/%u"
-"""The same as sshd is told it."""
+"""The same as sshd's configuration writes it."""
 
 # ssh-audit's policy for Debian 12 passes with these, and paramiko 4 still finds a common set.
 _KEX = (

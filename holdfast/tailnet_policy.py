@@ -96,7 +96,7 @@ def document(hosts: Hosts) -> dict[str, Any]:
         granted.setdefault((tag, callers or EVERYBODY), []).append(f"{protocol}:{port}")
     return {
         "groups": groups_of(members),
-        # Nobody but the control server's administrator hands out tags.
+        # Only the control server's administrator hands out tags.
         "tagOwners": {tag: [] for tag in known_tags(members)},
         "grants": [
             {"src": list(callers), "dst": [tag], "ip": ports}
@@ -141,7 +141,7 @@ def _verdict(
 
 def main(arguments: list[str]) -> int:
     """Print the policy of one inventory file; the exit status is 0 when there is one."""
-    # pyinfra's command line patches sockets and threads: not for whoever wants `document` alone.
+    # pyinfra's command line patches sockets and threads: only this function needs it.
     from holdfast import inventory_file  # noqa: PLC0415
 
     if len(arguments) != 1:

@@ -1,6 +1,6 @@
 """What a host's tailnet may reach, as the kernel reads it: our own chains, and who keeps them.
 
-Tailscale accepts whatever comes by its interface before ufw is asked, and Docker's guard lets it
+Tailscale accepts each packet of its interface before ufw is asked, and Docker's guard lets it
 pass. These chains come before both, and know ports; a packet carries no tag, so who may call each
 port is the policy's to say (`holdfast.tailnet_policy`).
 """

@@ -25,8 +25,8 @@ def _choose(options: tuple[Any, ...], tag: object) -> Any:
 def locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any, str]:
     """Where an error is: its key as the inventory writes it, what belongs there, and the union arm.
 
-    pydantic puts the name of a union's arm into its locations; nobody wrote that name. The third
-    value is the key of the union the error lies in, else "".
+    pydantic puts the name of a union's arm into its locations; the inventory does not hold that
+    name. The third value is the key of the union the error lies in, else "".
     """
     key, annotation, union = "", model, ""
     for step, following in zip_longest(location, location[1:]):
@@ -109,7 +109,7 @@ def _relevant(errors: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorD
         else:
             kept.append(error)
     for group in best.values():
-        # A dict is meant for the arm that looked inside it; anything else is told all the choices.
+        # A dict is meant for the arm that looked inside it; anything else gets all the choices.
         inside = [item for item in group if item["type"] not in ("literal_error", "model_type")]
         kept += inside or [next((i for i in group if i["type"] == "literal_error"), group[0])]
     return kept

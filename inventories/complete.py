@@ -102,7 +102,7 @@ _rack = {
         ],
         "machine_w": 250,
         "power_supplies": [{"name": "psu", "watts": 2000}],
-        # Two cards take turns; the third serves whatever the mode.
+        # Two cards take turns; the third serves in every mode.
         "card_sets": [
             {
                 "name": "desk",

@@ -43,7 +43,7 @@ hosts = [
                 "openings": [
                     {
                         # The one container port a neighbour may reach; the drill publishes others
-                        # that nobody declared, and they must stay shut.
+                        # that are not declared, and they must stay shut.
                         "port": 8088,
                         "interface": "eth1",
                         "sources": [_lan],

@@ -92,7 +92,7 @@ _rack = {
         "memory_max_mib": 4096,
     },
     # One address for private work, which nothing in a request can lead to a cloud: docs/routing.md.
-    # What nobody can answer now waits on disk.
+    # A request that no upstream can answer now waits on disk.
     "routers": [
         {
             "name": "work",
@@ -104,7 +104,7 @@ _rack = {
             "queue": {"entries": 500, "max_age_minutes": 60},
         }
     ],
-    # Whatever container runs on this network can call its own kind and nobody else: docs/egress.md.
+    # Each container on this network can call the others on it and nothing else: docs/egress.md.
     "docker": {
         "dns": ["192.168.1.1"],  # (yours) your LAN's resolver
         "networks": [{"name": "home", "tier": "T1"}],

@@ -45,7 +45,7 @@ def major_of(state: DockerState) -> int:
 
 @operation()
 def configured(settings: Docker) -> Generator[StringCommand | FunctionCommand, None, None]:
-    """Have our keys in daemon.json, nobody in the docker group, and the engine's chains in place.
+    """Have our keys in daemon.json, no user in the docker group, and the engine's chains in place.
 
     One remote command when all is so. Stops, with nothing changed, when the present file cannot be
     merged.
@@ -62,7 +62,7 @@ def configured(settings: Docker) -> Generator[StringCommand | FunctionCommand, N
     elif state.unruled:
         yield StringCommand("systemctl restart docker.service")
 
-    # Whoever may talk to the engine is root.
+    # A user who may talk to the engine is root.
     for member in state.group_members:
         yield StringCommand(f"gpasswd --delete {shlex.quote(member)} docker")
 

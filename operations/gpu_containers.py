@@ -55,7 +55,7 @@ def _read_back(uuids: list[str], driver: str | None) -> str:
     return (
         f"for word in {' '.join(map(shlex.quote, wanted))}; do"
         f' grep -qF -- "$word" {containers.SPECIFICATION} || {{'
-        f' echo "{containers.SPECIFICATION} was made anew and lacks $word:"'
+        f' echo "{containers.SPECIFICATION} was written again and lacks $word:"'
         " 'run `nvidia-ctk cdi generate` by hand and read what it warns of.' >&2;"
         " exit 1; }; done"
     )

@@ -15,6 +15,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
+from facts.framed import Unanswered, answer, framed
 from facts.gpu import GpuPicture
 from facts.gpu_driver import REBOOT_MARKER, DriverHost, GpuDriverHost
 from holdfast.gpu import driver
@@ -225,9 +226,11 @@ def _answer(host: Host, command: str) -> str | None:
     """The first line a command prints, None where it failed or the connection did."""
     try:
         okay, output = host.run_shell_command(
-            StringCommand(command), _sudo=bool(host.data.get("_sudo")), _timeout=_COMMAND_SECONDS
+            StringCommand(framed(command)),
+            _sudo=bool(host.data.get("_sudo")),
+            _timeout=_COMMAND_SECONDS,
         )
-    except (OSError, EOFError, SSHException) as error:
+        return next(iter(answer(output.stdout_lines)), None) if okay else None
+    except (OSError, EOFError, SSHException, Unanswered) as error:
         logger.debug("%s: %s", host.name, error)
         return None
-    return next(iter(output.stdout_lines), None) if okay else None

@@ -20,7 +20,7 @@ _SAY_WHY = (
 
 
 def run_unit(name: str) -> str:
-    """The command that runs a oneshot unit anew and, where it fails, says what its program said."""
+    """The command that reruns a oneshot unit and, where it fails, says what its program said."""
     return f"systemctl restart {name} || {_SAY_WHY % name}"
 
 

@@ -1,4 +1,4 @@
-"""Modes on a host: those that nobody declares go, and one of each set is in force."""
+"""Modes on a host: those that are not declared go, and one of each set is in force."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ APT_GET = (
 apt-listchanges and needrestart look after upgrades; what Holdfast installs, it starts itself.
 """
 
-# A package that was torn while it was unpacked can be configured only once it is unpacked anew,
-# which apt-get does for nobody who does not ask; what else can be configured is.
+# A package that was torn while it was unpacked can be configured only once it is unpacked
+# again, which apt-get does only when asked to; what else can be configured is.
 _MEND = (
     "DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure -a;"
     f" {APT_GET} update && dpkg-query --show --showformat='${{db:Status-Eflag}} ${{Package}}\\n'"
@@ -32,12 +32,12 @@ _MEND = (
 
 @operation()
 def present(packages: list[str]) -> Generator[StringCommand, None, None]:
-    """Have ``packages`` installed, in whatever version the host's sources offer."""
+    """Have ``packages`` installed, in the version that the host's sources offer."""
     installed = host.get_fact(InstalledPackages, packages=packages)
     missing = [package for package in packages if package not in installed]
     if missing:
         install = f"{APT_GET} install {' '.join(map(shlex.quote, missing))}"
         # A first attempt fails on package lists that are absent or older than the archive, and on
-        # packages that a power cut left unpacked. It waits for whoever holds dpkg's lock, such as
+        # packages that a power cut left unpacked. It waits for the holder of dpkg's lock, such as
         # the upgrades of a machine that has just booted; dpkg itself would give up at once.
         yield StringCommand(f"{install} || {{ {_MEND}; {install}; }}")

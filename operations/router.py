@@ -1,4 +1,4 @@
-"""Routers: those that nobody declares go."""
+"""Routers: those that are not declared go."""
 
 from __future__ import annotations
 

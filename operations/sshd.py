@@ -16,6 +16,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
+from facts.framed import Unanswered, answer, framed
 from facts.ssh import ROLLBACK_UNIT, Sshd, SshState
 from holdfast import ssh
 from holdfast.connector import RackConnector
@@ -116,7 +117,7 @@ def _materials(state: SshState) -> Generator[StringCommand, None, None]:
 def _arm(paths: list[str], seconds: int) -> str:
     """Keep the files as they are, and start the timer that puts them back after ``seconds``.
 
-    A timer that runs already guards an older change that nobody proved: its copy is the good one.
+    A timer that runs already guards an older change that was not proved: its copy is the good one.
     """
     quoted = " ".join(shlex.quote(path) for path in paths)
     restore = (
@@ -163,12 +164,10 @@ def _prove(
 
 
 def _failure(host: Host, settings: HostSettings, wanted: set[tuple[str, str]]) -> str | None:
-    okay, output = host.run_shell_command(
-        StringCommand("sshd -T"), _sudo=bool(host.data.get("_sudo"))
-    )
-    effective = {tuple(line.split(" ", 1)) for line in output.stdout_lines}
-    if not okay:
-        return f"sshd -T rejects the configuration: {output.stderr.strip()}"
+    try:
+        effective = _effective(host)
+    except (Unanswered, ValueError) as error:
+        return str(error)
     if overruled := sorted(wanted - effective):
         keyword, value = overruled[0]
         return (
@@ -188,6 +187,21 @@ def _failure(host: Host, settings: HostSettings, wanted: set[tuple[str, str]]) -
     except ConnectError as error:
         return str(error)
     return None
+
+
+def _effective(host: Host) -> set[tuple[str, ...]]:
+    """The pairs of keyword and value that ``sshd -T`` prints.
+
+    Raises:
+        Unanswered: its answer did not arrive whole.
+        ValueError: it rejects the configuration.
+    """
+    okay, output = host.run_shell_command(
+        StringCommand(framed("sshd -T")), _sudo=bool(host.data.get("_sudo"))
+    )
+    if not okay:
+        raise ValueError(f"sshd -T rejects the configuration: {output.stderr.strip()}")
+    return {tuple(line.split(" ", 1)) for line in answer(output.stdout_lines)}
 
 
 def _run(host: Host, command: str) -> bool:

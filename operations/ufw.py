@@ -1,7 +1,7 @@
 """UFW as declared, changed in such a way that a mistake cannot lock anybody out.
 
-Before anything changes the host arms a timer that restores the firewall as it was, whatever
-becomes of this run. It is disarmed by a login that is made after the change, and by nothing else.
+Before anything changes the host arms a timer that restores the firewall as it was, even
+if this run dies. It is disarmed by a login that is made after the change, and by nothing else.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _complain(host: Host, sentence: str) -> None:
 def _prove(
     state: State, host: Host, path: Path | None, settings: HostSettings, declared: list[Hole]
 ) -> bool:
-    """Log in anew and read the firewall back; only then may the change stay."""
+    """Log in once more and read the firewall back; only then may the change stay."""
     seconds = settings.firewall.rollback_seconds
     if not _try_login(
         host, path, f"the host restores its former firewall within {seconds} seconds"

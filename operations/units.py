@@ -64,7 +64,7 @@ def _unread(unit: Unit, state: UnitState) -> bool:
 
 
 def without(stray: list[str]) -> Generator[StringCommand, None, None]:
-    """Remove files that nobody declares; units among them are stopped and disabled before."""
+    """Remove files that are not declared; units among them are stopped and disabled before."""
     if not stray:
         return
     paths = " ".join(map(shlex.quote, stray))
@@ -73,7 +73,7 @@ def without(stray: list[str]) -> Generator[StringCommand, None, None]:
         yield StringCommand(f"rm -f {paths}")
         return
     names = " ".join(map(shlex.quote, units))
-    # Read anew first: what was written and never read can be neither stopped nor disabled.
+    # Read again first: what was written and never read can be neither stopped nor disabled.
     yield StringCommand(
         f"systemctl daemon-reload && systemctl stop {names} && systemctl disable {names}"
         f" && rm -f {paths} && systemctl daemon-reload"

@@ -1,4 +1,4 @@
-"""Engines: those that nobody declares go, and a new model comes with a way back."""
+"""Engines: those that are not declared go, and a new model comes with a way back."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def tiers(settings: HostSettings) -> Findings:
             yield Finding(
                 f"{key}.{field}",
                 called[field],
-                "it runs in a container, which calls nobody as a user of this host: nothing would"
+                "it runs in a container, whose packets carry no user of this host: nothing would"
                 f" hold it to its {field}",
                 "declare them with its network under docker.networks",
             )
@@ -46,8 +46,8 @@ def _says_whom(key: str, caller: Service | DockerNetwork) -> Findings:
         yield Finding(
             f"{key}.clouds",
             [],
-            f"{caller.tier} calls whom it names and nobody else",
-            f"name its clouds or its peers ({NOBODY} where it calls nobody beyond this machine,"
+            f"{caller.tier} calls whom it names and no other",
+            f"name its clouds or its peers ({NOBODY} where it calls nothing beyond this machine,"
             f" {' and '.join(EVERYBODY)} where it calls everybody)",
         )
 
@@ -85,7 +85,7 @@ def _answers(key: str, service: Service) -> Findings:
             yield Finding(
                 f"{where}.scope",
                 listen.scope,
-                "a T1 service answers nobody on the internet",
+                "a T1 service answers no caller on the internet",
                 "write 'lan' with sources, 'tailnet' or 'loopback'",
             )
         for source in listen.sources:

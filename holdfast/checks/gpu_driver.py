@@ -8,7 +8,7 @@ from holdfast.settings import HostSettings
 
 
 def driver(settings: HostSettings) -> Findings:
-    """A driver that would not drive the declared cards here, or a mirror that nobody would use."""
+    """A driver that would not drive the declared cards here, or a mirror that would not be used."""
     gpus = settings.gpus
     if gpus is None:
         return

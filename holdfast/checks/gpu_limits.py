@@ -16,7 +16,7 @@ def limits(settings: HostSettings) -> Findings:
                 yield Finding(
                     f"gpus.cards[{index}].{field}",
                     limit,
-                    f"nobody can tell which card {card.name} is",
+                    f"it is not known which card {card.name} is",
                     "give its uuid, or its pci_address until you know it (`make gpus` shows both)",
                 )
 

@@ -40,7 +40,7 @@ def _cards(
 ) -> Findings:
     for place, name in enumerate(card_set.cards):
         at = f"{key}.cards[{place}]"
-        why = "nobody could prove that its memory was given back"
+        why = "it could not be proved that its memory was given back"
         yield from own_card(at, name, settings, why)
         holder = holders.setdefault(name, card_set.name)
         if holder != card_set.name:
@@ -99,7 +99,7 @@ def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findi
 
 
 def _claims(settings: HostSettings) -> Findings:
-    """Services that name cards as nobody can, or do not say how much of them they claim."""
+    """Services that name cards in a wrong way, or do not say how much of them they claim."""
     for index, service in enumerate(settings.services):
         key = f"services[{index}]"
         for place, name in enumerate(service.cards):

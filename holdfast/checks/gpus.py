@@ -96,7 +96,7 @@ def _model(key: str, card: GpuCard) -> Findings:
 
 
 def power_supplies(settings: HostSettings) -> Findings:
-    """Supplies that are wired as nobody can, or asked for more than they should give."""
+    """Supplies that are wired in an impossible way, or asked for more than they should give."""
     gpus = settings.gpus
     if gpus is None:
         return

@@ -39,7 +39,7 @@ def routers(settings: HostSettings) -> Findings:
             mend = "name one, or say floor"
             if router.profile == "personal":
                 mend += '; a router that has clouds alone is profile="cloud"'
-            yield Finding(f"{key}.engines", [], "nobody here would answer", mend)
+            yield Finding(f"{key}.engines", [], "nothing here would answer", mend)
         if router.floor and settings.floor is None:
             yield Finding(f"{key}.floor", True, "this host has no floor", "declare floor")
         yield from tailnet_scope(f"{key}.scope", router.scope, settings)
@@ -103,7 +103,7 @@ def _client(key: str, router: Router) -> Findings:
         yield Finding(
             f"{key}.queue",
             router.queue.model_dump(exclude_defaults=True),
-            "a client is told at once that its engine is away",
+            "a client gets an error at once when its engine is away",
             "remove it",
         )
 
@@ -125,7 +125,10 @@ def _sovereign(key: str, router: Router) -> Findings:
         )
     if router.api_key is None:
         yield Finding(
-            f"{key}.api_key", None, "nobody could call it, or everybody", "name its secret"
+            f"{key}.api_key",
+            None,
+            "either no caller could use it, or every caller",
+            "name its secret",
         )
 
 
@@ -147,7 +150,7 @@ def _leads_to_clouds(key: str, router: Router, settings: HostSettings) -> Findin
             "remove it, and give each person or agent one of keys",
         )
     if not router.keys:
-        yield Finding(f"{key}.keys", [], "nobody could call it", "give each person or agent one")
+        yield Finding(f"{key}.keys", [], "no caller could use it", "give each person or agent one")
     if router.queue is not None:
         yield Finding(
             f"{key}.queue",
@@ -170,7 +173,7 @@ def _leads_to_clouds(key: str, router: Router, settings: HostSettings) -> Findin
             yield Finding(
                 f"{at}.api_key",
                 each.api_key,
-                f"{holder} has this secret, and nobody could tell them apart",
+                f"{holder} has this secret, and a router could not tell them apart",
                 "name a secret of its own",
             )
         yield from _spender(at, router, each)
@@ -195,12 +198,12 @@ def _spender(key: str, router: Router, caller: CallerKey) -> Findings:
             "remove it, or name its clouds",
         )
     if router.profile == "cloud" and not caller.clouds:
-        yield Finding(f"{key}.clouds", [], f"{caller.name} could ask nobody", "name its clouds")
+        yield Finding(f"{key}.clouds", [], f"{caller.name} could ask no cloud", "name its clouds")
 
 
 def _cloud(key: str, router: Router) -> Findings:
     if not router.clouds:
-        yield Finding(f"{key}.clouds", [], "nobody would answer", "name one")
+        yield Finding(f"{key}.clouds", [], "no cloud would answer", "name one")
     for name, value in (("engines", router.engines), ("floor", router.floor)):
         if value:
             yield Finding(

@@ -1,4 +1,4 @@
-"""Who on the tailnet may call what: names that nobody declared, and what no policy could say."""
+"""Who on the tailnet may call what: names that are not declared, and what no policy could say."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def _unknown(hosts: Hosts) -> Iterator[Refusal]:
 def _own(settings: HostSettings, hosts: Hosts) -> Findings:
     own, ssh, groups = tags_of(settings), settings.ssh, groups_of(hosts)
     if not own and any(claim.callers for claim in registry.tailnet_claims(settings)):
-        wrong = "a policy knows a host by its tag, so nobody would be held to its callers"
+        wrong = "a policy knows a host by its tag, so its callers could not be enforced"
         yield Finding("tailnet.tags", own, wrong, "give it one such as tag:rack")
     someone = any(groups.get(caller, [caller]) for caller in ssh.callers if caller not in own)
     if ssh.callers and ssh.lan_access == "until-tailnet" and not someone:
-        wrong = "nobody could log in any more, but for machines of this host's own tag"
+        wrong = "only machines of this host's own tag could log in any more"
         yield Finding("ssh.callers", ssh.callers, wrong, "name yourself, too")
 
 

@@ -1,1 +1,1 @@
-"""Model servers as declared services: what a program is told, and the units it runs in."""
+"""Model servers as declared services: a program's configuration, and the units it runs in."""

@@ -1,8 +1,8 @@
 """`python -m holdfast.engines.bench INVENTORY ENGINE`: how fast an engine is, and if it still is.
 
 The engine's own bench client asks it through its door, on its host, for requests of random tokens.
-Each run appends a row to a CSV; one that is slower than the runs like it before is told and makes
-the exit status 1.
+Each run appends a row to a CSV; one that is slower than the runs like it before is reported
+and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import PyinfraError
 
+from facts.framed import answer, framed
 from holdfast import inventory_file, live
 from holdfast.engines.throughput import Load, append, regression, row_of, rows_in
 from holdfast.engines.units import EngineNames, cards_of_engine
@@ -74,7 +75,7 @@ def _run(path: str, name: str, engine_name: str, command: str) -> list[str]:
     """Run ``command`` on one host of the inventory; the lines it printed.
 
     Raises:
-        PyinfraError: the host did not answer.
+        PyinfraError: the host did not answer, or not the whole.
         ValueError: the command failed; with its last words.
     """
     inventory = inventory_file.read(path)
@@ -82,12 +83,14 @@ def _run(path: str, name: str, engine_name: str, command: str) -> list[str]:
         host = inventory.get_host(name)
         host.connect(show_errors=False, raise_exceptions=True)
         ok, output = host.run_shell_command(
-            StringCommand(command), _sudo=bool(host.data.get("_sudo")), _shell_executable="sh"
+            StringCommand(framed(command)),
+            _sudo=bool(host.data.get("_sudo")),
+            _shell_executable="sh",
         )
         host.disconnect()
     if not ok:
         raise ValueError(f"{name}: engine {engine_name}: " + " ".join(output.stderr_lines[-3:]))
-    return list(output.stdout_lines)
+    return answer(output.stdout_lines)
 
 
 def main(arguments: list[str]) -> int:

@@ -5,7 +5,7 @@ Placed on hosts as it is, so it uses the standard library only and needs Python 
 ``/etc/holdfast/vllm/NAME.json``; the configuration that shall be is ``NAME.yaml.next`` beside it.
 
 It works in a unit of its own, which does not end with the login or the deploy that asked for it;
-these only follow it. Whatever ends it, a signal or a full disk, what served before comes back: by
+these only follow it. When a signal or a full disk ends it, what served before comes back: by
 the program itself, or, where it was killed, by the unit's last command (``--undo``).
 
 What was done last is in ``/var/lib/holdfast/vllm/NAME.json``, written whole before every step that
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def current(self) -> Path:
-        """What it is told now."""
+        """The configuration in force."""
         return Path(self.configuration)
 
     @property
@@ -120,7 +120,7 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a file so that after a power cut it is the old or the new one."""
     new = path.with_name(f"{path.name}.new")
     with new.open("w", encoding="utf-8") as file:
-        # Whatever umask the unit has: the engine's user reads its configuration.
+        # Independent of the unit's umask: the engine's user reads its configuration.
         os.fchmod(file.fileno(), 0o644)
         file.write(text)
         file.flush()
@@ -138,7 +138,7 @@ def _sync(folder: Path) -> None:
 
 
 def connect(connection: socket.socket, path: str) -> None:
-    """Connect to the socket at ``path`` itself, which is of whoever owns its folder.
+    """Connect to the socket at ``path`` itself, which belongs to the owner of its folder.
 
     That is a service, which could put a link there that leads to a socket of root's.
 
@@ -197,7 +197,7 @@ class Replacement:
         state.mkdir(parents=True, exist_ok=True)
 
     def note(self, step: str, **more: object) -> None:
-        """Say what has been reached, to the disk and to whoever watches.
+        """Write what has been reached to the disk, and print it.
 
         Raises:
             OSError: the disk does not take it.
@@ -251,7 +251,7 @@ class Replacement:
             self._check_cards()
 
     def _check_cards(self) -> None:
-        """See that nobody else holds what the new model will claim: then neither could start."""
+        """See that no other process holds what the new model claims: else neither could start."""
         group = _run("systemctl", "show", "--property=ControlGroup", "--value", self.job.unit)
         program, _, *rest = self.job.memory
         besides = f"/sys/fs/cgroup{group.stdout.strip()}/cgroup.procs"
@@ -288,10 +288,10 @@ class Replacement:
             raise
 
     def hold(self, seconds: float) -> None:
-        """Let nobody in, and see within ``seconds`` that nothing is under way any more.
+        """Let no caller in, and see within ``seconds`` that nothing is under way any more.
 
         Raises:
-            Failed: something is, and whoever asks is let in again.
+            Failed: something is, and callers are let in again.
         """
         self._doors("maint")
         try:
@@ -321,7 +321,7 @@ class Replacement:
     def _doors(self, state: str) -> None:
         for door in self.job.doors:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
-                # A door that is shut has no admin socket, and nobody to keep out.
+                # A door that is shut has no admin socket, and no callers to keep out.
                 admin.settimeout(10)
                 connect(admin, door)
                 admin.sendall(f"set server engine/engine state {state}\n".encode())
@@ -491,7 +491,7 @@ def _sentence(failure: BaseException) -> str:
 
 
 def say(text: str) -> None:
-    """Tell whoever watches, or the journal; nobody may be there any more."""
+    """Print to the terminal or the journal; the terminal may be gone."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 

@@ -32,7 +32,7 @@ from holdfast.storage import checkpoint_path
 CREDENTIALS = "/etc/holdfast/credentials"
 SYSTEM = "/etc/systemd/system"
 STARTS = 5
-"""An engine that fails so often in a row is left alone, and someone is told."""
+"""An engine that fails so often in a row is left alone, and an alert is raised."""
 STOP_SECONDS = 60
 """vLLM's own drain (`holdfast.engines.vllm.DRAIN_SECONDS`) and as much again to let go of cards."""
 
@@ -91,7 +91,7 @@ class EngineNames:
 
     @property
     def configuration(self) -> str:
-        """What the program is told; no secret is in it."""
+        """The path of the program's configuration; no secret is in it."""
         return f"/etc/holdfast/{self.program.name}/{self.engine.name}.yaml"
 
     @property

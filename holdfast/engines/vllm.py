@@ -33,7 +33,7 @@ class Flag(BaseModel):
 
 
 _ONE_SERVER = "an engine is one server on the cards it names"
-_PLUGIN = "it would run code that nobody has pinned"
+_PLUGIN = "it would run code that is not pinned"
 _PROMPTS = "prompts would stand in the journal"
 _DOOR = "callers come through Holdfast's door"
 

@@ -1,7 +1,7 @@
 """What each layer of a model keeps per token or per sequence, on one card, read from config.json.
 
 Only two things ever occupy a cache: a layer that attends keeps something for each token, a layer
-that recurs keeps one state for each sequence, whatever its length. Everything here turns the
+that recurs keeps one state for each sequence of any length. Everything here turns the
 fields of a Hugging Face config.json into a list of those two. The formulas are vLLM 0.32's
 (`model_arch_config_convertor.py`, `mamba_utils.py`, the models' own files); where a field could
 change the cache and is not understood, the model is refused: a wrong number is worse than none.
@@ -28,7 +28,7 @@ class Attends:
     window_tokens: int | None = None
     """Tokens a sliding window looks back; None keeps every token."""
     is_latent: bool = False
-    """Multi-head latent attention: the same bytes on every card, whatever the tensor parallel."""
+    """Multi-head latent attention: the same bytes on every card with any tensor parallel size."""
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def _place(seen: Comparison) -> Iterator[Difference]:
         if card.pci_address and card.pci_address != pci.address
     ]
     absent = any(pci is None for _, pci in seen.matched)
-    # Without one card the firmware may number the others' buses anew.
+    # Without one card the firmware may renumber the others' buses.
     if not moved or absent:
         return
     where = ", ".join(f"{card.name} is at {pci.address}" for card, pci in moved)
@@ -247,7 +247,7 @@ def _place(seen: Comparison) -> Iterator[Difference]:
             "moved",
             moved[0][0].name,
             f"{where}, and {_all([f'{card.pci_address}' for card, _ in moved])} was declared:"
-            " it was plugged elsewhere, or the firmware numbers the buses anew",
+            " it was plugged elsewhere, or the firmware renumbered the buses",
             "write the address that is seen (`make gpus`)",
         )
 
@@ -486,7 +486,7 @@ def _identity(seen: Comparison) -> Iterator[Difference]:
                 "uuid_unknown",
                 card.name,
                 f"{card.name} is declared as {card.uuid}, and the card at {smi.address} is"
-                f" {smi.uuid}, which nobody declared: it was replaced",
+                f" {smi.uuid}, which is not declared: it was replaced",
                 "write the new UUID, or plug in the card that is meant",
             )
 

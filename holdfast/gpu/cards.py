@@ -32,7 +32,7 @@ class Known:
     ``vram_mib`` is None where one id is sold with more than one size. ``power_default_w`` is
     NVIDIA's; makers of GeForce cards may set more, and choose the highest limit themselves: then
     ``power_max_w`` is None. ``surge_w`` is the highest draw that was published of spikes of 5 to
-    10 ms, None where nobody did.
+    10 ms, None where none was.
     """
 
     name: str

@@ -88,7 +88,7 @@ def daemon_keys(major: int) -> dict[str, Any]:
 
 
 def stale(state: ContainersState) -> str | None:
-    """Why the specification must be made anew; None where it is fresh, or nobody can tell."""
+    """Why the specification must be made again; None where it is fresh, or that is not known."""
     if state.uuids is None:
         return None
     if state.specified is None:
@@ -111,7 +111,7 @@ def complaint(containers: Sequence[GpuContainer]) -> str | None:
     restart = " ".join(container.name for container in lost)
     return (
         f"These containers cannot reach their GPUs any more: {named}. When it suits you, run"
-        f" `docker restart {restart}`; Holdfast restarts nobody's container."
+        f" `docker restart {restart}`; Holdfast restarts no container."
     )
 
 
@@ -121,7 +121,7 @@ def unit_files() -> dict[str, str]:
     relaxed = [
         *driver_access(),
         Directive("ReadWritePaths", SPECIFICATION_FOLDER, "what it makes lies there"),
-        Directive("UMask", "0022", "whoever starts containers must be able to read it"),
+        Directive("UMask", "0022", "each user who starts containers must be able to read it"),
     ]
     text = render(
         "gpu_containers/holdfast-gpu-cdi.service.j2",

@@ -18,7 +18,7 @@ from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus
 Source = Literal["distribution", "vendor"]
 
 SUPPORTED_GPUS = Path(__file__).with_name("supported_gpus.json")
-"""NVIDIA's own supported-GPU data, trimmed; its origin is told in the file."""
+"""NVIDIA's own supported-GPU data, trimmed; the file names its origin."""
 
 PREFERENCES = "/etc/apt/preferences.d/holdfast-nvidia"
 DEBIAN_SOURCE = "/etc/apt/sources.list.d/holdfast-debian.sources"
@@ -218,7 +218,7 @@ def _check_branch(gpus: Gpus, compute: list[tuple[int, GpuCard]]) -> None:
                 raise Unplannable(
                     f"cards[{index}].device",
                     card.device,
-                    f"NVIDIA's supported-GPU data knows no such card, so nobody knows which kernel"
+                    "NVIDIA's supported-GPU data lacks this card, so it is not known which kernel"
                     f" module drives {card.name}",
                     "compare it with `lspci -nn`; if it is right, write driver.flavour as NVIDIA"
                     " documents it for this card",
@@ -273,7 +273,7 @@ def _flavour(gpus: Gpus, compute: list[tuple[int, GpuCard]]) -> Flavour:
 
 def _flavours_of(card: GpuCard, wanted: str) -> frozenset[Flavour]:
     chip = chips().get(card.device)
-    # A card nobody knows is here only because its owner said which modules drive it.
+    # An unknown card is here only because its owner said which modules drive it.
     return chip.flavours if chip else frozenset({"open" if wanted == "open" else "proprietary"})
 
 
@@ -457,7 +457,7 @@ def _vfio_unit() -> str:
     early = "it runs before the root file system can be written and any other is there"
     relaxed = [
         *(
-            Directive("ReadWritePaths", path, "where a card is told its driver")
+            Directive("ReadWritePaths", path, "where a card gets its driver")
             for path in ("/sys/bus/pci", "/sys/devices")
         ),
         Directive("PrivateUsers", "no", "those files are the machine's own root's"),

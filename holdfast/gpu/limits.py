@@ -100,7 +100,7 @@ def not_held(
 ) -> Iterator[str]:
     """Names of the cards that are not as declared; ``locked`` maps UUID to MHz.
 
-    A card that keeps a locked clock which nobody declares is named by its UUID.
+    A card that keeps a locked clock which is not declared is named by its UUID.
     """
     undeclared = dict(locked)
     for card in wanted:

@@ -98,7 +98,7 @@ def _address(text: str) -> str:
 
 
 def seen_in(text: str) -> tuple[list[Seen], str]:
-    """The cards in an answer to `FIELDS`, and whatever else was said, in one line."""
+    """The cards in an answer to `FIELDS`, and the rest of the answer in one line."""
     cards: list[Seen] = []
     said: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -133,8 +133,8 @@ def out_of_range(card: Wanted, seen: Seen) -> str | None:
         return None
     if seen.min_w is None or seen.max_w is None:
         return (
-            f"{card.label}: power_cap_w = {cap} is declared and this card lets nobody limit its"
-            " power; remove it, or hold the card lower by clock_max_mhz"
+            f"{card.label}: power_cap_w = {cap} is declared and this card's power cannot be"
+            " limited; remove it, or hold the card lower by clock_max_mhz"
         )
     if cap < seen.min_w:
         return (

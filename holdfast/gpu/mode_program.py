@@ -3,9 +3,9 @@
 
 Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
 ``/etc/holdfast/gpu-modes.json``. The mode in force is the content of
-``/run/holdfast/gpu-modes/SET``, which every boot makes anew with the default.
+``/run/holdfast/gpu-modes/SET``, which every boot creates with the default.
 
-A switch waits for nobody who uses the cards unless it is told to, proves that their memory was
+A switch waits for no user of the cards unless ``--wait`` says so, proves that their memory was
 given back, and ends with the mode before it where the other does not come up. A process that is no
 service of the inventory is named, and never ended.
 """
@@ -103,7 +103,7 @@ class Tenant:
     """A service that uses cards, or takes turns with one that does.
 
     ``hold`` (and how many seconds it may take) and ``release`` are commands that keep callers out
-    and let them in again; ``memory`` is what `holdfast-gpu-memory` is told, but for the seconds.
+    and let them in again; ``memory`` holds the arguments of `holdfast-gpu-memory` but the seconds.
     """
 
     name: str
@@ -243,7 +243,7 @@ def _run(
             text=True,
             timeout=seconds,
             check=False,
-            # Ctrl-C is for us: a command that it ended half way would leave the cards to nobody.
+            # Ctrl-C is for us: a command that it ended half way would leave the cards unused.
             start_new_session=True,
         )
     except FileNotFoundError:
@@ -258,7 +258,7 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def say(text: str) -> None:
-    """Tell whoever watches; who has hung up is not waited for."""
+    """Print, and do not fail where the terminal is gone."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
@@ -296,7 +296,7 @@ class Switch:
         return self.folder / self.card_set.name
 
     def note(self, mode: str) -> None:
-        """Say which mode is in force, to whoever reads the record."""
+        """Write which mode is in force into the record."""
         new = self.folder / f".{self.card_set.name}.new"
         new.write_text(f"{mode}\n", encoding="utf-8")
         new.replace(self.record)
@@ -355,7 +355,7 @@ class Switch:
         say(f"{self.card_set.name}: {self.wanted} is in force, {before} was; it took {took:.0f} s")
 
     def _check_room(self, leaving: list[Tenant], missing: list[Tenant]) -> None:
-        """See that nobody else holds what the other mode will claim, before anything stops."""
+        """See that no other process holds what the other mode will claim, before anything stops."""
         besides = ":".join(processes(leaving))
         for tenant in missing:
             _check_memory(tenant, 0, besides)
@@ -534,7 +534,7 @@ def strangers(house: House) -> Iterator[str]:
 
 
 def greeting(house: House, folder: Path) -> Iterator[str]:
-    """One line a set, for whoever logs in; asks no driver, which may hang."""
+    """One line a set, for a login; asks no driver, which may hang."""
     for card_set in house.sets:
         present = Switch(house, card_set, "", folder).present
         tenants = house.services(card_set, present)
@@ -553,7 +553,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", nargs="?", help="the mode to switch to; without it, show them")
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for who is busy")
-    parser.add_argument("--now", action="store_true", help="whoever is busy")
+    parser.add_argument("--now", action="store_true", help="even while services are busy")
     parser.add_argument("--greeting", action="store_true", help="a line a set, for a login")
     parser.add_argument("--config", default=CONFIG, help=argparse.SUPPRESS)
     parser.add_argument("--present", type=Path, default=Path(PRESENT), help=argparse.SUPPRESS)

@@ -168,7 +168,7 @@ def records(settings: HostSettings) -> str:
 
 
 def greeting() -> str:
-    """The script that tells whoever logs in."""
+    """The script that prints the modes at a login."""
     return render("gpu_modes/greeting.j2", program=PROGRAM)
 
 

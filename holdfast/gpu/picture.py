@@ -212,7 +212,7 @@ def _first(answers: dict[str, list[str]], name: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    """A number of sysfs or nvidia-smi, whatever unit follows; None where it is no number."""
+    """A number of sysfs or nvidia-smi, with any unit behind it; None where it is no number."""
     match = re.match(r"-?\d+(\.\d+)?", text.strip())
     return float(match.group()) if match else None
 
@@ -282,7 +282,7 @@ def _bus_errors(device: dict[str, str]) -> BusErrors:
 
 
 def _smi(lines: list[str]) -> tuple[tuple[SmiCard, ...] | None, int | None, str]:
-    """Cards, exit status and whatever was said that is no card."""
+    """Cards, exit status and what nvidia-smi printed besides."""
     fields: list[str] = []
     status: int | None = None
     cards: list[SmiCard] = []

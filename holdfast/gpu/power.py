@@ -27,7 +27,7 @@ NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Load:
-    """What one supply is asked for, W. ``unknown`` are cards whose power nobody knows yet."""
+    """What one supply is asked for, W. ``unknown`` are cards whose power is not known yet."""
 
     supply: PowerSupply
     cards: tuple[str, ...]
@@ -129,7 +129,7 @@ def _wiring(gpus: Gpus) -> Iterator[Fault]:
     if left and len(unnamed) > 1:
         yield Fault(
             unnamed[1],
-            f"neither it nor {unnamed[0]} names its cards, so nobody knows which feeds"
+            f"neither it nor {unnamed[0]} names its cards, so it is not known which feeds"
             f" {', '.join(left)}",
             "name the cards of each, or declare supplies that share one load as one",
         )

@@ -1,6 +1,6 @@
 """A rack on this very machine, for the fast tests: fake NVML, fake nvidia-smi, a state of its own.
 
-Root is not needed: whoever runs the tests is the one who may change settings.
+Root is not needed: the user who runs the tests is the one who may change settings.
 """
 
 from __future__ import annotations

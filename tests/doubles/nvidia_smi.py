@@ -434,7 +434,7 @@ def _why_not_started(error: Any) -> str:
         )
     text = f"Failed to initialize NVML: {nvml.nvmlErrorString(error.value)}"
     if error.value == nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-        # 13.580.95.05: the CUDA version it comes with, then its own, of which two parts are told.
+        # 13.580.95.05: the CUDA version it comes with, then its own, of which it prints two parts.
         library = nvml.nvmlSystemGetNVMLVersion().split(".")
         text += f"\nNVML library version: {'.'.join(library[1:3])}"
     return text

@@ -141,7 +141,7 @@ def reach(neighbour: Shell, rack_containers: list[str]) -> dict[str, list[str]]:
 
 @contextmanager
 def stray_listener(rack: Machine) -> Iterator[None]:
-    """Have a program listen at every address of the rack, at a port that nobody declared."""
+    """Have a program listen at every address of the rack, at a port that is not declared."""
     rack.succeed(
         "systemd-run --quiet --collect --unit=stray-listener"
         f" python3 -m http.server {STRAY_PORT} --bind :: --directory /srv"

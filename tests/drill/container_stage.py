@@ -138,6 +138,6 @@ class ContainerStage(Scenery):
             },
             **more,
         }
-        # Not read back: pyinfra's inventories bring gevent, which patches whoever reads them.
+        # Not read back: pyinfra's inventories bring gevent, which patches the reading process.
         self.settings = HostSettings.model_validate(data)
         self.inventory.write_text(f"hosts = [('@rack/rack', {data!r})]\n")

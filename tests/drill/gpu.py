@@ -83,7 +83,7 @@ class GpuStage(Scenery):
         self.lab.rack.copy_to(packed, "/root/hardware.tar")
         self.lab.rack.succeed(
             "tar -C / --keep-directory-symlink -xf /root/hardware.tar"
-            # The machine boots from the initrd beside its disk, and this one is never made anew.
+            # The machine boots from the initrd beside its disk, and this one is never made again.
             " && rm /boot/initrd.img-*"
             " && udevadm control --reload && systemctl daemon-reload"
             " && systemctl start lab-rack-pci && apt-get update -qq",

@@ -256,10 +256,10 @@ class Modes:
         self.rack.succeed(guest.describing(text))
 
     def busy(self) -> None:
-        """Nobody who is at work is stopped, unless somebody says so."""
+        """A service that is at work is not stopped, unless the operator says so."""
         (chat,) = modes.engine_names(self.settings).values()
         # Answers that take seconds on a quick processor, too: one that ends before the engine says
-        # how busy it is has nobody stopped.
+        # how busy it is stops no service.
         more = {"max_tokens": 240, "ignore_eos": True, "n": 16}
         body = {"model": "chat", "prompt": "ready", **more}
         ask = (

@@ -290,7 +290,7 @@ class Personal:
             or set(each["body"]) - SENT
             or each["body"]["model"] != "model-of-one"
         ]
-        # An image and a tool elsewhere are refused: what they cost, nobody could tell.
+        # An image and a tool elsewhere are refused: what they cost is not known.
         good = set(told) == {(200, "one"), (400, "")} and told.count((200, "one")) == len(seen)
         self.record.check("a key with clouds: the one meant, as declared", good, told)
         self.record.check("and nothing but what was declared", not strange, strange)

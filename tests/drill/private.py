@@ -394,7 +394,7 @@ class Private:
         self._handed()
 
     def _shells(self, units: list[str]) -> None:
-        """Whoever may run a shell as a T1 user, or as root in a T1 unit's group."""
+        """A person who may run a shell as a T1 user, or as root in a T1 unit's group."""
         rack = self.stage.rack
         for wall in egress.walls(self.stage.settings):
             if wall.tier != "T1":
@@ -416,7 +416,7 @@ class Private:
             "python3 -c 'import socket; print(socket.create_connection"
             f'(("127.0.0.1", {PHOTOS}), 10).recv(99).decode(), end="")\''
         )
-        # As it is for whoever has it: their unit, their socket.
+        # As it is for a service that has it: its unit, its socket.
         again = "systemctl stop photos.socket photos.service; systemctl start photos.socket"
         rack.succeed(f"mv {wall} /root/wall && systemctl daemon-reload && {again}")
         said = rack.succeed(ask)
@@ -431,7 +431,7 @@ class Private:
     def _queue(self) -> None:
         rack, names = self.stage.rack, self._names(WORK)
         self.stage.stop_engine("chat")
-        # Nobody answers after the power cut either, before the drill says so.
+        # No engine answers after the power cut either, before the drill says so.
         rack.succeed(f"systemctl disable --now {floor.UNIT}")
         self.wait_for_health(status=503)
         rack.succeed(f"systemctl stop {names.queue_stem}.service")

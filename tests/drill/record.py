@@ -121,7 +121,7 @@ class Record:
 
     @contextmanager
     def must(self, name: str) -> Iterator[None]:
-        """Record whatever exception what is inside raises; the drill goes on behind it."""
+        """Record each exception that the block raises; the drill goes on behind it."""
         try:
             yield
         except Ended as end:

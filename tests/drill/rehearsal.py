@@ -68,7 +68,7 @@ class Rehearsal(ABC):
         """The whole plan; to ask for it changes nothing, and needs no stage."""
 
     def run(self) -> Record:
-        """Run every act in turn; whatever ends the drill early stands in the record."""
+        """Run every act in turn; what ends the drill early stands in the record."""
         record = self.record
         with _listening(record):
             with record.must("it ran to its end"):

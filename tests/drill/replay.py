@@ -47,7 +47,7 @@ exit "$status"
 class FastTarget:
     """An sshd under ``folder`` on a port of its own, for the time of a `with` block.
 
-    It runs as nobody special, listens on the loopback only, takes one key that lives in its folder,
+    It runs as any user, listens on the loopback only, takes one key that lives in its folder,
     and runs nothing but the look-up.
     """
 

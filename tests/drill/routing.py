@@ -1,4 +1,4 @@
-"""The drill of routing: chains whose engines come and go, and a cloud that nobody reaches.
+"""The drill of routing: chains whose engines come and go, and a cloud that is never reached.
 
 On a systemd container at the controller's own speed, as `serving.py`, with stand-ins for engines
 and the real floor. Once it has its packages, the internet that the machine reaches is the lab's own
@@ -90,7 +90,7 @@ class RoutingStage(ContainerStage):
         self.cloud.stop()
 
     def declare_routers(self, routers: list[dict[str, object]], **more: object) -> None:
-        """Write the inventory, with these routers and whatever is declared beside them."""
+        """Write the inventory, with these routers and what is declared beside them."""
         common = {"context_tokens": 256, "cache_mib": 1024, "memory_max_mib": 8192}
         engines = [
             {"name": name, "checkpoint": name, "port": port, "api_key": f"{name.upper()}_KEY"}

@@ -33,7 +33,7 @@ def edited(path: str, expression: str, then: str = "true") -> tuple[str, str]:
         f"mkdir -p {_KEPT} && cp -aL {file} {kept} && sed -i --follow-symlinks"
         f" {shlex.quote(expression)} {file} && ! cmp -s {kept} {file} && {then}"
     )
-    # Its times come back as well, for whoever compares them.
+    # Its times come back as well, for checks that compare them.
     return hurt, f"cp -a {kept} $(readlink -f {file}) && rm {kept} && {then}"
 
 

@@ -802,7 +802,7 @@ CARDS = (
     Sabotage(
         "a container cannot reach its card",
         ("gpu::running_containers_reach_their_cards",),
-        # The stand-ins have no device file, and nobody else than root can make one.
+        # The stand-ins have no device file, and only root can make one.
         "docker run --detach --name stray --user 65534 --device nvidia.com/gpu=0 " + IMAGE,
         "docker rm --force stray",
     ),

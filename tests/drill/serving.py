@@ -97,7 +97,7 @@ class ServingStage(ContainerStage):
         self.declare([engine], gpus=gpus, services=list(modes.services()))
 
     def declare(self, engines: list[dict[str, object]], **more: object) -> None:
-        """Write the inventory, with these engines and whatever is declared beside them."""
+        """Write the inventory, with these engines and what is declared beside them."""
         lock, packages = str(self.wheels.file("vllm.txt")), f"{self.site}/simple/"
         vllm = {"lock": lock, "packages": packages, "engines": engines}
         self.write_inventory(vllm=vllm, **more)

@@ -57,7 +57,7 @@ def _examine(console: Console, seconds: float) -> bool:
         return False
 
     console.print(proposal(platform.node(), picture), markup=False, highlight=False)
-    # Whoever runs this on a machine in use may have programs on the cards.
+    # On a machine in use there may be programs on the cards.
     found = differences(declared(picture), picture, memory_claimed=True)
     for difference in found:
         console.print(f"[red]✗[/] {difference}")

@@ -14,6 +14,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
+from facts.framed import Unanswered
 from holdfast import inventory_file
 from holdfast.connector import NEEDED, UNFIT
 from holdfast.refusal import Refused
@@ -70,7 +71,8 @@ def host(host_name: str, settings: HostSettings, tmp_path_factory: pytest.TempPa
     if settings.ssh_key:
         options["ssh_identity_file"] = settings.ssh_key
     port = f":{settings.ssh_port}" if settings.ssh_port else ""
-    url = f"ssh://{login}{port}"
+    # As `facts.framed`: a line that a start file of the login prints is no part of an answer.
+    url = f"safe-ssh://{login}{port}"
     _prove(host_name, settings, testinfra.get_host(url, **options | {"sudo": False}))
     return testinfra.get_host(url, **options)
 
@@ -82,6 +84,9 @@ def _prove(name: str, settings: HostSettings, login: Host) -> None:
         answer = login.run(wanted)
     except RuntimeError as error:
         pytest.exit(f"{name}: it did not answer: {error}", returncode=1)
+    except ValueError:
+        # testinfra found no frame.
+        pytest.exit(f"{name}: {Unanswered()}.", returncode=1)
     if wrong := UNFIT.get(answer.rc):
         user = settings.ssh_user or "user"
         pytest.exit(f"{name}: {wrong.format(user=user)}.", returncode=1)

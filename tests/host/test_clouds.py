@@ -1,4 +1,4 @@
-"""What asks clouds: it is told what is declared, and nobody but its router may ask it."""
+"""What asks clouds: its configuration is what is declared, and only its router may ask it."""
 
 from __future__ import annotations
 

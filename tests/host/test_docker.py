@@ -163,7 +163,7 @@ def test_whoever_is_on_a_t1_network_is_on_no_other(
 def test_whoever_is_on_a_t1_network_asks_the_declared_resolvers(
     found: Answers, running: list[dict[str, Any]], sovereign: set[str]
 ) -> None:
-    # What a container asks it is told when it starts: one from before still has the engine ask.
+    # A container learns its resolvers when it starts: one from before still has the engine ask.
     written = int(found["written"][0])
     older = {
         each["Name"]

@@ -70,7 +70,7 @@ NO_WAY = {"ENETUNREACH", "EHOSTUNREACH", "EADDRNOTAVAIL", "EAFNOSUPPORT"}
 
 
 def _calls(settings: HostSettings) -> list[tuple[str, str, int]]:
-    """What no T1 user may do. The addresses are documentation's: nobody has them."""
+    """What no T1 user may do. The addresses are documentation's: no machine has them."""
     return [
         *(("tcp", address, 443) for address in ("192.0.2.1", "2001:db8::1")),
         *(("udp", address, 53) for address in ("192.0.2.1", "2001:db8::1", "127.0.0.1", "::1")),
@@ -96,7 +96,7 @@ def found(host: Host, settings: HostSettings) -> Answers:
     questions = {
         "table": _LISTING,
         "file": f"cat {egress.RULES}",
-        # The same file in a network of its own, as nft would list it had nobody touched it.
+        # The same file in a network of its own, as nft would list it untouched.
         "as written": f"unshare --net sh -c 'nft --file {egress.RULES} && {_LISTING}'",
         "ids": f"for user in {users}; do echo $user $(id --user $user); done",
         "units": f"{answer} {units}",
@@ -119,7 +119,7 @@ def tried(host: Host, settings: HostSettings, sovereign: list[egress.Wall]) -> A
     """Every T1 user's attempts, and what the watch has to tell of them.
 
     The timer rests meanwhile and the watch is run by hand, so that no alert is left of it. What it
-    had to tell before is told first.
+    had to report before is reported first.
     """
     calls = shlex.quote(json.dumps(_calls(settings)))
     attempts = {
@@ -194,7 +194,7 @@ def test_nothing_gets_out_from_behind_a_t1_networks_bridge(behind: Answers) -> N
             continue
         outcomes = json.loads(lines[0])
         if outcomes["tcp 2001:db8::1 443"] in NO_WAY:
-            # Nobody has a route there, and the kernel rations how often it says so.
+            # There is no route to it, and the kernel rations how often it says so.
             del outcomes["udp 2001:db8::1 53"]
         assert set(outcomes.values()) <= REFUSED_BEHIND | NO_WAY, (name, outcomes)
         # There is a way to this one on every machine: it was refused, and not lost.

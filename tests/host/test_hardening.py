@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from testinfra.host import Host
 
+from facts.framed import answer, framed
 from facts.sections import answers, probe
 from holdfast import integrity
 from holdfast.base import BLACKLISTED_MODULES, SYSCTLS
@@ -123,6 +126,10 @@ def test_what_changes_is_told_every_day(host: Host) -> None:
 
 
 def test_a_person_s_new_files_are_their_own(host: Host) -> None:
-    login = "bash --login -c 'umask; echo $TMOUT; ulimit -c'"
-    assert host.check_output(f"runuser -u nobody -- {login}").split() == ["0027", "3600", "0"]
-    assert host.check_output(login).split() == ["0022", "3600", "0"]
+    login = f"bash --login -c {shlex.quote(framed('umask; echo $TMOUT; ulimit -c'))}"
+    theirs, ours = (
+        answer(host.check_output(command).splitlines())
+        for command in (f"runuser -u nobody -- {login}", login)
+    )
+    assert theirs == ["0027", "3600", "0"]
+    assert ours == ["0022", "3600", "0"]

@@ -127,8 +127,8 @@ def test_no_rpc_service_listens(host: Host, mounts: list[NfsMount]) -> None:
     active = host.run(f"systemctl is-active {units}").stdout.split()
     assert "active" not in active, f"{units}: {active}"
     # A kernel thread's socket has no process: every listener must be somebody's.
-    nobody = [line for line in host.check_output("ss -Htulpn").splitlines() if "users:" not in line]
-    assert nobody == []
+    alone = [line for line in host.check_output("ss -Htulpn").splitlines() if "users:" not in line]
+    assert alone == []
 
 
 def test_models_have_the_declared_checksum_and_anyone_may_read_them(
@@ -149,7 +149,8 @@ def test_every_model_has_a_proof_that_fits_it(
     for model in models:
         path = model_path(storage, model)
         proof, stat = host.check_output(
-            f"cat {storage.models_path}/{PROOFS}/{model.filename}; stat -c '%s %.9Y' {path}"
+            f"cat {storage.models_path}/{PROOFS}/{model.filename};"
+            f" LC_ALL=C stat -c '%s %.9Y' {path}"
         ).splitlines()
         assert proof == f"{model.sha256} {stat}"
 

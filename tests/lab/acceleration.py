@@ -1,4 +1,4 @@
-"""Whether this controller can run guests in hardware, and what QEMU is told either way."""
+"""Whether this controller can run guests in hardware, and QEMU's arguments either way."""
 
 from __future__ import annotations
 

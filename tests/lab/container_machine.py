@@ -254,7 +254,7 @@ class ContainerMachine(Machine):
 
     @staticmethod
     def power_off_leftover(directory: Path) -> None:
-        """End whatever runs for a machine of which only the directory is known."""
+        """End each process of a machine of which only the directory is known."""
         group = _group(directory.absolute())
         if group.exists():
             _end(group)
@@ -430,7 +430,7 @@ def supervise(
 
 
 def _write_layer(layer: Path) -> None:
-    """Write the layer of the disk that holds the stand-ins, for root whoever owns the checkout."""
+    """Write the layer of the disk that holds the stand-ins, which belongs to root there."""
     shutil.rmtree(layer, ignore_errors=True)
     shutil.copytree(LAYER, layer)
     for path in (layer, *layer.rglob("*")):

@@ -114,7 +114,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 SHARED_EXPORT = "/srv/holdfast"
 """The directory the NAS exports to the lab's LAN."""
 
-# Documentation and translations double the time dpkg takes under emulation and nobody reads them.
+# Documentation and translations double the time dpkg takes under emulation and are not read.
 DPKG_EXCLUDES = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*/LC_MESSAGES/*.mo")
 
 _SETUP = """

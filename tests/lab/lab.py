@@ -64,7 +64,7 @@ class Lab:
         release: str = DEFAULT_RELEASE,
         machines: Iterable[str] = tuple(SPECS),
     ) -> Lab:
-        """A new lab with nothing running; whatever lived in that directory is destroyed first.
+        """A new lab with nothing running; what lived in that directory is destroyed first.
 
         `release` is the rack's; its neighbours always run the default release, because they are
         not what is being proved. Raises LabError for unknown names or images that cannot be built.
@@ -169,7 +169,7 @@ class Lab:
 
 
 def destroy(directory: Path) -> None:
-    """Stop whatever runs in a lab's directory and delete it; needs no image and no valid record."""
+    """Stop what runs in a lab's directory and delete it; needs no image and no valid record."""
     directory = directory.absolute()
     for name in SPECS:
         Machine.power_off_leftover(directory / name)

@@ -89,7 +89,7 @@ class Shell(ABC):
     def execute(
         self, command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
     ) -> tuple[int, str]:
-        """Run a command and return its exit status and standard output, whatever they are."""
+        """Run a command and return its exit status and standard output, also where it fails."""
         done = self.run(command, timeout_seconds=timeout_seconds)
         return done.returncode, done.stdout
 
@@ -570,7 +570,7 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody had when we asked."""
+    """A port on 127.0.0.1 that was free when we asked."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -158,7 +158,7 @@ class Server:
         self._register(_listen(CONTROL_SOCKET), self._answer)
 
     def serve(self) -> None:
-        """Switch until the process is told to stop."""
+        """Switch until the process gets a request to stop."""
         while True:
             for key, events in self.selector.select():
                 key.data(key.fileobj, events)
@@ -256,7 +256,7 @@ class Network:
         self._pid_file = directory / "switch.pid"
 
     def start(self, names: list[str], timeout_seconds: float = 20) -> None:
-        """Start the switch as a process of its own, so that it outlives whoever started it."""
+        """Start the switch as a process of its own, which outlives the one that started it."""
         if self.running():
             return
         with (self.directory / "switch.log").open("ab") as log:

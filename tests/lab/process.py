@@ -68,9 +68,9 @@ def connect_unix(directory: Path, name: str) -> socket.socket:
     """Connect to a socket in a directory of any depth.
 
     A socket's path may have 107 bytes at most, and a checkout may lie deeper: going through the
-    directory's descriptor keeps the path short whatever the directory is called.
+    directory's descriptor keeps the path short, however long the directory's name is.
 
-    Raises OSError when nobody listens.
+    Raises OSError when no process listens.
     """
     connection = socket.socket(socket.AF_UNIX)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -191,7 +191,7 @@ def test_a_disk_that_was_saved_is_gone_back_to(box: ContainerMachine) -> None:
         box.save("first")
 
 
-def test_audit_has_its_stand_in_whatever_installs_it(box: ContainerMachine) -> None:
+def test_audit_has_its_stand_in_by_each_installation(box: ContainerMachine) -> None:
     box.succeed("apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install auditd")
     box.succeed("echo '-w /etc/hosts -p wa -k lab' > /etc/audit/rules.d/lab.rules")
     box.succeed("augenrules --load && systemctl is-active auditd")

@@ -78,7 +78,7 @@ def write(box: ContainerMachine, path: str, text: str, mode: str = "644") -> Non
 
 @pytest.fixture(scope="module")
 def description(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a plan is told of a model."""
+    """A model's description, as a plan reads it."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(test_vllm.LLAMA))
     (folder / "model.safetensors.index.json").write_text(
@@ -200,7 +200,7 @@ def test_a_firewall_comes_back_at_its_deadline(guarded: ContainerMachine) -> Non
     guarded.succeed(f"test -e /run/guarded && ! systemctl is-failed {ROLLBACK_UNIT}")
 
 
-def test_a_firewall_that_nobody_proved_comes_back_at_the_next_boot(
+def test_a_firewall_that_was_not_proved_comes_back_at_the_next_boot(
     guarded: ContainerMachine,
 ) -> None:
     proved = guarded.succeed(_STATE)
@@ -339,7 +339,7 @@ def test_keys_move_to_roots_own_folder_and_homes_are_left_alone(
     again = deploy_ssh(logins, tmp_path, own)
     assert again.returncode == 0, again.stderr
     assert "no longer" not in again.stderr
-    # A key that only the home holds is none, and that of a user whom nobody named still is.
+    # A key that only the home holds is none, and that of a user who is not named still is.
     where = "sshd -T -C user={},host=a,addr=192.0.2.1 | sed -n 's/^authorizedkeysfile //p'"
     assert logins.succeed(where.format(OPERATOR)) == "/etc/holdfast/ssh/%u\n"
     assert logins.succeed(where.format("root")).startswith(".ssh/authorized_keys")

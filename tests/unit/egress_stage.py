@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import encodings.idna  # noqa: F401  (once a user who may not read it, nobody loads it)
+import encodings.idna  # noqa: F401  (before the change to a user who may not read it)
 import errno
 import io
 import json
@@ -81,7 +81,7 @@ def container_address(name: str, version: int) -> str:
 
 def _container(name: str, number: int) -> subprocess.Popen[bytes]:
     """A network as Docker makes it, with a container on it that has no more than its network."""
-    # Whoever reads what this program prints must not wait for it.
+    # The reader of what this program prints must not wait for it.
     inside = subprocess.Popen(["unshare", "--net", "sleep", "120"], stdout=subprocess.DEVNULL)
     ours = Path("/proc/self/ns/net").readlink()
     while Path(f"/proc/{inside.pid}/ns/net").readlink() == ours:

@@ -159,7 +159,7 @@ def unit(stop: str, command: list[str]) -> int:
 
 
 def door(path: str, file: Path) -> None:
-    """Keep what a proxy's admin socket is told, one line a word."""
+    """Keep what arrives at a proxy's admin socket, one line a word."""
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:

@@ -38,7 +38,7 @@ PROMPT = {"model": "llama", "prompt": "a secret of mine", "max_tokens": 1}
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """A port of loopback on which no program listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

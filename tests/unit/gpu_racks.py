@@ -1,7 +1,7 @@
 """Recorded racks laid out as a machine: a tree of files, and the programs that look at drivers.
 
 ``recorded("rack9x3090")`` is the picture of a healthy one; `lay_out` gives a folder to make sick.
-Where each recording comes from is told in recorded/gpu/README.md.
+recorded/gpu/README.md names the origin of each recording.
 """
 
 from __future__ import annotations

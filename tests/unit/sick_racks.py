@@ -366,7 +366,7 @@ SICK = [
     # Not as it should be used.
     Sick("screen on a compute card", smi(0, display_active=True, memory_used_mib=812), "display",
         ("gpu-0", "display", "812 MiB", "own graphics"), "rtx3060"),
-    Sick("memory in use by nobody", smi(0, memory_used_mib=4200), "foreign_memory",
+    Sick("memory in use by no process", smi(0, memory_used_mib=4200), "foreign_memory",
         ("gpu-0", "4200 MiB", "no service"), "rtx5090", memory_claimed=False),
     Sick("divided by MIG", smi(0, mig=True), "mig", ("gpu-0", "MIG", "-mig 0"), "h200"),
     # Power.
@@ -414,7 +414,7 @@ WELL: list[tuple[str, RackName, Change]] = [
         card(5, role="passthrough", power_cap_w=None),
         pci(5, driver="vfio-pci", link_width=0), unlisted(5))),
     ("signed modules under Secure Boot", "rtx3060", driver(secure_boot=True)),
-    ("a guest's card that nobody holds yet", "rack9x3090", both(
+    ("a guest's card that no driver holds yet", "rack9x3090", both(
         card(5, role="passthrough", power_cap_w=None), pci(5, driver=None), unlisted(5))),
     ("guests' cards alone, and no driver", "rtx5090", both(
         card(0, role="passthrough"), pci(0, driver="vfio-pci"),

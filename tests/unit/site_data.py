@@ -26,7 +26,7 @@ PLACEHOLDERS = {
     "0123456789abcdef0123456789abcdef01234567": "9217f5db79a29953eb74d5343926648285ec7e67",
     "backup.example.org": "backup.house.example",
 }
-"""What nobody can deploy of an inventory that comes with Holdfast, and what might stand there."""
+"""Placeholders of the inventories that come with Holdfast, and what might stand there."""
 
 
 def filled_in(inventory: Path) -> str:

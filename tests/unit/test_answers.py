@@ -47,7 +47,7 @@ def patient(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def listening(server: socket.socket, answer: Answer) -> Iterator[None]:
-    """Answer whoever comes to ``server``."""
+    """Answer each client of ``server``."""
 
     def serve() -> None:
         with contextlib.suppress(OSError):

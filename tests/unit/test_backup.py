@@ -18,6 +18,7 @@ from holdfast import backup
 from holdfast.settings import HostSettings, Repository
 from operations.backup import proved
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +74,8 @@ def test_what_a_service_declares_is_backed_up_by_its_class() -> None:
     assert "/var/lib/holdfast/models" in backup.derived(settings)
 
 
-def test_whatever_we_keep_on_a_host_is_declared() -> None:
-    # A path nobody declared makes the next backup fail, a day after the deploy that brought it.
+def test_what_we_keep_on_a_host_is_declared() -> None:
+    # An undeclared path makes the next backup fail, a day after the deploy that brought it.
     kept: set[str] = set()
     for folder in ("deploys", "facts", "holdfast", "operations", "templates"):
         for path in sorted((ROOT / folder).rglob("*.*")):
@@ -196,25 +197,8 @@ def test_a_repository_with_a_known_address_opens_that_address_only() -> None:
     assert "IPAddressDeny=any" not in unknown
 
 
-RECORDED = """\
-/var/lib/holdfast/backup/nas.json:{
-/var/lib/holdfast/backup/nas.json: "backup": {
-/var/lib/holdfast/backup/nas.json:  "time": "2026-11-21T04:24:40+00:00",
-/var/lib/holdfast/backup/nas.json:  "paths": ["/etc/ssh"]
-/var/lib/holdfast/backup/nas.json: },
-/var/lib/holdfast/backup/nas.json: "restore_check": {"ok": true}
-/var/lib/holdfast/backup/nas.json:}
-/var/lib/holdfast/backup/torn.json:{
-/var/lib/holdfast/backup/torn.json: "backup": {
-Id=holdfast-backup@nas.service
-NeedDaemonReload=yes
-
-Id=holdfast-backup-check@nas.service
-NeedDaemonReload=no""".splitlines()
-
-
 def test_the_records_and_the_units_systemd_has_not_read_are_found() -> None:
-    state = BackupStates().process(RECORDED)
+    state = read(BackupStates)
     assert state.records["nas"]["restore_check"] == {"ok": True}
     assert state.records["torn"] == {}
     assert state.unread == ["holdfast-backup@nas.service"]

@@ -210,7 +210,7 @@ def test_a_file_that_the_snapshot_has_otherwise_was_changed_meanwhile_or_is_wron
 ) -> None:
     rack.restic(before=f'[ "$1" != backup ] || echo "written meanwhile" > {rack.root}/live/note')
     rack.run("backup", "nas")
-    # The snapshot has it as it was before the manifest was begun: then nobody has changed it.
+    # The snapshot has it as it was before the manifest was begun: then it was not changed.
     _nodes(rack, "note", ctime="2026-01-01T00:00:00.000000000Z")
     assert "was not changed while it was backed up" in rack.refuses("restore-check", "nas")
 

@@ -16,9 +16,9 @@ from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import ground, packages
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read, recorded
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f operator"
-RECORDED = Path(__file__).parent / "recorded"
 
 
 def _settings(**own: Any) -> HostSettings:
@@ -42,7 +42,8 @@ def _settings(**own: Any) -> HostSettings:
 
 def _recorded() -> BaseState:
     # Of a Debian 13 container after a converge; its kernel settings are the controller's.
-    return Ground().process((RECORDED / "ground.txt").read_text().splitlines())
+    state: BaseState = read(Ground)
+    return state
 
 
 def _converged() -> BaseState:
@@ -77,10 +78,8 @@ def test_the_recorded_host_is_read_in_full() -> None:
 
 
 def test_a_bare_host_answers_nothing_and_is_still_read() -> None:
-    headings = [
-        line for line in (RECORDED / "ground.txt").read_text().splitlines() if line[:2] == "#="
-    ]
-    state = Ground().process(headings)
+    headings = [line for line in recorded(Ground) if line[:2] == "#="]
+    state = read(Ground, headings)
     assert not state.begun
     assert state.free_mib == {}
     assert state.locale == ""
@@ -182,8 +181,7 @@ def test_a_locale_that_is_not_built_in_is_generated() -> None:
 
 
 def test_missing_packages_are_installed_and_present_ones_left_alone() -> None:
-    output = (RECORDED / "packages.txt").read_text().splitlines()
-    installed = InstalledPackages().process(output)
+    installed = read(InstalledPackages)
     assert installed == {"tzdata": "2026f-0+deb13u1"}
     host = LocalHost(facts={InstalledPackages: installed})
     assert host.planned(packages.present, packages=["tzdata"]) == []
@@ -193,7 +191,7 @@ def test_missing_packages_are_installed_and_present_ones_left_alone() -> None:
 
 APT = """#!/bin/sh
 # As apt-get: nothing is installed while dpkg is interrupted, the package lists are missing or a
-# package is torn, and a torn one is unpacked anew for who asks.
+# package is torn, and a torn one is unpacked again on request.
 for word; do
     case $word in
         update) touch {0}/lists; exit 0 ;;

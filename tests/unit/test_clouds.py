@@ -196,7 +196,7 @@ class Clouds:
             try:
                 send(None, SimpleNamespace(read=lambda: body))
             except Refused as refused:
-                # LiteLLM has one kind of error for whatever happens in there.
+                # LiteLLM has one kind of error for all that happens in there.
                 raise ConnectionError("wrapped") from refused
         if isinstance(does, Exception):
             raise does
@@ -709,7 +709,7 @@ def test_a_key_that_leads_to_no_cloud_reaches_none(home: Home, more: dict[str, A
 
 
 @pytest.mark.parametrize("header", ["X-Holdfast-Caller", "x-holdfast-caller", "X_Holdfast_Caller"])
-def test_nobody_says_himself_whose_key_he_has(home: Home, header: str) -> None:
+def test_no_caller_says_himself_whose_key_he_has(home: Home, header: str) -> None:
     home.a.down()
     home.floor.down()
     assert home.router.ask(CHAT, ASKED, CHILD, **{header: "alice"}).status == 503
@@ -729,7 +729,7 @@ def test_nobody_says_himself_whose_key_he_has(home: Home, header: str) -> None:
         "sk-of-cloud-one-9c",
     ],
 )
-def test_who_has_no_key_of_it_reaches_nobody(home: Home, key: str | None) -> None:
+def test_a_caller_without_a_key_reaches_no_cloud(home: Home, key: str | None) -> None:
     reply = home.router.ask(CHAT, ASKED, key)
     assert (reply.status, reply.engine, home.a.seen) == (401, None, [])
     assert json.loads(reply.body)["error"]["code"] == 401
@@ -799,7 +799,7 @@ def test_the_journal_tells_who_asked_and_who_answered(home: Home) -> None:
     assert [text for text in secrets if text in told] == []
 
 
-def test_a_cloud_router_asks_clouds_and_nobody_else() -> None:
+def test_a_cloud_router_asks_clouds_alone() -> None:
     far = host(
         profile="cloud",
         engines=[],
@@ -825,7 +825,7 @@ def test_its_tiers_and_whom_it_may_call_follow_from_the_declaration() -> None:
     rows = sovereignty.rows(host(), Attempts(enforced=True))
     told = {row.service: row.may_call for row in rows}
     assert told["router-home"] == "this machine"
-    assert told["ledger"] == "nobody: it has no network"
+    assert told["ledger"] == "nothing: it has no network"
     far = host(profile="cloud", engines=[], floor=False)
     service = clouds_service(far, far.routers[0])
     assert service and service.tier == "T3"
@@ -866,9 +866,9 @@ def test_the_ledger_has_no_network_and_no_password() -> None:
     assert "listen_addresses = ''" in texts["postgresql.conf"].splitlines()
     rules = [line for line in texts["pg_hba.conf"].splitlines() if not line.startswith("#")]
     assert rules == ["local all holdfast-ledger peer", "local sameuser all peer"]
-    nobody = host(clouds=[], keys=[caller("child")])
-    assert ledger_service(nobody) is None
-    assert ledger.files(nobody) == {}
+    without = host(clouds=[], keys=[caller("child")])
+    assert ledger_service(without) is None
+    assert ledger.files(without) == {}
 
 
 def test_the_ledger_is_written_out_before_each_backup() -> None:
@@ -921,10 +921,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "api_key",
         {"profile": "private", "clouds": [], "keys": []},
-        "nobody could call it, or everybody",
+        "either no caller could use it, or every caller",
     ),
     ("api_key", {"api_key": "WORK_KEY"}, "give each person or agent one of keys"),
-    ("keys", {"keys": []}, "nobody could call it"),
+    ("keys", {"keys": []}, "no caller could use it"),
     ("clouds[1]", {"clouds": ["one", "tow"], "keys": [_ALICE]}, "no such cloud; write 'two'"),
     ("queue", {"queue": {}}, "leads to no cloud"),
     ("clouds", {"keys": [caller("child")]}, "no key of it may use one"),
@@ -937,8 +937,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("keys[0].clouds[0]", {"clouds": ["two"], "keys": [_ALICE]}, "home does not lead to it"),
     ("keys[0].budget_usd", {"keys": [caller("alice", clouds=["one"])]}, "nothing would limit"),
     ("keys[1].budget_usd", {"keys": [_ALICE, caller("child", budget_usd=1.0)]}, "costs nothing"),
-    ("keys[1].clouds", {**_FAR, "keys": [_ALICE, caller("child")]}, "could ask nobody"),
-    ("clouds", {**_FAR, "clouds": [], "keys": []}, "nobody would answer"),
+    ("keys[1].clouds", {**_FAR, "keys": [_ALICE, caller("child")]}, "could ask no cloud"),
+    ("clouds", {**_FAR, "clouds": [], "keys": []}, "no cloud would answer"),
     ("engines", {**_FAR, "engines": ["a"]}, "a cloud router leads to clouds alone"),
     ("floor", {**_FAR, "floor": True}, "a cloud router leads to clouds alone"),
 ]
@@ -951,7 +951,7 @@ def test_what_a_router_to_clouds_cannot_hold_is_refused(
     found = {finding.key: finding for finding in routers(host(**{"name": "home", **declared}))}
     finding = found[f"routers[0].{key}"]
     assert says in f"{finding.wrong}; {finding.mend}"
-    # A cloud router without a cloud has nobody who could call it either.
+    # A cloud router without a cloud has no caller who could use it either.
     assert len(found) <= 2
 
 

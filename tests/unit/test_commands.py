@@ -151,7 +151,7 @@ def test_every_target_fails_in_one_sentence_where_there_is_no_inventory(tmp_path
 
 
 class _Host(paramiko.ServerInterface):
-    """An SSH server that lets anybody in and runs what it is told with a ``PATH`` of its own.
+    """An SSH server that lets anybody in and runs each command with a ``PATH`` of its own.
 
     ``systemd`` stands for the folder that systemd makes where it runs.
     """
@@ -192,7 +192,7 @@ def knocked() -> Iterator[socket.socket]:
 
 
 def _serve(door: socket.socket, path: str | None, systemd: str) -> None:
-    """Answer whoever knocks: as a host, or by hanging up before a word where ``path`` is None."""
+    """Answer each connection: as a host, or by hanging up before a word where ``path`` is None."""
     key = paramiko.RSAKey.generate(2048)
 
     def answer() -> None:

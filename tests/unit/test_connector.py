@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import grp
+import logging
+import os
+import pwd
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,12 +17,22 @@ from typing import Any, cast
 import paramiko
 import pytest
 from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all
 from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.operation import add_op
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import StateStage
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient import client as sshuserclient
+from pyinfra.connectors.util import CommandOutput, OutputLine
 
+from facts.framed import is_framed
 from holdfast import connector as connectors
 from holdfast.connector import RackConnector
+from operations import host_files
+from operations.host_files import HostFile
+from tests.unit.local_host import LocalHost
 
 Ways = list[tuple[str, bool | Exception]]
 
@@ -32,7 +46,7 @@ def _connector(monkeypatch: pytest.MonkeyPatch, lan: str | None, answers: Ways) 
         if isinstance(lets_in, Exception):
             raise lets_in
         if not lets_in:
-            raise OSError("nobody answers")
+            raise OSError("no answer")
 
     monkeypatch.setattr(SSHConnector, "_connect", connect)
     connector: Any = RackConnector.__new__(RackConnector)
@@ -71,7 +85,7 @@ def test_a_lan_that_does_not_answer_leaves_the_tailnet_first(
 ) -> None:
     tried: Ways = [("rack", False), ("10.0.0.5", False), ("rack", True)]
     connector = _connector(monkeypatch, "10.0.0.5", tried)
-    with pytest.raises(OSError, match="nobody answers"):
+    with pytest.raises(OSError, match="no answer"):
         connector._connect()
     connector._connect()
     assert connector.via == "tailnet"
@@ -81,7 +95,7 @@ def test_without_a_lan_address_the_tailnet_s_refusal_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connector = _connector(monkeypatch, None, [("rack", False)])
-    with pytest.raises(OSError, match="nobody answers"):
+    with pytest.raises(OSError, match="no answer"):
         connector._connect()
 
 
@@ -235,3 +249,63 @@ def test_a_new_login_that_can_run_nothing_is_none(
         connector = _logged_in(monkeypatch, "tailnet", port, tmp_path)
         with pytest.raises(ConnectError, match="could not run a command"):
             connector.new_login()
+
+
+def _deployed_to_two(
+    monkeypatch: pytest.MonkeyPatch, path: Path, answer: tuple[bool, list[OutputLine]]
+) -> tuple[State, list[str]]:
+    """A file is placed on two hosts, of which ``odd`` gives every command one ``answer``.
+
+    The state afterwards, and the commands that reached ``odd``.
+    """
+    reached: list[str] = []
+
+    def run(self: Any, command: Any, **arguments: Any) -> tuple[bool, CommandOutput]:
+        text = command if isinstance(command, str) else command.get_raw_value()
+        if self.host.name == "odd":
+            reached.append(text)
+            return answer[0], CommandOutput(answer[1])
+        done = LocalHost()._run(text, str(arguments.get("_stdin") or ""))
+        lines = [OutputLine("stdout", line) for line in done.stdout.splitlines()]
+        return done.returncode == 0, CommandOutput(lines)
+
+    monkeypatch.setattr(SSHConnector, "run_shell_command", run)
+    monkeypatch.setattr(RackConnector, "connect", lambda self: None)
+    monkeypatch.setattr(connectors.site, "load", lambda _: None)
+    inventory = Inventory((["@rack/odd", "@rack/well"], {}))  # type: ignore[no-untyped-call]
+    state = State(check_for_changes=False)
+    state.init(inventory, Config())  # type: ignore[no-untyped-call]
+    state.set_stage(StateStage.Connect)
+    connect_all(state)
+    state.set_stage(StateStage.Prepare)
+    me, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+    add_op(state, host_files.place, files=[HostFile(str(path), "text", user=me, group=group)])
+    state.set_stage(StateStage.Execute)
+    run_ops(state)
+    return state, reached
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ((True, []), "did not arrive whole"),
+        ((True, [OutputLine("stdout", "Welcome")]), "did not arrive whole"),
+        ((False, [OutputLine("stderr", "disk on fire")]), "disk on fire"),
+    ],
+    ids=["nothing", "a banner alone", "a failure"],
+)
+def test_a_host_that_does_not_answer_a_fact_is_changed_in_nothing(
+    answer: tuple[bool, list[OutputLine]],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("pyinfra"), "propagate", True)
+    state, reached = _deployed_to_two(monkeypatch, tmp_path / "file", answer)
+    # The question, and nothing that pyinfra takes from the fact's default.
+    (asked,) = reached
+    assert is_framed(asked)
+    assert [host.name for host in state.failed_hosts] == ["odd"]
+    assert sentence in caplog.text
+    assert (tmp_path / "file").read_text() == "text", "the other host is served"

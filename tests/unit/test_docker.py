@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,14 +21,14 @@ from holdfast.docker import (
 from holdfast.settings import Docker
 from operations.docker_engine import configured
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 
-RECORDED = (Path(__file__).parent / "recorded" / "docker.txt").read_text().splitlines()
 KEYS = enforced(Docker(), 29)
 BRIDGE = "com.docker.network.bridge"
 
 
 def test_recorded_state() -> None:
-    state = DockerEngine().process(RECORDED)
+    state = read(DockerEngine)
     assert state.package_version == "26.1.5+dfsg1-9+deb13u1"
     assert state.group_members == ()
     assert not state.unruled
@@ -39,7 +38,7 @@ def test_recorded_state() -> None:
 def test_a_machine_without_an_engine() -> None:
     names = ("daemon_json", "version", "group", "unruled", "networks", "containers", "links")
     headings = [f"#= {name}" for name in names]
-    assert DockerEngine().process(headings) == DockerEngine.default()
+    assert read(DockerEngine, headings) == DockerEngine.default()
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "{}"])

@@ -29,7 +29,7 @@ from tests.unit.fake_upstreams import (
 
 ATTACKERS = 256
 GOOD_SECONDS = 2
-"""In which a good caller has its answer, whatever the others do."""
+"""In which a good caller has its answer, in spite of the others."""
 
 _LINE = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\n"
 HALVES = {
@@ -182,7 +182,7 @@ WHOLE = f"{_LINE}{AUTHORISED}Content-Length: {len(_BODY)}\r\n\r\n{_BODY}"
 
 
 @FRONTS
-def test_an_engine_works_for_nobody_who_has_gone(engine: StandIn, front: Front) -> None:
+def test_an_engine_stops_work_for_a_caller_who_has_gone(engine: StandIn, front: Front) -> None:
     engine.does = "work"
     with front(engine) as found:
         with held(found, WHOLE, 3, "127.0.0.1"):

@@ -1,4 +1,4 @@
-"""A drill cannot lie: whatever goes wrong, its record, its report and its status say so."""
+"""A drill cannot lie: its record, its report and its status say what goes wrong."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_openssh_serves_the_answers(running: FastTarget) -> None:
     assert "a warning\n" in done.stderr
 
 
-def test_it_lets_in_nobody_but_the_bench(running: FastTarget) -> None:
+def test_it_lets_in_the_bench_alone(running: FastTarget) -> None:
     other = running.folder / "other"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
     options = ["-o", "IdentityAgent=none", "-o", "BatchMode=yes"]

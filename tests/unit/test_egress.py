@@ -19,6 +19,7 @@ from holdfast import alerts, egress, egress_program
 from holdfast.egress_program import Loaded
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from holdfast.settings import HostSettings
+from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 
 
@@ -226,7 +227,7 @@ def test_systemd_is_told_nothing_of_what_it_cannot_hold(changes: dict[str, Any])
 
 def test_drop_ins_that_are_there_are_found() -> None:
     path = egress.drop_in_path("photos.service")
-    assert TierDropIns().process([path]) == [path]
+    assert read(TierDropIns, [path]) == [path]
     assert DROP_IN in TierDropIns().command()
 
 
@@ -370,7 +371,7 @@ def test_the_watch_asks_docker_who_is_on_its_networks(
     (tmp_path / "LINKS" / "br-home").touch()
     (sentence,) = told(json.dumps([page]).encode(), home="br-home")
     assert sentence.startswith("the container page is on the T1 network home and on lab")
-    # Where Docker says nothing that can be read, that is told: silence is not innocence.
+    # Where Docker says nothing that can be read, that is reported: silence is not innocence.
     (sentence,) = told(b"not json", home="br-home")
     assert sentence.startswith("Docker does not tell who is on the networks of T1")
     assert told(b"not json") == [], "no network of this host is T1's"

@@ -1,6 +1,6 @@
 """The rules in a kernel: who sends what, and what arrives on the other side. Needs root, nft, ip.
 
-It is not skipped where it cannot run: a wall that nobody has run into is no wall. Everything is
+It is not skipped where it cannot run: a wall that was never run into is no wall. Everything is
 tried twice, with the rules and without them, for packets that could not be counted would pass too.
 """
 
@@ -77,7 +77,7 @@ def test_a_t1_user_reaches_its_peers_and_its_tier_alone(walled: Said) -> None:
         *("tcp4 nas, declared port", "tcp6 nas, declared port"),
         *("own tier 127.0.0.1", "own tier ::1"),
     }
-    # The two calls to the NAS; nobody on this machine was asked but the service of its own tier.
+    # The two calls to the NAS; on this machine only the service of its own tier was asked.
     assert walled["games"]["away"] == 2
     assert walled["games"]["ports"] == [8080]
 
@@ -94,13 +94,13 @@ def _sent(tried: Said) -> set[str]:
 
 
 def _datagrams(tried: Said) -> set[str]:
-    """A container is told of a datagram's refusal later, and by then it has sent it."""
+    """A container learns of a datagram's refusal later, and by then it has sent it."""
     return {name for name in tried["outcomes"] if name.startswith(("udp", "dns"))}
 
 
 @pytest.mark.parametrize("network", ["home", "lab"])
 def test_without_the_wall_all_that_a_container_sends_arrives(unwalled: Said, network: str) -> None:
-    refused = {"tcp4 other network", "tcp6 other network"}  # Nobody listens there.
+    refused = {"tcp4 other network", "tcp6 other network"}  # No program listens there.
     assert set(unwalled[network]["outcomes"]) - _sent(unwalled[network]) == refused
     assert unwalled[network]["away"] == 15
     assert unwalled[network]["ports"] == [53, 4000, 8080]
@@ -128,7 +128,7 @@ def test_a_t1_networks_container_answers_those_who_may_call_it(walled: Said) -> 
 CLOUD = {"tcp4 world", "tcp6 world"}
 
 
-def test_before_a_cloud_resolves_nobody_is_called(walled: Said) -> None:
+def test_before_a_cloud_resolves_no_address_is_called(walled: Said) -> None:
     for who in ("man", "lab"):
         tried = walled["before names resolve"][who]
         assert not CLOUD & _sent(tried)
@@ -167,7 +167,7 @@ def test_a_t1_user_answers_those_who_may_call_it(walled: Said, listener: str) ->
     assert walled[listener] == {"lan": "hello", "lan6": "hello", "world": ""}
 
 
-def test_a_doors_socket_answers_and_calls_nobody(walled: Said, unwalled: Said) -> None:
+def test_a_doors_socket_answers_and_makes_no_call(walled: Said, unwalled: Said) -> None:
     assert (walled["by a door"], unwalled["by a door"]) == ("ECONNREFUSED", "sent")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +22,10 @@ from holdfast.firewall import (
 )
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
+from tests.unit.recorded_facts import read
 
-RECORDED = (Path(__file__).parent / "recorded" / "firewall.txt").read_text().splitlines()
-BARE = Firewall().process(
+BARE = read(
+    Firewall,
     [
         f"#= {name}"
         for name in (
@@ -40,7 +40,7 @@ BARE = Firewall().process(
             "live6",
         )
     ]
-    + ["#= links", "eth1 device", "lo", "#= routes", "#= ipv6", "yes", "#= armed"]
+    + ["#= links", "eth1 device", "lo", "#= routes", "#= ipv6", "yes", "#= armed"],
 )
 
 
@@ -79,7 +79,8 @@ def _plan(state: FirewallState, settings: HostSettings | None = None) -> list[st
 @pytest.fixture
 def rack() -> FirewallState:
     """A converged Debian 13 with Docker 26, seven containers and SSH withdrawn from the LAN."""
-    return Firewall().process(RECORDED)
+    state: FirewallState = read(Firewall)
+    return state
 
 
 def test_a_converged_host_needs_nothing(rack: FirewallState) -> None:

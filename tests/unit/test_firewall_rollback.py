@@ -137,7 +137,7 @@ def host(tmp_path: Path) -> Host:
 FORMER = f"{OLD}IPV6=yes\nguarded\n"
 
 
-def test_what_nobody_proves_is_undone_at_the_deadline(host: Host) -> None:
+def test_what_is_not_proved_is_undone_at_the_deadline(host: Host) -> None:
     host.change()
     assert host.in_force == f"{NEW}IPV6=no\n"
     assert host.run_out() == 0
@@ -147,7 +147,7 @@ def test_what_nobody_proves_is_undone_at_the_deadline(host: Host) -> None:
     assert (host.root / "etc/default/ufw").read_text() == "IPV6=yes\n"
 
 
-def test_what_nobody_proves_is_undone_by_the_next_boot(host: Host) -> None:
+def test_what_is_not_proved_is_undone_by_the_next_boot(host: Host) -> None:
     host.change()
     host.boot()
     assert host.in_force == FORMER

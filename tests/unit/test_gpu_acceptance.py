@@ -164,7 +164,7 @@ def test_several_causes_are_as_many_sentences() -> None:
     assert _kinds(rack) == ["fell_off", "missing", "link_width", "unseen", "mig"]
 
 
-def test_a_card_whose_place_nobody_declared_is_found_before_one_counts_as_moved() -> None:
+def test_a_card_of_undeclared_place_is_found_before_one_counts_as_moved() -> None:
     rack = both(card(0, uuid=None), card(1, uuid=None, pci_address=None), unplugged(0))(
         well("rack9x3090")
     )

@@ -66,7 +66,7 @@ PAIR = [rtx3090(0), rtx3090(1)]
         rack([rtx3090(0, uuid=None, pci_address=None), rtx3090(1, uuid=None, pci_address=None)]),
         rack([rtx3090(0, device="2335", vram_mib=143771, power_cap_w=700)]),
         rack([rtx3090(0, device="2335", vram_mib=143771, power_cap_w=None)]),
-        # A card nobody has told us of.
+        # A card of unknown kind.
         rack([rtx3090(0, device="ffff", vram_mib=65536, power_cap_w=1200)], [supply("a", 3000)]),
         # As sold with two sizes of memory.
         rack([rtx3090(0, device="2d04", vram_mib=8151, link_width=8, power_cap_w=None)]),

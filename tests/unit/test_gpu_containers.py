@@ -129,7 +129,7 @@ def test_a_card_that_mig_splits_is_not_missed(machine: FakeMachine) -> None:
     assert containers.stale(state) is None
 
 
-def test_without_a_driver_nobody_can_tell(machine: FakeMachine) -> None:
+def test_without_a_driver_it_is_not_known(machine: FakeMachine) -> None:
     machine.rack.driver.loaded = None
     machine.write()
     state = _state(machine, specification([ONE], "570.1.2"))
@@ -170,7 +170,7 @@ def test_the_read_back_names_what_the_new_one_lacks(
         facts={GpuContainers: replace(GOOD, specified=None, specified_driver=None)},
     )
     _, said = host.apply(gpu_containers.specified)
-    assert (f"{path} was made anew and lacks {TWO}: run `nvidia-ctk" in said) is fails
+    assert (f"{path} was written again and lacks {TWO}: run `nvidia-ctk" in said) is fails
     assert fails or said == ""
 
 

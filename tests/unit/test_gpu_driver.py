@@ -21,6 +21,7 @@ from pyinfra.api.state import StateStage
 from pyinfra.context import ctx_host
 
 from deploys import gpu_driver as deploy
+from facts.framed import answer
 from facts.gpu import GpuPicture
 from facts.gpu_driver import DriverHost, GpuDriverHost
 from facts.packages import InstalledPackages
@@ -35,6 +36,7 @@ from holdfast.settings import Distribution, Gpus, HostSettings
 from operations import apt_repository, gpu_driver
 from tests.unit.gpu_racks import lay_out
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import framed_lines, read
 
 RTX3090, RTX3060, RTX5090, H200, GTX1080, V100 = "2204", "2504", "2b85", "2335", "1b80", "1db6"
 ADDRESS = "0000:01:00.0"
@@ -236,7 +238,7 @@ MIRROR = {
          "old .*proprietary kernel modules alone"),
         ([card(RTX5090, "desk"), card(V100, "old")], {}, "ubuntu2404", "cards",
          "desk .*open kernel modules alone, old .*proprietary ones alone"),
-        ([card("ffff", "new")], {}, "debian13", "cards[0].device", "knows no such card"),
+        ([card("ffff", "new")], {}, "debian13", "cards[0].device", "lacks this card"),
         ([guest(pci_address=None)], {}, "debian13", "cards[0].pci_address", "by its address"),
         ([card(RTX3090)], {"source": "vendor"}, "ubuntu2604", "driver.repository", "key_url"),
     ],
@@ -267,12 +269,12 @@ def _host(gpus: dict[str, Any], distribution: Distribution = "debian13") -> Host
     )
 
 
-def test_a_card_nobody_knows_is_driven_as_its_owner_says() -> None:
+def test_an_unknown_card_is_driven_as_its_owner_says() -> None:
     assert plan(rack("ffff", flavour="open"), "debian13").flavour == "open"
     assert plan(rack("ffff", flavour="proprietary"), "debian13").flavour == "proprietary"
 
 
-def test_a_mirror_that_nobody_would_use_is_refused() -> None:
+def test_a_mirror_that_would_not_be_used_is_refused() -> None:
     gpus = {"cards": [card(RTX3090)], "driver": {"repository": MIRROR}}
     (found,) = check(_host(gpus, "ubuntu2404"))
     assert found.key == "gpus.driver.repository.url"
@@ -611,7 +613,7 @@ def _deploy(
         contents |= {key: "", source: render(template, repository=found.repository, key=key)}
     host = inventory_of(
         {
-            "nvidia-smi": LocalHost(recorded.programs)._run(probe).stdout.splitlines(),
+            "nvidia-smi": answer(LocalHost(recorded.programs)._run(probe).stdout.splitlines()),
             "S|%F": [
                 line
                 for path, text in contents.items()
@@ -634,7 +636,8 @@ def _deploy(
 
 def inventory_of(answers: dict[str, list[str]]) -> Any:
     state = State(check_for_changes=False)
-    data = {"fake_responses": answers, "fake_delay": 0.0, "fake_delay_jitter": 0.0}
+    framed = {command: framed_lines(lines) for command, lines in answers.items()}
+    data = {"fake_responses": framed, "fake_delay": 0.0, "fake_delay_jitter": 0.0}
     inventory = Inventory(([("@fake/rack", data)], {}))  # type: ignore[no-untyped-call]
     state.init(inventory, Config())  # type: ignore[no-untyped-call]
     state.set_stage(StateStage.Connect)
@@ -700,9 +703,11 @@ class Rebooting:
         text = command.get_raw_value()
         if "systemctl reboot" in text:
             self.polls, self.marker = 0, text
-            return True, SimpleNamespace(stdout_lines=["asked"])
+            return True, SimpleNamespace(stdout_lines=framed_lines(["asked"]))
         is_new = self.polls is not None and self.polls > self.polls_up
-        return True, SimpleNamespace(stdout_lines=["after" if is_new else "before"])
+        return True, SimpleNamespace(
+            stdout_lines=["hello", *framed_lines(["after" if is_new else "before"])]
+        )
 
 
 @pytest.fixture
@@ -835,4 +840,4 @@ def test_the_fact_reads_a_machine(tmp_path: Path) -> None:
     )
     os.utime(configuration, (0, 0))
     assert not host.get_fact(GpuDriverHost, **arguments).stale_initramfs
-    assert GpuDriverHost().process([]) == GpuDriverHost.default()
+    assert read(GpuDriverHost, []) == GpuDriverHost.default()

@@ -266,7 +266,7 @@ def test_a_machine_without_a_driver_says_so_once(
     assert words in said[0]
 
 
-def test_a_card_whose_power_nobody_can_limit() -> None:
+def test_a_card_whose_power_cannot_be_limited() -> None:
     line = "GPU-8836a272-ca08-9629-24b6-54ca9b98cd30, 00000000:01:00.0, [N/A]" + ", [N/A]" * 5
     (seen,), _ = seen_in(line)
     plain, capped = Wanted("laptop", seen.uuid), Wanted("laptop", seen.uuid, power_cap_w=80)
@@ -420,7 +420,7 @@ def _settings(**card: Any) -> HostSettings:
     )
 
 
-def test_a_limit_of_a_card_that_nobody_can_tell_is_refused() -> None:
+def test_a_limit_of_a_card_that_is_not_known_is_refused() -> None:
     found = list(checks.limits(_settings(power_cap_w=280, clock_max_mhz=1400)))
     assert [finding.key for finding in found] == [
         "gpus.cards[0].power_cap_w",

@@ -111,7 +111,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mode_program, "MEMORY_PROGRAM", f"{tmp_path}/bin/memory")
     monkeypatch.setattr(mode_program, "PAUSE_SECONDS", 0.01)
-    # To go back it stops listening to whoever interrupts; the test's own process still does.
+    # To go back it ignores interrupts; the test's own process still does.
     monkeypatch.setattr(mode_program.signal, "signal", lambda *_: None)
     return Host(tmp_path)
 
@@ -135,7 +135,7 @@ def test_who_does_not_say_that_it_is_idle_is_busy(host: Host) -> None:
     assert host.is_as_before
 
 
-def test_now_asks_nobody(host: Host) -> None:
+def test_now_asks_no_service(host: Host) -> None:
     (host.folder / "load").write_text("100\n")
     host.switch(now=True)
     assert host.is_switched

@@ -20,6 +20,7 @@ from operations import gpu_modes as operations
 from operations.units import Unit, settle
 from tests.drill.pairs import walk
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 from tests.unit.test_gpu_checks import rtx3090, supply
 
@@ -279,7 +280,7 @@ def test_a_service_runs_along_with_its_target(target: str, service: str, steps: 
     assert [line.rpartition("systemctl ")[2] for line in planned] == steps
 
 
-def test_nothing_stays_of_modes_that_nobody_declares() -> None:
+def test_nothing_stays_of_undeclared_modes() -> None:
     state = GpuModesState(
         {"desk": "agent"},
         (
@@ -297,10 +298,7 @@ def test_nothing_stays_of_modes_that_nobody_declares() -> None:
 
 
 def test_the_fact_reads_records_and_files() -> None:
-    said = "#= modes\n/run/holdfast/gpu-modes/desk:audio\n#= files\n/usr/local/sbin/holdfast-mode\n"
-    assert GpuModes().process(said.splitlines()) == GpuModesState(
-        {"desk": "audio"}, ("/usr/local/sbin/holdfast-mode",)
-    )
+    assert read(GpuModes) == GpuModesState({"desk": "audio"}, ("/usr/local/sbin/holdfast-mode",))
 
 
 def test_what_stands_alone_on_a_host_agrees_with_the_rest() -> None:

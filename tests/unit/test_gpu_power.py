@@ -123,7 +123,7 @@ def test_the_table_of_wiring_that_cannot_be_has_what_is_clear() -> None:
     assert "cards  1" in power.table(rack(count=2, a=(1600, [0, 7])))
 
 
-def test_a_capped_card_that_nobody_knows_surges_from_its_cap() -> None:
+def test_a_capped_card_of_unknown_kind_surges_from_its_cap() -> None:
     (load,) = power.loads(rack(count=1, device="ffff", cap_w=300, a=(850, [])))
     assert load.surge_w == 200 + 1.3 * 300
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from facts.framed import answer
 from facts.gpu import GpuSamples
 from holdfast.gpu import probe
 from holdfast.gpu.probe import Sample, Samples, parse, watch
@@ -183,7 +184,7 @@ def test_the_command_carries_its_bindings_with_it(tmp_path: Path) -> None:
     command = GpuSamples().command(seconds=0).replace("python3 -I -c", "python3 -I -S -c")
     done = _run(command, LD_LIBRARY_PATH=str(tmp_path))
     assert done.returncode == 0
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(answer(done.stdout.splitlines())[-1])
     assert report.keys() == {"cards", "unreadable", "error"}
     samples = GpuSamples().process(done.stdout.splitlines())
     # With a driver it lists its cards, without one the bindings themselves say so.

@@ -18,6 +18,7 @@ from holdfast.gpu.proposal import proposal
 from holdfast.settings import Gpus
 from tests.unit.gpu_racks import RackName, lay_out, recorded
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import framed_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,7 +120,7 @@ def test_every_host_of_an_inventory_is_asked(tmp_path: Path) -> None:
         {
             "@fake/one": output,
             "@fake/broken": {"success": False, "stderr": "disk on fire"},
-            "@fake/bare": ["#= smi", "#= pci"],
+            "@fake/bare": framed_lines(["#= smi", "#= pci"]),
         },
     )
     assert done.returncode == 1

@@ -12,8 +12,8 @@ import pytest
 from facts.host_files import PathState, PathStates
 from operations.host_files import HostDirectory, HostFile, place
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 
-RECORDED = Path(__file__).parent / "recorded"
 ME = pwd.getpwuid(os.getuid()).pw_name
 MY_GROUP = grp.getgrgid(os.getgid()).gr_name
 
@@ -28,7 +28,7 @@ def _mine(path: Path, content: str, mode: str = "640", validate: str | None = No
 
 
 def test_recorded_paths() -> None:
-    states = PathStates().process((RECORDED / "path_states.txt").read_text().splitlines())
+    states = read(PathStates)
     assert set(states) == {
         *("/etc/hostname", "/etc/default/locale", "/etc/ssh", "/dev/null", "/srv/with space")
     }

@@ -137,7 +137,7 @@ def test_equal_recipes_have_equal_keys() -> None:
     assert fixed.key() == "559e9ee61aabcb52"
 
 
-def test_whatever_changes_the_image_changes_the_key() -> None:
+def test_what_changes_the_image_changes_the_key() -> None:
     base = recipe()
     other_mirror = DEBIAN.replace("mirror.example", "other.example")
     keys = {

@@ -218,7 +218,7 @@ def test_machines_differ_where_they_must() -> None:
 
 
 def unplugged(directory: Path) -> Machine:
-    """A machine that was started once, on a port where nobody listens any more."""
+    """A machine that was started once, on a port where no program listens any more."""
     machine = Machine(directory, SPECS["rack"], IMAGE)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

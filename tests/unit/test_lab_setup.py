@@ -18,7 +18,7 @@ STAND_INS = {
 }
 
 
-def test_no_package_asks_a_question_whoever_installs_it(tmp_path: Path) -> None:
+def test_no_package_asks_a_question_of_any_user(tmp_path: Path) -> None:
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)

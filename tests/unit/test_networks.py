@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +13,15 @@ from holdfast import networks
 from holdfast.settings import DockerNetwork, HostSettings
 from operations.docker_engine import networked
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read, recorded
 from tests.unit.site_data import good
 
-RECORDED = (Path(__file__).parent / "recorded" / "docker.txt").read_text().splitlines()
+RECORDED = recorded(DockerEngine)
 HOME = DockerNetwork(name="home", tier="T1", subnets=["fd00:30:1::/64"])
 LAB = DockerNetwork(name="lab", tier="T2")
 FREE = DockerNetwork(name="free", tier="T3")
 ALL = [HOME, LAB, FREE]
-STATE: DockerState = DockerEngine().process(RECORDED)
+STATE: DockerState = read(DockerEngine)
 
 
 def _settings(*declared: DockerNetwork) -> HostSettings:
@@ -49,7 +49,7 @@ def test_a_network_that_was_given_nothing_is_read() -> None:
     """Docker hands back what it was told, and some tell it null."""
     bare = [re.sub(r'"(Options|Labels)": \{\}', r'"\1": null', line) for line in RECORDED]
     assert bare != RECORDED
-    state: DockerState = DockerEngine().process(bare)
+    state: DockerState = read(DockerEngine, bare)
     assert state.networks.keys() == STATE.networks.keys()
 
 

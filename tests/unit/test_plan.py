@@ -52,7 +52,7 @@ def _differences(name: str, planned: Path) -> dict[str, list[str]]:
 
 
 def _all_differences(planned: Path) -> Iterator[str]:
-    """Every difference; one that several files share is told once."""
+    """Every difference; one that several files share is listed once."""
     names = {path.name for folder in (RECORDED, planned) for path in folder.glob("*.txt")}
     files: dict[tuple[str, ...], list[str]] = {}
     for name in sorted(names):

@@ -254,7 +254,7 @@ BAD = [
         "routers[0].api_key", "FLOOR_API_KEY", "secret of its own"),
     Bad("fallback from private work to a cloud", "rack/routers", router(clouds=["one"]),
         "routers[0].clouds", "one", "never falls back"),
-    Bad("cloud for nobody's keys", "rack/routers", router(profile="personal", api_key=None),
+    Bad("cloud without a caller's key", "rack/routers", router(profile="personal", api_key=None),
         "routers[0].keys", "[]", "give each person or agent one"),
     Bad("cloud without its key", "rack/clouds", clouds(api_key="NO_SUCH_KEY"),
         "clouds.providers[0].api_key", "NO_SUCH_KEY", ".env"),
@@ -274,7 +274,7 @@ BAD = [
         "firewall.openings[1].sources", "::/0", "public=True"),
     Bad("half the internet", f"{OPENINGS}+", opening(sources=["128.0.0.0/1"]),
         "firewall.openings[1].sources", "128.0.0.0/1", "public=True"),
-    Bad("public for nobody", f"{OPENINGS}+", opening(public=True), "firewall.openings[1].public",
+    Bad("public without need", f"{OPENINGS}+", opening(public=True), "firewall.openings[1].public",
         "True", "remove it"),
     Bad("unknown interface", f"{OPENINGS}+", opening(interface="eth7"),
         "firewall.openings[1].interface", "eth7", "'eth1'"),
@@ -333,11 +333,11 @@ BAD = [
     Bad("T1 that calls a cloud", f"{PHOTOS}/clouds", [{"name": "api.example"}],
         "services[0].clouds[0].name", "api.example", "its true tier"),
     Bad("service without a tier", f"{PHOTOS}/tier", GONE, "services[0].tier", "(missing)", "T1"),
-    Bad("T3 that says of nobody that it calls them", "rack/services+", service(tier="T3"),
+    Bad("T3 that names no callee", "rack/services+", service(tier="T3"),
         "services[1].clouds", "[]", "0.0.0.0/0"),
-    Bad("T4 that says of nobody that it calls them", "rack/services+", service(tier="T4"),
-        "services[1].clouds", "[]", "127.0.0.1/32 where it calls nobody"),
-    Bad("T3 network that calls whom nobody says", "rack/docker", docker({"tier": "T3"}),
+    Bad("T4 that names no callee", "rack/services+", service(tier="T4"),
+        "services[1].clouds", "[]", "127.0.0.1/32 where it calls nothing"),
+    Bad("T3 network that names no callee", "rack/docker", docker({"tier": "T3"}),
         "docker.networks[0].clouds", "[]", "name its clouds or its peers"),
     # Docker's networks.
     Bad("network with a name longer than a bridge's", "rack/docker",
@@ -482,7 +482,7 @@ BAD = [
     # The tailnet.
     Bad("caller of another shape", "rack/ssh/callers", ["alice"], "ssh.callers[0]", "'alice'",
         "such as tag:office"),
-    Bad("group of nobody's shape", "rack/tailnet/groups", {"family": ["a@"]},
+    Bad("group without its prefix", "rack/tailnet/groups", {"family": ["a@"]},
         "tailnet.groups.family", "'family'", "such as group:family"),
     Bad("callers on loopback", "rack/services+", listening(callers=["tag:rack"])[0],
         "services[1].listens[0].callers", "['tag:rack']", "scope 'tailnet'"),
@@ -494,13 +494,13 @@ BAD = [
     Bad("callers without a tailnet", "station",
         good()["station"] | {"tailnet": None, "ssh": {"lan_access": "keep", "callers": ["a@"]}},
         "ssh.callers", "['a@']", "declare tailnet", "station"),
-    Bad("a tag nobody declares", "rack/floor/callers", ["tag:rakc"], "floor.callers", "'tag:rakc'",
+    Bad("undeclared tag", "rack/floor/callers", ["tag:rakc"], "floor.callers", "'tag:rakc'",
         "write 'tag:rack'"),
-    Bad("a group nobody declares", "rack/floor/callers", ["group:familie"], "floor.callers",
+    Bad("undeclared group", "rack/floor/callers", ["group:familie"], "floor.callers",
         "'group:familie'", "one that is declared"),
     Bad("callers of a host without a tag", "station/ssh", {"callers": ["alice@"]}, "tailnet.tags",
         "[]", "such as tag:rack", "station"),
-    Bad("nobody may log in any more", "rack/ssh/callers", ["tag:rack"], "ssh.callers",
+    Bad("no person may log in any more", "rack/ssh/callers", ["tag:rack"], "ssh.callers",
         "['tag:rack']", "name yourself"),
     Bad("an opening for the tailnet", f"{OPENINGS}+", opening(sources=["100.64.0.0/10"]),
         "firewall.openings[1].sources", "'100.64.0.0/10'", "scope 'tailnet'"),
@@ -944,7 +944,7 @@ def test_pyinfra_refuses_before_any_connection(door: socket.socket, tmp_path: Pa
 
 
 def test_pyinfra_does_connect_to_a_good_inventory(door: socket.socket, tmp_path: Path) -> None:
-    # The control: a socket that nobody would ever knock at proves nothing above.
+    # The control: a socket that is never knocked at proves nothing above.
     inventory, deploy = tmp_path / "inventory.py", tmp_path / "deploy.py"
     _write_inventory(inventory, door.getsockname()[1], "Etc/UTC")
     deploy.write_text("")
@@ -1031,7 +1031,10 @@ def test_a_group_is_said_the_same_by_every_host_and_has_somebody_who_logs_in() -
     data["station"]["tailnet"] = {"groups": {"group:ops": ["alice@"]}}
     with pytest.raises(Refused) as refused:
         site.parse({"rack": data["rack"]})
-    assert "ssh.callers = ['group:ops', 'tag:rack']: nobody could log in" in str(refused.value)
+    assert (
+        "ssh.callers = ['group:ops', 'tag:rack']: only machines of this host's own tag could log in"
+        in str(refused.value)
+    )
     with pytest.raises(Refused) as refused:
         site.parse(data)
     assert "station: tailnet.groups.group:ops = ['alice@']: rack puts others" in str(refused.value)

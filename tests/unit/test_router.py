@@ -41,7 +41,7 @@ CALLERS = SECRETS["CALLERS_KEY"].get_secret_value()
 
 @dataclass(frozen=True)
 class Chain:
-    """A private router, its two engines, its floor, and a cloud that nobody is to reach."""
+    """A private router, its two engines, its floor, and a cloud that must not be reached."""
 
     router: Running
     a: StandIn
@@ -163,7 +163,7 @@ def test_each_upstream_sees_its_own_key_and_four_headers(chain: Chain) -> None:
 @pytest.mark.parametrize(
     "key", [None, "", "wrong", CALLERS[:-1], CALLERS + "x", "key-of-a-8d1f", CALLERS.upper()]
 )
-def test_who_has_not_the_key_is_told_the_same_and_reaches_nobody(
+def test_each_wrong_key_gets_the_same_answer_and_reaches_no_engine(
     chain: Chain, key: str | None
 ) -> None:
     reply = chain.router.ask(key=key)
@@ -431,12 +431,12 @@ def test_systemd_judges_the_sandboxes_as_declared(tmp_path: Path) -> None:
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("engines[1]", {"engines": ["a", "bb"]}, "no such engine; write 'b'"),
-    ("engines", {"engines": [], "floor": False}, "nobody here would answer"),
+    ("engines", {"engines": [], "floor": False}, "nothing here would answer"),
     ("name", {"name": "x-drain"}, "rename it"),
     ("scope", {"scope": "tailnet"}, "this host has no tailnet"),
     ("engines", {"profile": "client", "floor": False, "queue": None}, "one engine or not at all"),
     ("floor", {"profile": "client", "engines": ["a"], "queue": None}, "by another model"),
-    ("queue", {"profile": "client", "engines": ["a"], "floor": False}, "told at once"),
+    ("queue", {"profile": "client", "engines": ["a"], "floor": False}, "gets an error at once"),
 ]
 
 
@@ -487,7 +487,7 @@ def test_a_key_that_no_header_can_hold_is_refused(monkeypatch: pytest.MonkeyPatc
     assert "without spaces" in finding.wrong
 
 
-def test_a_router_that_nobody_declares_is_stopped_and_removed() -> None:
+def test_an_undeclared_router_is_stopped_and_removed() -> None:
     system = "/etc/systemd/system"
     kept = [f"{system}/holdfast-router-work-loopback.service", "/etc/holdfast/router/work.cfg"]
     gone = [f"{system}/holdfast-queue-old.service", "/etc/holdfast/router/old.cfg"]

@@ -45,7 +45,7 @@ sys.exit(queue_program.main(sys.argv[2:]))
 
 
 class Rack:
-    """A floor that is away, its router with a queue, and whoever holds the queue's socket."""
+    """A floor that is away, its router with a queue, and the holder of the queue's socket."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -294,7 +294,7 @@ def test_a_request_that_is_the_death_of_engines_is_given_up(
 
 def test_an_outage_is_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "queue.db")
-    queue = Queue(store, str(tmp_path / "nobody.sock"), 9, 3600)
+    queue = Queue(store, str(tmp_path / "absent.sock"), 9, 3600)
     store.add("/p", b"body", 9)
     for _ in range(2 * ATTEMPTS):
         request = store.take()

@@ -45,7 +45,7 @@ def test_loopback_is_one_address_and_not_the_stub_resolver() -> None:
 
 
 @pytest.mark.parametrize("tier", ["T1", "T2", "T3", "T4"])
-def test_an_isolated_service_has_no_network_whatever_its_tier(tier: Tier) -> None:
+def test_an_isolated_service_has_no_network_in_any_tier(tier: Tier) -> None:
     lines = sandbox(_service(tier, listens=[Listen(port=1, scope="tailnet")]), isolated=True)
     assert _values(lines, "PrivateNetwork") == ["yes"]
     assert _values(lines, "RestrictAddressFamilies") == ["AF_UNIX"]

@@ -6,19 +6,9 @@ from facts.egress import Attempt, Attempts, EgressAttempts
 from holdfast.services import Peer
 from holdfast.settings import Docker, HostSettings
 from holdfast.sovereignty import Row, rows
+from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 
-SAID = """\
-#= counters
-{"nftables": [{"metainfo": {"version": "1.1.3"}}, {"counter": {"family": "inet", "name": \
-"denied-album", "table": "holdfast_egress", "handle": 2, "packets": 7, "bytes": 420}}]}
-#= calls
-2026-11-21T23:10:01+00:00 rack kernel: holdfast egress album: IN= OUT=eth0 SRC=10.0.2.15 \
-DST=192.0.2.1 LEN=60 TOS=0x00 TTL=64 ID=1 DF PROTO=TCP SPT=40000 DPT=443 WINDOW=64240 UID=998
-2026-11-21T23:10:02+00:00 rack kernel: holdfast egress album: IN= OUT=eth0 SRC=fd00::1 \
-DST=2001:db8::1 LEN=104 TC=0 HOPLIMIT=64 FLOWLBL=0 PROTO=ICMPv6 TYPE=128 CODE=0 UID=998
-2026-11-21T23:10:03+00:00 rack kernel: another line DST=192.0.2.9 PROTO=TCP
-"""
 SEEN = Attempts(
     enforced=True,
     refused={"album": 7},
@@ -41,8 +31,8 @@ def _told(settings: HostSettings, seen: Attempts) -> dict[str, Row]:
 
 
 def test_the_fact_reads_counters_and_the_journal() -> None:
-    assert EgressAttempts().process(SAID.splitlines()) == SEEN
-    assert EgressAttempts().process(["#= counters", "#= calls"]) == Attempts()
+    assert read(EgressAttempts) == SEEN
+    assert read(EgressAttempts, ["#= counters", "#= calls"]) == Attempts()
 
 
 def test_a_service_that_tried_is_told_with_its_last_call() -> None:
@@ -60,9 +50,9 @@ def test_peers_are_named() -> None:
     assert row.may_call == "this machine, and 192.168.1.31 port 5432, 10.0.0.0/8"
 
 
-def test_what_has_no_network_calls_nobody() -> None:
+def test_what_has_no_network_calls_nothing() -> None:
     row = _told(_settings(), SEEN)["floor"]
-    assert (row.may_call, row.tried) == ("nobody: it has no network", "nothing")
+    assert (row.may_call, row.tried) == ("nothing: it has no network", "nothing")
 
 
 def test_what_nothing_holds_is_said() -> None:
@@ -98,7 +88,7 @@ def test_containers_are_told_of_by_their_network() -> None:
     assert told["containers on free"].may_call == "everybody: nothing holds it"
 
 
-def test_without_the_rules_nobody_is_said_to_be_held() -> None:
+def test_without_the_rules_no_service_is_said_to_be_held() -> None:
     row = _told(_settings(), Attempts())["album"]
     assert (row.may_call, row.tried) == ("everybody: nothing holds it", "not watched")
 

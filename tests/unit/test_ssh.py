@@ -23,8 +23,8 @@ from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import sshd
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read, recorded
 
-RECORDED = Path(__file__).parent / "recorded"
 KEYS = "/etc/holdfast/ssh/operator"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f operator"
 
@@ -41,7 +41,8 @@ def _settings(**own: Any) -> HostSettings:
 
 
 def _recorded() -> SshState:
-    return Sshd().process((RECORDED / "sshd.txt").read_text().splitlines())
+    state: SshState = read(Sshd)
+    return state
 
 
 def _converged(settings: HostSettings) -> LocalHost:
@@ -98,15 +99,15 @@ def test_the_recorded_host_is_read_in_full() -> None:
 
 
 def test_a_file_newer_than_the_last_reload_is_noticed() -> None:
-    lines = (RECORDED / "sshd.txt").read_text().splitlines()
+    lines = recorded(Sshd)
     at = lines.index("#= files")
     newer = [*lines[: at + 1], "1999999999.000000", *lines[at + 1 :]]
-    assert Sshd().process(newer).is_outdated
+    assert read(Sshd, newer).is_outdated
 
 
 def test_a_broken_configuration_has_no_effective_settings() -> None:
-    lines = (RECORDED / "sshd.txt").read_text().splitlines()
-    state = Sshd().process([lines[0], *lines[lines.index("#= read") :]])
+    lines = recorded(Sshd)
+    state = read(Sshd, [lines[0], *lines[lines.index("#= read") :]])
     assert state.effective == frozenset()
 
 
@@ -195,7 +196,7 @@ def test_a_user_who_is_declared_no_more_keeps_the_file(
     assert "empty that file" in told[0]
 
 
-def test_a_user_whom_nobody_named_is_left_alone() -> None:
+def test_a_user_who_is_not_named_is_left_alone() -> None:
     settings = HostSettings.model_validate(
         {"hostname": "rack", "distribution": "debian13", "interfaces": {"eth1": {"role": "lan"}}}
     )

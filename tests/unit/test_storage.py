@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from holdfast.storage import (
 )
 from operations.storage import kept
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 
 # `systemd-escape --path --suffix=mount PATH`, systemd 252.
 ESCAPED = {
@@ -83,18 +85,9 @@ def test_unit_files_say_timeouts_as_systemd_reads_them_in_units() -> None:
 
 
 def test_recorded_state() -> None:
-    lines = [
-        "model|tiny.gguf|867072|1795233462.123456789|644|root:root",
-        "model|moved.gguf|10|1795233462.5|600|operator:operator",
-        f"proof|tiny.gguf|{SHA256} 867072 1795233462.123456789",
-        f"proof|moved.gguf|{SHA256} 10 1795233461.0",
-        "guarded|/mnt/nas",
-        "unit|mnt-nas.automount",
-        r"unit|mnt-old\x2dnas.automount",
-    ]
-    state = StorageStates().process(lines)
+    state = read(StorageStates)
     assert state.models == {
-        "tiny.gguf": ModelState(867072, "644", "root:root", SHA256),
+        "tiny.gguf": ModelState(867072, "644", "root:root", "a" * 64),
         "moved.gguf": ModelState(10, "600", "operator:operator", None),
     }
     assert state.guarded == {"/mnt/nas"}
@@ -144,6 +137,19 @@ def test_a_copy_is_proved_once(here: LocalHost, models: Path, tmp_path: Path) ->
     assert sorted(path.name for path in models.iterdir()) == [PROOFS, "tiny.gguf"]
     again, _ = here.apply(kept, storage=storage)
     assert _owner_is_ours(again)
+
+
+def test_a_locale_with_a_decimal_comma_leaves_the_proof_good(
+    here: LocalHost, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert here.programs is not None
+    program, real = here.programs / "stat", shutil.which("stat")
+    program.write_text(f'#!/bin/sh\n[ "$LC_ALL" = C ] && exec {real} "$@"; {real} "$@" | tr . ,\n')
+    program.chmod(0o755)
+    storage = _storage(models, _on_nas(tmp_path))
+    assert here.apply(kept, storage=storage)[1] == ""
+    assert _owner_is_ours(here.apply(kept, storage=storage)[0])
 
 
 def test_a_stopped_copy_goes_on_where_it_was(here: LocalHost, models: Path, tmp_path: Path) -> None:
@@ -239,8 +245,9 @@ def test_a_download_that_is_not_there_says_so(here: LocalHost, models: Path, url
 
 
 def test_an_undeclared_mount_is_withdrawn() -> None:
-    state = StorageStates().process(
-        ["guarded|/mnt/nas", "unit|mnt-nas.automount", r"unit|mnt-old\x2dnas.automount"]
+    state = read(
+        StorageStates,
+        ["guarded|/mnt/nas", "unit|mnt-nas.automount", r"unit|mnt-old\x2dnas.automount"],
     )
     here = LocalHost(facts={StorageStates: state})
     (command,) = here.planned(kept, storage=Storage(mounts=[NAS]))
@@ -454,7 +461,7 @@ POOLED = {
 
 @pytest.fixture
 def pooled(tmp_path: Path) -> Path:
-    """A folder with sub-folders, whose list its publisher wrote as it is told to."""
+    """A folder with sub-folders, whose list its publisher wrote with the documented command."""
     folder = tmp_path / "pooled"
     for name, content in {**POOLED, ".hidden": b"", "1_Pooling/.hidden": b""}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -682,13 +689,14 @@ def test_the_regular_check_finds_a_damaged_checkpoint(
 
 def test_recorded_checkpoints() -> None:
     listing = "5" * 64
-    state = StorageStates().process(
+    state = read(
+        StorageStates,
         [
             f"checkpoint|tiny-0123456789ab|d 755 root:root,f 644 root:root|{listing}",
             f"checkpoint|moved-0123456789ab|d 700 root:root,f 600 operator:users|{listing}",
             f"proof|tiny-0123456789ab|{SHA256} {listing}",
             f"proof|moved-0123456789ab|{SHA256} {'6' * 64}",
-        ]
+        ],
     )
     assert state.checkpoints == {
         "tiny-0123456789ab": CheckpointState("d 755 root:root,f 644 root:root", SHA256),

@@ -18,6 +18,7 @@ from holdfast.settings import Distribution, HostSettings, Tailnet
 from holdfast.tailnet import Node, Steps, complaint, join_flags, plan, vendor_repository
 from operations.tailscale import joined
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -25,48 +26,49 @@ HEADSCALE = Tailnet(control_server="https://localhost:28443", tags=["tag:rack"],
 VENDOR = Tailnet(tags=["tag:rack", "tag:gpu"])
 
 
-def _recorded(name: str) -> Node:
-    return TailnetNode().process((RECORDED / f"tailnet-{name}.txt").read_text().splitlines())
+MEMBER: Node = read(TailnetNode)
 
 
 def test_a_member_as_tailscale_1_102_prints_it() -> None:
-    assert _recorded("joined") == Node(
-        backend="Running",
-        has_key=True,
-        control_server="https://localhost:28443",
-        hostname="rack",
-        name="rack",
-        tags=("tag:rack",),
-        accept_dns=False,
-        online=True,
-        v4=IPv4Address("100.64.0.1"),
-        v6=IPv6Address("fd7a:115c:a1e0::1"),
+    assert (
+        Node(
+            backend="Running",
+            has_key=True,
+            control_server="https://localhost:28443",
+            hostname="rack",
+            name="rack",
+            tags=("tag:rack",),
+            accept_dns=False,
+            online=True,
+            v4=IPv4Address("100.64.0.1"),
+            v6=IPv6Address("fd7a:115c:a1e0::1"),
+        )
+        == MEMBER
     )
 
 
 def test_a_refused_host_is_no_member_and_says_why() -> None:
-    node = _recorded("refused")
+    node = read(TailnetNode, (RECORDED / "tailnet-refused.txt").read_text().splitlines())
     assert not node.joined
     assert "not a member" in (complaint(HEADSCALE, "rack", node, changed=True) or "")
 
 
 def test_no_daemon_is_an_empty_node() -> None:
-    assert TailnetNode().process(["-- preferences --"]) == Node()
+    assert read(TailnetNode, ["-- preferences --"]) == Node()
     assert TailnetNode.default() == Node()
 
 
 def test_what_is_not_json_is_no_answer() -> None:
     with pytest.raises(FactProcessError):
-        TailnetNode().process(["{}", "-- preferences --", "access denied"])
+        read(TailnetNode, ["{}", "-- preferences --", "access denied"])
 
 
 def test_addresses_of_both_families_or_none() -> None:
-    both = TailnetAddresses().process(["100.64.0.1", "fd7a:115c:a1e0::1"])
+    both = read(TailnetAddresses, ["100.64.0.1", "fd7a:115c:a1e0::1"])
     assert (str(both.v4), str(both.v6)) == ("100.64.0.1", "fd7a:115c:a1e0::1")
     assert TailnetAddresses.default().v4 is None
 
 
-MEMBER = _recorded("joined")
 AT_VENDOR = replace(
     MEMBER,
     control_server="https://controlplane.tailscale.com",

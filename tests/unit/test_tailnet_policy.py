@@ -69,7 +69,7 @@ def test_every_declared_port_is_granted_to_its_callers_and_nothing_else_is() -> 
         ("bob@", "tag:rack", "udp:8091"),
     }
     assert policy["groups"] == PEOPLE
-    # Nobody owns a tag: whoever may hand one out is its owner.
+    # A tag has no owner: an owner could hand it out.
     assert policy["tagOwners"] == {"tag:office": [], "tag:phone": [], "tag:rack": []}
 
 

@@ -1,6 +1,6 @@
 """What a tailnet peer reaches through our chains in a kernel. Needs root, nft, ip.
 
-It is not skipped where it cannot run: a wall that nobody has run into is no wall. Everything is
+It is not skipped where it cannot run: a wall that was never run into is no wall. Everything is
 tried twice, with the rules and without them.
 """
 

@@ -20,9 +20,10 @@ from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import apt_repository, ufw
 from tests.unit.local_host import LocalHost
-from tests.unit.test_firewall import BARE, RECORDED, _settings
+from tests.unit.recorded_facts import read
+from tests.unit.test_firewall import BARE, _settings
 
-RACK = Firewall().process(RECORDED)
+RACK = read(Firewall)
 
 
 def _with_lan_ssh(family: Family, state: FamilyState) -> FamilyState:
@@ -126,7 +127,7 @@ def test_a_change_that_locks_out_is_never_disarmed() -> None:
 
 
 def test_a_change_that_did_not_take_is_never_disarmed() -> None:
-    # The stub's firewall stays what it was, whatever is run.
+    # The stub's firewall stays what it was under every command.
     host = _host(BARE)
     assert _run(ufw.enforce, host)[-1] == "FAILED"
     assert "The firewall did not become what was asked" in host.said[0]

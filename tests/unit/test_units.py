@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ import pytest
 from facts.units import UnitState, UnitStates, seconds_of
 from operations.units import Unit, settle
 from tests.unit.local_host import LocalHost
+from tests.unit.recorded_facts import read
 
-RECORDED = Path(__file__).parent / "recorded"
 RUNNING = UnitState(
     load="loaded",
     active="active",
@@ -32,7 +31,7 @@ def _plan(unit: Unit, **state: Any) -> list[str]:
 
 
 def test_recorded_units() -> None:
-    states = UnitStates().process((RECORDED / "unit_states.txt").read_text().splitlines())
+    states = read(UnitStates)
     ssh = states["ssh.service"]
     assert (ssh.load, ssh.active, ssh.file_state) == ("loaded", "active", "enabled")
     assert ssh.started == pytest.approx(1795246974.995118)

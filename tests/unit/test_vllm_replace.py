@@ -183,7 +183,7 @@ def test_a_replacement_serves_the_new_model_and_keeps_the_old_ones_word(host: Ho
     assert (status, host.serves(), host.step) == (0, "new", "done"), said
     assert "s without an answer" in said
     assert "models/old" in (host.folder / "chat.yaml.previous").read_text()
-    # Nobody was let in while it was not answering, and everybody is now.
+    # No caller was let in while it was not answering, and each one is now.
     assert host.told_the_door() == ["maint", "ready"]
 
 
@@ -247,7 +247,7 @@ def test_what_is_seen_before_costs_no_request(host: Host, fault: str) -> None:
     assert (status, host.serves()) == (1, "old"), said
     assert says in said
     assert (host.folder / "pid").read_text() == pid, "it was restarted"
-    assert host.told_the_door()[-1:] != ["maint"], "nobody is let in any more"
+    assert host.told_the_door()[-1:] != ["maint"], "no caller is let in any more"
 
 
 def test_ready_means_that_chats_are_answered_too(host: Host) -> None:
@@ -390,7 +390,7 @@ def test_a_power_cut_after_the_proof_ends_with_the_new_model(host: Host) -> None
     assert host.serves() == "new"
 
 
-def test_an_engine_that_nobody_declared_is_named(host: Host) -> None:
+def test_an_undeclared_engine_is_named(host: Host) -> None:
     status, said = host.run("chatt")
     assert (status, "there are: chat" in said) == (1, True)
 
@@ -428,7 +428,7 @@ def test_a_replacement_outlives_its_caller(host: Host, step: str) -> None:
     host.memory_says("sleep 0.2")
     program = host.start("chat")
     _wait(lambda: host.step == step)
-    # As when a connection drops: the caller is gone, and with it whoever reads.
+    # As when a connection drops: the caller is gone, and the reader of the output with it.
     program.kill()
     program.wait()
     assert program.stderr is not None
@@ -470,7 +470,7 @@ def _with_faults(host: Host) -> None:
 
 
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "ENOSPC"])
-def test_whatever_ends_it_at_whatever_step_a_model_serves(host: Host, fault: str) -> None:
+def test_a_model_serves_after_each_end_at_each_step(host: Host, fault: str) -> None:
     _with_faults(host)
     serving, seen = "old", {"old": 0, "new": 0}
     for at in range(1, 100):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from holdfast.engines.throughput import Row, append, regression, row_of, rows_in
+from tests.unit.recorded_facts import framed_lines
 
 RESULT = (Path(__file__).parent / "recorded" / "bench_serve.json").read_text().strip()
 """What vLLM 0.32's client saved of four requests to `make drill-serving`'s engine."""
@@ -66,3 +69,32 @@ def test_runs_of_another_kind_are_not_compared() -> None:
         other = row_of([RESULT], TOLD | {field: "other"}, 0)
         assert regression(_row(1.0), [other]) is None
     assert regression(_row(1.0), [_row()]) is not None
+
+
+BENCH = """
+import json, sys
+from pyinfra.api import Inventory
+from holdfast import inventory_file
+from holdfast.engines import bench
+fake = {"fake_responses": {"serve": sys.argv[1:]}, "fake_delay": 0.0, "fake_delay_jitter": 0.0}
+inventory_file.read = lambda _: Inventory(([("@fake/rack", fake)], {}))
+print(json.dumps(bench._run("inventory.py", "@fake/rack", "chat", "vllm bench serve")))
+"""
+"""A bench on a host that prints the arguments. In a process of its own: pyinfra's command line
+patches sockets and threads when it is imported."""
+
+
+def _bench(*output: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BENCH, *output],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_what_a_login_prints_is_no_result() -> None:
+    lines = [RESULT, "250.0, 61"]
+    assert json.loads(_bench("hello, rack", *framed_lines(lines), "bye, rack").stdout) == lines
+    assert "did not arrive whole" in _bench(RESULT).stderr

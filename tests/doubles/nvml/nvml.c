@@ -728,7 +728,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMaxClockInfo(nvmlDevice_t device, unsigned type
     return type > 3 ? INVALID_ARGUMENT : number(device, path, 1, mhz);
 }
 
-/* The driver tells nobody what the clocks are locked to: they just stay in that range. */
+/* The driver does not report what the clocks are locked to: they just stay in that range. */
 EXPORT nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, unsigned type, unsigned *mhz) {
     if (type > 3) return INVALID_ARGUMENT;
     if (type == 2) return number(device, "/clocks/memory_mhz", 1, mhz);

@@ -14,7 +14,7 @@ def _neutral(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     member.mtime = EPOCH_SECONDS
-    # Whatever umask the controller has, a service user on the machine must be able to read it.
+    # With any umask of the controller, a service user on the machine must be able to read it.
     member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
     return member
 

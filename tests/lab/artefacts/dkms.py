@@ -43,7 +43,7 @@ def build(image: Image, module: str, tree: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="holdfast-module-") as name:
         work = Path(name)
         work.chmod(0o711)
-        # Where the chroot's own root may look, whoever that is here.
+        # Where the chroot's own root may look, which may be another user here.
         shutil.copytree(tree, work / "root")
         (work / "out").mkdir()
         (work / "out").chmod(0o777)

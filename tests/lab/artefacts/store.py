@@ -1,4 +1,4 @@
-"""A content-addressed store: the same recipe is built once, whoever asks and however often.
+"""A content-addressed store: the same recipe is built once for all that ask for it.
 
 An entry's name ends in a digest of everything that decides its bytes. Change a version, a lock file
 or a flag and a new entry appears beside the old; delete the whole directory and the next run

@@ -49,7 +49,7 @@ class Authority:
     def create(self) -> None:
         """Make CA and server certificate unless valid ones are there.
 
-        The CA's key is never written: what it could still sign, nobody needs.
+        The CA's key is never written: what it could still sign is not needed.
         """
         if self._valid():
             return

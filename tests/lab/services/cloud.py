@@ -2,7 +2,7 @@
 
 A network namespace of the controller at the other end of a machine's card wan0. It holds a
 resolver that knows two clouds by name, and both, which answer as OpenAI's API does; any other
-address leads here as well, and to nobody. What arrives is counted before anything looks at it. Only
+address leads here, and no further. What arrives is counted before anything looks at it. Only
 ARP, neighbour discovery and multicast of the link are not: no program's words are in them.
 """
 
@@ -21,7 +21,7 @@ from tests.lab.process import LabError, output_of
 from tests.lab.services.ca import CLOUDS, Authority
 from tests.lab.services.daemon import Daemon, private_directory
 
-# Documentation's own networks (RFC 5737, RFC 3849): public to every rule, and nobody's.
+# Documentation's own networks (RFC 5737, RFC 3849): public to every rule, and in use by no one.
 MACHINE, GATEWAY = ("198.51.100.2", "2001:db8:1::2"), ("198.51.100.1", "2001:db8:1::1")
 RESOLVERS = ("203.0.113.53", "2001:db8:2::53")
 ADDRESSES = {
@@ -122,7 +122,7 @@ UNCOUNTED = {
 """Services that call out for reasons of their own, and what tells nft their packets.
 
 tailscaled asks Tailscale's own servers for the name of a control server that is somebody else's,
-whatever the hosts file says (1.102); time synchronisation asks for the names of its servers.
+also where the hosts file names it (1.102); time synchronisation asks for the names of its servers.
 """
 
 
@@ -140,7 +140,7 @@ def marking(folder: Path) -> None:
 
 
 class _Resolver(Daemon):
-    """dnsmasq: it knows the clouds, and nobody else."""
+    """dnsmasq: it knows the clouds, and no other name."""
 
     def __init__(self, services: Path, namespace: str) -> None:
         super().__init__(services, "resolver")
@@ -201,7 +201,7 @@ class Cloud:
         self._services = services
 
     def start(self) -> None:
-        """Make the namespace anew and have both clouds answer in it."""
+        """Make the namespace again and have both clouds answer in it."""
         if shutil.which("dnsmasq") is None:
             raise LabError("dnsmasq is not installed here: run tests/lab/setup")
         self.stop()

@@ -1,4 +1,4 @@
-"""A cloud as its callers see it: OpenAI's API over TLS, which notes whatever it is asked.
+"""A cloud as its callers see it: OpenAI's API over TLS, which notes every request.
 
 `python -m tests.lab.services.cloud_api DIRECTORY CERTIFICATE KEY` answers on port 443 of every
 address. In the directory, `asked` gets a line a request, and a file called as a cloud is holds the
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
     directory: Path
 
     def do_GET(self) -> None:
-        """Tell the models, whatever was asked."""
+        """List the models in answer to every GET."""
         self._note({})
         self._send(200, {"object": "list", "data": [{"id": "big", "object": "model"}]})
 
@@ -135,7 +135,7 @@ if __name__ == "__main__":
     server = Server(("::", 443), Handler)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    # Each connection shakes hands in its own thread: a caller who never speaks holds up nobody.
+    # Each connection shakes hands in its own thread: a caller who never speaks holds up no other.
     server.socket = context.wrap_socket(
         server.socket, server_side=True, do_handshake_on_connect=False
     )

@@ -32,7 +32,7 @@ class ServiceFailed(RuntimeError):
 
 
 def private_directory(path: Path) -> Path:
-    """Make `path` (and its parents) and let nobody but its owner in."""
+    """Make `path` (and its parents) and let only its owner in."""
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     return path
@@ -103,7 +103,7 @@ def _ended(pid: int) -> bool:
 class Daemon(ABC):
     """A background process whose state, log and pid file lie in `directory / name`.
 
-    Its command line must name that directory: that is how it is told from a stranger that was
+    Its command line must name that directory: that distinguishes it from a stranger that was
     given the same pid.
     """
 
@@ -182,6 +182,6 @@ class Daemon(ABC):
 
 
 def stop_all(services: Path) -> None:
-    """Stop every daemon below `services`, whoever started it."""
+    """Stop every daemon below `services`, no matter which process started it."""
     for pid_file in services.glob("*/pid"):
         end(pid_file)
