@@ -31,6 +31,19 @@ _SEALED = DockerNetwork(name="sealed-net", tier="T1", subnets=["fd99:8::/64"])
 """As `inventories/drill.py` declares it."""
 
 
+def _recreated(creation: str) -> str:
+    """Shell text that makes the sealed network again by ``creation``, with the containers on it."""
+    name = _SEALED.name
+
+    def each(verb: str) -> str:
+        return f"for id in $on; do docker network {verb} {name} $id || exit 1; done"
+
+    return (
+        f"on=$(docker ps --quiet --filter network={name}); {each('disconnect')};"
+        f" docker network rm {name} && {creation} && {{ {each('connect')}; }}"
+    )
+
+
 def _both(rule: str, six: str | None = None) -> str:
     return f"iptables {rule} && ip6tables {six or rule}"
 
@@ -367,8 +380,8 @@ DOCKER = (
     Sabotage(
         "a network has a bridge that no rule knows",
         ("docker::its_networks_are_the_declared_ones",),
-        f"docker network rm {_SEALED.name} && docker network create {_SEALED.name}",
-        f"docker network rm {_SEALED.name} && {networks.creation(_SEALED)}",
+        _recreated(f"docker network create {_SEALED.name}"),
+        _recreated(networks.creation(_SEALED)),
     ),
     Sabotage(
         "a service's container is on another network than is declared",
