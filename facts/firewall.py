@@ -17,7 +17,9 @@ BLOCK_END = "# END holdfast DOCKER-USER"
 GUARD = "HOLDFAST-FORWARD"
 """Our chain in the mangle table."""
 ROLLBACK_STATE = "/var/lib/holdfast/firewall"
-"""Where the last proved firewall is kept while a change waits for its proof."""
+"""Where the last proved firewall is kept while a change waits for its proof, and what it was."""
+PROGRAM = "/usr/local/sbin/holdfast-firewall"
+"""Undoes what no login proves, and keeps in force what was proved."""
 
 
 _LINKS = (
@@ -49,7 +51,7 @@ class FirewallState:
 
     ``options`` are the assignments in ufw's two configuration files, unquoted; empty without ufw.
     ``external`` names the interfaces that lead off this machine; ``armed`` tells that a change
-    was applied and never proved.
+    was applied and never proved, ``proved`` that the rules in force are those that a login proved.
     """
 
     options: dict[str, str]
@@ -58,6 +60,7 @@ class FirewallState:
     ipv6_in_kernel: bool
     external: frozenset[str]
     armed: bool
+    proved: bool
 
 
 def _questions(suffix: str) -> dict[str, str]:
@@ -103,13 +106,14 @@ class Firewall(Framed[FirewallState]):
                 "routes": "ip -o route show default; ip -6 -o route show default",
                 "ipv6": "[ -e /proc/net/if_inet6 ] && echo yes",
                 "armed": f"[ -e {ROLLBACK_STATE}/armed ] && echo yes",
+                "proved": f"{PROGRAM} proved && echo yes",
             }
         )
 
     @staticmethod
     def default() -> FirewallState:
         """No firewall at all."""
-        return FirewallState({}, FamilyState(), FamilyState(), True, frozenset(), False)
+        return FirewallState({}, FamilyState(), FamilyState(), True, frozenset(), False, False)
 
     def process(self, output: list[str]) -> FirewallState:
         """Parse the probe's output."""
@@ -131,4 +135,5 @@ class Firewall(Framed[FirewallState]):
             ipv6_in_kernel=bool(found["ipv6"]),
             external=external_interfaces(found["links"], found["routes"]),
             armed=bool(found["armed"]),
+            proved=bool(found["proved"]),
         )

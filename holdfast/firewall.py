@@ -6,6 +6,7 @@ guard the containers (FORWARD), which Docker would otherwise open past ufw.
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import re
 import shlex
@@ -16,11 +17,12 @@ from facts.firewall import (
     BLOCK_BEGIN,
     BLOCK_END,
     GUARD,
+    PROGRAM,
     ROLLBACK_STATE,
     FamilyState,
     FirewallState,
 )
-from holdfast import alerts
+from holdfast import alerts, firewall_program, rules_watch
 from holdfast.render import render
 from holdfast.sandbox import LOADS_RULES, Directive, sandbox
 from holdfast.services import Listen, Service
@@ -31,10 +33,12 @@ FAMILIES: tuple[Family, Family] = (4, 6)
 ANYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
 
 DOCKER_USER = "DOCKER-USER"
-DOCKER_USER_SCRIPT = "/usr/local/lib/holdfast/docker-user"
-ROLLBACK_SCRIPT = "/usr/local/lib/holdfast/firewall-rollback"
-ROLLBACK_UNIT = "holdfast-firewall-rollback.service"
+DOCKER_USER_SCRIPT = firewall_program.DOCKER_USER
+LOAD = f"{PROGRAM} load"
+"""What ``ufw reload`` does, without its open moment."""
+ROLLBACK_UNIT = f"{firewall_program.ROLLBACK}.service"
 """Restores the last proved firewall: at the deadline of a change, or at a boot before it."""
+TIMER = "holdfast-firewall-watch.timer"
 
 MARK = "holdfast:"
 """How the comment of every rule begins that is ours."""
@@ -285,12 +289,16 @@ def deletion(rule: str) -> str:
     return shlex.join(words)
 
 
-def rollback_unit() -> str:
-    """The text of the unit that restores the last proved firewall.
+def program() -> str:
+    """The text of the program that hosts run."""
+    return inspect.getsource(firewall_program)
 
-    What it may not do would lock somebody out: `tests/lab/test_rooted_live.py` has it restore one.
+
+def unit_files() -> dict[str, str]:
+    """Path to text of the unit that restores the last proved firewall, and of its watch.
+
+    What they may not do would lock somebody out: `tests/lab/test_rooted_live.py` has them do it.
     """
-    service = Service(name="firewall-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
     kept = {"RestrictAddressFamilies", "CapabilityBoundingSet"}
     relaxed = [
         *(directive for directive in LOADS_RULES if directive.name not in kept),
@@ -312,13 +320,23 @@ def rollback_unit() -> str:
             )
         ),
     ]
-    return render(
+    service = Service(name="firewall-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
+    rollback = render(
         f"firewall/{ROLLBACK_UNIT}.j2",
         state=ROLLBACK_STATE,
-        script=ROLLBACK_SCRIPT,
+        program=PROGRAM,
         on_failure=alerts.ON_FAILURE,
         sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )
+    watch = rules_watch.unit_files(
+        "firewall",
+        said="keep the proved firewall in force",
+        # Which has its guard in front of its rules once it has started.
+        after="ufw.service docker.service",
+        program=PROGRAM,
+        relaxed=relaxed,
+    )
+    return {f"/etc/systemd/system/{ROLLBACK_UNIT}": rollback, **watch}
 
 
 @dataclass(frozen=True)
@@ -434,7 +452,7 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
     if not enabled:
         commands.append("ufw --force enable")
     elif options or not in_force:
-        commands.append("ufw reload")
+        commands.append(LOAD)
 
     if settings.docker is not None:
         guarded = all(

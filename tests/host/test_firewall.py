@@ -9,8 +9,8 @@ import pytest
 from testinfra.host import Host
 
 from facts import sections
-from facts.firewall import BLOCK_BEGIN, GUARD, ROLLBACK_STATE
-from holdfast.firewall import DOCKER_USER, FAMILIES, Family, Hole, container_rules, holes
+from facts.firewall import BLOCK_BEGIN, GUARD, PROGRAM, ROLLBACK_STATE
+from holdfast.firewall import DOCKER_USER, FAMILIES, TIMER, Family, Hole, container_rules, holes
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 
@@ -33,6 +33,8 @@ def found(host: Host) -> Answers:
         "blocks": f"grep -l '^{BLOCK_BEGIN}' /etc/ufw/after.rules /etc/ufw/after6.rules",
         "unproved": f"ls {ROLLBACK_STATE}/armed;"
         " systemctl is-active holdfast-firewall-rollback.timer",
+        "proved": f"{PROGRAM} proved && echo yes",
+        "watch": f"systemctl is-enabled {TIMER}; systemctl is-active {TIMER}",
         "filter4": "iptables -S",
         "filter6": "ip6tables -S",
         "mangle4": "iptables -t mangle -S",
@@ -158,3 +160,11 @@ def test_nothing_else_loads_or_flushes_rules(found: Answers) -> None:
 
 def test_no_change_waits_for_its_proof(found: Answers) -> None:
     assert found["unproved"] == ["inactive"]
+
+
+def test_what_is_in_force_is_what_a_login_proved(found: Answers) -> None:
+    assert found["proved"] == ["yes"]
+
+
+def test_it_is_watched_now_and_at_boot(found: Answers) -> None:
+    assert found["watch"] == ["enabled", "active"]

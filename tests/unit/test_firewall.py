@@ -12,6 +12,7 @@ import pytest
 from facts.firewall import Firewall, FirewallState, external_interfaces
 from holdfast.firewall import (
     DOCKER_USER_SCRIPT,
+    LOAD,
     Family,
     Hole,
     container_rules,
@@ -40,7 +41,7 @@ BARE = read(
             "live6",
         )
     ]
-    + ["#= links", "eth1 device", "lo", "#= routes", "#= ipv6", "yes", "#= armed"],
+    + ["#= links", "eth1 device", "lo", "#= routes", "#= ipv6", "yes", "#= armed", "#= proved"],
 )
 
 
@@ -120,11 +121,11 @@ def _without(state: FirewallState, *lines: str) -> FirewallState:
 @pytest.mark.parametrize(
     ("gone", "mend"),
     [
-        ("-P INPUT DROP", "ufw reload"),
-        ("-P FORWARD DROP", "ufw reload"),
-        ("-A INPUT -j ufw-before-input", "ufw reload"),
-        ("-A INPUT -j ufw6-before-input", "ufw reload"),
-        ("-A ufw-user-input -p udp -m udp --dport 41641 -j ACCEPT", "ufw reload"),
+        ("-P INPUT DROP", LOAD),
+        ("-P FORWARD DROP", LOAD),
+        ("-A INPUT -j ufw-before-input", LOAD),
+        ("-A INPUT -j ufw6-before-input", LOAD),
+        ("-A ufw-user-input -p udp -m udp --dport 41641 -j ACCEPT", LOAD),
         ("-A FORWARD -j DOCKER-USER", DOCKER_USER_SCRIPT),
         ("-A FORWARD -j HOLDFAST-FORWARD", DOCKER_USER_SCRIPT),
         ("-A DOCKER-USER -i eth1 -j DROP", DOCKER_USER_SCRIPT),
@@ -154,7 +155,7 @@ def test_a_disabled_ufw_is_enabled_and_nothing_else(rack: FirewallState) -> None
 def test_an_edited_default_is_set_back(rack: FirewallState, option: str, value: str) -> None:
     commands = _plan(dataclasses.replace(rack, options={**rack.options, option: value}))
     assert option in commands[0]
-    assert commands[1:] == ["ufw reload"]
+    assert commands[1:] == [LOAD]
 
 
 def test_docker_that_asks_its_own_rules_first_is_mended(rack: FirewallState) -> None:
