@@ -34,12 +34,14 @@ _LINKS = (
 class FamilyState:
     """One address family.
 
-    ``rules`` are the tuples of ufw's rules file without their marker, ``block`` the lines of our
+    ``rules`` are the tuples of ufw's rules file without their marker, ``lets`` the lines of its
+    before.rules and after.rules that let something in or through, ``block`` the lines of our
     marker block in its after.rules, ``live`` the filter table as ``iptables -S`` prints it and
     ``user_input_lines`` the number of rules that ufw's file has for its user input chain.
     """
 
     rules: tuple[str, ...] = ()
+    lets: tuple[str, ...] = ()
     block: tuple[str, ...] = ()
     live: tuple[str, ...] = ()
     user_input_lines: int = 0
@@ -68,6 +70,10 @@ def _questions(suffix: str) -> dict[str, str]:
     user_rules = f"/etc/ufw/user{suffix}.rules"
     return {
         f"rules{suffix}": f"sed -n 's/^### tuple ### //p' {user_rules}",
+        f"lets{suffix}": (
+            f"grep -hE '^-A ufw{suffix}-(before|after)-(input|forward) .*-j ACCEPT'"
+            f" /etc/ufw/before{suffix}.rules /etc/ufw/after{suffix}.rules"
+        ),
         f"lines{suffix}": f"grep -c '^-A ufw{suffix}-user-input' {user_rules}",
         f"block{suffix}": f"sed -n {shlex.quote(block)} /etc/ufw/after{suffix}.rules",
         f"live{suffix}": (f"ip{suffix}tables -S; ip{suffix}tables -t mangle -S | grep -e {GUARD}"),
@@ -122,6 +128,7 @@ class Firewall(Framed[FirewallState]):
         def family(suffix: str) -> FamilyState:
             return FamilyState(
                 rules=tuple(found[f"rules{suffix}"]),
+                lets=tuple(found[f"lets{suffix}"]),
                 block=tuple(found[f"block{suffix}"]),
                 live=tuple(line.rstrip() for line in found[f"live{suffix}"]),
                 user_input_lines=int((found[f"lines{suffix}"] or ["0"])[0]),

@@ -10,6 +10,7 @@ import inspect
 import ipaddress
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -185,6 +186,8 @@ def container_rules(
         # An interface that did not exist when this was written.
         f"{rule} -o docker0 -j DROP",
         f"{rule} -o br-+ -j DROP",
+        # And a bridge whose name says nothing: what is published and not declared stays shut.
+        f"{rule} -m conntrack --ctstate DNAT -j DROP",
         f"{rule} -j RETURN",
     ]
 
@@ -379,7 +382,32 @@ def _guarded(
     )
 
 
+def _undeclared(lets: Iterable[str]) -> list[str]:
+    """What of ``lets``, as ufw's files or ``iptables -S`` have it, no network needs to work.
+
+    ufw itself lets mDNS and SSDP in. A service that is to be found so says that it listens there.
+    """
+    needed = (
+        r" -i lo | --ctstate RELATED,ESTABLISHED | -p (icmp|icmpv6|ipv6-icmp) "
+        r"| --sport 67 --dport 68 | --sport 547 (-d \S+ )?--dport 546 "
+    )
+    return [line for line in lets if not re.search(needed, line)]
+
+
+def _without(path: str, lines: list[str]) -> str:
+    new = f"{path}.holdfast-new"
+    these = shlex.join(word for line in lines for word in ("-e", line))
+    # Which says 1 where nothing is left.
+    return (
+        f"umask 077; {{ grep -vxF {these} {path} || test $? = 1; }} > {new}"
+        f" && chmod 640 {new} && mv -fT {new} {path}"
+    )
+
+
 def _ufw_in_force(family: FamilyState, infix: str) -> bool:
+    own = rf"-A ufw{infix}-(before|after)-(input|forward) .*-j ACCEPT"
+    if _undeclared(line for line in family.live if re.match(own, line)):
+        return False
     policies = {"-P INPUT DROP", "-P FORWARD DROP", "-P OUTPUT ACCEPT"}
     jumps = {f"-A {chain} -j ufw{infix}-before-{chain.lower()}" for chain in ("INPUT", "FORWARD")}
     hook = f"-A ufw{infix}-before-input -j ufw{infix}-user-input"
@@ -422,7 +450,7 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
         commands.append(_set_options(options))
 
     external = external_interfaces(settings, state)
-    blocks_changed = False
+    blocks_changed = files_changed = False
     removals: list[str] = []
     foreign: list[str] = []
     families: dict[Family, FamilyState] = {4: state.v4, 6: state.v6}
@@ -432,6 +460,13 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
         if tuple(lines) != present.block:
             blocks_changed = True
             commands.append(_write_block(f"/etc/ufw/after{suffix}.rules", lines))
+        if undeclared := _undeclared(present.lets):
+            files_changed = True
+            foreign += undeclared
+            commands += [
+                _without(f"/etc/ufw/{when}{suffix}.rules", undeclared)
+                for when in ("before", "after")
+            ]
         wanted = [hole for hole in declared if hole.family == family and not hole.container]
         commands += [hole.command for hole in wanted if hole.rule not in present.rules]
         identities = {hole.identity for hole in wanted}
@@ -451,7 +486,7 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
     commands = commands if enabled else []
     if not enabled:
         commands.append("ufw --force enable")
-    elif options or not in_force:
+    elif options or files_changed or not in_force:
         commands.append(LOAD)
 
     if settings.docker is not None:

@@ -260,6 +260,20 @@ FIREWALL = (
         ),
     ),
     Sabotage(
+        "ufw lets mDNS in",
+        ("firewall::ufw_lets_nothing_in_by_itself",),
+        *_unwatched(
+            _both(
+                "-A ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT",
+                "-A ufw6-before-input -p udp -d ff02::fb --dport 5353 -j ACCEPT",
+            ),
+            _both(
+                "-D ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT",
+                "-D ufw6-before-input -p udp -d ff02::fb --dport 5353 -j ACCEPT",
+            ),
+        ),
+    ),
+    Sabotage(
         "a rule stands before ufw's",
         ("firewall::nothing_is_let_in_ahead_of_ufw",),
         *_unwatched(

@@ -83,6 +83,26 @@ def test_the_kernel_lets_in_exactly_what_is_declared(
     }
 
 
+# What a network needs to work: answers, errors and neighbours, and addresses by DHCP.
+_NEEDED = re.compile(
+    r"-i lo|-m conntrack --ctstate RELATED,ESTABLISHED|-p (icmp|ipv6-icmp) .*"
+    r"|-p udp -m udp --sport 67 --dport 68"
+    r"|-s fe80::/10 -d fe80::/10 -p udp -m udp --sport 547 --dport 546"
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ufw_lets_nothing_in_by_itself(found: Answers, family: Family) -> None:
+    chain = rf"-A ufw{'6' if family == 6 else ''}-(?:before|after)-(?:input|forward) "
+    lets = [
+        rule[1]
+        for line in found[f"filter{family}"]
+        if (rule := re.fullmatch(rf"{chain}(.*) -j ACCEPT", line))
+    ]
+    assert lets
+    assert [rule for rule in lets if not _NEEDED.fullmatch(rule)] == []
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_is_let_in_ahead_of_ufw(found: Answers, family: Family) -> None:
     rules = [line for line in found[f"filter{family}"] if line.startswith("-A INPUT ")]

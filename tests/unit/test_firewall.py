@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from facts.firewall import Firewall, FirewallState, external_interfaces
+from holdfast import firewall
 from holdfast.firewall import (
     DOCKER_USER_SCRIPT,
     LOAD,
@@ -32,10 +35,12 @@ BARE = read(
         for name in (
             "options",
             "rules",
+            "lets",
             "lines",
             "block",
             "live",
             "rules6",
+            "lets6",
             "lines6",
             "block6",
             "live6",
@@ -197,6 +202,59 @@ def test_a_new_interface_is_external_at_once(rack: FirewallState) -> None:
     assert commands[2] == DOCKER_USER_SCRIPT
 
 
+MDNS = "-A ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT"
+SSDP = "-A ufw6-before-input -p udp -d ff02::f --dport 1900 -j ACCEPT"
+
+
+def test_what_ufw_lets_in_by_itself_is_closed(rack: FirewallState) -> None:
+    state = dataclasses.replace(
+        rack,
+        v4=dataclasses.replace(rack.v4, lets=(*rack.v4.lets, MDNS)),
+        v6=dataclasses.replace(rack.v6, lets=(*rack.v6.lets, SSDP)),
+    )
+    *edits, load = _plan(state)
+    assert load == LOAD
+    assert [re.findall(r"/etc/ufw/\w+\.rules$", edit)[0] for edit in edits] == [
+        *("/etc/ufw/before.rules", "/etc/ufw/after.rules"),
+        *("/etc/ufw/before6.rules", "/etc/ufw/after6.rules"),
+    ]
+    assert len(plan(_settings(), holes(_settings(), [], lan_ssh=False), state).foreign) >= 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-A ufw-before-input -d 224.0.0.251/32 -p udp -m udp --dport 5353 -j ACCEPT",
+        "-A ufw-before-forward -j ACCEPT",
+        "-A ufw-after-input -s 10.0.0.0/8 -j ACCEPT",
+    ],
+)
+def test_what_ufw_lets_in_by_itself_is_closed_in_the_kernel(rack: FirewallState, line: str) -> None:
+    live = (*rack.v4.live, line)
+    state = dataclasses.replace(rack, v4=dataclasses.replace(rack.v4, live=live))
+    assert _plan(state) == [LOAD]
+
+
+def test_the_lines_are_taken_out_of_ufws_files_and_no_others(tmp_path: Path) -> None:
+    file = tmp_path / "before.rules"
+    kept = "*filter\n-A ufw-before-input -i lo -j ACCEPT\nCOMMIT\n"
+    file.write_text(kept.replace("COMMIT", f"{MDNS}\nCOMMIT"))
+    for _ in range(2):
+        command = firewall._without(str(file), [MDNS, "-A ufw-before-input -j ACCEPT"])
+        subprocess.run(["sh", "-c", command], check=True)
+        assert file.read_text() == kept
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_service_that_is_to_be_found_says_so(rack: FirewallState) -> None:
+    found = {"port": 5353, "protocol": "udp", "scope": "lan", "sources": ["10.77.0.0/24"]}
+    service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "avahi", "tier": "T4"}
+    commands = _plan(rack, _settings(services=[{**service, "listens": [found]}]))
+    assert commands == [
+        "ufw allow proto udp from 10.77.0.0/24 to any port 5353 comment 'holdfast: avahi'"
+    ]
+
+
 # Rules that ufw 0.36.2 wrote by itself, and the commands that removed them from a real host.
 FOREIGN = {
     "allow tcp 80,443 0.0.0.0/0 any 0.0.0.0/0 Web%20App - in": (
@@ -353,6 +411,13 @@ def _verdict(rules: list[str], packet: Packet) -> str:
         (Packet("virbr0", "eth1", source="192.168.122.2"), "RETURN"),
         (Packet("virbr0", "docker0", source="192.168.122.2"), "DROP"),
         (Packet("wg0", "br-0123456789ab", source="10.9.0.2"), "DROP"),
+        # A network of compose's whose bridge has a name of its own.
+        (Packet("wg0", "web0", source="10.9.0.2", asked=8080), "DROP"),
+        (Packet("eth1", "web0", asked=8443), "RETURN"),
+        (Packet("usb0", "web0", asked=8443), "DROP"),
+        (Packet("tailscale0", "web0", asked=8080, source="100.64.0.1"), "RETURN"),
+        (Packet("web0", "eth1", source="172.18.0.2"), "RETURN"),
+        (Packet("web0", "web0", source="172.18.0.2"), "RETURN"),
         (Packet("eth1", "docker0", state="ESTABLISHED"), "RETURN"),
         (Packet("docker0", "eth1", source="172.17.0.2", state="INVALID"), "DROP"),
     ],
