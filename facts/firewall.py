@@ -22,12 +22,13 @@ PROGRAM = "/usr/local/sbin/holdfast-firewall"
 """Undoes what no login proves, and keeps in force what was proved."""
 
 
-_LINKS = (
+LINKS = (
     'for link in /sys/class/net/*; do [ -d "$link" ] || continue;'
     ' printf %s "${link##*/}"; [ -e "$link/device" ] && printf " device";'
     ' for lower in "$link"/lower_*;'
     ' do [ -e "$lower" ] && printf " %s" "${lower##*/lower_}"; done; echo; done'
 )
+"""Prints what `external_interfaces` reads of each link."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Firewall(Framed[FirewallState]):
                 "options": "grep -hE '^[A-Z0-9_]+=' /etc/default/ufw /etc/ufw/ufw.conf",
                 **_questions(""),
                 **_questions("6"),
-                "links": _LINKS,
+                "links": LINKS,
                 "routes": "ip -o route show default; ip -6 -o route show default",
                 "ipv6": "[ -e /proc/net/if_inet6 ] && echo yes",
                 "armed": f"[ -e {ROLLBACK_STATE}/armed ] && echo yes",

@@ -450,7 +450,7 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
         commands.append(_set_options(options))
 
     external = external_interfaces(settings, state)
-    blocks_changed = files_changed = False
+    blocks_changed = False
     removals: list[str] = []
     foreign: list[str] = []
     families: dict[Family, FamilyState] = {4: state.v4, 6: state.v6}
@@ -461,7 +461,6 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
             blocks_changed = True
             commands.append(_write_block(f"/etc/ufw/after{suffix}.rules", lines))
         if undeclared := _undeclared(present.lets):
-            files_changed = True
             foreign += undeclared
             commands += [
                 _without(f"/etc/ufw/{when}{suffix}.rules", undeclared)
@@ -483,10 +482,9 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
         _ufw_in_force(state.v6, "6") or not state.ipv6_in_kernel
     )
     preparation = [] if enabled else commands
-    commands = commands if enabled else []
-    if not enabled:
-        commands.append("ufw --force enable")
-    elif options or files_changed or not in_force:
+    commands = commands if enabled else ["ufw --force enable"]
+    # What a login proves must be what a boot will load: ufw's own commands leave other rules.
+    if commands or not in_force:
         commands.append(LOAD)
 
     if settings.docker is not None:

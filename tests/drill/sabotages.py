@@ -416,6 +416,18 @@ DOCKER = (
         ),
     ),
     Sabotage(
+        "a link of the host's would lose its route, and every new one takes any",
+        (
+            "docker::the_hosts_links_keep_the_routes_that_routers_advertise",
+            "docker::no_link_of_containers_takes_a_route",
+        ),
+        "sysctl --values net.ipv6.conf.eth1.accept_ra > /root/accept_ra"
+        " && sysctl --write net.ipv6.conf.eth1.accept_ra=1"
+        " && sysctl --write net.ipv6.conf.default.accept_ra=2",
+        "sysctl --write net.ipv6.conf.default.accept_ra=1"
+        " && sysctl --write net.ipv6.conf.eth1.accept_ra=$(cat /root/accept_ra)",
+    ),
+    Sabotage(
         "a network has a bridge that no rule knows",
         ("docker::its_networks_are_the_declared_ones",),
         _recreated(f"docker network create {_SEALED.name}"),

@@ -97,7 +97,7 @@ def test_a_converged_host_needs_nothing(rack: FirewallState) -> None:
 
 def test_a_bare_host_gets_its_rules_before_ufw_is_enabled() -> None:
     commands = _plan(BARE)
-    assert commands[-2:] == ["ufw --force enable", DOCKER_USER_SCRIPT]
+    assert commands[-3:] == ["ufw --force enable", LOAD, DOCKER_USER_SCRIPT]
     allowed = [command for command in commands if command.startswith("ufw allow")]
     assert allowed == [
         command
@@ -150,7 +150,7 @@ def test_what_is_gone_from_the_kernel_comes_back(rack: FirewallState, gone: str,
 
 def test_a_disabled_ufw_is_enabled_and_nothing_else(rack: FirewallState) -> None:
     options = {**rack.options, "ENABLED": "no"}
-    assert _plan(dataclasses.replace(rack, options=options)) == ["ufw --force enable"]
+    assert _plan(dataclasses.replace(rack, options=options)) == ["ufw --force enable", LOAD]
 
 
 @pytest.mark.parametrize(
@@ -190,16 +190,19 @@ def test_a_changed_reason_is_written_and_the_rule_stays(rack: FirewallState) -> 
         update={"openings": [renamed, settings.firewall.openings[1]]}
     )
     commands = _plan(rack, settings.model_copy(update={"firewall": firewall}))
-    assert len(commands) == 2
-    assert all(re.match("ufw allow in on eth1 .*another reason", each) for each in commands)
+    *allowed, load = commands
+    assert len(allowed) == 2
+    assert all(re.match("ufw allow in on eth1 .*another reason", each) for each in allowed)
+    assert load == LOAD
 
 
 def test_a_new_interface_is_external_at_once(rack: FirewallState) -> None:
     state = dataclasses.replace(rack, external=rack.external | {"usb0"})
     commands = _plan(state)
-    assert len(commands) == 3
-    assert all("-i usb0 -j DROP" in command for command in commands[:2])
-    assert commands[2] == DOCKER_USER_SCRIPT
+    *blocks, load, guard = commands
+    assert len(blocks) == 2
+    assert all("-i usb0 -j DROP" in command for command in blocks)
+    assert (load, guard) == (LOAD, DOCKER_USER_SCRIPT)
 
 
 MDNS = "-A ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT"
@@ -251,7 +254,8 @@ def test_a_service_that_is_to_be_found_says_so(rack: FirewallState) -> None:
     service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "avahi", "tier": "T4"}
     commands = _plan(rack, _settings(services=[{**service, "listens": [found]}]))
     assert commands == [
-        "ufw allow proto udp from 10.77.0.0/24 to any port 5353 comment 'holdfast: avahi'"
+        "ufw allow proto udp from 10.77.0.0/24 to any port 5353 comment 'holdfast: avahi'",
+        LOAD,
     ]
 
 
@@ -291,7 +295,7 @@ def test_any_rule_can_be_removed(rack: FirewallState, rule: str) -> None:
     settings = _settings()
     wanted = holes(settings, declared_services(settings), lan_ssh=False)
     found = plan(settings, wanted, dataclasses.replace(rack, v4=v4))
-    assert found.commands == [FOREIGN[rule]]
+    assert found.commands == [FOREIGN[rule], LOAD]
     assert len(found.foreign) == (
         "holdfast" not in bytes.fromhex(rule.partition("comment=")[2]).decode()
     )
@@ -329,7 +333,8 @@ class TestSshOnTheLan:
         assert not lan_ssh_wanted(settings, rack)
         assert _plan(rack, settings) == [
             "ufw allow in on eth1 proto tcp from 10.77.0.0/24 to any port 22"
-            " comment 'holdfast: ssh'"
+            " comment 'holdfast: ssh'",
+            LOAD,
         ]
 
     def test_only_the_named_networks(self) -> None:

@@ -15,7 +15,7 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from facts.firewall import FamilyState, Firewall, FirewallState
-from holdfast.firewall import ANYWHERE, Family, Hole
+from holdfast.firewall import ANYWHERE, LOAD, Family, Hole
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import apt_repository, ufw
@@ -98,12 +98,13 @@ def test_a_change_is_armed_first_and_disarmed_only_after_its_proof() -> None:
     host = _host(disabled)
     with ctx_host.use(host):
         commands = list(ufw.enforce._inner(settings=_settings()))
-    *before, enable, proof, disarm = commands
+    *before, enable, load, proof, disarm = commands
     assert [each.get_raw_value().rpartition("/")[2] for each in before] == [
         "holdfast-firewall keep",
         "holdfast-firewall arm 180",
     ]
     assert enable.get_raw_value() == "ufw --force enable"
+    assert load.get_raw_value() == LOAD
     assert isinstance(proof, FunctionCommand)
     assert disarm.get_raw_value().endswith("holdfast-firewall disarm")
 
