@@ -39,6 +39,7 @@ LOAD = f"{PROGRAM} load"
 """What ``ufw reload`` does, without its open moment."""
 ROLLBACK_UNIT = f"{firewall_program.ROLLBACK}.service"
 """Restores the last proved firewall: at the deadline of a change, or at a boot before it."""
+WATCH = "holdfast-firewall-watch.service"
 TIMER = "holdfast-firewall-watch.timer"
 
 MARK = "holdfast:"

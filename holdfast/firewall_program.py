@@ -95,9 +95,14 @@ def _run(*command: str, text: str = "") -> str:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One change at a time, ufw's own command included; it locks the same file in the same way."""
+    """One change at a time, ufw's own command included; it locks the same file in the same way.
+
+    Who ends this program, or logs off, waits until it is done, and so do the programs that it runs:
+    half a firewall is none.
+    """
     with Path(UFW_LOCK).open("w", encoding="utf-8") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
         yield
 
 
@@ -366,9 +371,6 @@ def _do(verb: str, words: tuple[str, ...]) -> int:
 
 def main(verb: str = "", *words: str) -> int:
     """Do what the first argument says; 1 where there is something to tell."""
-    for ends in (signal.SIGTERM, signal.SIGHUP):
-        # So that the guard of a swap does not stay.
-        signal.signal(ends, lambda number, _: sys.exit(128 + number))
     try:
         with _alone():
             return _do(verb, words)

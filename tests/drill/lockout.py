@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from facts.firewall import PROGRAM, ROLLBACK_STATE
 from facts.ssh import ROLLBACK_UNIT
-from holdfast.firewall import MARK, TIMER, UNTIL_TAILNET
+from holdfast.firewall import MARK, TIMER, UNTIL_TAILNET, WATCH
 from holdfast.settings import HostSettings
 from tests.drill.converge import start
 from tests.drill.rehearsal import Act
@@ -164,7 +164,7 @@ class LockOut:
             "a login over the tailnet runs no command": told("ForceCommand false"),
             # The watch of the firewall would open it.
             "the port of SSH is shut on the tailnet": (
-                f"systemctl stop {TIMER} && {dropped('-I')}",
+                f"systemctl stop {TIMER} {WATCH} && {dropped('-I')}",
                 f"{dropped('-D')} && systemctl start {TIMER}",
             ),
         }

@@ -51,7 +51,11 @@ def _both(rule: str, six: str | None = None) -> str:
 def _unwatched(hurt: str, heal: str) -> tuple[str, str]:
     """``hurt`` and ``heal`` for rules of the firewall, which its watch would put back."""
     timer = firewall.TIMER
-    return f"systemctl stop {timer} && {hurt}", f"{heal} && systemctl start {timer}"
+    # A look that is under way as well: a timer that is started may look at once.
+    return (
+        f"systemctl stop {timer} {firewall.WATCH} && {hurt}",
+        f"{heal} && systemctl start {timer}",
+    )
 
 
 BASE = (

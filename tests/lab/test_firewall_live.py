@@ -7,6 +7,7 @@ interface that nobody declared. It takes root and five minutes, no emulation.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from facts.firewall import GUARD, PROGRAM
 from holdfast.docker import LINKS_SCRIPT
-from holdfast.firewall import DOCKER_USER
+from holdfast.firewall import DOCKER_USER, TIMER, WATCH
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import Outcome, converge
 from tests.drill.record import Phase, Record
@@ -82,10 +83,10 @@ class Stage:
         """The groups of `MULTICAST` by which the neighbour reaches a listener on the rack."""
         self.rack.succeed(
             "systemctl stop listener; systemd-run --quiet --collect --unit=listener"
-            f" --property=StandardOutput=truncate:/run/heard python3 -uc {_LISTENER!r}"
+            f" --property=StandardOutput=truncate:/run/heard python3 -uc {shlex.quote(_LISTENER)}"
             " && until ss -Huln 'sport = :1900' | grep -q .; do sleep 0.2; done"
         )
-        self.neighbour.succeed(f"python3 -c {_CALLER!r}")
+        self.neighbour.succeed(f"python3 -c {shlex.quote(_CALLER)}")
         return set(self.rack.succeed("cat /run/heard").split())
 
 
@@ -165,7 +166,7 @@ def test_what_was_proved_outlives(stage: Stage, disturbed: str) -> None:
     else:
         stage.rack.succeed(disturbed)
     stage.rack.wait_until_succeeds("systemctl is-active docker", PATIENCE_SECONDS)
-    stage.rack.succeed(f"{PROGRAM} proved && systemctl start holdfast-firewall-watch")
+    stage.rack.succeed(f"{PROGRAM} proved && systemctl start {WATCH}")
 
 
 def test_the_host_tests_of_the_firewall_hold_and_each_can_fail(stage: Stage) -> None:
@@ -183,11 +184,11 @@ def test_neighbours_find_only_what_is_declared(stage: Stage) -> None:
     opened = " && ".join(
         f"ip{six}tables -I INPUT -i {LAN_INTERFACE} -p udp -j ACCEPT" for six in ("", "6")
     )
-    stage.rack.succeed(f"systemctl stop holdfast-firewall-watch.timer && {opened}")
+    stage.rack.succeed(f"systemctl stop {TIMER} {WATCH} && {opened}")
     assert stage.heard() == set(MULTICAST)
     stage.rack.succeed(opened.replace("-I", "-D"))
     found = {"port": 5353, "protocol": "udp", "scope": "lan", "interface": LAN_INTERFACE}
-    service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "root", "tier": "T4"}
+    service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "avahi", "tier": "T4"}
     listens = [{**found, "sources": ["10.77.0.0/24", "fd77::/64", "fe80::/10"]}]
     assert stage.converge("declared", services=[{**service, "listens": listens}]).ok
     assert stage.heard() == {"224.0.0.251", "ff02::fb"}
@@ -223,7 +224,7 @@ def test_what_is_published_and_not_declared_is_shut_to_an_interface_that_nobody_
         "ip netns exec beside timeout 3 bash -c"
         f" 'exec 3<>/dev/tcp/10.99.0.1/{PUBLISHED} && echo GET / >&3 && read -r line <&3'"
     )
-    rack.succeed("systemctl stop holdfast-firewall-watch.timer")
+    rack.succeed(f"systemctl stop {TIMER} {WATCH}")
     rack.fail(call)
     # The control: without the last rule, Docker's own let it in.
     drops = (f"{DOCKER_USER}", f"{GUARD} -t mangle")
@@ -256,10 +257,12 @@ def test_the_engines_first_ipv6_network_costs_the_host_no_route(stage: Stage) ->
             f"docker network rm six; echo 0 > {path}/all/forwarding"
             f" && echo 0 > {path}/default/forwarding"
         )
-        stage.neighbour.succeed(f"python3 -c {_ADVERTISE!r}")
+        stage.neighbour.succeed(f"python3 -c {shlex.quote(_ADVERTISE)}")
         rack.wait_until_succeeds(_ROUTE, 10)
 
-    rack.succeed(f"echo 1 > {links}")
+    # Which takes advertisements itself; elsewhere it is the kernel that does.
+    rack.succeed("systemctl stop systemd-networkd.socket systemd-networkd")
+    rack.succeed(f"ip -6 route flush dev {LAN_INTERFACE} proto ra; echo 1 > {links}")
     advertised()
     # The control: what the engine does to a host that is not told.
     rack.succeed(network)
@@ -274,7 +277,7 @@ def test_the_engines_first_ipv6_network_costs_the_host_no_route(stage: Stage) ->
     assert rack.succeed(f"cat {links}") == "2\n"
     told = rack.succeed(f"grep -lx 2 {path}/*/accept_ra").split()
     assert {each.split("/")[-2] for each in told} <= {"eth0", LAN_INTERFACE}
-    rack.succeed(f"{LINKS_SCRIPT} && docker network rm six")
+    rack.succeed(f"{LINKS_SCRIPT} && docker network rm six && systemctl start systemd-networkd")
 
 
 def test_the_host_tests_of_those_links_can_fail(stage: Stage) -> None:

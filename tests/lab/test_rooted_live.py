@@ -214,8 +214,7 @@ def test_a_proof_disarms_the_deadline(guarded: ContainerMachine) -> None:
     assert guarded.succeed(_STATE) == spoilt
 
 
-_WATCH = walls.TIMER.replace(".timer", ".service")
-_ALERT = f"{alerts.ALERTS}/{_WATCH}"
+_ALERT = f"{alerts.ALERTS}/{walls.WATCH}"
 
 
 @pytest.fixture
@@ -224,7 +223,7 @@ def proved(guarded: ContainerMachine) -> ContainerMachine:
     guarded.succeed(
         f"{FIREWALL} keep && ufw allow 22/tcp && sed -i 's/^\\(DEFAULT_[IF].*\\)=.*/\\1=DROP/'"
         f" /etc/default/ufw && ufw --force enable && {FIREWALL} load && {FIREWALL} disarm"
-        f" && rm -f {_ALERT} && systemctl start {_WATCH}"
+        f" && rm -f {_ALERT} && systemctl start {walls.WATCH}"
     )
     return guarded
 
@@ -246,15 +245,15 @@ def test_what_a_hand_takes_of_the_firewall_is_told_of_and_put_back(
 ) -> None:
     before = proved.succeed(_STATE)
     proved.succeed(hurt)
-    proved.fail(f"systemctl start {_WATCH}")
+    proved.fail(f"systemctl start {walls.WATCH}")
     proved.wait_until_succeeds(f"test -e {_ALERT}", 10)
     said = proved.succeed(
         "journalctl --output=cat --no-pager"
-        f" _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {_WATCH})"
+        f" _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {walls.WATCH})"
     )
     assert told in said
     assert proved.succeed(_STATE) == before
-    proved.succeed(f"systemctl start {_WATCH} && {FIREWALL} proved")
+    proved.succeed(f"systemctl start {walls.WATCH} && {FIREWALL} proved")
 
 
 def test_the_watch_looks_every_minute(proved: ContainerMachine) -> None:
@@ -267,14 +266,14 @@ def test_a_rule_that_ufw_was_given_by_hand_is_told_of_until_the_next_deploy(
     proved: ContainerMachine,
 ) -> None:
     proved.succeed("ufw allow 2222/tcp")
-    proved.fail(f"systemctl start {_WATCH}")
+    proved.fail(f"systemctl start {walls.WATCH}")
     loaded = proved.succeed("stat -c %y /run/holdfast/firewall/left")
-    proved.fail(f"systemctl start {_WATCH}")
-    said = proved.succeed(f"journalctl --output=cat --no-pager --unit={_WATCH}")
+    proved.fail(f"systemctl start {walls.WATCH}")
+    said = proved.succeed(f"journalctl --output=cat --no-pager --unit={walls.WATCH}")
     assert "new: iptables -t filter -A ufw-user-input -p tcp -m tcp --dport 2222" in said
     assert proved.succeed("stat -c %y /run/holdfast/firewall/left") == loaded, "loaded for nothing"
     proved.succeed("ufw delete allow 2222/tcp")
-    proved.succeed(f"systemctl start {_WATCH}")
+    proved.succeed(f"systemctl start {walls.WATCH}")
 
 
 _CALLER = """
@@ -325,7 +324,7 @@ def test_a_boot_brings_back_what_was_proved(proved: ContainerMachine) -> None:
     proved.succeed(f"{FIREWALL} proved")
     proved.succeed("ufw disable")
     proved.reboot(PATIENCE_SECONDS)
-    proved.fail(f"systemctl start {_WATCH}")
+    proved.fail(f"systemctl start {walls.WATCH}")
     proved.succeed(f"{FIREWALL} proved")
 
 
