@@ -188,7 +188,7 @@ def test_neighbours_find_only_what_is_declared(stage: Stage) -> None:
     assert stage.heard() == set(MULTICAST)
     stage.rack.succeed(opened.replace("-I", "-D"))
     found = {"port": 5353, "protocol": "udp", "scope": "lan", "interface": LAN_INTERFACE}
-    service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "avahi", "tier": "T4"}
+    service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "svc-avahi", "tier": "T2"}
     listens = [{**found, "sources": ["10.77.0.0/24", "fd77::/64", "fe80::/10"]}]
     assert stage.converge("declared", services=[{**service, "listens": listens}]).ok
     assert stage.heard() == {"224.0.0.251", "ff02::fb"}
@@ -260,9 +260,14 @@ def test_the_engines_first_ipv6_network_costs_the_host_no_route(stage: Stage) ->
         stage.neighbour.succeed(f"python3 -c {shlex.quote(_ADVERTISE)}")
         rack.wait_until_succeeds(_ROUTE, 10)
 
-    # Which takes advertisements itself; elsewhere it is the kernel that does.
-    rack.succeed("systemctl stop systemd-networkd.socket systemd-networkd")
-    rack.succeed(f"ip -6 route flush dev {LAN_INTERFACE} proto ra; echo 1 > {links}")
+    # networkd takes advertisements by itself; where it does not, the kernel does.
+    alone = "/run/systemd/network/00-alone.network"
+    rack.succeed(
+        f"mkdir -p {alone.rpartition('/')[0]}"
+        f" && printf '[Match]\\nName={LAN_INTERFACE}\\n[Link]\\nUnmanaged=yes\\n' > {alone}"
+        f" && networkctl reload && networkctl status {LAN_INTERFACE} | grep unmanaged"
+        f" && echo 1 > {links}"
+    )
     advertised()
     # The control: what the engine does to a host that is not told.
     rack.succeed(network)
@@ -277,7 +282,7 @@ def test_the_engines_first_ipv6_network_costs_the_host_no_route(stage: Stage) ->
     assert rack.succeed(f"cat {links}") == "2\n"
     told = rack.succeed(f"grep -lx 2 {path}/*/accept_ra").split()
     assert {each.split("/")[-2] for each in told} <= {"eth0", LAN_INTERFACE}
-    rack.succeed(f"{LINKS_SCRIPT} && docker network rm six && systemctl start systemd-networkd")
+    rack.succeed(f"{LINKS_SCRIPT} && docker network rm six && rm {alone} && networkctl reload")
 
 
 def test_the_host_tests_of_those_links_can_fail(stage: Stage) -> None:
