@@ -41,7 +41,8 @@ STATE = "/var/lib/holdfast/firewall"
 """Where the last proved firewall is kept while a change waits for its proof, and what it was."""
 RUN = "/run/holdfast/firewall"
 DOCKER_USER = "/usr/local/lib/holdfast/docker-user"
-DOCKER = "/usr/bin/dockerd"
+DOCKER = ("/usr/bin/dockerd", "/usr/sbin/dockerd")
+"""Where Docker's own package has its engine, and Debian's."""
 IPV6 = "/proc/net/if_inet6"
 ROLLBACK = "holdfast-firewall-rollback"
 CHAINS = ("DOCKER-USER", "HOLDFAST-FORWARD")
@@ -102,7 +103,9 @@ def _alone() -> Iterator[None]:
     """
     with Path(UFW_LOCK).open("w", encoding="utf-8") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+        # Ignored, not blocked: ufw's shell takes no block over.
+        for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(ending, signal.SIG_IGN)
         yield
 
 
@@ -123,7 +126,7 @@ def _shut() -> Iterator[None]:
 
 def _start() -> None:
     _run(UFW_INIT, "start")
-    if Path(DOCKER).exists():
+    if any(Path(engine).exists() for engine in DOCKER):
         _run(DOCKER_USER)
 
 

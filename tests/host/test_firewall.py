@@ -85,7 +85,7 @@ def test_the_kernel_lets_in_exactly_what_is_declared(
 
 # What a network needs to work: answers, errors and neighbours, and addresses by DHCP.
 _NEEDED = re.compile(
-    r"-i lo|-m conntrack --ctstate RELATED,ESTABLISHED|-p (icmp|ipv6-icmp) .*"
+    r"-i lo|-m conntrack --ctstate RELATED,ESTABLISHED|(-s fe80::/10 )?-p (icmp|ipv6-icmp) .*"
     r"|-p udp -m udp --sport 67 --dport 68"
     r"|-s fe80::/10 -d fe80::/10 -p udp -m udp --sport 547 --dport 546"
 )

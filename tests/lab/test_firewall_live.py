@@ -82,12 +82,12 @@ class Stage:
     def heard(self) -> set[str]:
         """The groups of `MULTICAST` by which the neighbour reaches a listener on the rack."""
         self.rack.succeed(
-            "systemctl stop listener; systemd-run --quiet --collect --unit=listener"
+            "systemd-run --quiet --collect --unit=listener"
             f" --property=StandardOutput=truncate:/run/heard python3 -uc {shlex.quote(_LISTENER)}"
             " && until ss -Huln 'sport = :1900' | grep -q .; do sleep 0.2; done"
         )
         self.neighbour.succeed(f"python3 -c {shlex.quote(_CALLER)}")
-        return set(self.rack.succeed("cat /run/heard").split())
+        return set(self.rack.succeed("systemctl stop listener && cat /run/heard").split())
 
 
 # What each group is told is its own name.

@@ -161,7 +161,7 @@ def guarded(box: ContainerMachine) -> ContainerMachine:
     # It tells that it ran, and that it saw IPv6.
     guard = "#!/bin/sh\n[ -e /proc/net/if_inet6 ] && touch /run/guarded\n"
     write(box, walls.DOCKER_USER_SCRIPT, guard, "755")
-    write(box, firewall_program.DOCKER, "", "755")
+    write(box, firewall_program.DOCKER[1], "", "755")
     write(box, alerts.UNIT_PATH, alerts.notify_unit())
     for path, text in walls.unit_files().items():
         write(box, path, text)
@@ -317,6 +317,18 @@ def test_a_firewall_that_is_loaded_again_has_no_open_moment(
     assert (int(neighbour.succeed("cat /run/got")) > 0) == opens
     neighbour.fail("nft list table inet holdfast_swap")
     neighbour.succeed(f"{FIREWALL} proved")
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.5])
+def test_a_load_that_is_stopped_half_way_is_finished(
+    proved: ContainerMachine, seconds: float
+) -> None:
+    proved.succeed(
+        f"systemd-run --quiet --collect --unit=stopped {FIREWALL} load; sleep {seconds}"
+        " && systemctl stop stopped"
+    )
+    proved.succeed(f"{FIREWALL} proved")
+    proved.fail("nft list table inet holdfast_swap")
 
 
 def test_a_boot_brings_back_what_was_proved(proved: ContainerMachine) -> None:

@@ -63,7 +63,7 @@ class Host:
         self._program("usr/sbin/nft", _NFT)
         text = program().replace(f'"{firewall_program.DOCKER_USER}"', f'"{self.root}/docker-user"')
         text = text.replace(f'"{ROLLBACK_STATE}"', f'"{self.root}/kept"')
-        text = text.replace(f'"{firewall_program.DOCKER}"', '"/bin/sh"')
+        text = text.replace(f'"{firewall_program.DOCKER[0]}"', '"/bin/sh"')
         text = text.replace(f'"{firewall_program.IPV6}"', '"/nowhere"')
         for folder in ("etc", "lib", "run", "usr/sbin"):
             text = text.replace(f'"/{folder}/', f'"{self.root}/{folder}/')
