@@ -57,7 +57,8 @@ _FIRST = re.compile(
 )
 """The chains of ufw's that built-in ones ask."""
 
-# It ends by itself, should this program be killed: nobody is locked out by a guard that stayed.
+# It ends by itself, should this program be killed: a guard that stayed would lock the operator out.
+# An emulated machine takes half a minute to load ufw's files.
 _SWAP = """
 table inet holdfast_swap {}
 delete table inet holdfast_swap
@@ -65,7 +66,7 @@ table inet holdfast_swap {
     set held {
         type nf_proto
         flags timeout
-        elements = { ipv4 timeout 30s, ipv6 timeout 30s }
+        elements = { ipv4 timeout 2m, ipv6 timeout 2m }
     }
     chain known {
         meta nfproto != @held accept
@@ -98,8 +99,8 @@ def _run(*command: str, text: str = "") -> str:
 def _alone() -> Iterator[None]:
     """One change at a time, ufw's own command included; it locks the same file in the same way.
 
-    Who ends this program, or logs off, waits until it is done, and so do the programs that it runs:
-    half a firewall is none.
+    A stop of this program, or the end of the login that started it, takes effect once it is done,
+    for the programs that it runs as well: half a firewall is none.
     """
     with Path(UFW_LOCK).open("w", encoding="utf-8") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)

@@ -330,7 +330,7 @@ FIREWALL = (
         ),
     ),
     Sabotage(
-        "nobody watches the firewall",
+        "the firewall is not watched",
         ("firewall::it_is_watched_now_and_at_boot",),
         f"systemctl stop {firewall.TIMER}",
         f"systemctl start {firewall.TIMER}",

@@ -1,7 +1,7 @@
 """ufw and Docker, tried from a LAN: `pytest -m lab tests/lab/test_firewall_live.py`.
 
 A real ufw and a real engine on a container machine, a neighbour on its LAN, and a peer behind an
-interface that nobody declared. It takes root and five minutes, no emulation.
+undeclared interface. It takes root and five minutes, no emulation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEPLOY = "tests/lab/firewall_site.py"
 PATIENCE_SECONDS = 180
 PEER = "10.99.0.2"
 PUBLISHED = 8099
-"""The port of a container that nobody declared."""
+"""The port of a container, which the inventory does not declare."""
 MULTICAST = {"224.0.0.251": 5353, "239.255.255.250": 1900, "ff02::fb": 5353, "ff02::f": 1900}
 
 
@@ -216,7 +216,7 @@ def published(stage: Stage) -> Iterator[Stage]:
     )
 
 
-def test_what_is_published_and_not_declared_is_shut_to_an_interface_that_nobody_knew(
+def test_what_is_published_and_not_declared_is_shut_to_an_unknown_interface(
     published: Stage,
 ) -> None:
     rack = published.rack
