@@ -212,7 +212,9 @@ def published(stage: Stage) -> Iterator[Stage]:
     )
     yield stage
     stage.rack.succeed(
-        "ip netns delete beside; docker rm --force web; docker network rm web", PATIENCE_SECONDS
+        "ip netns delete beside; docker rm --force web; docker network rm web;"
+        f" systemctl start {TIMER}",
+        PATIENCE_SECONDS,
     )
 
 
