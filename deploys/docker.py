@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from pyinfra import host
 from pyinfra.api.deploy import deploy
 
@@ -39,22 +41,37 @@ def apply(settings: HostSettings) -> None:
             label="docker",
             settings=engine.repository or docker.vendor_repository(settings.distribution),
         )
+    links = sorted(settings.interfaces)
     # Before the package, which starts the engine at once.
     host_files.place(
-        name="Tie the engine to the firewall",
+        name="Tie the engine to the firewall, and the host's links to their routes",
         directories=[HostDirectory(docker.DROP_IN.rpartition("/")[0])],
         files=[
             HostFile(
+                docker.LINKS_SCRIPT,
+                render("docker/docker-links.j2", named=shlex.quote(f" {' '.join(links)} ")),
+                mode="755",
+                validate="sh -n {}",
+            ),
+            HostFile(
                 docker.DROP_IN,
-                render("docker/docker.service.conf.j2", docker_user=DOCKER_USER_SCRIPT),
-            )
+                render(
+                    "docker/docker.service.conf.j2",
+                    docker_user=DOCKER_USER_SCRIPT,
+                    links=docker.LINKS_SCRIPT,
+                ),
+            ),
         ],
     )
     packages.present(
         name="Install the engine",
         packages=docker.packages(engine, settings.distribution),
     )
-    docker_engine.configured(name="Merge the engine's configuration", settings=engine)
+    docker_engine.configured(
+        name="Merge the engine's configuration",
+        settings=engine,
+        links=links,
+    )
     units.settle(
         name="Run the engine with its configuration",
         units=[Unit("docker.service", restart_after=[docker.DAEMON_JSON])],

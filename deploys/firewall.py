@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
-from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD, ROLLBACK_STATE
-from holdfast.firewall import (
-    DOCKER_USER_SCRIPT,
-    ROLLBACK_SCRIPT,
-    ROLLBACK_UNIT,
-    rollback_unit,
-)
+from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD, PROGRAM
+from holdfast import alerts
+from holdfast.firewall import DOCKER_USER_SCRIPT, ROLLBACK_UNIT, TIMER, program, unit_files
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import host_files, packages, ufw, units
@@ -22,7 +18,10 @@ from operations.units import Unit
 def apply(settings: HostSettings) -> None:
     """Install ufw, give it the declared rules, and guard what Docker publishes."""
     # ufw's package conflicts with iptables-persistent, which would bring old rules back at boot.
-    packages.present(name="Install ufw", packages=["ufw"])
+    packages.present(
+        name="Install ufw, and what guards it while it loads",
+        packages=["ufw", "nftables", "python3"],
+    )
     markers = {"begin": BLOCK_BEGIN, "end": BLOCK_END}
     host_files.place(
         name="Write the firewall's guards",
@@ -34,28 +33,21 @@ def apply(settings: HostSettings) -> None:
                 mode="755",
                 validate="sh -n {}",
             ),
-            HostFile(
-                ROLLBACK_SCRIPT,
-                render(
-                    "firewall/firewall-rollback.j2",
-                    state=ROLLBACK_STATE,
-                    docker_user=DOCKER_USER_SCRIPT,
-                    unit=ROLLBACK_UNIT,
-                    **markers,
-                ),
-                mode="755",
-                validate="sh -n {}",
-            ),
-            HostFile(f"/etc/systemd/system/{ROLLBACK_UNIT}", rollback_unit()),
+            HostFile(PROGRAM, program(), mode="755"),
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            *(HostFile(path, text) for path, text in unit_files().items()),
         ],
+        # What older versions of Holdfast called the program.
+        absent=["/usr/local/lib/holdfast/firewall-rollback"],
     )
     units.settle(
-        name="Have the firewall load at boot",
+        name="Have the firewall load at boot, and watch it",
         units=[
             # Debian's nftables.service flushes every rule of every table when it starts or stops.
             Unit("nftables.service", masked=True),
             Unit(ROLLBACK_UNIT, running=False),
             Unit("ufw.service"),
+            Unit(TIMER, restart_after=[f"/etc/systemd/system/{TIMER}"]),
         ],
     )
     ufw.enforce(name="Enforce the firewall", settings=settings)

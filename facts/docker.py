@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facts import sections
+from facts.firewall import LINKS, external_interfaces
 from facts.framed import Framed
 
 
@@ -31,7 +32,9 @@ class DockerState:
     ``package_version`` that of the engine's package, None where none is installed. ``unruled``
     tells that the engine runs and its firewall chains are gone: something flushed them.
     ``containers`` maps those that run and those that do not to their networks; they and
-    ``networks`` are empty where the engine does not answer. ``links`` are the host's interfaces.
+    ``networks`` are empty where the engine does not answer. ``links`` are the host's interfaces,
+    ``devices`` those that are a device or made of one, ``until_forwarding`` those that take routes
+    from routers' advertisements for as long as the host does not forward.
     """
 
     daemon_json: str | None
@@ -41,6 +44,8 @@ class DockerState:
     networks: dict[str, BridgeNetwork] = field(default_factory=dict)
     containers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     links: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    until_forwarding: frozenset[str] = frozenset()
 
     def users(self, network: str) -> list[str]:
         """The containers on a network, running or not."""
@@ -77,7 +82,8 @@ class DockerEngine(Framed[DockerState]):
                 " $(docker network ls --quiet --filter driver=bridge)",
                 "containers": "systemctl --quiet is-active docker.service"
                 " && docker ps --all --no-trunc --format '{{.Names}} {{.Networks}}'",
-                "links": "ls /sys/class/net",
+                "links": LINKS,
+                "until_forwarding": "cd /proc/sys/net/ipv6/conf && grep -lx 1 */accept_ra",
             }
         )
 
@@ -102,5 +108,9 @@ class DockerEngine(Framed[DockerState]):
             unruled=bool(found["unruled"]),
             networks={each["Name"]: _network(each) for each in networks},
             containers={name.split(",")[0]: tuple(on.split(",")) for name, on in containers},
-            links=frozenset(found["links"]),
+            links=frozenset(line.split()[0] for line in found["links"]),
+            devices=external_interfaces(found["links"], []),
+            until_forwarding=frozenset(
+                line.partition("/")[0] for line in found["until_forwarding"]
+            ),
         )

@@ -17,27 +17,32 @@ BLOCK_END = "# END holdfast DOCKER-USER"
 GUARD = "HOLDFAST-FORWARD"
 """Our chain in the mangle table."""
 ROLLBACK_STATE = "/var/lib/holdfast/firewall"
-"""Where the last proved firewall is kept while a change waits for its proof."""
+"""Where the last proved firewall is kept while a change waits for its proof, and what it was."""
+PROGRAM = "/usr/local/sbin/holdfast-firewall"
+"""Undoes what no login proves, and keeps in force what was proved."""
 
 
-_LINKS = (
+LINKS = (
     'for link in /sys/class/net/*; do [ -d "$link" ] || continue;'
     ' printf %s "${link##*/}"; [ -e "$link/device" ] && printf " device";'
     ' for lower in "$link"/lower_*;'
     ' do [ -e "$lower" ] && printf " %s" "${lower##*/lower_}"; done; echo; done'
 )
+"""Prints what `external_interfaces` reads of each link."""
 
 
 @dataclass(frozen=True)
 class FamilyState:
     """One address family.
 
-    ``rules`` are the tuples of ufw's rules file without their marker, ``block`` the lines of our
+    ``rules`` are the tuples of ufw's rules file without their marker, ``lets`` the lines of its
+    before.rules and after.rules that let something in or through, ``block`` the lines of our
     marker block in its after.rules, ``live`` the filter table as ``iptables -S`` prints it and
     ``user_input_lines`` the number of rules that ufw's file has for its user input chain.
     """
 
     rules: tuple[str, ...] = ()
+    lets: tuple[str, ...] = ()
     block: tuple[str, ...] = ()
     live: tuple[str, ...] = ()
     user_input_lines: int = 0
@@ -49,7 +54,7 @@ class FirewallState:
 
     ``options`` are the assignments in ufw's two configuration files, unquoted; empty without ufw.
     ``external`` names the interfaces that lead off this machine; ``armed`` tells that a change
-    was applied and never proved.
+    was applied and never proved, ``proved`` that the rules in force are those that a login proved.
     """
 
     options: dict[str, str]
@@ -58,6 +63,7 @@ class FirewallState:
     ipv6_in_kernel: bool
     external: frozenset[str]
     armed: bool
+    proved: bool
 
 
 def _questions(suffix: str) -> dict[str, str]:
@@ -65,6 +71,10 @@ def _questions(suffix: str) -> dict[str, str]:
     user_rules = f"/etc/ufw/user{suffix}.rules"
     return {
         f"rules{suffix}": f"sed -n 's/^### tuple ### //p' {user_rules}",
+        f"lets{suffix}": (
+            f"grep -hE '^-A ufw{suffix}-(before|after)-(input|forward) .*-j ACCEPT'"
+            f" /etc/ufw/before{suffix}.rules /etc/ufw/after{suffix}.rules"
+        ),
         f"lines{suffix}": f"grep -c '^-A ufw{suffix}-user-input' {user_rules}",
         f"block{suffix}": f"sed -n {shlex.quote(block)} /etc/ufw/after{suffix}.rules",
         f"live{suffix}": (f"ip{suffix}tables -S; ip{suffix}tables -t mangle -S | grep -e {GUARD}"),
@@ -99,17 +109,18 @@ class Firewall(Framed[FirewallState]):
                 "options": "grep -hE '^[A-Z0-9_]+=' /etc/default/ufw /etc/ufw/ufw.conf",
                 **_questions(""),
                 **_questions("6"),
-                "links": _LINKS,
+                "links": LINKS,
                 "routes": "ip -o route show default; ip -6 -o route show default",
                 "ipv6": "[ -e /proc/net/if_inet6 ] && echo yes",
                 "armed": f"[ -e {ROLLBACK_STATE}/armed ] && echo yes",
+                "proved": f"{PROGRAM} proved && echo yes",
             }
         )
 
     @staticmethod
     def default() -> FirewallState:
         """No firewall at all."""
-        return FirewallState({}, FamilyState(), FamilyState(), True, frozenset(), False)
+        return FirewallState({}, FamilyState(), FamilyState(), True, frozenset(), False, False)
 
     def process(self, output: list[str]) -> FirewallState:
         """Parse the probe's output."""
@@ -118,6 +129,7 @@ class Firewall(Framed[FirewallState]):
         def family(suffix: str) -> FamilyState:
             return FamilyState(
                 rules=tuple(found[f"rules{suffix}"]),
+                lets=tuple(found[f"lets{suffix}"]),
                 block=tuple(found[f"block{suffix}"]),
                 live=tuple(line.rstrip() for line in found[f"live{suffix}"]),
                 user_input_lines=int((found[f"lines{suffix}"] or ["0"])[0]),
@@ -131,4 +143,5 @@ class Firewall(Framed[FirewallState]):
             ipv6_in_kernel=bool(found["ipv6"]),
             external=external_interfaces(found["links"], found["routes"]),
             armed=bool(found["armed"]),
+            proved=bool(found["proved"]),
         )

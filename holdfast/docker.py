@@ -12,6 +12,9 @@ from holdfast.settings import AptRepository, Distribution, Docker
 DAEMON_JSON = "/etc/docker/daemon.json"
 DROP_IN = "/etc/systemd/system/docker.service.d/holdfast.conf"
 
+LINKS_SCRIPT = "/usr/local/lib/holdfast/docker-links"
+"""Has the machine's own links keep the routes of IPv6 that routers advertise."""
+
 VENDOR_KEY_SHA256 = "1500c1f56fa9e26b9b8f42452a553675796ade0807cdce11975eb98170b3a570"
 """Checksum of https://download.docker.com/linux/debian/gpg, the same file for Ubuntu; its
 fingerprint is 9DC8 5822 9FC7 DD38 854A  E2D8 8D81 803C 0EBF CD88."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from facts.egress import DROP_IN
-from holdfast import alerts, egress_program
+from holdfast import alerts, egress_program, rules_watch
 from holdfast.doors import MARK
 from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
@@ -219,7 +219,13 @@ def unit_files() -> dict[str, str]:
     )
     calls = Directive("IPAddressDeny", "", "a resolver may be anywhere")
     asks = [*(each for each in LOADS_RULES if each.name != resolves.name), resolves, calls]
-    return {
+    watch = rules_watch.unit_files(
+        "egress",
+        said="tell of attempts to leave, and keep the rules as they were loaded",
+        after=SERVICE,
+        program=PROGRAM,
+    )
+    return watch | {
         f"{SYSTEM}/{unit}": render(
             f"egress/{unit}.j2",
             program=PROGRAM,
@@ -230,7 +236,7 @@ def unit_files() -> dict[str, str]:
                 relaxed=asks if unit == RESOLVE else LOADS_RULES,
             ),
         )
-        for unit in (SERVICE, WATCH, TIMER, RESOLVE, RESOLVE_TIMER)
+        for unit in (SERVICE, RESOLVE, RESOLVE_TIMER)
     }
 
 

@@ -6,9 +6,11 @@ guard the containers (FORWARD), which Docker would otherwise open past ufw.
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +18,12 @@ from facts.firewall import (
     BLOCK_BEGIN,
     BLOCK_END,
     GUARD,
+    PROGRAM,
     ROLLBACK_STATE,
     FamilyState,
     FirewallState,
 )
-from holdfast import alerts
+from holdfast import alerts, firewall_program, rules_watch
 from holdfast.render import render
 from holdfast.sandbox import LOADS_RULES, Directive, sandbox
 from holdfast.services import Listen, Service
@@ -31,10 +34,13 @@ FAMILIES: tuple[Family, Family] = (4, 6)
 ANYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
 
 DOCKER_USER = "DOCKER-USER"
-DOCKER_USER_SCRIPT = "/usr/local/lib/holdfast/docker-user"
-ROLLBACK_SCRIPT = "/usr/local/lib/holdfast/firewall-rollback"
-ROLLBACK_UNIT = "holdfast-firewall-rollback.service"
+DOCKER_USER_SCRIPT = firewall_program.DOCKER_USER
+LOAD = f"{PROGRAM} load"
+"""What ``ufw reload`` does, without its open moment."""
+ROLLBACK_UNIT = f"{firewall_program.ROLLBACK}.service"
 """Restores the last proved firewall: at the deadline of a change, or at a boot before it."""
+WATCH = "holdfast-firewall-watch.service"
+TIMER = "holdfast-firewall-watch.timer"
 
 MARK = "holdfast:"
 """How the comment of every rule begins that is ours."""
@@ -181,6 +187,8 @@ def container_rules(
         # An interface that did not exist when this was written.
         f"{rule} -o docker0 -j DROP",
         f"{rule} -o br-+ -j DROP",
+        # And a bridge whose name says nothing: what is published and not declared stays shut.
+        f"{rule} -m conntrack --ctstate DNAT -j DROP",
         f"{rule} -j RETURN",
     ]
 
@@ -285,12 +293,16 @@ def deletion(rule: str) -> str:
     return shlex.join(words)
 
 
-def rollback_unit() -> str:
-    """The text of the unit that restores the last proved firewall.
+def program() -> str:
+    """The text of the program that hosts run."""
+    return inspect.getsource(firewall_program)
 
-    What it may not do would lock somebody out: `tests/lab/test_rooted_live.py` has it restore one.
+
+def unit_files() -> dict[str, str]:
+    """Path to text of the unit that restores the last proved firewall, and of its watch.
+
+    What they may not do would lock somebody out: `tests/lab/test_rooted_live.py` has them do it.
     """
-    service = Service(name="firewall-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
     kept = {"RestrictAddressFamilies", "CapabilityBoundingSet"}
     relaxed = [
         *(directive for directive in LOADS_RULES if directive.name not in kept),
@@ -312,13 +324,23 @@ def rollback_unit() -> str:
             )
         ),
     ]
-    return render(
+    service = Service(name="firewall-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
+    rollback = render(
         f"firewall/{ROLLBACK_UNIT}.j2",
         state=ROLLBACK_STATE,
-        script=ROLLBACK_SCRIPT,
+        program=PROGRAM,
         on_failure=alerts.ON_FAILURE,
         sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )
+    watch = rules_watch.unit_files(
+        "firewall",
+        said="keep the proved firewall in force",
+        # Which has its guard in front of its rules once it has started.
+        after="ufw.service docker.service",
+        program=PROGRAM,
+        relaxed=relaxed,
+    )
+    return {f"/etc/systemd/system/{ROLLBACK_UNIT}": rollback, **watch}
 
 
 @dataclass(frozen=True)
@@ -361,7 +383,32 @@ def _guarded(
     )
 
 
+def _undeclared(lets: Iterable[str]) -> list[str]:
+    """What of ``lets``, as ufw's files or ``iptables -S`` have it, no network needs to work.
+
+    ufw itself lets mDNS and SSDP in. A service that is to be found so says that it listens there.
+    """
+    needed = (
+        r" -i lo | --ctstate RELATED,ESTABLISHED | -p (icmp|icmpv6|ipv6-icmp) "
+        r"| --sport 67 --dport 68 | --sport 547 (-d \S+ )?--dport 546 "
+    )
+    return [line for line in lets if not re.search(needed, line)]
+
+
+def _without(path: str, lines: list[str]) -> str:
+    new = f"{path}.holdfast-new"
+    these = shlex.join(word for line in lines for word in ("-e", line))
+    # Which says 1 where nothing is left.
+    return (
+        f"umask 077; {{ grep -vxF {these} {path} || test $? = 1; }} > {new}"
+        f" && chmod 640 {new} && mv -fT {new} {path}"
+    )
+
+
 def _ufw_in_force(family: FamilyState, infix: str) -> bool:
+    own = rf"-A ufw{infix}-(before|after)-(input|forward) .*-j ACCEPT"
+    if _undeclared(line for line in family.live if re.match(own, line)):
+        return False
     policies = {"-P INPUT DROP", "-P FORWARD DROP", "-P OUTPUT ACCEPT"}
     jumps = {f"-A {chain} -j ufw{infix}-before-{chain.lower()}" for chain in ("INPUT", "FORWARD")}
     hook = f"-A ufw{infix}-before-input -j ufw{infix}-user-input"
@@ -414,6 +461,12 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
         if tuple(lines) != present.block:
             blocks_changed = True
             commands.append(_write_block(f"/etc/ufw/after{suffix}.rules", lines))
+        if undeclared := _undeclared(present.lets):
+            foreign += undeclared
+            commands += [
+                _without(f"/etc/ufw/{when}{suffix}.rules", undeclared)
+                for when in ("before", "after")
+            ]
         wanted = [hole for hole in declared if hole.family == family and not hole.container]
         commands += [hole.command for hole in wanted if hole.rule not in present.rules]
         identities = {hole.identity for hole in wanted}
@@ -430,11 +483,10 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
         _ufw_in_force(state.v6, "6") or not state.ipv6_in_kernel
     )
     preparation = [] if enabled else commands
-    commands = commands if enabled else []
-    if not enabled:
-        commands.append("ufw --force enable")
-    elif options or not in_force:
-        commands.append("ufw reload")
+    commands = commands if enabled else ["ufw --force enable"]
+    # What a login proves must be what a boot will load: ufw's own commands leave other rules.
+    if commands or not in_force:
+        commands.append(LOAD)
 
     if settings.docker is not None:
         guarded = all(

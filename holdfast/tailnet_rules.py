@@ -7,7 +7,7 @@ port is the policy's to say (`holdfast.tailnet_policy`).
 
 from __future__ import annotations
 
-from holdfast import alerts
+from holdfast import alerts, rules_watch
 from holdfast.registry import tailnet_claims
 from holdfast.render import render
 from holdfast.sandbox import LOADS_RULES, sandbox
@@ -62,17 +62,21 @@ def program() -> str:
 
 def unit_files() -> dict[str, str]:
     """Path to text of the units."""
-    return {
-        f"{SYSTEM}/{unit}": render(
-            f"tailnet/{unit}.j2",
-            program=PROGRAM,
-            run=RUN,
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(
-                Service(name="tailnet", unit=unit, user="root", tier="T1"),
-                isolated=True,
-                relaxed=LOADS_RULES,
-            ),
-        )
-        for unit in (SERVICE, WATCH, TIMER)
-    }
+    service = render(
+        f"tailnet/{SERVICE}.j2",
+        program=PROGRAM,
+        run=RUN,
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(
+            Service(name="tailnet", unit=SERVICE, user="root", tier="T1"),
+            isolated=True,
+            relaxed=LOADS_RULES,
+        ),
+    )
+    watch = rules_watch.unit_files(
+        "tailnet",
+        said="keep what the tailnet may reach as it was loaded",
+        after=SERVICE,
+        program=PROGRAM,
+    )
+    return {f"{SYSTEM}/{SERVICE}": service, **watch}

@@ -11,7 +11,7 @@ from pyinfra.api import FunctionCommand, StringCommand, operation
 
 from facts.docker import DockerEngine, DockerState
 from holdfast import networks
-from holdfast.docker import DAEMON_JSON, enforced, major_version, merged
+from holdfast.docker import DAEMON_JSON, LINKS_SCRIPT, enforced, major_version, merged
 from holdfast.settings import Docker, DockerNetwork
 from operations.refusal import stop
 
@@ -44,11 +44,14 @@ def major_of(state: DockerState) -> int:
 
 
 @operation()
-def configured(settings: Docker) -> Generator[StringCommand | FunctionCommand, None, None]:
+def configured(
+    settings: Docker, links: list[str]
+) -> Generator[StringCommand | FunctionCommand, None, None]:
     """Have our keys in daemon.json, no user in the docker group, and the engine's chains in place.
 
-    One remote command when all is so. Stops, with nothing changed, when the present file cannot be
-    merged.
+    The machine's own ``links``, and those that are found there, keep the routes that routers
+    advertise when the engine has the host forward. One remote command when all is so. Stops, with
+    nothing changed, when the present file cannot be merged.
     """
     state = host.get_fact(DockerEngine)
     try:
@@ -61,6 +64,9 @@ def configured(settings: Docker) -> Generator[StringCommand | FunctionCommand, N
         yield command
     elif state.unruled:
         yield StringCommand("systemctl restart docker.service")
+
+    if state.until_forwarding & {*state.devices, *links}:
+        yield StringCommand(LINKS_SCRIPT)
 
     # A user who may talk to the engine is root.
     for member in state.group_members:

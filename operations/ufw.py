@@ -15,9 +15,9 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from facts.firewall import Firewall, FirewallState
+from facts.firewall import PROGRAM, Firewall, FirewallState
 from holdfast.connector import Path
-from holdfast.firewall import ROLLBACK_SCRIPT, Hole, holes, lan_ssh_rules, lan_ssh_wanted, plan
+from holdfast.firewall import LOAD, Hole, holes, lan_ssh_rules, lan_ssh_wanted, plan
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 
@@ -68,19 +68,20 @@ def _change(
     settings: HostSettings, declared: list[Hole], found: FirewallState, path: Path | None
 ) -> Commands:
     wanted = plan(settings, declared, found)
-    # A change that an earlier run applied and did not live to prove is proved now.
-    if not wanted.commands and not found.armed:
+    # What an earlier run applied and did not live to prove is proved now, and so are rules that are
+    # as declared and yet not those that the host was told to keep.
+    if not wanted.commands and not found.armed and found.proved:
         return
     for rule in wanted.foreign:
         logger.warning(f"{this_host.print_prefix}Removing a rule the inventory lacks: {rule}")
-    yield StringCommand(f"{ROLLBACK_SCRIPT} keep")
+    yield StringCommand(f"{PROGRAM} keep")
     for command in wanted.preparation:
         yield StringCommand(command)
-    yield StringCommand(f"{ROLLBACK_SCRIPT} arm {settings.firewall.rollback_seconds}")
-    for command in wanted.action:
+    yield StringCommand(f"{PROGRAM} arm {settings.firewall.rollback_seconds}")
+    for command in wanted.action or [LOAD]:
         yield StringCommand(command)
     yield FunctionCommand(_prove, [path, settings, declared], {})
-    yield StringCommand(f"{ROLLBACK_SCRIPT} disarm")
+    yield StringCommand(f"{PROGRAM} disarm")
 
 
 @operation()

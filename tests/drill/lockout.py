@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from facts.firewall import ROLLBACK_STATE
+from facts.firewall import PROGRAM, ROLLBACK_STATE
 from facts.ssh import ROLLBACK_UNIT
-from holdfast.firewall import MARK, UNTIL_TAILNET
+from holdfast.firewall import MARK, TIMER, UNTIL_TAILNET, WATCH
 from holdfast.settings import HostSettings
 from tests.drill.converge import start
 from tests.drill.rehearsal import Act
@@ -26,7 +26,11 @@ WITHDRAW = "tests/drill/withdraw_site.py"
 RULES = "iptables-save | grep ^-A; ip6tables-save | grep ^-A; cat /etc/ufw/user.rules"
 MISTAKE = "mistake"
 """What the key of another person is called."""
-OPEN_LAN_SSH = f"ufw allow proto tcp from any to any port 22 comment '{MARK} {UNTIL_TAILNET}'"
+OPEN_LAN_SSH = (
+    f"ufw allow proto tcp from any to any port 22 comment '{MARK} {UNTIL_TAILNET}'"
+    # As after a proof, or the watch of the firewall would tell of it.
+    f" && {PROGRAM} keep && {PROGRAM} disarm"
+)
 LAN_SSH_IS_OPEN = f"ufw status | grep --quiet '{UNTIL_TAILNET}'"
 TAILNET = "100.64.0.0/10,fd7a:115c:a1e0::/48"
 STRAY = "/etc/ssh/sshd_config.d/00-aaa-stray.conf"
@@ -158,7 +162,11 @@ class LockOut:
             "tailscaled is stopped": ("systemctl stop tailscaled", "systemctl start tailscaled"),
             "no user may log in over the tailnet": told("DenyUsers *"),
             "a login over the tailnet runs no command": told("ForceCommand false"),
-            "the port of SSH is shut on the tailnet": (dropped("-I"), dropped("-D")),
+            # The watch of the firewall would open it.
+            "the port of SSH is shut on the tailnet": (
+                f"systemctl stop {TIMER} {WATCH} && {dropped('-I')}",
+                f"{dropped('-D')} && systemctl start {TIMER}",
+            ),
         }
 
     def _key_of_another(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facts.firewall import GUARD, ROLLBACK_STATE
-from holdfast import backup, egress, floor, integrity, ledger, networks, tailnet_rules
+from holdfast import backup, egress, firewall, floor, integrity, ledger, networks, tailnet_rules
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, limits, modes
@@ -46,6 +46,16 @@ def _recreated(creation: str) -> str:
 
 def _both(rule: str, six: str | None = None) -> str:
     return f"iptables {rule} && ip6tables {six or rule}"
+
+
+def _unwatched(hurt: str, heal: str) -> tuple[str, str]:
+    """``hurt`` and ``heal`` for rules of the firewall, which its watch would put back."""
+    timer = firewall.TIMER
+    # A look that is under way as well: a timer that is started may look at once.
+    return (
+        f"systemctl stop {timer} {firewall.WATCH} && {hurt}",
+        f"{heal} && systemctl start {timer}",
+    )
 
 
 BASE = (
@@ -237,26 +247,43 @@ FIREWALL = (
     Sabotage(
         "what nobody declared is let in",
         ("firewall::what_nobody_declared_is_dropped",),
-        _both("-P INPUT ACCEPT"),
-        _both("-P INPUT DROP"),
+        *_unwatched(_both("-P INPUT ACCEPT"), _both("-P INPUT DROP")),
     ),
     Sabotage(
         "a port is opened by hand",
         ("firewall::the_kernel_lets_in_exactly_what_is_declared",),
-        _both(
-            "-A ufw-user-input -p tcp --dport 2222 -j ACCEPT",
-            "-A ufw6-user-input -p tcp --dport 2222 -j ACCEPT",
+        *_unwatched(
+            _both(
+                "-A ufw-user-input -p tcp --dport 2222 -j ACCEPT",
+                "-A ufw6-user-input -p tcp --dport 2222 -j ACCEPT",
+            ),
+            _both(
+                "-D ufw-user-input -p tcp --dport 2222 -j ACCEPT",
+                "-D ufw6-user-input -p tcp --dport 2222 -j ACCEPT",
+            ),
         ),
-        _both(
-            "-D ufw-user-input -p tcp --dport 2222 -j ACCEPT",
-            "-D ufw6-user-input -p tcp --dport 2222 -j ACCEPT",
+    ),
+    Sabotage(
+        "ufw lets mDNS in",
+        ("firewall::ufw_lets_nothing_in_by_itself",),
+        *_unwatched(
+            _both(
+                "-A ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT",
+                "-A ufw6-before-input -p udp -d ff02::fb --dport 5353 -j ACCEPT",
+            ),
+            _both(
+                "-D ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT",
+                "-D ufw6-before-input -p udp -d ff02::fb --dport 5353 -j ACCEPT",
+            ),
         ),
     ),
     Sabotage(
         "a rule stands before ufw's",
         ("firewall::nothing_is_let_in_ahead_of_ufw",),
-        _both("-I INPUT -p tcp --dport 2222 -j ACCEPT"),
-        _both("-D INPUT -p tcp --dport 2222 -j ACCEPT"),
+        *_unwatched(
+            _both("-I INPUT -p tcp --dport 2222 -j ACCEPT"),
+            _both("-D INPUT -p tcp --dport 2222 -j ACCEPT"),
+        ),
     ),
     Sabotage(
         "something listens to everybody",
@@ -267,19 +294,20 @@ FIREWALL = (
     Sabotage(
         "containers are let through",
         ("firewall::containers_are_reached_only_as_declared",),
-        _both(f"-I {DOCKER_USER} -j RETURN") + " && " + _both(f"-t mangle -I {GUARD} -j RETURN"),
-        _both(f"-D {DOCKER_USER} -j RETURN") + " && " + _both(f"-t mangle -D {GUARD} -j RETURN"),
+        *_unwatched(
+            f"{_both(f'-I {DOCKER_USER} -j RETURN')} && {_both(f'-t mangle -I {GUARD} -j RETURN')}",
+            f"{_both(f'-D {DOCKER_USER} -j RETURN')} && {_both(f'-t mangle -D {GUARD} -j RETURN')}",
+        ),
     ),
     Sabotage(
         "another rule is asked before the guard",
         ("firewall::the_guard_of_containers_is_asked_first",),
-        _both("-I FORWARD -j ACCEPT"),
-        _both("-D FORWARD -j ACCEPT"),
+        *_unwatched(_both("-I FORWARD -j ACCEPT"), _both("-D FORWARD -j ACCEPT")),
     ),
     Sabotage(
         "ufw is off after a boot",
         ("firewall::a_boot_brings_the_same_rules_back",),
-        *edited("/etc/ufw/ufw.conf", "s/^ENABLED=yes/ENABLED=no/"),
+        *_unwatched(*edited("/etc/ufw/ufw.conf", "s/^ENABLED=yes/ENABLED=no/")),
     ),
     Sabotage(
         "nftables may flush the rules",
@@ -292,6 +320,20 @@ FIREWALL = (
         ("firewall::no_change_waits_for_its_proof",),
         f"mkdir -p {ROLLBACK_STATE} && touch {ROLLBACK_STATE}/armed",
         f"rm {ROLLBACK_STATE}/armed",
+    ),
+    Sabotage(
+        "the firewall is not the one that a login proved",
+        ("firewall::what_is_in_force_is_what_a_login_proved",),
+        *_unwatched(
+            _both("-I ufw-before-input -j ACCEPT", "-I ufw6-before-input -j ACCEPT"),
+            _both("-D ufw-before-input -j ACCEPT", "-D ufw6-before-input -j ACCEPT"),
+        ),
+    ),
+    Sabotage(
+        "the firewall is not watched",
+        ("firewall::it_is_watched_now_and_at_boot",),
+        f"systemctl stop {firewall.TIMER}",
+        f"systemctl start {firewall.TIMER}",
     ),
 )
 
@@ -376,6 +418,18 @@ DOCKER = (
             "docker",
             '/usr/bin/docker "$@" | sed \'1s/^{/{"FirewallBackend": {"Driver": "nftables"},/\'',
         ),
+    ),
+    Sabotage(
+        "a link of the host's would lose its route, and every new one takes any",
+        (
+            "docker::the_hosts_links_keep_the_routes_that_routers_advertise",
+            "docker::no_link_of_containers_takes_a_route",
+        ),
+        "sysctl --values net.ipv6.conf.eth1.accept_ra > /root/accept_ra"
+        " && sysctl --write net.ipv6.conf.eth1.accept_ra=1"
+        " && sysctl --write net.ipv6.conf.default.accept_ra=2",
+        "sysctl --write net.ipv6.conf.default.accept_ra=1"
+        " && sysctl --write net.ipv6.conf.eth1.accept_ra=$(cat /root/accept_ra)",
     ),
     Sabotage(
         "a network has a bridge that no rule knows",

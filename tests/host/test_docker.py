@@ -12,7 +12,7 @@ from testinfra.host import Host
 from facts import sections
 from facts.docker import DockerEngine
 from holdfast import networks
-from holdfast.docker import DAEMON_JSON, enforced
+from holdfast.docker import DAEMON_JSON, LINKS_SCRIPT, enforced
 from holdfast.firewall import DOCKER_USER_SCRIPT
 from holdfast.settings import Docker, HostSettings
 
@@ -39,6 +39,7 @@ def found(host: Host, wanted: Docker) -> Answers:
         f' docker.service)" +%s; stat --format=%Y {DAEMON_JSON}',
         "group": "getent group docker | cut -d: -f4",
         "socket": "stat --format='%a %U %G' /run/docker.sock",
+        "advertised": "cd /proc/sys/net/ipv6/conf && grep -H . */accept_ra",
         "order": "systemctl show --property=After --value docker.service",
         "hooks": "systemctl show --property=ExecStartPre,ExecStartPost docker.service",
         "running": "docker ps --quiet | xargs --no-run-if-empty docker inspect",
@@ -127,6 +128,26 @@ def test_it_starts_behind_the_firewall(found: Answers) -> None:
     assert "ufw.service" in found["order"][0].split()
     hooks = {line.partition("=")[0] for line in found["hooks"] if DOCKER_USER_SCRIPT in line}
     assert hooks == {"ExecStartPre", "ExecStartPost"}
+
+
+@pytest.fixture(scope="module")
+def advertised(found: Answers) -> dict[str, int]:
+    """Link to what it does with routers' advertisements: 1 takes them until the host forwards."""
+    told = [line.partition("/accept_ra:") for line in found["advertised"]]
+    return {link: int(value) for link, _, value in told}
+
+
+def test_the_hosts_links_keep_the_routes_that_routers_advertise(
+    found: Answers, advertised: dict[str, int], settings: HostSettings
+) -> None:
+    assert {link for link in settings.interfaces if advertised.get(link) == 1} == set()
+    assert any(LINKS_SCRIPT in line for line in found["hooks"] if line.startswith("ExecStartPre="))
+
+
+def test_no_link_of_containers_takes_a_route(advertised: dict[str, int]) -> None:
+    theirs = ("all", "default", "docker", "br-", "veth")
+    taking = {link for link, value in advertised.items() if value == 2 and link.startswith(theirs)}
+    assert taking == set()
 
 
 def test_its_networks_are_the_declared_ones(host: Host, wanted: Docker) -> None:

@@ -9,8 +9,8 @@ import pytest
 from testinfra.host import Host
 
 from facts import sections
-from facts.firewall import BLOCK_BEGIN, GUARD, ROLLBACK_STATE
-from holdfast.firewall import DOCKER_USER, FAMILIES, Family, Hole, container_rules, holes
+from facts.firewall import BLOCK_BEGIN, GUARD, PROGRAM, ROLLBACK_STATE
+from holdfast.firewall import DOCKER_USER, FAMILIES, TIMER, Family, Hole, container_rules, holes
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 
@@ -33,6 +33,8 @@ def found(host: Host) -> Answers:
         "blocks": f"grep -l '^{BLOCK_BEGIN}' /etc/ufw/after.rules /etc/ufw/after6.rules",
         "unproved": f"ls {ROLLBACK_STATE}/armed;"
         " systemctl is-active holdfast-firewall-rollback.timer",
+        "proved": f"{PROGRAM} proved && echo yes",
+        "watch": f"systemctl is-enabled {TIMER}; systemctl is-active {TIMER}",
         "filter4": "iptables -S",
         "filter6": "ip6tables -S",
         "mangle4": "iptables -t mangle -S",
@@ -79,6 +81,26 @@ def test_the_kernel_lets_in_exactly_what_is_declared(
         for hole in declared
         if hole.family == family and not hole.container
     }
+
+
+# What a network needs to work: answers, errors and neighbours, and addresses by DHCP.
+_NEEDED = re.compile(
+    r"-i lo|-m conntrack --ctstate RELATED,ESTABLISHED|(-s fe80::/10 )?-p (icmp|ipv6-icmp) .*"
+    r"|-p udp -m udp --sport 67 --dport 68"
+    r"|-s fe80::/10 -d fe80::/10 -p udp -m udp --sport 547 --dport 546"
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ufw_lets_nothing_in_by_itself(found: Answers, family: Family) -> None:
+    chain = rf"-A ufw{'6' if family == 6 else ''}-(?:before|after)-(?:input|forward) "
+    lets = [
+        rule[1]
+        for line in found[f"filter{family}"]
+        if (rule := re.fullmatch(rf"{chain}(.*) -j ACCEPT", line))
+    ]
+    assert lets
+    assert [rule for rule in lets if not _NEEDED.fullmatch(rule)] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,3 +180,11 @@ def test_nothing_else_loads_or_flushes_rules(found: Answers) -> None:
 
 def test_no_change_waits_for_its_proof(found: Answers) -> None:
     assert found["unproved"] == ["inactive"]
+
+
+def test_what_is_in_force_is_what_a_login_proved(found: Answers) -> None:
+    assert found["proved"] == ["yes"]
+
+
+def test_it_is_watched_now_and_at_boot(found: Answers) -> None:
+    assert found["watch"] == ["enabled", "active"]

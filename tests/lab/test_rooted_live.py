@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from facts.firewall import BLOCK_BEGIN, BLOCK_END, ROLLBACK_STATE
+from facts.firewall import PROGRAM as FIREWALL
+from facts.firewall import ROLLBACK_STATE
+from holdfast import alerts, firewall_program
+from holdfast import firewall as walls
 from holdfast.engines.throughput import Load
 from holdfast.engines.units import (
     DEVICES,
@@ -25,12 +28,7 @@ from holdfast.engines.units import (
     memory_program_text,
 )
 from holdfast.engines.vllm import VLLM
-from holdfast.firewall import (
-    DOCKER_USER_SCRIPT,
-    ROLLBACK_SCRIPT,
-    ROLLBACK_UNIT,
-    rollback_unit,
-)
+from holdfast.firewall import ROLLBACK_UNIT
 from holdfast.gpu import driver
 from holdfast.registry import engine_service, engines
 from holdfast.render import render
@@ -62,7 +60,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         machine.start()
         machine.wait_for_boot(PATIENCE_SECONDS)
         machine.wait_for_ssh(PATIENCE_SECONDS)
-        machine.succeed(f"{INSTALL} curl iptables python3 ufw", timeout_seconds=300)
+        machine.succeed(f"{INSTALL} curl iptables nftables python3 ufw", timeout_seconds=300)
         yield machine
     finally:
         machine.power_off()
@@ -159,21 +157,16 @@ def test_an_engine_that_was_broken_into_gives_root_no_code_to_run(
 @pytest.fixture(scope="module")
 def guarded(box: ContainerMachine) -> ContainerMachine:
     """A machine with a firewall that makes settings of its own, and our way back to it."""
-    markers = {"begin": BLOCK_BEGIN, "end": BLOCK_END}
-    script = render(
-        "firewall/firewall-rollback.j2",
-        state=ROLLBACK_STATE,
-        docker_user=DOCKER_USER_SCRIPT,
-        unit=ROLLBACK_UNIT,
-        **markers,
-    )
-    write(box, ROLLBACK_SCRIPT, script, "755")
-    # Its name in the guard's block tells that it ran, and that it saw IPv6.
+    write(box, FIREWALL, walls.program(), "755")
+    # It tells that it ran, and that it saw IPv6.
     guard = "#!/bin/sh\n[ -e /proc/net/if_inet6 ] && touch /run/guarded\n"
-    write(box, DOCKER_USER_SCRIPT, guard, "755")
-    write(box, f"/etc/systemd/system/{ROLLBACK_UNIT}", rollback_unit())
+    write(box, walls.DOCKER_USER_SCRIPT, guard, "755")
+    write(box, firewall_program.DOCKER[1], "", "755")
+    write(box, alerts.UNIT_PATH, alerts.notify_unit())
+    for path, text in walls.unit_files().items():
+        write(box, path, text)
     box.succeed(
-        f"echo '{BLOCK_BEGIN}' >> /etc/ufw/after.rules && ufw allow 22/tcp && ufw --force enable"
+        f"ufw allow 22/tcp && ufw --force enable"
         f" && chmod 600 /etc/default/ufw && systemctl daemon-reload"
         f" && systemctl enable {ROLLBACK_UNIT} ufw"
     )
@@ -185,7 +178,7 @@ _STATE = (
     " /etc/ufw/user.rules; cat /proc/sys/net/ipv4/conf/all/accept_redirects"
 )
 _SPOILT = (
-    f"rm -f /run/guarded; {ROLLBACK_SCRIPT} keep && ufw deny 22/tcp"
+    f"rm -f /run/guarded; {FIREWALL} keep && ufw deny 22/tcp"
     " && sed -i s/DROP/ACCEPT/ /etc/default/ufw && chmod 644 /etc/default/ufw && ufw reload"
     " && sysctl -qw net.ipv4.conf.all.accept_redirects=1"
 )
@@ -193,7 +186,7 @@ _SPOILT = (
 
 def test_a_firewall_comes_back_at_its_deadline(guarded: ContainerMachine) -> None:
     proved = guarded.succeed(_STATE)
-    guarded.succeed(f"{_SPOILT} && {ROLLBACK_SCRIPT} arm 1")
+    guarded.succeed(f"{_SPOILT} && {FIREWALL} arm 1")
     assert guarded.succeed(_STATE) != proved
     guarded.wait_until_succeeds(f"test ! -e {ROLLBACK_STATE}/armed", PATIENCE_SECONDS)
     assert guarded.succeed(_STATE) == proved
@@ -212,14 +205,139 @@ def test_a_firewall_that_was_not_proved_comes_back_at_the_next_boot(
 
 
 def test_a_proof_disarms_the_deadline(guarded: ContainerMachine) -> None:
-    guarded.succeed(f"{_SPOILT} && {ROLLBACK_SCRIPT} arm 300")
+    guarded.succeed(f"{_SPOILT} && {FIREWALL} arm 300")
     spoilt = guarded.succeed(_STATE)
     timer = ROLLBACK_UNIT.replace(".service", ".timer")
-    guarded.succeed(f"systemctl is-active {timer} && {ROLLBACK_SCRIPT} disarm")
+    guarded.succeed(f"systemctl is-active {timer} && {FIREWALL} disarm")
     guarded.fail(f"systemctl is-active {timer}")
     guarded.succeed(f"systemctl start {ROLLBACK_UNIT}")
     assert guarded.succeed(_STATE) == spoilt
-    guarded.succeed("ufw --force disable")
+
+
+_ALERT = f"{alerts.ALERTS}/{walls.WATCH}"
+
+
+@pytest.fixture
+def proved(guarded: ContainerMachine) -> ContainerMachine:
+    """That machine, whose firewall a login has proved."""
+    guarded.succeed(
+        f"{FIREWALL} keep && ufw allow 22/tcp && sed -i 's/^\\(DEFAULT_[IF].*\\)=.*/\\1=DROP/'"
+        f" /etc/default/ufw && ufw --force enable && {FIREWALL} load && {FIREWALL} disarm"
+        f" && rm -f {_ALERT} && systemctl start {walls.WATCH}"
+    )
+    return guarded
+
+
+@pytest.mark.parametrize(
+    ("hurt", "told"),
+    [
+        ("ufw disable", "ufw was disabled"),
+        ("/lib/ufw/ufw-init flush-all", "in force again: gone: iptables -t filter -P"),
+        ("iptables -P INPUT ACCEPT", "new: iptables -t filter -P INPUT ACCEPT"),
+        ("ip6tables -F ufw6-before-input", "gone: ip6tables -t filter -A ufw6-before-input"),
+        ("iptables -F INPUT; iptables -F FORWARD", "gone: iptables -t filter -A FORWARD -j ufw"),
+        ("ip6tables -I INPUT -p tcp -j ACCEPT", "new: ip6tables -t filter -A INPUT -p tcp"),
+        ("nft flush ruleset", "gone: iptables -t filter"),
+    ],
+)
+def test_what_a_hand_takes_of_the_firewall_is_told_of_and_put_back(
+    proved: ContainerMachine, hurt: str, told: str
+) -> None:
+    before = proved.succeed(_STATE)
+    proved.succeed(hurt)
+    proved.fail(f"systemctl start {walls.WATCH}")
+    proved.wait_until_succeeds(f"test -e {_ALERT}", 10)
+    said = proved.succeed(
+        "journalctl --output=cat --no-pager"
+        f" _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {walls.WATCH})"
+    )
+    assert told in said
+    assert proved.succeed(_STATE) == before
+    proved.succeed(f"systemctl start {walls.WATCH} && {FIREWALL} proved")
+
+
+def test_the_watch_looks_every_minute(proved: ContainerMachine) -> None:
+    proved.succeed(f"systemctl enable --now {walls.TIMER} && ufw disable")
+    proved.wait_until_succeeds(f"test -e {_ALERT} && ufw status | grep 'Status: active'", 75)
+    proved.succeed(f"systemctl disable --now {walls.TIMER}")
+
+
+def test_a_rule_that_ufw_was_given_by_hand_is_told_of_until_the_next_deploy(
+    proved: ContainerMachine,
+) -> None:
+    proved.succeed("ufw allow 2222/tcp")
+    proved.fail(f"systemctl start {walls.WATCH}")
+    loaded = proved.succeed("stat -c %y /run/holdfast/firewall/left")
+    proved.fail(f"systemctl start {walls.WATCH}")
+    said = proved.succeed(f"journalctl --output=cat --no-pager --unit={walls.WATCH}")
+    assert "new: iptables -t filter -A ufw-user-input -p tcp -m tcp --dport 2222" in said
+    assert proved.succeed("stat -c %y /run/holdfast/firewall/left") == loaded, "loaded for nothing"
+    proved.succeed("ufw delete allow 2222/tcp")
+    proved.succeed(f"systemctl start {walls.WATCH}")
+
+
+_CALLER = """
+import socket, sys, time
+end, got = time.monotonic() + float(sys.argv[1]), 0
+while time.monotonic() < end:
+    with socket.socket() as call:
+        call.settimeout(0.05)
+        got += call.connect_ex(("10.99.0.1", 4444)) == 0
+print(got)
+"""
+
+
+@pytest.fixture
+def neighbour(proved: ContainerMachine) -> Iterator[ContainerMachine]:
+    """That machine, with a port that nobody declared and a neighbour who tries it."""
+    write(proved, "/root/caller.py", _CALLER)
+    proved.succeed(
+        "ip netns add beside && ip link add near type veth peer name far netns beside"
+        " && ip address add 10.99.0.1/24 dev near && ip link set near up"
+        " && ip -n beside address add 10.99.0.2/24 dev far && ip -n beside link set far up"
+        " && systemd-run --quiet --unit=stray python3 -m http.server --bind 10.99.0.1 4444"
+    )
+    yield proved
+    proved.succeed("systemctl stop stray; ip netns delete beside")
+
+
+@pytest.mark.parametrize(
+    ("loads", "opens"),
+    [
+        ("ufw reload", True),
+        (f"{FIREWALL} load", False),
+        (f"{FIREWALL} keep && {FIREWALL} restore", False),
+    ],
+)
+def test_a_firewall_that_is_loaded_again_has_no_open_moment(
+    neighbour: ContainerMachine, loads: str, opens: bool
+) -> None:
+    tries = "ip netns exec beside python3 /root/caller.py 12 > /run/got & "
+    neighbour.succeed(f"{tries} sleep 1; {{ {loads}; }} && {{ {loads}; }} && wait", 120)
+    assert (int(neighbour.succeed("cat /run/got")) > 0) == opens
+    neighbour.fail("nft list table inet holdfast_swap")
+    neighbour.succeed(f"{FIREWALL} proved")
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.5])
+def test_a_load_that_is_stopped_half_way_is_finished(
+    proved: ContainerMachine, seconds: float
+) -> None:
+    proved.succeed(
+        f"systemd-run --quiet --collect --unit=stopped {FIREWALL} load; sleep {seconds}"
+        " && systemctl stop stopped"
+    )
+    proved.succeed(f"{FIREWALL} proved")
+    proved.fail("nft list table inet holdfast_swap")
+
+
+def test_a_boot_brings_back_what_was_proved(proved: ContainerMachine) -> None:
+    proved.reboot(PATIENCE_SECONDS)
+    proved.succeed(f"{FIREWALL} proved")
+    proved.succeed("ufw disable")
+    proved.reboot(PATIENCE_SECONDS)
+    proved.fail(f"systemctl start {walls.WATCH}")
+    proved.succeed(f"{FIREWALL} proved")
 
 
 def test_the_files_of_cards_are_made_and_nothing_else(box: ContainerMachine) -> None:

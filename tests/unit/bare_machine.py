@@ -134,6 +134,7 @@ class BareMachine:
             ipv6_in_kernel=True,
             external=frozenset(),
             armed=False,
+            proved=True,
         )
 
     def _family(

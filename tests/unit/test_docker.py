@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from pyinfra.context import ctx_host
 
 from facts.docker import DockerEngine, DockerState
 from holdfast.docker import (
+    LINKS_SCRIPT,
     enforced,
     major_version,
     merged,
@@ -36,8 +38,8 @@ def test_recorded_state() -> None:
 
 
 def test_a_machine_without_an_engine() -> None:
-    names = ("daemon_json", "version", "group", "unruled", "networks", "containers", "links")
-    headings = [f"#= {name}" for name in names]
+    names = "daemon_json version group unruled networks containers links until_forwarding"
+    headings = [f"#= {name}" for name in names.split()]
     assert read(DockerEngine, headings) == DockerEngine.default()
 
 
@@ -175,7 +177,7 @@ def test_packages_and_repository() -> None:
 
 def _commands(state: DockerState) -> list[Any]:
     with ctx_host.use(LocalHost(facts={DockerEngine: state})):
-        return list(configured._inner(settings=Docker()))
+        return list(configured._inner(settings=Docker(), links=["eth1"]))
 
 
 GOOD = DockerState(json.dumps(enforced(Docker(), 29)), "5:29.1.3-1", (), unruled=False)
@@ -197,6 +199,25 @@ def test_the_engine_judges_a_new_file_where_it_can() -> None:
 def test_a_refusal_changes_nothing() -> None:
     (command,) = _commands(DockerState("{,}", "5:29.1.3-1", ("eve",), unruled=True))
     assert not isinstance(command, StringCommand)
+
+
+@pytest.mark.parametrize(
+    ("devices", "until_forwarding", "told"),
+    [
+        (set(), {"eth1"}, True),
+        ({"usb0"}, {"usb0"}, True),
+        ({"usb0"}, {"docker0", "veth1", "default"}, False),
+        (set(), set(), False),
+    ],
+)
+def test_the_hosts_own_links_keep_their_routes(
+    devices: set[str], until_forwarding: set[str], told: bool
+) -> None:
+    state = dataclasses.replace(
+        GOOD, devices=frozenset(devices), until_forwarding=frozenset(until_forwarding)
+    )
+    commands = [command.get_raw_value() for command in _commands(state)]
+    assert commands == [LINKS_SCRIPT] * told
 
 
 def test_flushed_chains_and_group_members_are_mended() -> None:

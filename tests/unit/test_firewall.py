@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from facts.firewall import Firewall, FirewallState, external_interfaces
+from holdfast import firewall
 from holdfast.firewall import (
     DOCKER_USER_SCRIPT,
+    LOAD,
     Family,
     Hole,
     container_rules,
@@ -31,16 +35,18 @@ BARE = read(
         for name in (
             "options",
             "rules",
+            "lets",
             "lines",
             "block",
             "live",
             "rules6",
+            "lets6",
             "lines6",
             "block6",
             "live6",
         )
     ]
-    + ["#= links", "eth1 device", "lo", "#= routes", "#= ipv6", "yes", "#= armed"],
+    + ["#= links", "eth1 device", "lo", "#= routes", "#= ipv6", "yes", "#= armed", "#= proved"],
 )
 
 
@@ -91,7 +97,7 @@ def test_a_converged_host_needs_nothing(rack: FirewallState) -> None:
 
 def test_a_bare_host_gets_its_rules_before_ufw_is_enabled() -> None:
     commands = _plan(BARE)
-    assert commands[-2:] == ["ufw --force enable", DOCKER_USER_SCRIPT]
+    assert commands[-3:] == ["ufw --force enable", LOAD, DOCKER_USER_SCRIPT]
     allowed = [command for command in commands if command.startswith("ufw allow")]
     assert allowed == [
         command
@@ -120,11 +126,11 @@ def _without(state: FirewallState, *lines: str) -> FirewallState:
 @pytest.mark.parametrize(
     ("gone", "mend"),
     [
-        ("-P INPUT DROP", "ufw reload"),
-        ("-P FORWARD DROP", "ufw reload"),
-        ("-A INPUT -j ufw-before-input", "ufw reload"),
-        ("-A INPUT -j ufw6-before-input", "ufw reload"),
-        ("-A ufw-user-input -p udp -m udp --dport 41641 -j ACCEPT", "ufw reload"),
+        ("-P INPUT DROP", LOAD),
+        ("-P FORWARD DROP", LOAD),
+        ("-A INPUT -j ufw-before-input", LOAD),
+        ("-A INPUT -j ufw6-before-input", LOAD),
+        ("-A ufw-user-input -p udp -m udp --dport 41641 -j ACCEPT", LOAD),
         ("-A FORWARD -j DOCKER-USER", DOCKER_USER_SCRIPT),
         ("-A FORWARD -j HOLDFAST-FORWARD", DOCKER_USER_SCRIPT),
         ("-A DOCKER-USER -i eth1 -j DROP", DOCKER_USER_SCRIPT),
@@ -144,7 +150,7 @@ def test_what_is_gone_from_the_kernel_comes_back(rack: FirewallState, gone: str,
 
 def test_a_disabled_ufw_is_enabled_and_nothing_else(rack: FirewallState) -> None:
     options = {**rack.options, "ENABLED": "no"}
-    assert _plan(dataclasses.replace(rack, options=options)) == ["ufw --force enable"]
+    assert _plan(dataclasses.replace(rack, options=options)) == ["ufw --force enable", LOAD]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,7 @@ def test_a_disabled_ufw_is_enabled_and_nothing_else(rack: FirewallState) -> None
 def test_an_edited_default_is_set_back(rack: FirewallState, option: str, value: str) -> None:
     commands = _plan(dataclasses.replace(rack, options={**rack.options, option: value}))
     assert option in commands[0]
-    assert commands[1:] == ["ufw reload"]
+    assert commands[1:] == [LOAD]
 
 
 def test_docker_that_asks_its_own_rules_first_is_mended(rack: FirewallState) -> None:
@@ -184,16 +190,73 @@ def test_a_changed_reason_is_written_and_the_rule_stays(rack: FirewallState) -> 
         update={"openings": [renamed, settings.firewall.openings[1]]}
     )
     commands = _plan(rack, settings.model_copy(update={"firewall": firewall}))
-    assert len(commands) == 2
-    assert all(re.match("ufw allow in on eth1 .*another reason", each) for each in commands)
+    *allowed, load = commands
+    assert len(allowed) == 2
+    assert all(re.match("ufw allow in on eth1 .*another reason", each) for each in allowed)
+    assert load == LOAD
 
 
 def test_a_new_interface_is_external_at_once(rack: FirewallState) -> None:
     state = dataclasses.replace(rack, external=rack.external | {"usb0"})
     commands = _plan(state)
-    assert len(commands) == 3
-    assert all("-i usb0 -j DROP" in command for command in commands[:2])
-    assert commands[2] == DOCKER_USER_SCRIPT
+    *blocks, load, guard = commands
+    assert len(blocks) == 2
+    assert all("-i usb0 -j DROP" in command for command in blocks)
+    assert (load, guard) == (LOAD, DOCKER_USER_SCRIPT)
+
+
+MDNS = "-A ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT"
+SSDP = "-A ufw6-before-input -p udp -d ff02::f --dport 1900 -j ACCEPT"
+
+
+def test_what_ufw_lets_in_by_itself_is_closed(rack: FirewallState) -> None:
+    state = dataclasses.replace(
+        rack,
+        v4=dataclasses.replace(rack.v4, lets=(*rack.v4.lets, MDNS)),
+        v6=dataclasses.replace(rack.v6, lets=(*rack.v6.lets, SSDP)),
+    )
+    *edits, load = _plan(state)
+    assert load == LOAD
+    assert [re.findall(r"/etc/ufw/\w+\.rules$", edit)[0] for edit in edits] == [
+        *("/etc/ufw/before.rules", "/etc/ufw/after.rules"),
+        *("/etc/ufw/before6.rules", "/etc/ufw/after6.rules"),
+    ]
+    assert len(plan(_settings(), holes(_settings(), [], lan_ssh=False), state).foreign) >= 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-A ufw-before-input -d 224.0.0.251/32 -p udp -m udp --dport 5353 -j ACCEPT",
+        "-A ufw-before-forward -j ACCEPT",
+        "-A ufw-after-input -s 10.0.0.0/8 -j ACCEPT",
+    ],
+)
+def test_what_ufw_lets_in_by_itself_is_closed_in_the_kernel(rack: FirewallState, line: str) -> None:
+    live = (*rack.v4.live, line)
+    state = dataclasses.replace(rack, v4=dataclasses.replace(rack.v4, live=live))
+    assert _plan(state) == [LOAD]
+
+
+def test_the_lines_are_taken_out_of_ufws_files_and_no_others(tmp_path: Path) -> None:
+    file = tmp_path / "before.rules"
+    kept = "*filter\n-A ufw-before-input -i lo -j ACCEPT\nCOMMIT\n"
+    file.write_text(kept.replace("COMMIT", f"{MDNS}\nCOMMIT"))
+    for _ in range(2):
+        command = firewall._without(str(file), [MDNS, "-A ufw-before-input -j ACCEPT"])
+        subprocess.run(["sh", "-c", command], check=True)
+        assert file.read_text() == kept
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_service_that_is_to_be_found_says_so(rack: FirewallState) -> None:
+    found = {"port": 5353, "protocol": "udp", "scope": "lan", "sources": ["10.77.0.0/24"]}
+    service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "avahi", "tier": "T4"}
+    commands = _plan(rack, _settings(services=[{**service, "listens": [found]}]))
+    assert commands == [
+        "ufw allow proto udp from 10.77.0.0/24 to any port 5353 comment 'holdfast: avahi'",
+        LOAD,
+    ]
 
 
 # Rules that ufw 0.36.2 wrote by itself, and the commands that removed them from a real host.
@@ -232,7 +295,7 @@ def test_any_rule_can_be_removed(rack: FirewallState, rule: str) -> None:
     settings = _settings()
     wanted = holes(settings, declared_services(settings), lan_ssh=False)
     found = plan(settings, wanted, dataclasses.replace(rack, v4=v4))
-    assert found.commands == [FOREIGN[rule]]
+    assert found.commands == [FOREIGN[rule], LOAD]
     assert len(found.foreign) == (
         "holdfast" not in bytes.fromhex(rule.partition("comment=")[2]).decode()
     )
@@ -270,7 +333,8 @@ class TestSshOnTheLan:
         assert not lan_ssh_wanted(settings, rack)
         assert _plan(rack, settings) == [
             "ufw allow in on eth1 proto tcp from 10.77.0.0/24 to any port 22"
-            " comment 'holdfast: ssh'"
+            " comment 'holdfast: ssh'",
+            LOAD,
         ]
 
     def test_only_the_named_networks(self) -> None:
@@ -352,6 +416,13 @@ def _verdict(rules: list[str], packet: Packet) -> str:
         (Packet("virbr0", "eth1", source="192.168.122.2"), "RETURN"),
         (Packet("virbr0", "docker0", source="192.168.122.2"), "DROP"),
         (Packet("wg0", "br-0123456789ab", source="10.9.0.2"), "DROP"),
+        # A network of compose's whose bridge has a name of its own.
+        (Packet("wg0", "web0", source="10.9.0.2", asked=8080), "DROP"),
+        (Packet("eth1", "web0", asked=8443), "RETURN"),
+        (Packet("usb0", "web0", asked=8443), "DROP"),
+        (Packet("tailscale0", "web0", asked=8080, source="100.64.0.1"), "RETURN"),
+        (Packet("web0", "eth1", source="172.18.0.2"), "RETURN"),
+        (Packet("web0", "web0", source="172.18.0.2"), "RETURN"),
         (Packet("eth1", "docker0", state="ESTABLISHED"), "RETURN"),
         (Packet("docker0", "eth1", source="172.17.0.2", state="INVALID"), "DROP"),
     ],

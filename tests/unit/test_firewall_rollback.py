@@ -1,4 +1,4 @@
-"""The firewall's way back, really run: the script as hosts get it, below a root of its own."""
+"""The firewall's way back, really run: the program as hosts get it, below a root of its own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from facts.firewall import BLOCK_BEGIN, BLOCK_END, ROLLBACK_STATE
-from holdfast.firewall import ROLLBACK_SCRIPT, ROLLBACK_UNIT, rollback_unit
-from holdfast.render import render
+from facts.firewall import GUARD, PROGRAM, ROLLBACK_STATE
+from holdfast import firewall_program
+from holdfast.firewall import DOCKER_USER, ROLLBACK_UNIT, program, unit_files
 
 OLD, NEW = "-A ufw-user-input -p tcp --dport 22 -j ACCEPT\n", "# nothing gets in\n"
 _UFW_INIT = """#!/bin/sh
 # What ufw-init does to the kernel: nothing of ufw's is in force, or what its files say; where
 # something is in force already it says so and does nothing.
 [ ! -e {root}/ufw-init-fails ] || exit 1
+[ -e {root}/shut ] || [ ! -s {root}/in-force ] || echo "$1" >> {root}/open
 case $1 in
 force-stop) : > {root}/in-force ;;
 start) [ -s {root}/in-force ] ||
@@ -28,7 +29,7 @@ esac
 _SYSTEMD_RUN = """#!/bin/sh
 # One transient timer: the unit that it will start, once it runs out.
 for word; do
-    case $word in --unit=*) echo "${{word#*=}}" > {root}/timer ;; esac
+    case $word in --unit=*) echo "${word#*=}" > {root}/timer ;; esac
 done
 """
 _SYSTEMCTL = """#!/bin/sh
@@ -36,6 +37,12 @@ _SYSTEMCTL = """#!/bin/sh
 """
 _DOCKER_USER = """#!/bin/sh
 echo guarded >> {root}/in-force
+"""
+_IPTABLES = """#!/bin/sh
+sed -n '/^-/p' {root}/in-force
+"""
+_NFT = """#!/bin/sh
+[ "$1" = delete ] && rm {root}/shut || touch {root}/shut
 """
 
 
@@ -46,23 +53,26 @@ class Host:
     root: Path
 
     def __post_init__(self) -> None:
-        for folder in ("etc/ufw", "etc/default", "lib/ufw", "bin"):
+        for folder in ("etc/ufw", "etc/default", "lib/ufw", "bin", "run", "usr/sbin"):
             (self.root / folder).mkdir(parents=True)
         self._program("lib/ufw/ufw-init", _UFW_INIT)
         self._program("bin/systemd-run", _SYSTEMD_RUN)
         self._program("bin/systemctl", _SYSTEMCTL)
         self._program("docker-user", _DOCKER_USER)
-        values = {"state": f"{self.root}/kept", "docker_user": f"{self.root}/docker-user"}
-        values |= {"begin": BLOCK_BEGIN, "end": BLOCK_END, "unit": ROLLBACK_UNIT}
-        text = render("firewall/firewall-rollback.j2", **values)
-        for folder in ("/etc/", "/lib/ufw/"):
-            text = text.replace(f" {folder}", f" {self.root}{folder}")
+        self._program("usr/sbin/iptables", _IPTABLES)
+        self._program("usr/sbin/nft", _NFT)
+        text = program().replace(f'"{firewall_program.DOCKER_USER}"', f'"{self.root}/docker-user"')
+        text = text.replace(f'"{ROLLBACK_STATE}"', f'"{self.root}/kept"')
+        text = text.replace(f'"{firewall_program.DOCKER[0]}"', '"/bin/sh"')
+        text = text.replace(f'"{firewall_program.IPV6}"', '"/nowhere"')
+        for folder in ("etc", "lib", "run", "usr/sbin"):
+            text = text.replace(f'"/{folder}/', f'"{self.root}/{folder}/')
         self._program("rollback", text)
         self.become(OLD, "yes")
 
     def _program(self, name: str, text: str) -> None:
         path = self.root / name
-        path.write_text(text.format(root=self.root) if "{root}" in text else text)
+        path.write_text(text.replace("{root}", str(self.root)))
         path.chmod(0o755)
 
     def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -77,17 +87,16 @@ class Host:
     def become(self, rules: str, ipv6: str) -> None:
         """Have other rules and options, in ufw's files and in force."""
         (self.root / "etc/ufw/user.rules").write_text(rules)
-        (self.root / "etc/ufw/after.rules").write_text(f"{BLOCK_BEGIN}\n{BLOCK_END}\n")
         (self.root / "etc/default/ufw").write_text(f"IPV6={ipv6}\n")
         for verb in ("force-stop", "start"):
             assert self._call(f"{self.root}/lib/ufw/ufw-init", verb).returncode == 0
 
     def rollback(self, *words: str) -> int:
-        """Call the script; its exit status."""
+        """Call the program; its exit status."""
         return self.say(*words).returncode
 
     def say(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Call the script."""
+        """Call the program."""
         return self._call(f"{self.root}/rollback", *words)
 
     def change(self, rules: str = NEW) -> None:
@@ -115,10 +124,11 @@ class Host:
 
     def _start_unit(self) -> int:
         """What systemd does for the unit; the exit status of its command."""
-        lines = (line.split("=", 1) for line in rollback_unit().splitlines() if "=" in line)
+        unit = unit_files()[f"/etc/systemd/system/{ROLLBACK_UNIT}"]
+        lines = (line.split("=", 1) for line in unit.splitlines() if "=" in line)
         told = {name: value for name, value in lines if not name.startswith("#")}
         condition = told["ConditionPathExists"].replace(ROLLBACK_STATE, f"{self.root}/kept")
-        command = told["ExecStart"].replace(ROLLBACK_SCRIPT, f"{self.root}/rollback")
+        command = told["ExecStart"].replace(PROGRAM, f"{self.root}/rollback")
         if not Path(condition).exists():
             return 0
         return self._call(*shlex.split(command)).returncode
@@ -211,3 +221,25 @@ def test_a_way_back_that_fails_is_tried_again_at_boot(host: Host) -> None:
     (host.root / "ufw-init-fails").unlink()
     host.boot()
     assert host.in_force == FORMER
+
+
+def test_the_way_back_has_no_open_moment(host: Host) -> None:
+    host.change()
+    opened = host.root / "open"
+    assert opened.read_text() == "force-stop\n", "ufw alone opens it"
+    opened.unlink()
+    assert host.run_out() == 0
+    assert not opened.exists()
+    assert not (host.root / "shut").exists(), "the guard stayed"
+
+
+def test_the_guard_goes_with_a_way_back_that_fails(host: Host) -> None:
+    host.change()
+    (host.root / "ufw-init-fails").touch()
+    assert host.run_out() != 0
+    assert not (host.root / "shut").exists()
+
+
+def test_the_program_and_the_facts_mean_the_same_places_and_chains() -> None:
+    assert firewall_program.STATE == ROLLBACK_STATE
+    assert firewall_program.CHAINS == (DOCKER_USER, GUARD)

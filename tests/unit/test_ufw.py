@@ -15,7 +15,7 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from facts.firewall import FamilyState, Firewall, FirewallState
-from holdfast.firewall import ANYWHERE, Family, Hole
+from holdfast.firewall import ANYWHERE, LOAD, Family, Hole
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import apt_repository, ufw
@@ -98,20 +98,21 @@ def test_a_change_is_armed_first_and_disarmed_only_after_its_proof() -> None:
     host = _host(disabled)
     with ctx_host.use(host):
         commands = list(ufw.enforce._inner(settings=_settings()))
-    *before, enable, proof, disarm = commands
+    *before, enable, load, proof, disarm = commands
     assert [each.get_raw_value().rpartition("/")[2] for each in before] == [
-        "firewall-rollback keep",
-        "firewall-rollback arm 180",
+        "holdfast-firewall keep",
+        "holdfast-firewall arm 180",
     ]
     assert enable.get_raw_value() == "ufw --force enable"
+    assert load.get_raw_value() == LOAD
     assert isinstance(proof, FunctionCommand)
-    assert disarm.get_raw_value().endswith("firewall-rollback disarm")
+    assert disarm.get_raw_value().endswith("holdfast-firewall disarm")
 
 
 def test_the_deadline_runs_only_while_something_could_lock_out() -> None:
     done = _run(ufw.enforce, _host(BARE, present=False))
-    armed = next(i for i, command in enumerate(done) if "firewall-rollback arm" in command)
-    assert done[0].endswith("firewall-rollback keep")
+    armed = next(i for i, command in enumerate(done) if "holdfast-firewall arm" in command)
+    assert done[0].endswith("holdfast-firewall keep")
     assert all("enable" not in command for command in done[:armed])
     assert done[armed + 1] == "ufw --force enable"
 
@@ -133,13 +134,17 @@ def test_a_change_that_did_not_take_is_never_disarmed() -> None:
     assert "The firewall did not become what was asked" in host.said[0]
 
 
-def test_what_an_earlier_run_left_unproved_is_proved() -> None:
-    done = _run(ufw.enforce, _host(dataclasses.replace(RACK, armed=True)))
+@pytest.mark.parametrize(
+    "unproved", [dataclasses.replace(RACK, armed=True), dataclasses.replace(RACK, proved=False)]
+)
+def test_what_an_earlier_run_or_a_hand_left_unproved_is_proved(unproved: FirewallState) -> None:
+    done = _run(ufw.enforce, _host(unproved))
     assert [command.rsplit("/", 1)[-1] for command in done] == [
-        "firewall-rollback keep",
-        "firewall-rollback arm 180",
+        "holdfast-firewall keep",
+        "holdfast-firewall arm 180",
+        "holdfast-firewall load",
         "PROVED",
-        "firewall-rollback disarm",
+        "holdfast-firewall disarm",
     ]
 
 
@@ -189,19 +194,9 @@ def test_withdrawn_once_there_is_nothing_left_to_do() -> None:
     assert _run(ufw.withdraw_lan_ssh, _host(RACK)) == []
 
 
-@pytest.mark.parametrize(
-    ("template", "values"),
-    [
-        ("docker-user", {"begin": "# B", "end": "# E", "guard": "G"}),
-        (
-            "firewall-rollback",
-            {"begin": "# B", "end": "# E", "state": "/s", "docker_user": "/d", "unit": "u"},
-        ),
-    ],
-)
-def test_the_scripts_parse(template: str, values: dict[str, str], tmp_path: Path) -> None:
-    script = tmp_path / template
-    script.write_text(render(f"firewall/{template}.j2", **values))
+def test_the_script_parses(tmp_path: Path) -> None:
+    script = tmp_path / "docker-user"
+    script.write_text(render("firewall/docker-user.j2", begin="# B", end="# E", guard="G"))
     assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
 
 
