@@ -40,6 +40,9 @@ SYSCTLS: dict[str, str] = {
     f"{_ALL_INTERFACES_V4}/accept_source_route": "0",
     f"{_ALL_INTERFACES_V6}/accept_redirects": "0",
     f"{_ALL_INTERFACES_V6}/accept_source_route": "0",
+    # One report for each group, which the rules of `holdfast.egress` can judge.
+    "net/ipv4/conf/all/force_igmp_version": "2",
+    "net/ipv6/conf/all/force_mld_version": "1",
     "net/ipv4/conf/all/log_martians": "1",
     "net/ipv4/conf/default/log_martians": "1",
     "net/ipv4/icmp_echo_ignore_broadcasts": "1",

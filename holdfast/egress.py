@@ -39,6 +39,8 @@ SYSTEM = "/etc/systemd/system"
 
 DOORS = "our_doors"
 """The name under which calls by a door's socket are reported; no service can have it."""
+GROUPS = {"ip": ["224.0.0.251", "224.0.0.252"], "ip6": ["ff02::2", "ff02::fb", "ff02::1:3"]}
+"""Multicast groups whose numbers say nothing: mDNS, LLMNR and the routers'."""
 RESOLVER_PORTS = (53, 853, 5353)
 """DNS, DNS over TLS, mDNS."""
 TAILSCALE_SERVICES = {"ip": "100.100.100.100", "ip6": "fd7a:115c:a1e0::53"}
@@ -178,6 +180,8 @@ def rules(settings: HostSettings) -> str:
         log_prefix=egress_program.LOG_PREFIX,
         counter=egress_program.COUNTER,
         doors=DOORS,
+        unknown_users=egress_program.UNKNOWN_USERS,
+        groups=GROUPS,
         door_mark=f"{MARK:#x}",
         walls=every_wall(settings),
         bridges=bridges(settings),

@@ -16,6 +16,12 @@ from typing import Any
 import pytest
 
 from holdfast import egress
+from tests.unit.egress_stage import (
+    GROUP_OF_NEW_ADDRESS,
+    OF_AN_ADDRESS,
+    ORDINARY,
+    SOURCE_SPECIFIC,
+)
 from tests.unit.test_egress import rack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,8 +188,9 @@ def test_a_connection_from_before_the_wall_carries_nothing_more(walled: Said) ->
 def test_attempts_are_told_of_once_and_by_name(walled: Said) -> None:
     told = walled["attempts"]
     assert (told["first"], told["second"]) == (1, 0)
-    doors, photos, router, trainer, home, lab = told["said"]
+    doors, unknown, photos, router, trainer, home, lab = told["said"]
     assert doors.startswith("our_doors was kept from leaving ")
+    assert unknown.startswith("unknown_users was kept from leaving ")
     assert photos.startswith("photos was kept from leaving ")
     assert router.startswith("router was kept from leaving ")
     assert trainer.startswith("trainer was kept from leaving ")
@@ -204,6 +211,31 @@ def test_a_table_that_is_tampered_with_is_loaded_again(walled: Said, what: str, 
     assert len(walled[what]["said"]) == 1
     assert word in walled[what]["said"][0]
     assert walled["away after it was gone"] == 2
+
+
+def test_an_id_of_no_account_calls_nobody(walled: Said, unwalled: Said) -> None:
+    # systemd-nsresourced lends such ids to every local user that asks.
+    nobodys = (str(524_288), str(2**31))
+    assert {walled["by ids"][each] for each in nobodys} == {"ECONNREFUSED"}
+    # What /etc/subuid lends to a user of T1 is held as that user, and to a user of no wall is not.
+    assert walled["by ids"]["700000"] == "ECONNREFUSED"
+    assert walled["by ids"]["800000"] == "sent"
+    assert set(unwalled["by ids"].values()) == {"sent"}
+
+
+def test_groups_of_a_users_choice_are_not_told_to_the_network(walled: Said, unwalled: Said) -> None:
+    chosen = {*ORDINARY, OF_AN_ADDRESS, SOURCE_SPECIFIC}
+    assert walled["memberships"]["joined"] == unwalled["memberships"]["joined"] == "sent"
+    assert chosen <= set(unwalled["memberships"]["heard"])
+    assert not chosen & set(walled["memberships"]["heard"])
+    # All groups of a report of IGMPv3 or MLDv2 are in its body.
+    bodies = {"224.0.0.22", "ff02::16"}
+    assert bodies <= set(unwalled["memberships"]["heard from a kernel that is not set"])
+    assert not bodies & set(walled["memberships"]["heard from a kernel that is not set"])
+
+
+def test_the_group_of_a_new_address_is_told(walled: Said) -> None:
+    assert GROUP_OF_NEW_ADDRESS in walled["memberships"]["heard"]
 
 
 def test_ids_that_a_user_is_lent_are_that_users(walled: Said) -> None:
