@@ -19,7 +19,15 @@ from holdfast.doors import MARK
 from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
 from holdfast.render import render
-from holdfast.sandbox import LOADS_RULES, LOOPBACK, Directive, allowed, callers, sandbox
+from holdfast.sandbox import (
+    LOADS_RULES,
+    LOOPBACK,
+    NOTIFY_SOCKET,
+    Directive,
+    allowed,
+    callers,
+    sandbox,
+)
 from holdfast.services import Cloud, Peer, Service, Tier
 from holdfast.settings import HostSettings
 
@@ -41,6 +49,8 @@ DOORS = "our_doors"
 """The name under which calls by a door's socket are reported; no service can have it."""
 GROUPS = {"ip": ["224.0.0.251", "224.0.0.252"], "ip6": ["ff02::2", "ff02::fb", "ff02::1:3"]}
 """Multicast groups whose numbers say nothing: mDNS, LLMNR and the routers'."""
+LOG_SOCKETS = ("/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
+"""Where programs write to the log; what they print goes there too."""
 RESOLVER_PORTS = (53, 853, 5353)
 """DNS, DNS over TLS, mDNS."""
 TAILSCALE_SERVICES = {"ip": "100.100.100.100", "ip6": "fd7a:115c:a1e0::53"}
@@ -238,6 +248,28 @@ def unit_files() -> dict[str, str]:
     }
 
 
+def has_drop_in(service: Service) -> bool:
+    """Whether systemd holds a service that the inventory declares to its tier."""
+    return (
+        service.tier == "T1"
+        and service.user != "root"
+        and service.unit.endswith(".service")
+        and not any(listen.container for listen in service.listens)
+    )
+
+
+def not_held(settings: HostSettings) -> str | None:
+    """What no declaration holds on this distribution, in a sentence for the plan, or None."""
+    users = sorted({wall.user for wall in walls(settings) if wall.tier == "T1"})
+    if not users or not settings.distribution.startswith("ubuntu"):
+        return None
+    return (
+        "Ubuntu's systemd-resolved and snapd carry data out for any user who opens their sockets:"
+        " units of T1 do not see them, and a program that is started otherwise as"
+        f" {', '.join(users)} does"
+    )
+
+
 def drop_ins(settings: HostSettings) -> dict[str, str]:
     """Unit to the text of its drop-in: T1 services whose units are the owner's.
 
@@ -250,13 +282,11 @@ def drop_ins(settings: HostSettings) -> dict[str, str]:
             kind=kind,
             service=service,
             rules=RULES,
+            seen=[NOTIFY_SOCKET, *LOG_SOCKETS],
             networks=dict.fromkeys([*LOOPBACK, "::1/128", *allowed(service)]),
         )
         for service in settings.services
-        if service.tier == "T1"
-        and service.user != "root"
-        and service.unit.endswith(".service")
-        and not any(listen.container for listen in service.listens)
+        if has_drop_in(service)
         for kind in ("Service", "Socket")
     }
 

@@ -305,3 +305,15 @@ def test_systemd_holds_units_of_others_to_their_tier(host: Host, settings: HostS
             assert values["NeedDaemonReload"] == "no"
             assert egress.drop_in_path(unit) in values["DropInPaths"].split()
             assert {"0.0.0.0/0", "::/0"} <= set(values["IPAddressDeny"].split())
+
+
+def test_no_program_of_a_t1_user_sees_the_sockets_of_others(
+    host: Host, sovereign: list[egress.Wall]
+) -> None:
+    users = " ".join(wall.user for wall in sovereign)
+    # A unit of T1 has a /run of its own; only what was started beside it sees the machine's.
+    seen = host.check_output(
+        f"for user in {users}; do for pid in $(pgrep --uid $user); do"
+        " if [ /proc/$pid/root/run -ef /run ]; then ps -o user=,pid=,args= -p $pid; fi; done; done"
+    )
+    assert seen == ""

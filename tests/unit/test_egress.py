@@ -196,9 +196,15 @@ def test_nftables_reads_the_rules_as_often_as_they_are_loaded(settings: HostSett
 
 
 def test_systemd_holds_t1_units_of_others_to_the_same() -> None:
-    drop_ins = egress.drop_ins(rack())
-    families = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
-    assert families in drop_ins["photos.service"].splitlines()
+    drop_ins = egress.drop_ins(_with(run_paths=["/run/postgresql"]))
+    assert {
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+        "NoNewPrivileges=yes",
+        "TemporaryFileSystem=/run:ro",
+        "BindReadOnlyPaths=/run/systemd/notify /run/systemd/journal/socket"
+        " /run/systemd/journal/dev-log",
+        "BindPaths=/run/postgresql",
+    } <= set(drop_ins["photos.service"].splitlines())
     # What its socket unit hands over is held by the socket unit's list alone.
     for unit, section in {"photos.service": "[Service]", "photos.socket": "[Socket]"}.items():
         lines = drop_ins[unit].splitlines()
@@ -223,6 +229,15 @@ def test_systemd_holds_t1_units_of_others_to_the_same() -> None:
 )
 def test_systemd_is_told_nothing_of_what_it_cannot_hold(changes: dict[str, Any]) -> None:
     assert egress.drop_ins(_with(**changes)) == {}
+
+
+def test_the_plan_says_what_ubuntu_is_not_held_to() -> None:
+    assert egress.not_held(rack()) is None
+    sentence = egress.not_held(rack(distribution="ubuntu2404"))
+    assert sentence
+    assert "snapd" in sentence
+    assert "started otherwise as games does" in sentence
+    assert egress.not_held(rack(distribution="ubuntu2404", services=[])) is None
 
 
 def test_drop_ins_that_are_there_are_found() -> None:
