@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from facts.egress import DROP_IN
-from holdfast import alerts, egress_program
+from holdfast import alerts, egress_program, tailnet
 from holdfast.doors import MARK
 from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
@@ -35,6 +35,8 @@ RULES = egress_program.RULES
 USERS = egress_program.USERS
 CLOUDS = egress_program.CLOUDS
 NETWORKS = egress_program.NETWORKS
+TAILSCALED_MARK = "meta mark & 0xff0000 == 0x80000"
+"""What tailscaled, which is root, sends itself, in the words of nftables."""
 PROGRAM = "/usr/local/sbin/holdfast-egress"
 SERVICE = "holdfast-egress.service"
 WATCH = "holdfast-egress-watch.service"
@@ -47,7 +49,7 @@ SYSTEM = "/etc/systemd/system"
 
 DOORS = "our_doors"
 """The name under which calls by a door's socket are reported; no service can have it."""
-GROUPS = {"ip": ["224.0.0.251", "224.0.0.252"], "ip6": ["ff02::2", "ff02::fb", "ff02::1:3"]}
+MULTICAST = {"ip": ["224.0.0.251", "224.0.0.252"], "ip6": ["ff02::2", "ff02::fb", "ff02::1:3"]}
 """Multicast groups whose numbers say nothing: mDNS, LLMNR and the routers'."""
 LOG_SOCKETS = ("/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
 """Where programs write to the log; what they print goes there too."""
@@ -67,7 +69,7 @@ SOVEREIGN = tuple(
 
 @dataclass(frozen=True)
 class Wall:
-    """What the processes of one user may reach, or the containers behind one bridge.
+    """What the processes of one user may reach, the containers behind one bridge, or one program.
 
     ``callers`` maps ``ip`` and ``ip6`` to the networks that T1 may answer; ``peers`` are matches
     for those it may call, in the words of nftables; ``clouds`` are resolved on the host.
@@ -80,6 +82,7 @@ class Wall:
     clouds: list[Cloud]
     user: str = ""
     bridge: str = ""
+    mark: str = ""
 
     @property
     def chain(self) -> str:
@@ -167,6 +170,27 @@ def bridges(settings: HostSettings) -> list[Wall]:
     ]
 
 
+def tailscaled(settings: HostSettings) -> list[Wall]:
+    """The wall of what tailscaled calls by TCP, where the control server is not Tailscale's.
+
+    When it cannot reach that server it asks Tailscale's own relays for the server's address, and so
+    tells them its name. Peers are called by UDP, wherever they are: that is left alone.
+    """
+    if settings.tailnet is None or settings.tailnet.control_server is None:
+        return []
+    # It forwards this machine's questions, to any resolver that the tailnet names.
+    peers = [*(f"{_family(str(each))} daddr {each}" for each in SOVEREIGN), "tcp dport 53"]
+    clouds = []
+    for called in tailnet.called(settings.tailnet):
+        try:
+            address = ipaddress.ip_address(called.name)
+        except ValueError:
+            clouds.append(called)
+        else:
+            peers.append(f"{_family(called.name)} daddr {address} tcp dport {called.port}")
+    return [Wall("tailscaled", "T4", {}, peers, clouds, mark=TAILSCALED_MARK)]
+
+
 def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
     """Ports of services that are not T1, by protocol: to T1 they are a way out."""
     found: dict[str, set[int]] = {}
@@ -177,8 +201,8 @@ def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
 
 
 def every_wall(settings: HostSettings) -> list[Wall]:
-    """Those of users, and those of networks."""
-    return [*walls(settings), *bridges(settings)]
+    """Those of users, of networks and of tailscaled."""
+    return [*walls(settings), *bridges(settings), *tailscaled(settings)]
 
 
 def rules(settings: HostSettings) -> str:
@@ -191,7 +215,7 @@ def rules(settings: HostSettings) -> str:
         counter=egress_program.COUNTER,
         doors=DOORS,
         unknown_users=egress_program.UNKNOWN_USERS,
-        groups=GROUPS,
+        multicast=MULTICAST,
         door_mark=f"{MARK:#x}",
         walls=every_wall(settings),
         bridges=bridges(settings),

@@ -56,6 +56,8 @@ LOST_SECONDS = 3600
 TABLE = "holdfast_egress"
 COUNTER = "denied-"
 """How the name of a service's counter begins."""
+QUIET = ("tailscaled",)
+"""Walls whose refusals are counted and logged and leave no alert: it tries others by design."""
 UNKNOWN_USERS = "unknown_users"
 """The name under which calls by ids of no account are refused; no service can have it."""
 ACCOUNT_IDS = 65536
@@ -327,7 +329,7 @@ def _problems(loaded: Loaded) -> Iterator[str]:
     listing = _listing()
     for service, count in _counts().items():
         told = loaded.told.get(service, 0)
-        if count > told:
+        if count > told and service not in QUIET:
             yield (
                 f"{service} was kept from leaving {count - told} times since the last look; see:"
                 f" journalctl --dmesg --grep '{LOG_PREFIX} {service}:'"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from facts.egress import Attempts, EgressAttempts
+from holdfast import tailnet
 from holdfast.egress import LOG_SOCKETS, every_wall, has_drop_in
 from holdfast.networks import networks
 from holdfast.registry import (
@@ -68,6 +69,9 @@ def _called(peers: list[Peer], clouds: list[Cloud]) -> list[str]:
 def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
     if service.name in _without_network(settings):
         return "nothing: it has no network"
+    if service.unit == "tailscaled.service" and service.name in held and settings.tailnet:
+        called = ", ".join(_called([], tailnet.called(settings.tailnet)))
+        return f"everybody by UDP; by TCP this machine, private networks, and {called}"
     if service.network:
         return f"what containers on {service.network} may"
     if service.name in held:

@@ -37,6 +37,8 @@ OTHER_TIER = 4000
 OWN_TIER = 8080
 RACK = {4: "10.77.0.10", 6: "fd77::10"}
 QUAD100 = "100.100.100.100"
+RELAY = "198.51.100.9"
+"""One of Tailscale's own."""
 NETWORKS = {"home": 1, "lab": 2}
 """Docker's networks by their number."""
 CLONE_NEWNET = 0x40000000
@@ -140,6 +142,7 @@ class Stage:
                 ip address add 192.0.2.1/32 dev lo
                 ip address add 2001:db8::1/128 dev lo nodad
                 ip address add {QUAD100}/32 dev lo
+                ip address add {RELAY}/32 dev lo
                 ip link set far up
                 ip route add 172.30.0.0/16 via 10.77.0.10
                 ip -6 route add fd00:30::/32 via fd77::10'
@@ -444,6 +447,36 @@ def by_a_door() -> str:
         return as_user("games", lambda: door.connect(("127.0.0.1", 53)))
 
 
+TAILSCALED_MARK = 0x80000
+"""On every socket by which tailscaled leaves the machine."""
+
+
+def by_tailscaled() -> dict[str, str]:
+    """What becomes of calls of tailscaled's, whose control server is `WORLD` at port 443."""
+
+    def marked(kind: socket.SocketKind, address: str, port: int) -> Callable[[], None]:
+        def attempt() -> None:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with socket.socket(family, kind) as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, TAILSCALED_MARK)
+                caller.settimeout(2)
+                caller.connect((address, port))
+                caller.send(b"hello")
+
+        return attempt
+
+    tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
+    tries = {
+        "control": marked(tcp, WORLD[4], 443),
+        "control, IPv6": marked(tcp, WORLD[6], 443),
+        "control, another port": marked(tcp, WORLD[4], 22),
+        "another relay": marked(tcp, RELAY, 443),
+        "a peer by udp": marked(udp, WORLD[4], 443),
+        "the router of the LAN": marked(tcp, NAS[4], 22),
+    }
+    return {name: as_user("root", attempt) for name, attempt in tries.items()}
+
+
 def away_as_neighbours(stage: Stage) -> int:
     """Packets that a T1 container gets away as what neighbours ask each other, four kinds."""
 
@@ -525,6 +558,7 @@ def main(folder: str, far_pid: str, wall: str) -> None:
         said["away from an open connection"] = away_from_open_connection(stage)
         egress_program.main("watch")
         said["before names resolve"] = {who: try_all(stage, who) for who in ("man", "lab")}
+        said["tailscaled before names resolve"] = by_tailscaled()
         egress_program.main("watch")
         egress_program.main("resolve")
         said["after names resolve"] = watch()
@@ -542,6 +576,7 @@ def main(folder: str, far_pid: str, wall: str) -> None:
         name: container_answers(stage, source) for name, source in {**CALLERS, **gateways}.items()
     }
     said["by a door"] = by_a_door()
+    said["by tailscaled"] = by_tailscaled()
     said["away as neighbours"] = away_as_neighbours(stage)
     said["memberships"] = memberships(stage)
     said["handed"] = {name: answers(stage, source, handed=True) for name, source in CALLERS.items()}

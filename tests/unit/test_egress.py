@@ -148,6 +148,21 @@ def test_a_wall_follows_from_where_the_service_listens_and_whom_it_calls() -> No
     assert home.callers == {"ip": ["10.77.0.0/24"], "ip6": ["fd77::/64"]}
 
 
+def test_tailscaled_is_held_where_the_control_server_is_not_tailscales() -> None:
+    assert egress.tailscaled(rack()) == []
+    relays = [{"name": "derp.example", "port": 8443}]
+    (wall,) = egress.tailscaled(
+        rack(tailnet={"control_server": "https://control.example:28443", "relays": relays})
+    )
+    assert [(cloud.name, cloud.port) for cloud in wall.clouds] == [
+        *(("control.example", port) for port in (28443, 443, 80)),
+        ("derp.example", 8443),
+    ]
+    (wall,) = egress.tailscaled(rack(tailnet={"control_server": "http://[2001:db8::9]:8080"}))
+    assert wall.clouds == []
+    assert "ip6 daddr 2001:db8::9 tcp dport 8080" in wall.peers
+
+
 def test_ports_of_other_tiers_are_a_way_out() -> None:
     assert egress.other_tiers(rack()) == {"tcp": [22, 4000], "udp": [41641]}
 
@@ -179,8 +194,10 @@ def test_where_data_of_t1_may_go(network: str, within: bool) -> None:
         *(_with(name=name) for name in ("tcp", "counter", "log", "x-1", "ct")),
         _with(peers=[], listens=[]),
         rack(tailnet=None, ssh={"lan_access": "keep"}),
+        rack(services=[], docker=None, tailnet={"control_server": "https://control.example"}),
+        rack(tailnet={"control_server": "http://[2001:db8::9]:8080"}),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_nftables_reads_the_rules_as_often_as_they_are_loaded(settings: HostSettings) -> None:
     namespace = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])

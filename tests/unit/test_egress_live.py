@@ -34,16 +34,18 @@ unshare --net "$0" -m tests.unit.egress_stage "$1" $far "$2"
 """
 REFUSED_AT_ONCE = {"ECONNREFUSED", "EPERM"}
 """TCP and UDP."""
+_EARLY = "tailscaled before names resolve"
 LOCAL_PORTS = [53, 853, 4000, 5353, 8080]
 
 Said = dict[str, Any]
 
 
 def _play(folder: Path, wall: str) -> Said:
-    (folder / "egress.nft").write_text(egress.rules(rack()))
-    (folder / "users.json").write_text(egress.users(rack()))
-    (folder / "clouds.json").write_text(egress.clouds(rack()))
-    (folder / "networks.json").write_text(egress.sovereign_networks(rack()))
+    settings = rack(tailnet={"control_server": "https://control.example"})
+    (folder / "egress.nft").write_text(egress.rules(settings))
+    (folder / "users.json").write_text(egress.users(settings))
+    (folder / "clouds.json").write_text(egress.clouds(settings))
+    (folder / "networks.json").write_text(egress.sovereign_networks(settings))
     sudo = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
     done = subprocess.run(
         [*sudo, "bash", "-c", _PLAY, sys.executable, str(folder), wall],
@@ -175,6 +177,21 @@ def test_a_t1_user_answers_those_who_may_call_it(walled: Said, listener: str) ->
 
 def test_a_doors_socket_answers_and_makes_no_call(walled: Said, unwalled: Said) -> None:
     assert (walled["by a door"], unwalled["by a door"]) == ("ECONNREFUSED", "sent")
+
+
+def test_tailscaled_tells_its_control_servers_name_to_no_relay_of_others(
+    walled: Said, unwalled: Said
+) -> None:
+    control = {"control", "control, IPv6"}
+    others = {"control, another port", "another relay"}
+    peers = {"a peer by udp", "the router of the LAN"}
+    assert set(unwalled["by tailscaled"].values()) == {"sent"}
+    for when, refused in (("by tailscaled", others), (_EARLY, {*control, *others})):
+        said = walled[when]
+        assert {name for name, outcome in said.items() if outcome == "ECONNREFUSED"} == refused
+        assert {name for name, outcome in said.items() if outcome == "sent"} >= peers
+    # It tries by itself, and whenever its server is away: that is no alert.
+    assert not any("tailscaled" in line for line in walled["attempts"]["said"])
 
 
 def test_what_neighbours_ask_each_other_is_not_forwarded(walled: Said, unwalled: Said) -> None:

@@ -232,6 +232,8 @@ BAD = [
         "base.trusted_cas.home", "test_refusals.py", "authority's .pem"),
     Bad("control server in the clear", "rack/tailnet/control_server", "http://headscale.example",
         "tailnet.control_server", "http://headscale.example", "https"),
+    Bad("relays without a control server", "rack/tailnet", {"relays": [{"name": "derp.example"}]},
+        "tailnet.relays", "derp.example", "your control_server"),
     Bad("signing key in the clear", "rack/tailnet/repository",
         mirror(key_url="http://files.example/key.gpg"), "tailnet.repository.key_url",
         "http://files.example/key.gpg", "key_sha256"),

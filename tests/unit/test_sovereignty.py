@@ -9,7 +9,7 @@ from rich.console import Console
 
 from facts.egress import Attempt, Attempts, EgressAttempts, OpenSocket
 from holdfast.services import Peer
-from holdfast.settings import Docker, HostSettings
+from holdfast.settings import Docker, HostSettings, Tailnet
 from holdfast.sovereignty import Row, rows, sockets
 from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
@@ -139,6 +139,15 @@ def test_containers_are_told_of_by_their_network() -> None:
     assert told["containers on home"].tried == "3 packets since the rules were loaded"
     assert told["containers on lab"].may_call == ("each other, this machine, api.example port 443")
     assert told["containers on free"].may_call == "everybody: nothing holds it"
+
+
+def test_what_tailscaled_may_call_is_said() -> None:
+    tailnet = {"control_server": "https://control.example"}
+    held = _settings().model_copy(update={"tailnet": Tailnet.model_validate(tailnet)})
+    told = _told(held, replace(SEEN, refused={"tailscaled": 3}))["tailscaled"]
+    assert told.may_call.startswith("everybody by UDP; by TCP this machine, private networks, and")
+    assert "control.example port 443" in told.may_call
+    assert told.tried == "3 packets since the rules were loaded"
 
 
 def test_without_the_rules_no_service_is_said_to_be_held() -> None:
