@@ -31,6 +31,7 @@ from holdfast.sandbox import (
 from holdfast.services import Cloud, Peer, Service, Tier
 from holdfast.settings import HostSettings
 
+TABLE = egress_program.TABLE
 RULES = egress_program.RULES
 USERS = egress_program.USERS
 CLOUDS = egress_program.CLOUDS
@@ -210,7 +211,7 @@ def rules(settings: HostSettings) -> str:
     return render(
         "egress/egress.nft.j2",
         program=PROGRAM,
-        table=egress_program.TABLE,
+        table=TABLE,
         log_prefix=egress_program.LOG_PREFIX,
         counter=egress_program.COUNTER,
         doors=DOORS,
