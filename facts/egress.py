@@ -60,7 +60,7 @@ class OpenSocket:
 _KINDS = {"u_str": "SOCK_STREAM", "u_dgr": "SOCK_DGRAM", "u_seq": "SOCK_SEQPACKET"}
 _HOLDER = re.compile(r'"([^"]*)",pid=(\d+)')
 _ANY_USER = "setpriv --reuid=65534 --regid=65534 --clear-groups"
-"""As nobody, whom nothing belongs to."""
+"""The user nobody, who owns no file."""
 _LISTEN = "ss --no-header --all --unix --processes"
 _OPENS = 'while read -r path; do if [ -w "$path" ]; then echo "$path"; fi; done'
 _SOCKET_QUESTIONS = {

@@ -6,7 +6,7 @@ Placed on hosts as it is, so it uses the standard library only and needs Python 
 ``load`` puts the table in place in one step: the rules in ``/etc/holdfast/egress.nft``, and one
 for each user in ``egress-users.json`` that leads what this user sends into its service's chain.
 The ids that /etc/subuid lends a user are this user's as well. Ids from 65536 on that are no
-account's and are lent to no user call nobody: systemd-nsresourced lends such ids to every caller.
+account's and are lent to no user may call nothing: systemd-nsresourced lends such ids to any user.
 
 ``watch`` exits 1 with a sentence for each service or network that was refused something since the
 last look, for each container on a network of T1 that is on another one too or has lost its bridge,

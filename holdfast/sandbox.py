@@ -129,7 +129,7 @@ def _sockets(service: Service, isolated: bool) -> list[Directive]:
     """The lines that leave a user those sockets below /run that are ours, and no others.
 
     Root's programs listen there for every user (D-Bus, a resolver, snapd), and some of them send on
-    what they are told: a network namespace does not keep a unit from them.
+    what a user gives them: a network namespace does not keep a unit from them.
     """
     if service.user == "root" or not (isolated or service.tier == "T1"):
         return []

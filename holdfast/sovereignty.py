@@ -71,7 +71,7 @@ def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
         return "nothing: it has no network"
     if service.unit == "tailscaled.service" and service.name in held and settings.tailnet:
         called = ", ".join(_called([], tailnet.called(settings.tailnet)))
-        return f"everybody by UDP; by TCP this machine, private networks, and {called}"
+        return f"any address by UDP; by TCP this machine, private networks, and {called}"
     if service.network:
         return f"what containers on {service.network} may"
     if service.name in held:
@@ -151,7 +151,7 @@ def _seen_by(path: str, settings: HostSettings) -> str:
 
 
 def sockets(host: str, settings: HostSettings, seen: Attempts) -> Table:
-    """Where a host's programs listen for every user, who may have one of them call for it."""
+    """Where a host's programs listen for every user, who may ask them to call for it."""
     found = Table(
         title=f"{host}: sockets that any user may open",
         caption="Only units are kept from them: start no other program as a T1 user.",

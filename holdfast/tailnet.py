@@ -82,7 +82,7 @@ def _control_server(settings: Tailnet) -> str:
 
 
 def called(settings: Tailnet) -> list[Cloud]:
-    """Whom tailscaled calls by TCP where the control server is not Tailscale's: it, and relays."""
+    """What tailscaled may call by TCP: its control server and relays; empty for Tailscale's own."""
     if settings.control_server is None:
         return []
     server = urlsplit(settings.control_server)

@@ -171,7 +171,7 @@ def test_the_kernel_has_the_declared_rules_untouched(
     assert [line for line in found["table"] if line.strip() not in added] == found["as written"]
     leads = [line for line in added if "goto from-" in line]
     *known, unknown = [line for line in added if line not in leads]
-    # Ids above the accounts' call nobody, but for those that somebody has or was lent.
+    # Ids above the accounts' may call nothing, but for those that an account has or was lent.
     assert unknown == "meta skuid 65536-4294967294 goto deny-unknown_users"
     assert [re.sub(r"skuid .* accept", "accept", line) for line in known] in ([], ["meta accept"])
     held = [

@@ -82,7 +82,7 @@ def write(box: ContainerMachine, path: str, text: str, mode: str = "644") -> Non
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
-    """A machine with programs that listen for everybody, and with the rules for egress."""
+    """A machine with programs that listen for every user, and with the rules for egress."""
     directory = tmp_path_factory.mktemp("lab") / "sockets"
     machine = ContainerMachine(directory, SPEC, ensure_image("debian-13", "rack"))
     settings = rack()

@@ -145,7 +145,9 @@ def test_what_tailscaled_may_call_is_said() -> None:
     tailnet = {"control_server": "https://control.example"}
     held = _settings().model_copy(update={"tailnet": Tailnet.model_validate(tailnet)})
     told = _told(held, replace(SEEN, refused={"tailscaled": 3}))["tailscaled"]
-    assert told.may_call.startswith("everybody by UDP; by TCP this machine, private networks, and")
+    assert told.may_call.startswith(
+        "any address by UDP; by TCP this machine, private networks, and"
+    )
     assert "control.example port 443" in told.may_call
     assert told.tried == "3 packets since the rules were loaded"
 
