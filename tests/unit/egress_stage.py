@@ -99,7 +99,7 @@ def container_address(name: str, version: int) -> str:
 def _container(name: str, number: int) -> subprocess.Popen[bytes]:
     """A network as Docker makes it, with a container on it that has no more than its network."""
     # The reader of what this program prints must not wait for it.
-    inside = subprocess.Popen(["unshare", "--net", "sleep", "120"], stdout=subprocess.DEVNULL)
+    inside = subprocess.Popen(["unshare", "--net", "sleep", "300"], stdout=subprocess.DEVNULL)
     ours = Path("/proc/self/ns/net").readlink()
     while Path(f"/proc/{inside.pid}/ns/net").readlink() == ours:
         time.sleep(0.02)

@@ -26,7 +26,7 @@ from tests.unit.test_egress import rack
 
 ROOT = Path(__file__).resolve().parents[2]
 _PLAY = """
-unshare --net sleep 120 &
+unshare --net sleep 300 &
 far=$!
 trap 'kill $far' EXIT
 until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
@@ -52,7 +52,7 @@ def _play(folder: Path, wall: str) -> Said:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr
