@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyinfra import host
+from pyinfra import host, logger
 from pyinfra.api.deploy import deploy
 
 from facts.egress import TierDropIns
@@ -21,6 +21,8 @@ def apply(settings: HostSettings) -> None:
     Expects the services' users, which `deploys/base.py` makes, and nftables.service masked, as
     `deploys/firewall.py` has it: it would flush every table when it starts.
     """
+    if sentence := egress.not_held(settings):
+        host.log_styled(sentence, fg="yellow", log_func=logger.warning)
     packages.present(name="Install what loads the egress rules", packages=["nftables", "python3"])
     drop_ins = {egress.drop_in_path(unit): text for unit, text in egress.drop_ins(settings).items()}
     found = host.get_fact(TierDropIns)

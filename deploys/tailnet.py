@@ -8,7 +8,7 @@ from holdfast import alerts, ssh, tailnet_rules
 from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
-from holdfast.tailnet import vendor_repository
+from holdfast.tailnet import relays_missing, vendor_repository
 from operations import apt_repository, host_files, packages, sshd, tailscale, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
@@ -26,7 +26,8 @@ def apply(settings: HostSettings) -> None:
     nftables.service masked, as `deploys/firewall.py` has it.
 
     Raises:
-        Refused: the host must join, and no key is named; nothing was changed on any host.
+        Refused: the host must join, and no key is named, or the tailnet has relays that are not
+            declared; nothing was changed on any host.
     """
     tailnet = settings.tailnet
     if tailnet is None:
@@ -35,6 +36,10 @@ def apply(settings: HostSettings) -> None:
         wrong = "this host is no member of a tailnet yet"
         mend = "name the secret that holds a key to join with"
         raise Refused([Refusal(host.name, "tailnet.auth_key", None, wrong, mend)])
+    if unknown := relays_missing(tailnet, host.get_fact(TailnetNode)):
+        mend = "declare those that are yours, and take the others from the server's map"
+        declared = [relay.name for relay in tailnet.relays]
+        raise Refused([Refusal(host.name, "tailnet.relays", declared, unknown, mend)])
     apt_repository.repository(
         name="Know Tailscale's repository",
         label="tailscale",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from facts import sections
@@ -43,23 +44,68 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class OpenSocket:
+    """A Unix socket that any user of the host may open.
+
+    ``path`` begins with @ where it is a name and no file. ``kind`` is one of Python's ``SOCK_``.
+    ``program`` listens there, as the user ``runs_as``.
+    """
+
+    kind: str
+    path: str
+    program: str
+    runs_as: str
+
+
+_KINDS = {"u_str": "SOCK_STREAM", "u_dgr": "SOCK_DGRAM", "u_seq": "SOCK_SEQPACKET"}
+_HOLDER = re.compile(r'"([^"]*)",pid=(\d+)')
+_ANY_USER = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+"""The user nobody, who owns no file."""
+_LISTEN = "ss --no-header --all --unix --processes"
+_OPENS = 'while read -r path; do if [ -w "$path" ]; then echo "$path"; fi; done'
+_SOCKET_QUESTIONS = {
+    "sockets": _LISTEN,
+    "programs": "ps -e --no-headers -o pid:1,user:64",
+    "may be opened": f"{_LISTEN} | awk '$5 ~ \"^/\" {{print $5}}' | sort --unique"
+    f" | {_ANY_USER} sh -c '{_OPENS}'",
+}
+
+
+def _open_sockets(found: dict[str, list[str]]) -> Iterator[OpenSocket]:
+    """Where programs listen for every user, from the answers to those questions."""
+    owners = dict(line.split(maxsplit=1) for line in found.get("programs", []))
+    opened = set(found.get("may be opened", []))
+    for line in sorted(set(found.get("sockets", []))):
+        kind, state, _, _, path, *rest = line.split()
+        # Datagrams have no listeners. A name that is no file has no owner to keep others out.
+        listens = kind in _KINDS and (state == "LISTEN" or kind == "u_dgr")
+        if listens and (path in opened or path.startswith("@")):
+            holders = _HOLDER.findall(rest[-1])
+            # systemd holds the sockets of others, too.
+            own = [each for each in holders if each[1] != "1"] or holders or [("", "")]
+            program, pid = own[0]
+            yield OpenSocket(_KINDS[kind], path, program, owners.get(pid, ""))
+
+
+@dataclass(frozen=True)
 class Attempts:
     """Refused packets by service since the rules were loaded, and the calls the journal holds.
 
     ``enforced`` tells that the rules are in the kernel. The journal has at most twelve calls a
-    minute of each service, of the last seven days.
+    minute of each service, of the last seven days. ``sockets`` are those of any user to open.
     """
 
     enforced: bool = False
     refused: dict[str, int] = field(default_factory=dict)
     calls: tuple[Attempt, ...] = ()
+    sockets: tuple[OpenSocket, ...] = ()
 
 
 _CALL = re.compile(rf"^(\S+) .*{LOG_PREFIX} (\S+): .*DST=(\S+) .*PROTO=(\S+)(?:.*DPT=(\d+))?")
 
 
 class EgressAttempts(Framed[Attempts]):
-    """Who tried to leave. One command."""
+    """Who tried to leave, and by which sockets any user may ask a program to. One command."""
 
     def command(self) -> str:
         """Build the probe."""
@@ -68,6 +114,7 @@ class EgressAttempts(Framed[Attempts]):
                 "counters": f"PATH=$PATH:/usr/sbin nft --json list counters table inet {TABLE}",
                 "calls": "journalctl --quiet --no-pager --output=short-iso --since=-7days"
                 f" --grep='^{LOG_PREFIX} ' _TRANSPORT=kernel | tail -n 1000",
+                **_SOCKET_QUESTIONS,
             }
         )
 
@@ -93,4 +140,5 @@ class EgressAttempts(Framed[Attempts]):
                 Attempt(service, at, protocol.lower(), address, int(port) if port else None)
                 for at, service, address, protocol, port in (match.groups() for match in calls)
             ),
+            sockets=tuple(sorted(_open_sockets(found), key=lambda each: each.path)),
         )

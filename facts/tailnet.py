@@ -13,6 +13,7 @@ from facts.framed import Framed
 from holdfast.tailnet import Node
 
 _DIVIDER = "-- preferences --"
+_RELAYS = "-- relays --"
 
 
 def _addresses(status: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address | None]:
@@ -20,6 +21,17 @@ def _addresses(status: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address 
     v4 = next((address for address in found if isinstance(address, IPv4Address)), None)
     v6 = next((address for address in found if isinstance(address, IPv6Address)), None)
     return v4, v6
+
+
+def _relays(found: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+    nodes = [
+        node
+        for region in (found.get("Regions") or {}).values()
+        for node in region.get("Nodes") or []
+        if not node.get("STUNOnly")
+    ]
+    named = {(node["HostName"].lower(), node.get("DERPPort") or 443) for node in nodes}
+    return tuple(sorted(named))
 
 
 class TailnetNode(Framed[Node]):
@@ -35,7 +47,8 @@ class TailnetNode(Framed[Node]):
             " status=$(timeout 20 tailscale status --json --peers=false 2>/dev/null) || exit 0;"
             """ case $status in *'"BackendState": "NoState"'*|*'"BackendState": "Starting"'*)"""
             " sleep 1;; *) break;; esac; done; printf '%s\\n' \"$status\""
-            f" && echo '{_DIVIDER}' && timeout 20 tailscale debug prefs 2>/dev/null; true"
+            f" && echo '{_DIVIDER}' && timeout 20 tailscale debug prefs 2>/dev/null"
+            f" && echo '{_RELAYS}' && timeout 20 tailscale debug derp-map 2>/dev/null; true"
         )
 
     @staticmethod
@@ -50,10 +63,13 @@ class TailnetNode(Framed[Node]):
             FactProcessError: ``tailscale`` printed something that is not its JSON.
         """
         status_text, _, prefs_text = "\n".join(output).partition(_DIVIDER)
+        prefs_text, _, relays_text = prefs_text.partition(_RELAYS)
         if not prefs_text.strip():
             return Node()
         try:
             status, prefs = json.loads(status_text), json.loads(prefs_text)
+            # One that is no member yet has no map, and says so in words.
+            relays = json.loads(relays_text) if relays_text.strip().startswith("{") else {}
         except ValueError as error:
             raise FactProcessError(f"tailscale did not print JSON: {error}") from None
         me = status.get("Self") or {}
@@ -74,6 +90,7 @@ class TailnetNode(Framed[Node]):
             health=tuple(status.get("Health") or ()),
             v4=v4,
             v6=v6,
+            relays=_relays(relays),
         )
 
 

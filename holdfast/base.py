@@ -40,6 +40,9 @@ SYSCTLS: dict[str, str] = {
     f"{_ALL_INTERFACES_V4}/accept_source_route": "0",
     f"{_ALL_INTERFACES_V6}/accept_redirects": "0",
     f"{_ALL_INTERFACES_V6}/accept_source_route": "0",
+    # One report for each group, which the rules of `holdfast.egress` can judge.
+    "net/ipv4/conf/all/force_igmp_version": "2",
+    "net/ipv6/conf/all/force_mld_version": "1",
     "net/ipv4/conf/all/log_martians": "1",
     "net/ipv4/conf/default/log_martians": "1",
     "net/ipv4/icmp_echo_ignore_broadcasts": "1",
@@ -59,6 +62,9 @@ BLACKLISTED_MODULES = [
     # either, pppoe frames without IP.
     *("rxrpc", "kafs", "smc", "smc_diag", "kcm", "l2tp_core", "l2tp_ip", "l2tp_ip6", "l2tp_ppp"),
     *("pppox", "pppoe", "pptp"),
+    # Sockets between a machine and the one that it runs on, which no rule of either sees.
+    *("vsock", "vsock_loopback", "vmw_vsock_virtio_transport", "vmw_vsock_vmci_transport"),
+    *("hv_sock", "vhost_vsock"),
     *("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus", "udf"),
     # FireWire gives a person who plugs in a cable direct access to memory. USB storage stays:
     # people carry models and backups on it.

@@ -14,7 +14,7 @@ from holdfast import alerts, clouds_program, registry
 from holdfast.ledger import SOCKET_FOLDER
 from holdfast.python_environment import directory
 from holdfast.render import render
-from holdfast.sandbox import sandbox
+from holdfast.sandbox import RUN, sandbox
 from holdfast.secrets import Secret
 from holdfast.settings import HostSettings, Router
 
@@ -35,7 +35,7 @@ def stem(router: Router) -> str:
 
 def socket(router: Router) -> str:
     """Where it listens; only the router's user may connect."""
-    return f"/run/{stem(router)}.sock"
+    return f"{RUN}/{stem(router)}.sock"
 
 
 def configuration_path(router: Router) -> str:

@@ -54,7 +54,7 @@ class Door:
 
     @property
     def stem(self) -> str:
-        """The beginning of its units' names, and its folder below /run."""
+        """The beginning of its units' names, and its folder below `RUN`."""
         return f"{self.program}-{self.name}"
 
     @property

@@ -14,19 +14,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from facts.egress import DROP_IN
-from holdfast import alerts, egress_program, rules_watch
+from holdfast import alerts, egress_program, rules_watch, tailnet
 from holdfast.doors import MARK
 from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
 from holdfast.render import render
-from holdfast.sandbox import LOADS_RULES, LOOPBACK, Directive, allowed, callers, sandbox
+from holdfast.sandbox import (
+    LOADS_RULES,
+    LOOPBACK,
+    NOTIFY_SOCKET,
+    Directive,
+    allowed,
+    callers,
+    sandbox,
+)
 from holdfast.services import Cloud, Peer, Service, Tier
 from holdfast.settings import HostSettings
 
+TABLE = egress_program.TABLE
 RULES = egress_program.RULES
 USERS = egress_program.USERS
 CLOUDS = egress_program.CLOUDS
 NETWORKS = egress_program.NETWORKS
+TAILSCALED_MARK = "meta mark & 0xff0000 == 0x80000"
+"""What tailscaled, which is root, sends itself, in the words of nftables."""
 PROGRAM = "/usr/local/sbin/holdfast-egress"
 SERVICE = "holdfast-egress.service"
 WATCH = "holdfast-egress-watch.service"
@@ -39,6 +50,10 @@ SYSTEM = "/etc/systemd/system"
 
 DOORS = "our_doors"
 """The name under which calls by a door's socket are reported; no service can have it."""
+MULTICAST = {"ip": ["224.0.0.251", "224.0.0.252"], "ip6": ["ff02::2", "ff02::fb", "ff02::1:3"]}
+"""Multicast groups whose numbers say nothing: mDNS, LLMNR and the routers'."""
+LOG_SOCKETS = ("/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
+"""Where programs write to the log; what they print goes there too."""
 RESOLVER_PORTS = (53, 853, 5353)
 """DNS, DNS over TLS, mDNS."""
 TAILSCALE_SERVICES = {"ip": "100.100.100.100", "ip6": "fd7a:115c:a1e0::53"}
@@ -55,7 +70,7 @@ SOVEREIGN = tuple(
 
 @dataclass(frozen=True)
 class Wall:
-    """What the processes of one user may reach, or the containers behind one bridge.
+    """What the processes of one user may reach, the containers behind one bridge, or one program.
 
     ``callers`` maps ``ip`` and ``ip6`` to the networks that T1 may answer; ``peers`` are matches
     for those it may call, in the words of nftables; ``clouds`` are resolved on the host.
@@ -68,6 +83,7 @@ class Wall:
     clouds: list[Cloud]
     user: str = ""
     bridge: str = ""
+    mark: str = ""
 
     @property
     def chain(self) -> str:
@@ -155,6 +171,27 @@ def bridges(settings: HostSettings) -> list[Wall]:
     ]
 
 
+def tailscaled(settings: HostSettings) -> list[Wall]:
+    """The wall of what tailscaled calls by TCP, where the control server is not Tailscale's.
+
+    When it cannot reach that server it asks Tailscale's own relays for the server's address, and so
+    tells them its name. Peers are called by UDP, wherever they are: that is left alone.
+    """
+    if settings.tailnet is None or settings.tailnet.control_server is None:
+        return []
+    # It forwards this machine's questions, to any resolver that the tailnet names.
+    peers = [*(f"{_family(str(each))} daddr {each}" for each in SOVEREIGN), "tcp dport 53"]
+    clouds = []
+    for called in tailnet.called(settings.tailnet):
+        try:
+            address = ipaddress.ip_address(called.name)
+        except ValueError:
+            clouds.append(called)
+        else:
+            peers.append(f"{_family(called.name)} daddr {address} tcp dport {called.port}")
+    return [Wall("tailscaled", "T4", {}, peers, clouds, mark=TAILSCALED_MARK)]
+
+
 def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
     """Ports of services that are not T1, by protocol: to T1 they are a way out."""
     found: dict[str, set[int]] = {}
@@ -165,8 +202,8 @@ def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
 
 
 def every_wall(settings: HostSettings) -> list[Wall]:
-    """Those of users, and those of networks."""
-    return [*walls(settings), *bridges(settings)]
+    """Those of users, of networks and of tailscaled."""
+    return [*walls(settings), *bridges(settings), *tailscaled(settings)]
 
 
 def rules(settings: HostSettings) -> str:
@@ -174,10 +211,12 @@ def rules(settings: HostSettings) -> str:
     return render(
         "egress/egress.nft.j2",
         program=PROGRAM,
-        table=egress_program.TABLE,
+        table=TABLE,
         log_prefix=egress_program.LOG_PREFIX,
         counter=egress_program.COUNTER,
         doors=DOORS,
+        unknown_users=egress_program.UNKNOWN_USERS,
+        multicast=MULTICAST,
         door_mark=f"{MARK:#x}",
         walls=every_wall(settings),
         bridges=bridges(settings),
@@ -240,6 +279,28 @@ def unit_files() -> dict[str, str]:
     }
 
 
+def has_drop_in(service: Service) -> bool:
+    """Whether systemd holds a service that the inventory declares to its tier."""
+    return (
+        service.tier == "T1"
+        and service.user != "root"
+        and service.unit.endswith(".service")
+        and not any(listen.container for listen in service.listens)
+    )
+
+
+def not_held(settings: HostSettings) -> str | None:
+    """What no declaration holds on this distribution, in a sentence for the plan, or None."""
+    users = sorted({wall.user for wall in walls(settings) if wall.tier == "T1"})
+    if not users or not settings.distribution.startswith("ubuntu"):
+        return None
+    return (
+        "Ubuntu's systemd-resolved and snapd carry data out for any user who opens their sockets:"
+        " units of T1 do not see them, and a program that is started otherwise as"
+        f" {', '.join(users)} does"
+    )
+
+
 def drop_ins(settings: HostSettings) -> dict[str, str]:
     """Unit to the text of its drop-in: T1 services whose units are the owner's.
 
@@ -252,13 +313,11 @@ def drop_ins(settings: HostSettings) -> dict[str, str]:
             kind=kind,
             service=service,
             rules=RULES,
+            seen=[NOTIFY_SOCKET, *LOG_SOCKETS],
             networks=dict.fromkeys([*LOOPBACK, "::1/128", *allowed(service)]),
         )
         for service in settings.services
-        if service.tier == "T1"
-        and service.user != "root"
-        and service.unit.endswith(".service")
-        and not any(listen.container for listen in service.listens)
+        if has_drop_in(service)
         for kind in ("Service", "Socket")
     }
 

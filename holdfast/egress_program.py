@@ -5,7 +5,8 @@ Placed on hosts as it is, so it uses the standard library only and needs Python 
 
 ``load`` puts the table in place in one step: the rules in ``/etc/holdfast/egress.nft``, and one
 for each user in ``egress-users.json`` that leads what this user sends into its service's chain.
-The ids that /etc/subuid lends a user are this user's as well.
+The ids that /etc/subuid lends a user are this user's as well. Ids from 65536 on that are no
+account's and are lent to no user may call nothing: systemd-nsresourced lends such ids to any user.
 
 ``watch`` exits 1 with a sentence for each service or network that was refused something since the
 last look, for each container on a network of T1 that is on another one too or has lost its bridge,
@@ -55,6 +56,13 @@ LOST_SECONDS = 3600
 TABLE = "holdfast_egress"
 COUNTER = "denied-"
 """How the name of a service's counter begins."""
+QUIET = ("tailscaled",)
+"""Walls whose refusals are counted and logged and leave no alert: it tries others by design."""
+UNKNOWN_USERS = "unknown_users"
+"""The name under which calls by ids of no account are refused; no service can have it."""
+ACCOUNT_IDS = 65536
+"""Below it are the ids that accounts and systemd's own services have."""
+INTERFACE_ADDRESSES = "/proc/net/if_inet6"
 LOG_PREFIX = "holdfast egress"
 """How the kernel's log begins where it tells of a refusal; the service's name follows."""
 
@@ -100,6 +108,28 @@ def ids(user: str, lent: str) -> list[str]:
     return found
 
 
+def _high_ids(lent: str) -> list[str]:
+    """The ids from `ACCOUNT_IDS` on that accounts have or were lent, as nftables writes them."""
+    found: list[tuple[int, int]] = []
+    for account in pwd.getpwall():
+        for each in ids(account.pw_name, lent):
+            first, _, last = each.partition("-")
+            if int(last or first) >= ACCOUNT_IDS:
+                found.append((max(int(first), ACCOUNT_IDS), int(last or first)))
+    return _joined(found)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[str]:
+    """Ranges of ids as nftables takes them in one set: none overlaps another."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return [f"{first}-{last}" for first, last in merged]
+
+
 def wanted() -> str:
     """The whole table as it is to be now, for nft."""
     text = Path(RULES).read_text(encoding="utf-8")
@@ -110,6 +140,12 @@ def wanted() -> str:
         except KeyError:
             continue  # Nothing can run as a user who is not there.
         text += f"add rule inet {TABLE} output meta skuid {{ {own} }} goto from-{service}\n"
+    if known := ", ".join(_high_ids(lent)):
+        text += f"add rule inet {TABLE} output meta skuid {{ {known} }} accept\n"
+    text += (
+        f"add rule inet {TABLE} output meta skuid {ACCOUNT_IDS}-{2**32 - 2}"
+        f" goto deny-{UNKNOWN_USERS}\n"
+    )
     return text
 
 
@@ -138,12 +174,25 @@ def _filled(name: str, elements: Iterable[str]) -> str:
     return f"flush set inet {TABLE} {name}\n{added}"
 
 
+def _own_groups() -> list[str]:
+    """The groups of this machine's IPv6 addresses, by which neighbours find them (RFC 4291)."""
+    path = Path(INTERFACE_ADDRESSES)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lowest = {int(line[26:32], 16) for line in lines}
+    first = int(ipaddress.IPv6Address("ff02::1:ff00:0"))
+    return [str(ipaddress.IPv6Address(first + low)) for low in sorted(lowest)]
+
+
 def sets(addresses: dict[str, dict[str, float]], now: float) -> str:
-    """The addresses that may be called now, for nft; see `Loaded` for ``addresses``."""
+    """What the sets are to hold now, for nft: groups of this machine, resolvers and clouds.
+
+    See `Loaded` for ``addresses``.
+    """
+    groups = ", ".join(_own_groups())
+    text = f"add element inet {TABLE} groups-ip6 {{ {groups} }}\n" if groups else ""
     clouds, resolvers = _clouds()
     if not clouds:
-        return ""
-    text = ""
+        return text
     asked = dict.fromkeys([*resolvers, *_resolvers()])
     for family, version in (("ip", 4), ("ip6", 6)):
         text += _filled(
@@ -280,7 +329,7 @@ def _problems(loaded: Loaded) -> Iterator[str]:
     listing = _listing()
     for service, count in _counts().items():
         told = loaded.told.get(service, 0)
-        if count > told:
+        if count > told and service not in QUIET:
             yield (
                 f"{service} was kept from leaving {count - told} times since the last look; see:"
                 f" journalctl --dmesg --grep '{LOG_PREFIX} {service}:'"

@@ -19,7 +19,7 @@ from holdfast.storage import model_path
 
 PROGRAM = "llama.cpp"
 UNIT = "holdfast-floor.service"
-RUNTIME_DIRECTORY = "holdfast-floor"
+RUNTIME_DIRECTORY = "holdfast/holdfast-floor"
 SLICE = "floor.slice"
 """A slice of its own, for memory and CPU time are shared out between slices first."""
 SOCKET = f"/run/{RUNTIME_DIRECTORY}/http.sock"

@@ -9,13 +9,13 @@ from __future__ import annotations
 from holdfast import alerts
 from holdfast.registry import LEDGER_DUMPS, clouds_service, ledger_service
 from holdfast.render import render
-from holdfast.sandbox import Directive, sandbox
+from holdfast.sandbox import RUN, Directive, sandbox
 from holdfast.settings import Distribution, HostSettings
 
 SYSTEM = "/etc/systemd/system"
 DUMP = "holdfast-ledger-dump.service"
 FOLDER = "/etc/holdfast/ledger"
-SOCKET_FOLDER = "/run/holdfast-ledger"
+SOCKET_FOLDER = f"{RUN}/holdfast-ledger"
 MAJOR: dict[Distribution, int] = {
     "debian12": 15,
     "debian13": 17,

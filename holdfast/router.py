@@ -17,7 +17,7 @@ from holdfast.doors import PATIENCE, Door, doors, socket_unit
 from holdfast.engines.program import GENERATE_PATHS, paths
 from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
-from holdfast.sandbox import sandbox
+from holdfast.sandbox import RUN, sandbox
 from holdfast.secrets import Secret
 from holdfast.services import LOOPBACK_OF, Listen, Service, Tier
 from holdfast.settings import Engine, HostSettings, Router
@@ -85,7 +85,7 @@ class RouterNames:
     @property
     def queue_socket(self) -> str:
         """Where the queue listens; only the router's user may connect."""
-        return f"/run/{self.queue_stem}.sock"
+        return f"{RUN}/{self.queue_stem}.sock"
 
     @property
     def drain_stem(self) -> str:
@@ -95,7 +95,7 @@ class RouterNames:
     @property
     def drain_socket(self) -> str:
         """Where that way begins; only the queue's user may connect."""
-        return f"/run/{self.drain_stem}.sock"
+        return f"{RUN}/{self.drain_stem}.sock"
 
     def configuration(self, door: str) -> str:
         """The path of the configuration of the process behind this door; no secret is in it."""
@@ -206,7 +206,7 @@ def _process(names: RouterNames, service: Service, stem: str, door: str, summary
 
 
 def _socket(description: str, stem: str, user: str) -> str:
-    path = f"/run/{stem}.sock"
+    path = f"{RUN}/{stem}.sock"
     return render("router/unix.socket.j2", description=description, stem=stem, path=path, user=user)
 
 
@@ -220,7 +220,7 @@ def files(settings: HostSettings, router: Router) -> dict[str, str]:
         found[f"{SYSTEM}/{door.socket}"] = socket_unit(door)
         found[f"{SYSTEM}/{door.service}"] = _process(names, service, door.stem, door.name, summary)
         found[names.configuration(door.name)] = configuration(
-            settings, router, "fd@3", f"/run/{door.stem}"
+            settings, router, "fd@3", f"{RUN}/{door.stem}"
         )
     return found | _queue_files(settings, names, service) | clouds.files(settings, router)
 
@@ -251,7 +251,7 @@ def _queue_files(settings: HostSettings, names: RouterNames, service: Service) -
         f"{SYSTEM}/{names.drain_stem}.socket": _socket(said, names.drain_stem, queue.user),
         f"{SYSTEM}/{names.drain_stem}.service": drain,
         names.configuration("drain"): configuration(
-            settings, router, "fd@3", f"/run/{names.drain_stem}", drains=True
+            settings, router, "fd@3", f"{RUN}/{names.drain_stem}", drains=True
         ),
     }
 

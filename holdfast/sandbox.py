@@ -20,6 +20,11 @@ EXPOSURE_MAX = 2.0
 EXPOSURE_MAX_ROOT = 2.5
 """The same for a unit that must be root, because it reads or restores everyone's files."""
 
+RUN = "/run/holdfast"
+"""The folder of every socket of ours, and all that our own units see of /run."""
+NOTIFY_SOCKET = "/run/systemd/notify"
+"""Where a unit tells systemd that it is ready."""
+
 AS_ROOT = (
     "+/usr/bin/env -i --chdir=/ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
@@ -120,6 +125,20 @@ def allowed(service: Service, peers: Sequence[str] = ()) -> list[str]:
     return list(dict.fromkeys([*callers(service), *called, *peers]))
 
 
+def _sockets(service: Service, isolated: bool) -> list[Directive]:
+    """The lines that leave a user those sockets below /run that are ours, and no others.
+
+    Root's programs listen there for every user (D-Bus, a resolver, snapd), and some of them send on
+    what a user gives them: a network namespace does not keep a unit from them.
+    """
+    if service.user == "root" or not (isolated or service.tier == "T1"):
+        return []
+    return [
+        Directive("TemporaryFileSystem", "/run:ro"),
+        Directive("BindReadOnlyPaths", f"{RUN} {NOTIFY_SOCKET}"),
+    ]
+
+
 def sandbox(
     service: Service,
     *,
@@ -145,6 +164,7 @@ def sandbox(
         Directive("User", service.user),
         *_CLOSED,
         *_network(service, isolated, peers),
+        *_sockets(service, isolated),
         # The path may not exist before the first start.
         *(Directive("ReadWritePaths", f"-{path}") for path in writable),
     ]

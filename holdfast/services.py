@@ -101,6 +101,9 @@ class Service(Model):
     once it declares some."""
     clouds: list[Cloud] = []
     """Names on the internet that a T2, T3 or T4 service calls; with some, it reaches no other."""
+    run_paths: list[AbsolutePath] = []
+    """Sockets of other programs below /run that a T1 service opens, or the folders they lie in; its
+    unit sees nothing else there but its own RuntimeDirectory and the log."""
     network: Name | None = None
     """The network under ``docker.networks`` that its container is on; a T1 container needs one."""
     gpu_mib: int = Field(default=0, ge=0)

@@ -195,6 +195,8 @@ class Tailnet(Model):
     """A mirror of the vendor's repository."""
     control_server: Url | None = None
     """A headscale; Tailscale's own when absent."""
+    relays: list[Cloud] = []
+    """Where the relays (DERP) of a ``control_server`` answer, beside that server itself."""
     auth_key: SecretName | None = "TAILSCALE_AUTH_KEY"
     """Joins the host, once. None: it is a member already, and is refused where it is not."""
     tags: list[Tag] = []

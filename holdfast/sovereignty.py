@@ -1,7 +1,7 @@
 """`python -m holdfast.sovereignty INVENTORY`: whose data can leave each host, and what tried to.
 
 For people who read no firewall: of every service its tier, whom it may call, and what it was kept
-from calling. Changes nothing.
+from calling; and which programs any user may ask to call for it. Changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from facts.egress import Attempts, EgressAttempts
-from holdfast.egress import every_wall
+from holdfast import tailnet
+from holdfast.egress import LOG_SOCKETS, every_wall, has_drop_in
 from holdfast.networks import networks
 from holdfast.registry import (
     declared_services,
@@ -22,7 +23,7 @@ from holdfast.registry import (
     ledger_service,
     queue_service,
 )
-from holdfast.sandbox import LOOPBACK
+from holdfast.sandbox import LOOPBACK, NOTIFY_SOCKET
 from holdfast.services import Cloud, Peer, Service, Tier
 from holdfast.settings import DockerNetwork, HostSettings
 
@@ -68,6 +69,9 @@ def _called(peers: list[Peer], clouds: list[Cloud]) -> list[str]:
 def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
     if service.name in _without_network(settings):
         return "nothing: it has no network"
+    if service.unit == "tailscaled.service" and service.name in held and settings.tailnet:
+        called = ", ".join(_called([], tailnet.called(settings.tailnet)))
+        return f"any address by UDP; by TCP this machine, private networks, and {called}"
     if service.network:
         return f"what containers on {service.network} may"
     if service.name in held:
@@ -128,6 +132,39 @@ def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
     ]
 
 
+def _seen_by(path: str, settings: HostSettings) -> str:
+    """Which units of T1 see a socket that any user may open."""
+    if path.startswith("@"):
+        return "those in this machine's network"
+    if not path.startswith("/run/"):
+        return "all"
+    seen = [
+        service.name
+        for service in settings.services
+        if has_drop_in(service)
+        and any(
+            path == shown or path.startswith(f"{shown}/")
+            for shown in (NOTIFY_SOCKET, *LOG_SOCKETS, *service.run_paths)
+        )
+    ]
+    return ", ".join(seen) or "none"
+
+
+def sockets(host: str, settings: HostSettings, seen: Attempts) -> Table:
+    """Where a host's programs listen for every user, who may ask them to call for it."""
+    found = Table(
+        title=f"{host}: sockets that any user may open",
+        caption="Only units are kept from them: start no other program as a T1 user.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("program", "runs as", "socket", "seen by T1's units"):
+        found.add_column(name, overflow="fold")
+    for each in sorted(seen.sockets, key=lambda each: (each.program, each.path)):
+        found.add_row(each.program, each.runs_as, each.path, _seen_by(each.path, settings))
+    return found
+
+
 def table(host: str, settings: HostSettings, seen: Attempts) -> Table:
     """The rows of a host as a table."""
     ours = "" if seen.enforced else ": the kernel has no rules, deploy first"
@@ -155,6 +192,8 @@ def main(arguments: list[str]) -> int:
             status = 1
         else:
             console.print(table(host.name, hosts[host.name], seen))
+            if any(service.tier == "T1" for service in declared_services(hosts[host.name])):
+                console.print(sockets(host.name, hosts[host.name], seen))
     return status
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from urllib.parse import urlsplit
 
+from holdfast.services import Cloud
 from holdfast.settings import AptRepository, Distribution, Tailnet
 
 VENDOR_CONTROL = "https://controlplane.tailscale.com"
@@ -37,7 +39,7 @@ class Node:
     """A host as its own ``tailscaled`` and the control server see it.
 
     ``backend`` is empty where no daemon answers. ``name`` is the label the tailnet knows the host
-    by, ``hostname`` the one it asks for.
+    by, ``hostname`` the one it asks for. ``relays`` are names and ports of the tailnet's DERP map.
     """
 
     backend: str = ""
@@ -55,6 +57,7 @@ class Node:
     health: tuple[str, ...] = ()
     v4: IPv4Address | None = None
     v6: IPv6Address | None = None
+    relays: tuple[tuple[str, int], ...] = ()
 
     @property
     def joined(self) -> bool:
@@ -76,6 +79,31 @@ class Steps:
 
 def _control_server(settings: Tailnet) -> str:
     return (settings.control_server or VENDOR_CONTROL).rstrip("/")
+
+
+def called(settings: Tailnet) -> list[Cloud]:
+    """What tailscaled may call by TCP: its control server and relays; empty for Tailscale's own."""
+    if settings.control_server is None:
+        return []
+    server = urlsplit(settings.control_server)
+    # It tries the two usual ports beside the one that is written.
+    ports = dict.fromkeys([server.port or 443, 443, 80])
+    own = [Cloud.model_construct(name=server.hostname or "", port=port) for port in ports]
+    return [*own, *settings.relays]
+
+
+def relays_missing(settings: Tailnet, node: Node) -> str | None:
+    """What is wrong where the control server names relays that are not declared, or None."""
+    if settings.control_server is None:
+        return None
+    known = {(one.name, one.port) for one in called(settings)}
+    others = [f"{name}:{port}" for name, port in node.relays if (name, port) not in known]
+    if not others:
+        return None
+    return (
+        f"the control server names relays that are not declared ({', '.join(others)}): tailscaled"
+        " is kept from them, and peers that reach this host by no other way lose it"
+    )
 
 
 def join_flags(settings: Tailnet, hostname: str) -> list[str]:

@@ -11,7 +11,7 @@ from pyinfra.api import FunctionCommand, StringCommand, operation
 from facts.tailnet import TailnetNode
 from holdfast import secrets
 from holdfast.settings import Tailnet
-from holdfast.tailnet import complaint, join_flags, plan
+from holdfast.tailnet import complaint, join_flags, plan, relays_missing
 from operations.refusal import stop
 
 RUN = "/run"
@@ -81,3 +81,5 @@ def joined(
         node = host.get_fact(TailnetNode)
     if sentence := complaint(settings, hostname, node, steps.join or steps.connect):
         yield stop(sentence)
+    elif sentence := relays_missing(settings, node):
+        yield stop(f"tailnet.relays: {sentence}")

@@ -136,8 +136,15 @@ def placeholders(settings: HostSettings) -> Findings:
 
 
 def tailnet(settings: HostSettings) -> Findings:
-    """A control server that cannot be trusted."""
+    """A control server that cannot be trusted, and relays of another's that nothing asks for."""
     tailnet = settings.tailnet
+    if tailnet and tailnet.relays and not tailnet.control_server:
+        yield Finding(
+            "tailnet.relays",
+            [relay.name for relay in tailnet.relays],
+            "Tailscale's own control server names its relays itself",
+            "remove them, or write your control_server",
+        )
     url = tailnet.control_server if tailnet else None
     if url and url.startswith("http://") and not is_loopback(url):
         yield Finding(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from holdfast.checks.finding import Finding, Findings
-from holdfast.egress import RESOLVER_PORTS, is_sovereign
+from holdfast.egress import RESOLVER_PORTS, has_drop_in, is_sovereign
 from holdfast.networks import networks
+from holdfast.sandbox import RUN
 from holdfast.services import Service, Tier
 from holdfast.settings import DockerNetwork, HostSettings
 
@@ -25,6 +26,7 @@ def tiers(settings: HostSettings) -> Findings:
             "peers": [peer.network for peer in service.peers],
             "clouds": [cloud.name for cloud in service.clouds],
         }
+        yield from _sees(key, service)
         field = next(filter(called.get, called), None)
         if field and any(listen.container for listen in service.listens):
             yield Finding(
@@ -39,6 +41,25 @@ def tiers(settings: HostSettings) -> Findings:
             yield from _answers(key, service)
         elif service.user != "root":
             yield from _says_whom(key, service)
+
+
+def _sees(key: str, service: Service) -> Findings:
+    if service.run_paths and not has_drop_in(service):
+        yield Finding(
+            f"{key}.run_paths",
+            service.run_paths,
+            "only a T1 service with a .service unit and a user of its own is kept from what it does"
+            " not declare",
+            "remove it",
+        )
+    for place, path in enumerate(service.run_paths):
+        if not path.startswith("/run/") or path in (RUN, "/run/systemd"):
+            yield Finding(
+                f"{key}.run_paths[{place}]",
+                path,
+                "it names one socket below /run, or the folder of one program's sockets",
+                "write for example /run/postgresql",
+            )
 
 
 def _says_whom(key: str, caller: Service | DockerNetwork) -> Findings:

@@ -23,7 +23,7 @@ from holdfast.engines.replace_program import Job
 from holdfast.gpu import limits
 from holdfast.registry import cards, checkpoint_of, engine_service, engines
 from holdfast.render import render
-from holdfast.sandbox import AS_ROOT, LOOPBACK, Directive, sandbox
+from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive, sandbox
 from holdfast.secrets import Secret
 from holdfast.services import Service
 from holdfast.settings import Engine, HostSettings
@@ -87,7 +87,7 @@ class EngineNames:
     @property
     def socket(self) -> str:
         """Where it listens; only its own user may connect."""
-        return f"/run/{self.stem}/http.sock"
+        return f"{RUN}/{self.stem}/http.sock"
 
     @property
     def configuration(self) -> str:
@@ -121,7 +121,7 @@ class EngineNames:
 
     def admin_of(self, door: Door) -> str:
         """Where a door's proxy takes orders; only its user, and root, may give them."""
-        return f"/run/{door.stem}/admin.sock"
+        return f"{RUN}/{door.stem}/admin.sock"
 
     def paths_of(self, door: Door) -> str:
         """The file that tells a door's proxy what it lets through."""
@@ -216,6 +216,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
         f"{SYSTEM}/{names.watch}.service": render(
             "vllm/watch.service.j2",
             names=names,
+            run=RUN,
             program=WATCH_PROGRAM,
             busy=(program.running_metric, program.waiting_metric),
             progress=program.progress_metrics,

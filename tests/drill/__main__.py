@@ -29,7 +29,11 @@ def main() -> int:
     parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
     parser.add_argument("--vm", action="store_true", help="on virtual machines")
     parser.add_argument("--seed", type=int, default=None, help="chooses where the power is cut")
-    parser.add_argument("--short", action="store_true", help="without engines that are replaced, modes and lock-outs")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="without engines that are replaced, modes and lock-outs",
+    )
     parser.add_argument("--cuts", action="store_true", help="only cut the power in each step")
     parser.add_argument("--gpu", action="store_true", help="the drill of the cards instead")
     parser.add_argument("--serving", action="store_true", help="the drill of engines instead")

@@ -118,6 +118,7 @@ def services() -> Iterator[dict[str, object]]:
             "user": f"svc-{name}",
             "tier": "T1",
             "listens": [{"port": port}],
+            "run_paths": ["/run/stand-in"],
             "gpu_mib": service["gpu_mib"],
             "cards": service["cards"],
             "health": {**queue, "contains": "running"},

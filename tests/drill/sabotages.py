@@ -8,6 +8,7 @@ from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, limits, modes
 from holdfast.registry import LEDGER_DUMPS
+from holdfast.sandbox import RUN
 from holdfast.settings import DockerNetwork
 from operations.sshd import DROP_IN as SSHD
 from tests.doubles import guest
@@ -381,6 +382,12 @@ EGRESS = (
         _WATCH,
     ),
     Sabotage(
+        "a program runs as the floor's user beside its unit",
+        ("egress::no_program_of_a_t1_user_sees_the_sockets_of_others",),
+        "systemd-run --quiet --collect --unit=stray --uid=holdfast-floor sleep infinity",
+        "systemctl stop stray.service",
+    ),
+    Sabotage(
         "everybody may have Tailscale call",
         ("egress::nobody_but_root_has_tailscale_call_for_them",),
         "chmod 755 /run/tailscale",
@@ -584,8 +591,8 @@ CLOUDS = (
     Sabotage(
         "anyone may ask its clouds",
         ("clouds::only_its_router_may_ask_it",),
-        f"chmod 666 /run/{_HOME}.sock",
-        f"chmod 600 /run/{_HOME}.sock",
+        f"chmod 666 {RUN}/{_HOME}.sock",
+        f"chmod 600 {RUN}/{_HOME}.sock",
     ),
     Sabotage(
         "anyone may read the clouds' keys",

@@ -166,9 +166,14 @@ def test_the_kernel_has_the_declared_rules_untouched(
     found: Answers, settings: HostSettings
 ) -> None:
     assert found["file"] == egress.rules(settings).splitlines()
-    leads = [line.strip() for line in found["table"] if "skuid" in line and "goto" in line]
     assert found["as written"]
-    assert [line for line in found["table"] if line.strip() not in leads] == found["as written"]
+    added = [line.strip() for line in found["table"] if line not in found["as written"]]
+    assert [line for line in found["table"] if line.strip() not in added] == found["as written"]
+    leads = [line for line in added if "goto from-" in line]
+    *known, unknown = [line for line in added if line not in leads]
+    # Ids above the accounts' may call nothing, but for those that an account has or was lent.
+    assert unknown == "meta skuid 65536-4294967294 goto deny-unknown_users"
+    assert [re.sub(r"skuid .* accept", "accept", line) for line in known] in ([], ["meta accept"])
     held = [
         (re.findall(r"\d+", line.partition(" goto ")[0])[0], line.rpartition(" goto ")[2])
         for line in leads
@@ -300,3 +305,15 @@ def test_systemd_holds_units_of_others_to_their_tier(host: Host, settings: HostS
             assert values["NeedDaemonReload"] == "no"
             assert egress.drop_in_path(unit) in values["DropInPaths"].split()
             assert {"0.0.0.0/0", "::/0"} <= set(values["IPAddressDeny"].split())
+
+
+def test_no_program_of_a_t1_user_sees_the_sockets_of_others(
+    host: Host, sovereign: list[egress.Wall]
+) -> None:
+    users = " ".join(wall.user for wall in sovereign)
+    # A unit of T1 has a /run of its own; only what was started beside it sees the machine's.
+    seen = host.check_output(
+        f"for user in {users}; do for pid in $(pgrep --uid $user); do"
+        " if [ /proc/$pid/root/run -ef /run ]; then ps -o user=,pid=,args= -p $pid; fi; done; done"
+    )
+    assert seen == ""

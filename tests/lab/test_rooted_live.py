@@ -125,11 +125,11 @@ def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) 
 
 # Total, reserved and free memory of the only card; and where it was asked, and by whom.
 _SMI = """#!/bin/sh
-{{ id -un; pwd; env; }} > /run/asked
+{{ id -un; pwd; env; }} > /srv/asked
 echo {uuid}, 24576, 400, 24000
 """
 
-_PLANTED = "import os\nopen('/run/owned-' + str(os.getuid()), 'w').close()\n"
+_PLANTED = "import os\nopen('/srv/owned-' + str(os.getuid()), 'w').close()\n"
 
 
 def test_an_engine_that_was_broken_into_gives_root_no_code_to_run(
@@ -139,17 +139,17 @@ def test_an_engine_that_was_broken_into_gives_root_no_code_to_run(
     version = box.succeed("basename $(readlink -f /usr/bin/python3)").strip()
     site = f"{cache}/.local/lib/{version}/site-packages"
     as_user = f"runuser -u {user} --"
-    box.succeed(f"install -d -o {user} -g {user} -m 700 {cache}; rm -f /run/owned-* /run/asked")
+    box.succeed(f"install -d -o {user} -g {user} -m 700 {cache}; rm -f /srv/owned-* /srv/asked")
     box.succeed(f"{as_user} mkdir -p {site}")
     planted = box.run(f"{as_user} tee {site}/usercustomize.py", stdin=_PLANTED.encode())
     assert planted.returncode == 0
     box.succeed(f"systemctl start --no-block {engine.unit}")
     try:
-        box.wait_until_succeeds("test -s /run/asked", PATIENCE_SECONDS)
-        asked = box.succeed("cat /run/asked")
+        box.wait_until_succeeds("test -s /srv/asked", PATIENCE_SECONDS)
+        asked = box.succeed("cat /srv/asked")
     finally:
         box.execute(f"systemctl kill --signal=KILL {engine.unit}; systemctl stop {engine.unit}")
-    box.fail("ls /run/owned-0")
+    box.fail("ls /srv/owned-0")
     assert asked.splitlines()[:2] == ["root", "/"]
     assert cache not in asked
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from holdfast import tailnet_rules
+from holdfast import egress, tailnet_rules
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import ROOT, converge
 from tests.drill.record import Phase, Record
@@ -110,6 +111,8 @@ def _settings(services: Services, folder: Path) -> dict[str, Any]:
         "ssh": {
             "authorised_keys": {"operator": [lab_key().with_suffix(".pub").read_text().strip()]},
             "callers": ["tag:operator"],
+            # The runs come by it.
+            "lan_access": "keep",
         },
         "tailnet": {
             "control_server": facts["headscale"]["url"],
@@ -235,8 +238,65 @@ def test_the_rules_are_there_before_tailscaled_after_a_boot(stage: Stage) -> Non
         )
     )
     assert 0 < loaded < started
-    assert stage.answers(stage.peers[0], SSH)
+    wait_until(lambda: stage.answers(stage.peers[0], SSH), "the way in", 60)
     assert not stage.answers(stage.peers[1], SSH)
+
+
+_WITNESS = """
+table inet witness
+delete table inet witness
+table inet witness {
+    counter away {
+    }
+    chain leaving {
+        # Nothing of this leaves the lab, with the wall or without it.
+        type filter hook postrouting priority filter;
+        ip daddr { 10.0.0.0/8, 127.0.0.0/8, 100.64.0.0/10 } accept
+        tcp flags & (syn | ack) == syn counter name away drop
+    }
+}
+"""
+
+
+def calls_without_a_server(rack: Machine, server: str) -> tuple[int, int]:
+    """How many of its calls leave where it cannot find its server, and how many were refused."""
+    done = rack.run("nft --file -", stdin=_WITNESS.encode())
+    assert done.returncode == 0, done.stderr
+    rack.succeed(f"cp /etc/hosts /root/hosts && sed '/ {server}$/d' /root/hosts > /etc/hosts")
+    since = rack.succeed("date +%s").strip()
+    told = f"journalctl --unit=tailscaled --since=@{since} --output=cat"
+    before = _counter(rack, egress.TABLE, "denied-tailscaled")
+    try:
+        rack.succeed("systemctl restart tailscaled --no-block")
+        rack.wait_until_succeeds(f"{told} | grep 'bootstrapDNS(.*for .*{server}.* error'", 120)
+    finally:
+        rack.succeed("cat /root/hosts > /etc/hosts")
+    refused = _counter(rack, egress.TABLE, "denied-tailscaled") - before
+    return _counter(rack, "witness", "away"), refused
+
+
+def _counter(rack: Machine, table: str, name: str) -> int:
+    status, listing = rack.execute(f"nft --json list counter inet {table} {name}")
+    if status != 0:
+        return 0
+    found = [each["counter"] for each in json.loads(listing)["nftables"] if "counter" in each]
+    return int(found[0]["packets"])
+
+
+def test_no_relay_of_others_is_asked_for_the_control_server(stage: Stage) -> None:
+    rack, server = stage.rack, urlsplit(stage.services.headscale.url).hostname or ""
+    away, refused = calls_without_a_server(rack, server)
+    assert away == 0
+    assert refused > 0
+    # A member again, by the wall and all.
+    stage.wait_until_online()
+    wait_until(lambda: stage.answers(stage.peers[0], SSH), "the way in", 60)
+    # The control: without the wall it tells relays of Tailscale's own.
+    rack.succeed(f"systemctl stop {egress.TIMER} && nft delete table inet {egress.TABLE}")
+    away, _ = calls_without_a_server(rack, server)
+    assert away > 0
+    rack.succeed(f"systemctl reload {egress.SERVICE} && systemctl start {egress.TIMER}")
+    stage.wait_until_online()
 
 
 def test_a_policy_that_says_another_thing_than_its_tests_is_refused(stage: Stage) -> None:

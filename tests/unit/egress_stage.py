@@ -18,6 +18,7 @@ import json
 import os
 import pwd
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from holdfast import egress_program
+from holdfast import base, egress_program
 from holdfast.doors import MARK
 
 WORLD = {4: "192.0.2.1", 6: "2001:db8::1"}
@@ -36,6 +37,8 @@ OTHER_TIER = 4000
 OWN_TIER = 8080
 RACK = {4: "10.77.0.10", 6: "fd77::10"}
 QUAD100 = "100.100.100.100"
+RELAY = "198.51.100.9"
+"""One of Tailscale's own."""
 NETWORKS = {"home": 1, "lab": 2}
 """Docker's networks by their number."""
 CLONE_NEWNET = 0x40000000
@@ -47,15 +50,29 @@ table inet witness {
     }
     counter neighbours {
     }
+    set groups-ip {
+        type ipv4_addr
+        flags dynamic
+    }
+    set groups-ip6 {
+        type ipv6_addr
+        flags dynamic
+    }
     chain arrived {
         type filter hook prerouting priority raw;
         tcp flags & (syn | ack) == syn counter name calls
         meta l4proto udp counter name calls
         meta l4proto { tcp, udp } counter name any
         ip6 saddr fd00:30::/32 meta l4proto icmpv6 counter name neighbours
+        ip protocol igmp add @groups-ip { ip daddr }
+        icmpv6 type { mld-listener-report, mld2-listener-report } add @groups-ip6 { ip6 daddr }
     }
 }
 """
+_FORCED = ("net/ipv4/conf/all/force_igmp_version", "net/ipv6/conf/all/force_mld_version")
+_AS_DECLARED = "".join(f"echo {base.SYSCTLS[each]} > /proc/sys/{each}\n" for each in _FORCED)
+_KERNELS_OWN = "".join(f"echo 0 > /proc/sys/{each}\n" for each in _FORCED)
+"""How the kernel tells of the groups it is in: as the site has it, and as it does by itself."""
 _SERVE = """
 import signal, socket
 ports = (22, 80, 443, 2049)
@@ -82,7 +99,7 @@ def container_address(name: str, version: int) -> str:
 def _container(name: str, number: int) -> subprocess.Popen[bytes]:
     """A network as Docker makes it, with a container on it that has no more than its network."""
     # The reader of what this program prints must not wait for it.
-    inside = subprocess.Popen(["unshare", "--net", "sleep", "120"], stdout=subprocess.DEVNULL)
+    inside = subprocess.Popen(["unshare", "--net", "sleep", "300"], stdout=subprocess.DEVNULL)
     ours = Path("/proc/self/ns/net").readlink()
     while Path(f"/proc/{inside.pid}/ns/net").readlink() == ours:
         time.sleep(0.02)
@@ -112,6 +129,7 @@ class Stage:
         self.far = f"nsenter --target {pid} --net"
         sh(f"""
             ip link set lo up
+            {_AS_DECLARED}
             ip link add eth0 type veth peer name far
             ip link set far netns {pid}
             ip address add 10.77.0.10/24 dev eth0
@@ -124,6 +142,7 @@ class Stage:
                 ip address add 192.0.2.1/32 dev lo
                 ip address add 2001:db8::1/128 dev lo nodad
                 ip address add {QUAD100}/32 dev lo
+                ip address add {RELAY}/32 dev lo
                 ip link set far up
                 ip route add 172.30.0.0/16 via 10.77.0.10
                 ip -6 route add fd00:30::/32 via fd77::10'
@@ -143,6 +162,12 @@ class Stage:
         self.world.stdout.readline()
         self.processes = [self.world, *processes.values()]
 
+    def groups(self) -> set[str]:
+        """The groups that the far side was told of: where such reports have gone."""
+        said = json.loads(sh(f"{self.far} nft --json list sets table inet witness"))
+        sets = [each["set"] for each in said["nftables"] if "set" in each]
+        return {str(group) for each in sets for group in each.get("elem", [])}
+
     def arrived(self, what: str) -> int:
         """What has come to the far side so far: new ``calls``, packets of ``any`` kind, or what
         containers say to ``neighbours``."""
@@ -150,8 +175,8 @@ class Stage:
         return int(said["nftables"][1]["counter"]["packets"])
 
 
-def as_user(name: str, attempt: Callable[[], None], container: int | None = None) -> str:
-    """What becomes of an attempt as a user: the errno's name, or "sent".
+def as_user(name: str | int, attempt: Callable[[], None], container: int | None = None) -> str:
+    """What becomes of an attempt as a user, an account's name or any id: errno's name or "sent".
 
     In the network of a ``container`` (its pid), where one is given.
     """
@@ -163,9 +188,9 @@ def as_user(name: str, attempt: Callable[[], None], container: int | None = None
                 with Path(f"/proc/{container}/ns/net").open() as network:
                     assert ctypes.CDLL(None).setns(network.fileno(), CLONE_NEWNET) == 0
             os.setgroups([])
-            account = pwd.getpwnam(name)
-            os.setgid(account.pw_gid)
-            os.setuid(account.pw_uid)
+            user = name if isinstance(name, int) else pwd.getpwnam(name).pw_uid
+            os.setgid(user)
+            os.setuid(user)
             attempt()
             said = "sent"
         except OSError as error:
@@ -275,6 +300,57 @@ def container_attempts(network: str) -> Iterator[tuple[str, Callable[[], None]]]
     yield "tailscale's own", tcp(QUAD100, 80)
 
 
+ORDINARY = ("239.1.2.3", "ff05::5ec:4e7")
+"""Groups of a user's choice."""
+OF_AN_ADDRESS = "ff02::1:ff5e:c4e7"
+"""A group such as an address of this machine has; no address here has it."""
+SOURCE_SPECIFIC = "232.1.2.3"
+NEW_ADDRESS = "fd77::abcd:1234"
+GROUP_OF_NEW_ADDRESS = "ff02::1:ffcd:1234"
+
+
+def join(*groups: str) -> Callable[[], None]:
+    """Join groups on the cable to the far side, and stay for a moment."""
+
+    def attempt() -> None:
+        cable = socket.if_nametoindex("eth0")
+        with contextlib.ExitStack() as stack:
+            for group in groups:
+                version = socket.AF_INET6 if ":" in group else socket.AF_INET
+                member = stack.enter_context(socket.socket(version, socket.SOCK_DGRAM))
+                number = socket.inet_pton(version, group)
+                if version == socket.AF_INET6:
+                    wanted = number + struct.pack("@I", cable)
+                    member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, wanted)
+                else:
+                    wanted = number + struct.pack("@4si", bytes(4), cable)
+                    member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, wanted)
+            time.sleep(2)
+
+    return attempt
+
+
+def memberships(stage: Stage) -> dict[str, Any]:
+    """The groups that the far side hears of: of a T1 user's choice, and of a new address.
+
+    Tried as the site has the kernel, and as the kernel is by itself.
+    """
+    groups = (*ORDINARY, OF_AN_ADDRESS, SOURCE_SPECIFIC)
+    said: dict[str, Any] = {"joined": as_user("games", join(*groups))}
+    sh(f"ip address add {NEW_ADDRESS}/64 dev eth0")
+    deadline = time.monotonic() + 30
+    # The kernel reports a group twice, the second time within ten seconds.
+    while GROUP_OF_NEW_ADDRESS not in stage.groups() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    said["heard"] = sorted(stage.groups())
+    sh(_KERNELS_OWN)
+    sh(f"{stage.far} nft flush set inet witness groups-ip")
+    sh(f"{stage.far} nft flush set inet witness groups-ip6")
+    said["joined later"] = as_user("games", join(*groups))
+    said["heard from a kernel that is not set"] = sorted(stage.groups())
+    return said
+
+
 def try_all(stage: Stage, who: str) -> dict[str, Any]:
     """What becomes of the attempts of a user or a network's container.
 
@@ -371,6 +447,36 @@ def by_a_door() -> str:
         return as_user("games", lambda: door.connect(("127.0.0.1", 53)))
 
 
+TAILSCALED_MARK = 0x80000
+"""On every socket by which tailscaled leaves the machine."""
+
+
+def by_tailscaled() -> dict[str, str]:
+    """What becomes of calls of tailscaled's, whose control server is `WORLD` at port 443."""
+
+    def marked(kind: socket.SocketKind, address: str, port: int) -> Callable[[], None]:
+        def attempt() -> None:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with socket.socket(family, kind) as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, TAILSCALED_MARK)
+                caller.settimeout(2)
+                caller.connect((address, port))
+                caller.send(b"hello")
+
+        return attempt
+
+    tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
+    tries = {
+        "control": marked(tcp, WORLD[4], 443),
+        "control, IPv6": marked(tcp, WORLD[6], 443),
+        "control, another port": marked(tcp, WORLD[4], 22),
+        "another relay": marked(tcp, RELAY, 443),
+        "a peer by udp": marked(udp, WORLD[4], 443),
+        "the router of the LAN": marked(tcp, NAS[4], 22),
+    }
+    return {name: as_user("root", attempt) for name, attempt in tries.items()}
+
+
 def away_as_neighbours(stage: Stage) -> int:
     """Packets that a T1 container gets away as what neighbours ask each other, four kinds."""
 
@@ -447,14 +553,19 @@ def main(folder: str, far_pid: str, wall: str) -> None:
             lines = words.getvalue().splitlines()
             return {"first": status, "said": lines, "second": egress_program.main("watch")}
 
+    Path(egress_program.SUBUID).write_text("games:700000:100\nmail:800000:100\n")
     if wall == "wall":
         said["away from an open connection"] = away_from_open_connection(stage)
         egress_program.main("watch")
         said["before names resolve"] = {who: try_all(stage, who) for who in ("man", "lab")}
+        said["tailscaled before names resolve"] = by_tailscaled()
         egress_program.main("watch")
         egress_program.main("resolve")
         said["after names resolve"] = watch()
         egress_program.main("load")
+    said["by ids"] = {
+        who: as_user(who, tcp(WORLD[4], 443)) for who in (700_000, 800_000, 524_288, 2**31)
+    }
     for who in ("games", "news", "mail", "man", "root", *NETWORKS):
         said[who] = try_all(stage, who)
     said["answers"] = {
@@ -465,7 +576,9 @@ def main(folder: str, far_pid: str, wall: str) -> None:
         name: container_answers(stage, source) for name, source in {**CALLERS, **gateways}.items()
     }
     said["by a door"] = by_a_door()
+    said["by tailscaled"] = by_tailscaled()
     said["away as neighbours"] = away_as_neighbours(stage)
+    said["memberships"] = memberships(stage)
     said["handed"] = {name: answers(stage, source, handed=True) for name, source in CALLERS.items()}
     if wall == "wall":
         said["attempts"] = watch()

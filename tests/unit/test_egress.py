@@ -148,6 +148,21 @@ def test_a_wall_follows_from_where_the_service_listens_and_whom_it_calls() -> No
     assert home.callers == {"ip": ["10.77.0.0/24"], "ip6": ["fd77::/64"]}
 
 
+def test_tailscaled_is_held_where_the_control_server_is_not_tailscales() -> None:
+    assert egress.tailscaled(rack()) == []
+    relays = [{"name": "derp.example", "port": 8443}]
+    (wall,) = egress.tailscaled(
+        rack(tailnet={"control_server": "https://control.example:28443", "relays": relays})
+    )
+    assert [(cloud.name, cloud.port) for cloud in wall.clouds] == [
+        *(("control.example", port) for port in (28443, 443, 80)),
+        ("derp.example", 8443),
+    ]
+    (wall,) = egress.tailscaled(rack(tailnet={"control_server": "http://[2001:db8::9]:8080"}))
+    assert wall.clouds == []
+    assert "ip6 daddr 2001:db8::9 tcp dport 8080" in wall.peers
+
+
 def test_ports_of_other_tiers_are_a_way_out() -> None:
     assert egress.other_tiers(rack()) == {"tcp": [22, 4000], "udp": [41641]}
 
@@ -179,8 +194,10 @@ def test_where_data_of_t1_may_go(network: str, within: bool) -> None:
         *(_with(name=name) for name in ("tcp", "counter", "log", "x-1", "ct")),
         _with(peers=[], listens=[]),
         rack(tailnet=None, ssh={"lan_access": "keep"}),
+        rack(services=[], docker=None, tailnet={"control_server": "https://control.example"}),
+        rack(tailnet={"control_server": "http://[2001:db8::9]:8080"}),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_nftables_reads_the_rules_as_often_as_they_are_loaded(settings: HostSettings) -> None:
     namespace = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
@@ -196,9 +213,15 @@ def test_nftables_reads_the_rules_as_often_as_they_are_loaded(settings: HostSett
 
 
 def test_systemd_holds_t1_units_of_others_to_the_same() -> None:
-    drop_ins = egress.drop_ins(rack())
-    families = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
-    assert families in drop_ins["photos.service"].splitlines()
+    drop_ins = egress.drop_ins(_with(run_paths=["/run/postgresql"]))
+    assert {
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+        "NoNewPrivileges=yes",
+        "TemporaryFileSystem=/run:ro",
+        "BindReadOnlyPaths=/run/systemd/notify /run/systemd/journal/socket"
+        " /run/systemd/journal/dev-log",
+        "BindPaths=/run/postgresql",
+    } <= set(drop_ins["photos.service"].splitlines())
     # What its socket unit hands over is held by the socket unit's list alone.
     for unit, section in {"photos.service": "[Service]", "photos.socket": "[Socket]"}.items():
         lines = drop_ins[unit].splitlines()
@@ -223,6 +246,15 @@ def test_systemd_holds_t1_units_of_others_to_the_same() -> None:
 )
 def test_systemd_is_told_nothing_of_what_it_cannot_hold(changes: dict[str, Any]) -> None:
     assert egress.drop_ins(_with(**changes)) == {}
+
+
+def test_the_plan_says_what_ubuntu_is_not_held_to() -> None:
+    assert egress.not_held(rack()) is None
+    sentence = egress.not_held(rack(distribution="ubuntu2404"))
+    assert sentence
+    assert "snapd" in sentence
+    assert "started otherwise as games does" in sentence
+    assert egress.not_held(rack(distribution="ubuntu2404", services=[])) is None
 
 
 def test_drop_ins_that_are_there_are_found() -> None:

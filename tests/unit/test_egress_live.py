@@ -16,11 +16,17 @@ from typing import Any
 import pytest
 
 from holdfast import egress
+from tests.unit.egress_stage import (
+    GROUP_OF_NEW_ADDRESS,
+    OF_AN_ADDRESS,
+    ORDINARY,
+    SOURCE_SPECIFIC,
+)
 from tests.unit.test_egress import rack
 
 ROOT = Path(__file__).resolve().parents[2]
 _PLAY = """
-unshare --net sleep 120 &
+unshare --net sleep 300 &
 far=$!
 trap 'kill $far' EXIT
 until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
@@ -28,23 +34,25 @@ unshare --net "$0" -m tests.unit.egress_stage "$1" $far "$2"
 """
 REFUSED_AT_ONCE = {"ECONNREFUSED", "EPERM"}
 """TCP and UDP."""
+_EARLY = "tailscaled before names resolve"
 LOCAL_PORTS = [53, 853, 4000, 5353, 8080]
 
 Said = dict[str, Any]
 
 
 def _play(folder: Path, wall: str) -> Said:
-    (folder / "egress.nft").write_text(egress.rules(rack()))
-    (folder / "users.json").write_text(egress.users(rack()))
-    (folder / "clouds.json").write_text(egress.clouds(rack()))
-    (folder / "networks.json").write_text(egress.sovereign_networks(rack()))
+    settings = rack(tailnet={"control_server": "https://control.example"})
+    (folder / "egress.nft").write_text(egress.rules(settings))
+    (folder / "users.json").write_text(egress.users(settings))
+    (folder / "clouds.json").write_text(egress.clouds(settings))
+    (folder / "networks.json").write_text(egress.sovereign_networks(settings))
     sudo = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
     done = subprocess.run(
         [*sudo, "bash", "-c", _PLAY, sys.executable, str(folder), wall],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -171,6 +179,21 @@ def test_a_doors_socket_answers_and_makes_no_call(walled: Said, unwalled: Said) 
     assert (walled["by a door"], unwalled["by a door"]) == ("ECONNREFUSED", "sent")
 
 
+def test_tailscaled_tells_its_control_servers_name_to_no_relay_of_others(
+    walled: Said, unwalled: Said
+) -> None:
+    control = {"control", "control, IPv6"}
+    others = {"control, another port", "another relay"}
+    peers = {"a peer by udp", "the router of the LAN"}
+    assert set(unwalled["by tailscaled"].values()) == {"sent"}
+    for when, refused in (("by tailscaled", others), (_EARLY, {*control, *others})):
+        said = walled[when]
+        assert {name for name, outcome in said.items() if outcome == "ECONNREFUSED"} == refused
+        assert {name for name, outcome in said.items() if outcome == "sent"} >= peers
+    # It tries by itself, and whenever its server is away: that is no alert.
+    assert not any("tailscaled" in line for line in walled["attempts"]["said"])
+
+
 def test_what_neighbours_ask_each_other_is_not_forwarded(walled: Said, unwalled: Said) -> None:
     assert (walled["away as neighbours"], unwalled["away as neighbours"]) == (0, 4)
 
@@ -182,8 +205,9 @@ def test_a_connection_from_before_the_wall_carries_nothing_more(walled: Said) ->
 def test_attempts_are_told_of_once_and_by_name(walled: Said) -> None:
     told = walled["attempts"]
     assert (told["first"], told["second"]) == (1, 0)
-    doors, photos, router, trainer, home, lab = told["said"]
+    doors, unknown, photos, router, trainer, home, lab = told["said"]
     assert doors.startswith("our_doors was kept from leaving ")
+    assert unknown.startswith("unknown_users was kept from leaving ")
     assert photos.startswith("photos was kept from leaving ")
     assert router.startswith("router was kept from leaving ")
     assert trainer.startswith("trainer was kept from leaving ")
@@ -204,6 +228,31 @@ def test_a_table_that_is_tampered_with_is_loaded_again(walled: Said, what: str, 
     assert len(walled[what]["said"]) == 1
     assert word in walled[what]["said"][0]
     assert walled["away after it was gone"] == 2
+
+
+def test_an_id_of_no_account_may_call_nothing(walled: Said, unwalled: Said) -> None:
+    # systemd-nsresourced lends such ids to every local user that asks.
+    nobodys = (str(524_288), str(2**31))
+    assert {walled["by ids"][each] for each in nobodys} == {"ECONNREFUSED"}
+    # What /etc/subuid lends to a user of T1 is held as that user, and to a user of no wall is not.
+    assert walled["by ids"]["700000"] == "ECONNREFUSED"
+    assert walled["by ids"]["800000"] == "sent"
+    assert set(unwalled["by ids"].values()) == {"sent"}
+
+
+def test_groups_of_a_users_choice_are_not_told_to_the_network(walled: Said, unwalled: Said) -> None:
+    chosen = {*ORDINARY, OF_AN_ADDRESS, SOURCE_SPECIFIC}
+    assert walled["memberships"]["joined"] == unwalled["memberships"]["joined"] == "sent"
+    assert chosen <= set(unwalled["memberships"]["heard"])
+    assert not chosen & set(walled["memberships"]["heard"])
+    # All groups of a report of IGMPv3 or MLDv2 are in its body.
+    bodies = {"224.0.0.22", "ff02::16"}
+    assert bodies <= set(unwalled["memberships"]["heard from a kernel that is not set"])
+    assert not bodies & set(walled["memberships"]["heard from a kernel that is not set"])
+
+
+def test_the_group_of_a_new_address_is_told(walled: Said) -> None:
+    assert GROUP_OF_NEW_ADDRESS in walled["memberships"]["heard"]
 
 
 def test_ids_that_a_user_is_lent_are_that_users(walled: Said) -> None:

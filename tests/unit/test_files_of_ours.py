@@ -143,6 +143,45 @@ def test_no_file_is_anothers_than_roots(placed: Placed) -> None:
     assert [file["path"] for file in placed.files if file["user"] != "root"] == []
 
 
+def own_services(placed: Placed) -> dict[str, str]:
+    """Name to text of each service unit that is wholly ours."""
+    return {
+        Path(path).name: text
+        for path, text in placed.units.items()
+        if Path(path).parent == Path(SYSTEM)
+    }
+
+
+def test_every_unit_of_ours_lists_the_families_of_its_sockets(placed: Placed) -> None:
+    known = {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "none"}
+    families = {
+        name: set(" ".join(values(text, "RestrictAddressFamilies")).split())
+        for name, text in own_services(placed).items()
+    }
+    assert len(families) > 30
+    assert [name for name, listed in families.items() if not listed or listed - known] == []
+
+
+def test_a_user_who_may_not_leave_sees_no_sockets_of_others(placed: Placed) -> None:
+    held = {
+        name: text
+        for name, text in own_services(placed).items()
+        if values(text, "User") not in ([], ["root"])
+        and ("any" in values(text, "IPAddressDeny") or values(text, "PrivateNetwork") == ["yes"])
+    }
+    assert len(held) > 10
+    sees = "BindReadOnlyPaths=/run/holdfast /run/systemd/notify"
+    assert [
+        name
+        for name, text in held.items()
+        if values(text, "TemporaryFileSystem") != ["/run:ro"] or sees not in text.splitlines()
+    ] == []
+    # What such a unit makes there must lie where the others see it.
+    made = [each for text in held.values() for each in values(text, "RuntimeDirectory")]
+    assert made
+    assert [each for each in made if not each.startswith("holdfast/")] == []
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_finds_every_unit_of_ours_closed(placed: Placed, tmp_path: Path) -> None:
     limits: dict[str, float] = {}

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.sandbox import LOOPBACK, TAILNET, Directive, allowed, sandbox
+from holdfast.sandbox import (
+    LOOPBACK,
+    NOTIFY_SOCKET,
+    RUN,
+    TAILNET,
+    Directive,
+    allowed,
+    sandbox,
+)
 from holdfast.services import DataPath, Listen, Service, Tier
 
 
 def _service(tier: Tier = "T1", **values: object) -> Service:
     return Service.model_validate(
-        {"name": "x", "unit": "x.service", "user": "x", "tier": tier, **values}
+        {"name": "x", "unit": "x.service", "user": "x", "tier": tier} | values
     )
 
 
@@ -50,6 +58,25 @@ def test_an_isolated_service_has_no_network_in_any_tier(tier: Tier) -> None:
     assert _values(lines, "PrivateNetwork") == ["yes"]
     assert _values(lines, "RestrictAddressFamilies") == ["AF_UNIX"]
     assert _values(lines, "IPAddressAllow") == []
+
+
+@pytest.mark.parametrize(
+    ("tier", "user", "isolated", "closed"),
+    [
+        ("T1", "x", False, True),
+        ("T1", "x", True, True),
+        ("T2", "x", True, True),
+        # It may ask a resolver, and that listens in /run.
+        ("T2", "x", False, False),
+        ("T1", "root", True, False),
+    ],
+)
+def test_who_may_not_leave_sees_of_run_what_is_ours(
+    tier: Tier, user: str, isolated: bool, closed: bool
+) -> None:
+    lines = sandbox(_service(tier, user=user), isolated=isolated)
+    assert _values(lines, "TemporaryFileSystem") == (["/run:ro"] if closed else [])
+    assert _values(lines, "BindReadOnlyPaths") == ([f"{RUN} {NOTIFY_SOCKET}"] if closed else [])
 
 
 def test_the_user_memory_and_state_are_the_declared_ones() -> None:

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from facts.egress import Attempt, Attempts, EgressAttempts
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from facts.egress import Attempt, Attempts, EgressAttempts, OpenSocket
 from holdfast.services import Peer
-from holdfast.settings import Docker, HostSettings
-from holdfast.sovereignty import Row, rows
+from holdfast.settings import Docker, HostSettings, Tailnet
+from holdfast.sovereignty import Row, rows, sockets
 from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
 
+SOCKETS = """\
+#= sockets
+u_str LISTEN 0 4096 /run/dbus/system_bus_socket 8254 * 0 users:(("dbus-daemon",pid=177,fd=3),\
+("systemd",pid=1,fd=79))
+u_str ESTAB 0 0 /run/dbus/system_bus_socket 8268 * 8269 users:(("dbus-daemon",pid=177,fd=9))
+u_str LISTEN 0      4096   /run/systemd/private 8252 * 0     users:(("systemd",pid=1,fd=23))
+u_dgr ESTAB  0      0      /run/systemd/notify 8253 * 0      users:(("systemd",pid=1,fd=37))
+u_str LISTEN 0      128    @ISCSIADM_ABSTRACT_NAMESPACE 9 * 0 users:(("iscsid",pid=300,fd=8))
+u_str LISTEN 0      128    /var/spool/postfix/public/cleanup 7 * 0 users:(("master",pid=301,fd=5))
+u_dgr ESTAB  0      0      * 8254 * 8255                     users:(("cron",pid=176,fd=2))
+#= programs
+1 root
+177 messagebus
+300 root
+301 root
+#= may be opened
+/run/dbus/system_bus_socket
+/run/systemd/notify
+/var/spool/postfix/public/cleanup
+"""
+EVERYBODYS = (
+    OpenSocket("SOCK_STREAM", "/run/dbus/system_bus_socket", "dbus-daemon", "messagebus"),
+    OpenSocket("SOCK_DGRAM", "/run/systemd/notify", "systemd", "root"),
+    OpenSocket("SOCK_STREAM", "/var/spool/postfix/public/cleanup", "master", "root"),
+    OpenSocket("SOCK_STREAM", "@ISCSIADM_ABSTRACT_NAMESPACE", "iscsid", "root"),
+)
 SEEN = Attempts(
     enforced=True,
     refused={"album": 7},
@@ -33,6 +64,28 @@ def _told(settings: HostSettings, seen: Attempts) -> dict[str, Row]:
 def test_the_fact_reads_counters_and_the_journal() -> None:
     assert read(EgressAttempts) == SEEN
     assert read(EgressAttempts, ["#= counters", "#= calls"]) == Attempts()
+
+
+def test_the_fact_reads_where_programs_listen_for_every_user() -> None:
+    assert read(EgressAttempts, SOCKETS.splitlines()) == Attempts(sockets=EVERYBODYS)
+
+
+def test_sockets_that_any_user_may_open_are_named_with_who_sees_them() -> None:
+    seen = replace(SEEN, sockets=EVERYBODYS)
+    with_bus = _settings(run_paths=["/run/dbus"])
+    said = Console(width=200, record=True, file=io.StringIO())
+    said.print(sockets("rack", with_bus, seen))
+    lines = said.export_text().splitlines()
+
+    def line(path: str) -> list[str]:
+        (found,) = [each for each in lines if path in each]
+        return [cell.strip() for cell in found.split("│")[1:-1]]
+
+    bus = "/run/dbus/system_bus_socket"
+    assert line(bus) == ["dbus-daemon", "messagebus", bus, "album"]
+    assert line("/run/systemd/notify")[3] == "photos, album"
+    assert line("cleanup")[3] == "all"
+    assert line("@ISCSIADM")[3] == "those in this machine's network"
 
 
 def test_a_service_that_tried_is_told_with_its_last_call() -> None:
@@ -86,6 +139,17 @@ def test_containers_are_told_of_by_their_network() -> None:
     assert told["containers on home"].tried == "3 packets since the rules were loaded"
     assert told["containers on lab"].may_call == ("each other, this machine, api.example port 443")
     assert told["containers on free"].may_call == "everybody: nothing holds it"
+
+
+def test_what_tailscaled_may_call_is_said() -> None:
+    tailnet = {"control_server": "https://control.example"}
+    held = _settings().model_copy(update={"tailnet": Tailnet.model_validate(tailnet)})
+    told = _told(held, replace(SEEN, refused={"tailscaled": 3}))["tailscaled"]
+    assert told.may_call.startswith(
+        "any address by UDP; by TCP this machine, private networks, and"
+    )
+    assert "control.example port 443" in told.may_call
+    assert told.tried == "3 packets since the rules were loaded"
 
 
 def test_without_the_rules_no_service_is_said_to_be_held() -> None:

@@ -14,11 +14,20 @@ from pyinfra.context import ctx_host
 from deploys import tailnet
 from facts.tailnet import TailnetAddresses, TailnetNode
 from holdfast.refusal import Refused
+from holdfast.services import Cloud
 from holdfast.settings import Distribution, HostSettings, Tailnet
-from holdfast.tailnet import Node, Steps, complaint, join_flags, plan, vendor_repository
+from holdfast.tailnet import (
+    Node,
+    Steps,
+    complaint,
+    join_flags,
+    plan,
+    relays_missing,
+    vendor_repository,
+)
 from operations.tailscale import joined
 from tests.unit.local_host import LocalHost
-from tests.unit.recorded_facts import read
+from tests.unit.recorded_facts import read, recorded
 from tests.unit.site_data import good
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -138,6 +147,41 @@ def test_complaints(change: dict[str, Any], after_change: bool, words: str | Non
     assert (sentence is None) if words is None else (sentence is not None and words in sentence)
 
 
+_RELAYS = """\
+-- relays --
+{"Regions": {"1": {"RegionID": 1, "Nodes": [
+    {"Name": "1a", "HostName": "derp1.tailscale.com", "DERPPort": 0},
+    {"Name": "1b", "HostName": "stun.tailscale.com", "STUNOnly": true}]},
+  "999": {"RegionID": 999, "Nodes": [
+    {"Name": "999a", "HostName": "localhost", "DERPPort": 28443},
+    {"Name": "999b", "HostName": "derp.example", "DERPPort": 8443}]}}}
+"""
+OTHERS = ("derp1.tailscale.com:443", "derp.example:8443")
+
+
+def test_the_relays_of_a_tailnet_are_read() -> None:
+    lines = recorded(TailnetNode)
+    node = read(TailnetNode, [*lines, *_RELAYS.splitlines()])
+    expected = (("derp.example", 8443), ("derp1.tailscale.com", 443), ("localhost", 28443))
+    assert node == replace(MEMBER, relays=expected)
+    # A daemon that has no map yet says so in words.
+    assert read(TailnetNode, [*lines, "-- relays --", "no DERP map"]) == MEMBER
+
+
+def test_relays_that_tailscaled_is_kept_from_are_named() -> None:
+    relays = (("derp.example", 8443), ("derp1.tailscale.com", 443), ("localhost", 28443))
+    node = replace(MEMBER, relays=relays)
+    sentence = relays_missing(HEADSCALE, node) or ""
+    assert all(each in sentence for each in OTHERS)
+    assert "localhost" not in sentence
+    declared = {"relays": [Cloud(name="derp.example", port=8443)]}
+    sentence = relays_missing(HEADSCALE.model_copy(update=declared), node) or ""
+    assert "derp.example" not in sentence
+    assert "derp1.tailscale.com:443" in sentence
+    # Tailscale's own control server brings its own relays, and nothing is held.
+    assert relays_missing(VENDOR, node) is None
+
+
 def test_a_member_needs_no_key_and_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAILSCALE_AUTH_KEY", raising=False)
     here = LocalHost(facts={TailnetNode: MEMBER})
@@ -161,6 +205,23 @@ def test_without_a_key_a_host_must_be_a_member_before_anything_is_changed() -> N
     stranger: Any = LocalHost(facts={TailnetNode: Node()})
     with ctx_host.use(stranger), pytest.raises(Refused, match="no member of a tailnet yet"):
         tailnet.apply._inner(settings=rack)
+
+
+def test_a_member_keeps_its_relays_before_anything_is_changed() -> None:
+    own = {"control_server": MEMBER.control_server}
+    rack = HostSettings.model_validate({**good()["rack"], "tailnet": own})
+    node = replace(MEMBER, relays=(("derp1.tailscale.com", 443),))
+    member: Any = LocalHost(facts={TailnetNode: node})
+    with ctx_host.use(member), pytest.raises(Refused, match=r"tailnet\.relays.*derp1\.tailscale"):
+        tailnet.apply._inner(settings=rack)
+
+
+def test_a_host_that_has_joined_is_told_of_relays_it_is_kept_from() -> None:
+    node = replace(MEMBER, relays=(("derp1.tailscale.com", 443),))
+    here = LocalHost(facts={TailnetNode: node})
+    _, failure = here.apply(joined, settings=HEADSCALE, hostname="rack")
+    assert failure
+    assert failure.startswith("tailnet.relays: the control server names relays")
 
 
 @pytest.fixture

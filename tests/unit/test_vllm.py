@@ -319,7 +319,7 @@ def test_its_watch_runs_as_the_engine_and_alerts(description: Path) -> None:
     unit = written["/etc/systemd/system/holdfast-vllm-chat-watch.service"].splitlines()
     assert {"User=vllm-chat", "PrivateNetwork=yes", f"OnFailure={alerts.ON_FAILURE}"} <= set(unit)
     (command,) = [line for line in unit if line.startswith("ExecStart")]
-    assert "/run/holdfast-vllm-chat/http.sock" in command
+    assert "/run/holdfast/holdfast-vllm-chat/http.sock" in command
     assert "--seconds 90 --busy vllm:num_requests_running" in command
     assert command.startswith("ExecStart=/usr/bin/python3 -I /usr/local/sbin/")
     engine = written["/etc/systemd/system/holdfast-vllm-chat.service"].splitlines()
