@@ -46,6 +46,8 @@ class NativeDrill(Drill):
     kind = "native"
     does_sabotage = True
     """Whether its acts sabotage the rack."""
+    least_survived = 25
+    """So many faults the rack must survive in it."""
     silent_seconds = 8
     packets_per_second = 20000
     stage: NativeStage
@@ -59,6 +61,7 @@ class NativeDrill(Drill):
     def __init__(self, debian: int, *, seed: int, sabotage: bool = False) -> None:
         """Prepare it; with ``sabotage`` the rack is hurt in every way, else in a tenth of them."""
         super().__init__(debian, seed=seed, sabotage=sabotage)
+        self.record.least_survived = self.least_survived
         tenth = int(revision()[:8], 16) % TENTHS
         self.chosen = known.NATIVE if sabotage else known.NATIVE[tenth::TENTHS]
         if self.does_sabotage and not sabotage:
@@ -152,7 +155,7 @@ class NativeDrill(Drill):
         self.private.wait_for_health()
 
     def _judge_boot(self) -> None:
-        self._attack("after reboot")
+        self._expect_closed("a reboot", self._attack("after reboot"))
         self._ask_floor("after reboot")
         self.site.verify("after reboot")
 
@@ -185,6 +188,7 @@ class ShortDrill(NativeDrill):
     """
 
     does_sabotage = False
+    least_survived = 0
     LEFT_OUT = (
         *("bench", "replace a model", "replace it by what does not serve"),
         *("kill an engine, and ask the floor", "what a router costs"),
@@ -204,6 +208,7 @@ class CutsDrill(NativeDrill):
     """The power is cut in each step of the first converge in turn; then it must come to its end."""
 
     does_sabotage = False
+    least_survived = 0
 
     def acts(self) -> Sequence[Act]:
         """Cut, converge, and judge."""

@@ -47,6 +47,7 @@ MALICE: tuple[dict[str, Any], ...] = (
     {"n": 50, "service_tier": "priority", "web_search_options": {}},
 )
 """What a body may hold beside its messages, to steer who answers or what it costs."""
+SPENT = "the budget is still spent"
 SENT = {"model", "messages", "max_tokens", "stream", "stream_options"}
 """What of such a body a cloud may see at most."""
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -263,7 +264,8 @@ class Personal:
         most = f"usd > {MAX_TOKENS * OUTPUT_USD / 1e6}"
         kept = self._sql(f"SELECT count(*) FROM charge WHERE NOT settled AND {most}")  # noqa: S608
         good = status != 0 and "answers" in text and "[DONE]" not in text and kept == "1"
-        self.record.check("a stream that breaks off counts in full", good, (status, text, kept))
+        seen = (status, text, kept)
+        self.record.survived("a cloud breaks off its stream", "it counts in full", good, seen)
 
     def keys(self) -> None:
         """A key that leads to no cloud, and bodies that ask for one all the same."""
@@ -333,7 +335,8 @@ class Personal:
         self.rack.succeed("systemctl stop holdfast-ledger.service")
         self.stage.cloud.packets()
         said, left = self._ask()[:2], self.stage.cloud.packets()
-        self.record.check("no ledger: 503, 0 packets", said == (503, "") and not left, (said, left))
+        good = said == (503, "") and not left
+        self.record.survived("the ledger stopped", "503, and 0 packets", good, (said, left))
         status, _ = self.rack.execute(
             f"cd {LEDGER} && mv [1-9]* 9 && systemctl start holdfast-ledger.service"
         )
@@ -341,7 +344,7 @@ class Personal:
             "journalctl --unit=holdfast-ledger.service --output=cat --lines=20"
         )
         good = status != 0 and "the ledger is of PostgreSQL 9, and this is" in told
-        self.record.check("a ledger of another PostgreSQL is not forgotten", good, told)
+        self.record.survived("a ledger of another PostgreSQL", "it is not forgotten", good, told)
         self.rack.succeed(
             f"systemctl stop holdfast-ledger.service && mv {LEDGER}/9"
             f" {LEDGER}/{ledger.MAJOR[self.stage.settings.distribution]}"
@@ -362,7 +365,7 @@ class Personal:
         self._wait_for_clouds()
         left = self.stage.cloud.packets()
         self.record.check("what asks clouds starts without a packet", not left, left)
-        self._still_spent("after restarts")
+        self.record.survived("the ledger killed", SPENT, *self._still_spent())
 
     def _other_tiers(self) -> None:
         """Root itself, in the group of a T1 unit, does not reach what leads on to a cloud."""
@@ -375,11 +378,11 @@ class Personal:
             told = f"{self._names(port).router.name} is {'' if reached else 'not '}reached from T1"
             self.record.check(told, (status == 0) is reached, status)
 
-    def _still_spent(self, when: str) -> None:
+    def _still_spent(self) -> tuple[bool, object]:
+        """Whether what was spent is known, and what was seen."""
         said = self._ask(key="AGENT_KEY")[0]
         spent = self._spent("agent")
-        good = (said, spent) == (402, self._known_usd)
-        self.record.check(f"{when} the budget is still spent", good, (said, spent))
+        return (said, spent) == (402, self._known_usd), (said, spent)
 
     def restore(self) -> None:
         """Write the ledger out, lose it, and have it back."""
@@ -395,7 +398,7 @@ class Personal:
         )
         self.rack.succeed(f"systemctl start {unit}.socket {unit}.service")
         self._wait_for_clouds()
-        self._still_spent("restored from its dump,")
+        self.record.survived("loss of the ledger", SPENT, *self._still_spent())
 
     def rotation(self) -> None:
         """Another key for one, none any more for another."""
@@ -415,7 +418,7 @@ class Personal:
         self.site.converge("the agent again")
         self._wait_for_clouds()
         self._have(chat=False, on_floor=False)
-        self._still_spent("for who comes back")
+        self.record.check(f"for who comes back {SPENT}", *self._still_spent())
         self._have(chat=True, on_floor=True)
 
     def begin(self) -> None:
@@ -446,7 +449,7 @@ class Personal:
         """What was spent is still known."""
         self._wait_for_clouds()
         self._have(chat=False, on_floor=False)
-        self._still_spent("after a reboot")
+        self.record.survived("a reboot", SPENT, *self._still_spent())
         self._have(chat=True, on_floor=True)
 
     def declare(self, wanted: Iterable[dict[str, Any]]) -> None:
