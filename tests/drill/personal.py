@@ -29,12 +29,28 @@ from tests.lab.services.cloud import Cloud
 from tests.lab.services.cloud_api import BREAKS
 
 HOME, FAR = 8210, 8211
-SECRETS = ("ALICE_KEY", "AGENT_KEY", "CHILD_KEY", "CLOUD_ONE_KEY", "CLOUD_TWO_KEY")
+SECRETS = (
+    *("ALICE_KEY", "AGENT_KEY", "CHILD_KEY", "DEAR_KEY"),
+    *("CLOUD_ONE_KEY", "CLOUD_TWO_KEY", "CLOUD_DEAR_KEY"),
+)
 INDEX = "litellm"
 LEDGER = "/var/lib/holdfast/ledger"
 BUDGET_USD = 0.5
 INPUT_USD, OUTPUT_USD = 1.0, 1000.0
 MAX_TOKENS = 100
+DEAR: dict[str, Any] = {
+    "name": "dear",
+    "api": "anthropic",
+    "base_url": f"https://{CLOUDS[1]}",
+    # LiteLLM knows it: it writes out what a schema refers to.
+    "model": "claude-sonnet-4-5",
+    "api_key": "CLOUD_DEAR_KEY",
+    "input_usd": INPUT_USD,
+    "output_usd": 15.0,
+    "max_tokens": MAX_TOKENS,
+}
+"""A cloud for whose API a request is translated; a key of the same name leads to it alone."""
+DEAR_BUDGET_USD = 0.05
 ANSWER_USD = 0.02001
 """What the lab's clouds say they used, 10 tokens and 20, costs; five times as much is reserved."""
 PATH = clouds.PATH
@@ -70,8 +86,15 @@ def routers() -> list[dict[str, Any]]:
             {"name": "child", "api_key": "CHILD_KEY"},
         ],
     }
-    far = {"name": "far", "profile": "cloud", "port": FAR, "clouds": ["one"]}
-    return [home, far | {"keys": [{**alice, "clouds": ["one"]}]}]
+    dear = {"name": "dear", "api_key": "DEAR_KEY", "budget_usd": DEAR_BUDGET_USD, "period": "week"}
+    far = {
+        "name": "far",
+        "profile": "cloud",
+        "port": FAR,
+        "clouds": ["one", "dear"],
+        "keys": [{**alice, "clouds": ["one"]}, {**dear, "clouds": ["dear"]}],
+    }
+    return [home, far]
 
 
 def declared(site: str) -> dict[str, Any]:
@@ -88,12 +111,20 @@ def declared(site: str) -> dict[str, Any]:
         }
         for name, cloud in zip(("one", "two"), CLOUDS, strict=True)
     ]
-    return {"clouds": {"packages": f"{site}/{INDEX}", "providers": providers}}
+    return {"clouds": {"packages": f"{site}/{INDEX}", "providers": [*providers, DEAR]}}
 
 
 def index(debian: int) -> dict[str, Path]:
     """What the stage's file server must serve beside its own."""
     return {INDEX: litellm.build(debian).file(litellm.INDEX)}
+
+
+def sql(rack: Machine, user: str, asked: str) -> str:
+    """What the ledger says, to a user that asks clouds."""
+    return rack.succeed(
+        f"runuser --user {user} -- psql --no-psqlrc --tuples-only --no-align"
+        f" --host={ledger.SOCKET_FOLDER} --command={shlex.quote(asked)}"
+    ).strip()
 
 
 class Stage(Protocol):
@@ -221,10 +252,7 @@ class Personal:
         return float(self._sql(asked))
 
     def _sql(self, asked: str) -> str:
-        return self.rack.succeed(
-            "runuser --user clouds-home -- psql --no-psqlrc --tuples-only --no-align"
-            f" --host={ledger.SOCKET_FOLDER} --command={shlex.quote(asked)}"
-        ).strip()
+        return sql(self.rack, "clouds-home", asked)
 
     def chain(self) -> None:
         """Engine, floor and both clouds, up and down in every combination."""
