@@ -296,7 +296,7 @@ class Private:
             state = " ".join(f"{name} {'up' if up else 'down'}," for up, (_, name) in chain)
             good = answers == {wanted}
             away = [name for up, (_, name) in chain if not up]
-            if away and wanted[1]:
+            if away and wanted[0] == 200:
                 fault = f"{' and '.join(away)} stopped"
                 self.record.survived(fault, f"{wanted[1]} answers", good, answers)
             else:
