@@ -9,7 +9,7 @@ from holdfast.registry import floor_model
 from holdfast.secrets import require
 from holdfast.settings import HostSettings
 from holdfast.storage import model_path
-from operations import artefact, host_files, units
+from operations import artefact, host_files, packages, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
@@ -32,6 +32,7 @@ def apply(settings: HostSettings) -> None:
         unpack="tar.gz",
         strip_components=1,
     )
+    packages.present(name="Install the floor's proxy", packages=["haproxy"])
     host_files.place(
         name="Write the floor's units and key",
         directories=[
@@ -56,13 +57,15 @@ def apply(settings: HostSettings) -> None:
     units.settle(
         name="Have the floor answer",
         units=[
+            # Ours are the only proxies: the package's own would run with nothing to do.
+            Unit("haproxy.service", masked=True),
             Unit(floor.UNIT, restart_after=read_at_start),
             *(
                 Unit(
                     unit,
                     enabled=door.is_open,
                     running=door.is_open,
-                    restart_after=[f"{system}/{unit}"],
+                    restart_after=[f"{system}/{unit}", floor.configuration(door)],
                 )
                 for door in floor.doors(settings.floor)
                 for unit in (door.socket, door.service)

@@ -1,13 +1,14 @@
 """The floor: its units and the files they read, from settings alone.
 
 llama-server has no network. It answers on a Unix socket, and a proxy without a network of its own
-carries the bytes from each of its doors.
+carries requests from each of its doors. llama-server gives each caller one of its few threads for
+as long as its request comes in; so the proxy meets it with requests that are there.
 """
 
 from __future__ import annotations
 
 from holdfast import alerts, completion
-from holdfast.doors import Door, socket_unit
+from holdfast.doors import PATIENCE, Door, socket_unit
 from holdfast.doors import doors as of_program
 from holdfast.registry import floor_model, floor_service
 from holdfast.render import render
@@ -34,6 +35,11 @@ def doors(floor: Floor) -> list[Door]:
     return of_program("holdfast-floor", floor.port, floor.scope)
 
 
+def configuration(door: Door) -> str:
+    """The file that tells a door's proxy what to do."""
+    return f"/etc/holdfast/floor/{door.name}.cfg"
+
+
 def key_problem(key: Secret) -> str | None:
     """Why ``key`` would not protect the floor, or None.
 
@@ -46,7 +52,9 @@ def key_problem(key: Secret) -> str | None:
 
 
 def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]:
-    """Path to text of every unit the floor needs; ``release_directory`` holds ``llama-server``.
+    """Path to text of every unit the floor needs, and of what its doors are told.
+
+    ``release_directory`` holds ``llama-server``.
 
     Raises:
         ValueError: the host has no floor, or its model is not declared.
@@ -54,8 +62,9 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
     floor, service, model = settings.floor, floor_service(settings), floor_model(settings)
     if floor is None or service is None or model is None:
         raise ValueError(f"{settings.hostname} declares no floor with a declared model")
-    units = {
-        UNIT: render(
+    system = "/etc/systemd/system"
+    found = {
+        f"{system}/{UNIT}": render(
             "floor/holdfast-floor.service.j2",
             floor=floor,
             model=model_path(settings.storage, model),
@@ -68,19 +77,25 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
             slice=SLICE,
             sandbox=sandbox(service, isolated=True),
         ),
-        SLICE: render("floor/floor.slice.j2", floor=floor),
+        f"{system}/{SLICE}": render("floor/floor.slice.j2", floor=floor),
     }
     for door in doors(floor):
         proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
-        units[door.socket] = socket_unit(door)
-        units[door.service] = render(
-            "floor/holdfast-floor-door.service.j2",
+        found[f"{system}/{door.socket}"] = socket_unit(door)
+        found[f"{system}/{door.service}"] = render(
+            "service/door.service.j2",
             door=door,
-            socket=SOCKET,
+            configuration=configuration(door),
             on_failure=alerts.ON_FAILURE,
             sandbox=sandbox(proxy, isolated=True),
         )
-    return {f"/etc/systemd/system/{name}": text for name, text in units.items()}
+        found[configuration(door)] = told()
+    return found
+
+
+def told() -> str:
+    """What each door's proxy is told: any path, for llama-server asks for its key by itself."""
+    return render("service/door.cfg.j2", posted=[], socket=SOCKET, admin="", patience=PATIENCE)
 
 
 def probe(key: Secret) -> str:

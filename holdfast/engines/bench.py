@@ -19,40 +19,14 @@ from pyinfra.api.exceptions import PyinfraError
 
 from facts.framed import answer, framed
 from holdfast import inventory_file, live
-from holdfast.engines.throughput import Load, append, regression, row_of, rows_in
-from holdfast.engines.units import EngineNames, cards_of_engine
-from holdfast.engines.vllm import VERSION, VLLM, lock_of
-from holdfast.python_environment import directory
-from holdfast.registry import checkpoint_of, engine_service, engines
-from holdfast.render import render
+from holdfast.engines.throughput import Load, append, regression, row_of, rows_in, script
+from holdfast.engines.units import cards_of_engine
+from holdfast.engines.vllm import VERSION
+from holdfast.registry import checkpoint_of, engines
 from holdfast.settings import Engine, HostSettings
-from holdfast.storage import checkpoint_folder, checkpoint_path
+from holdfast.storage import checkpoint_folder
 
 CSV = Path("benchmarks") / "serving.csv"
-RESULT_BYTES = 16 << 20
-"""How much of the client's result is read; vLLM's holds some figures for each request."""
-
-
-def script(settings: HostSettings, engine: Engine, load: Load) -> str:
-    """The shell text that runs the client on the host.
-
-    Raises:
-        ValueError: the engine's checkpoint is not declared.
-    """
-    names, checkpoint = EngineNames(VLLM, engine), checkpoint_of(settings, engine)
-    if checkpoint is None or settings.vllm is None:
-        raise ValueError(f"{settings.hostname} declares no checkpoint {engine.checkpoint}")
-    lock = lock_of(settings.vllm).read_text()
-    return render(
-        "vllm/bench.sh.j2",
-        names=names,
-        user=engine_service(VLLM.name, engine).user,
-        cards=cards_of_engine(settings, engine),
-        environment=directory(VLLM.name, lock, settings.distribution),
-        folder=checkpoint_path(settings.storage, checkpoint),
-        load=load,
-        result_bytes=RESULT_BYTES,
-    )
 
 
 def _told(host: str, settings: HostSettings, engine: Engine, load: Load) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How fast an engine was, run by run: rows of a CSV, and the one that is a step back."""
+"""How fast an engine is: what asks it, rows of a CSV, and the one that is a step back."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from holdfast.engines.units import EngineNames, cards_of_engine
+from holdfast.engines.vllm import VLLM, lock_of
+from holdfast.python_environment import directory
+from holdfast.registry import checkpoint_of, engine_service
+from holdfast.render import render
+from holdfast.settings import Engine, HostSettings
+from holdfast.storage import checkpoint_path
+
 SLOWER = 0.10
 """Share of the usual throughput that a run may lack."""
 REMEMBERED = 5
 """Runs that a new one is compared with, by their median."""
+RESULT_BYTES = 16 << 20
+"""How much of the client's result is read; vLLM's holds some figures for each request."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,28 @@ class Load:
     concurrent_requests: int = 8
     input_tokens: int = 512
     output_tokens: int = 128
+
+
+def script(settings: HostSettings, engine: Engine, load: Load) -> str:
+    """The shell text that runs the client on the host.
+
+    Raises:
+        ValueError: the engine's checkpoint is not declared.
+    """
+    names, checkpoint = EngineNames(VLLM, engine), checkpoint_of(settings, engine)
+    if checkpoint is None or settings.vllm is None:
+        raise ValueError(f"{settings.hostname} declares no checkpoint {engine.checkpoint}")
+    lock = lock_of(settings.vllm).read_text()
+    return render(
+        "vllm/bench.sh.j2",
+        names=names,
+        user=engine_service(VLLM.name, engine).user,
+        cards=cards_of_engine(settings, engine),
+        environment=directory(VLLM.name, lock, settings.distribution),
+        folder=checkpoint_path(settings.storage, checkpoint),
+        load=load,
+        result_bytes=RESULT_BYTES,
+    )
 
 
 @dataclass(frozen=True)

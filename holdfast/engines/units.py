@@ -228,14 +228,14 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
         proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
         found[f"{SYSTEM}/{door.socket}"] = socket_unit(door)
         found[f"{SYSTEM}/{door.service}"] = render(
-            "vllm/door.service.j2",
+            "service/door.service.j2",
             door=door,
             configuration=names.paths_of(door),
             on_failure=alerts.ON_FAILURE,
             sandbox=sandbox(proxy, isolated=True),
         )
         found[names.paths_of(door)] = render(
-            "vllm/door.cfg.j2",
+            "service/door.cfg.j2",
             posted=programs.paths(engine),
             # Who may only ask has no business with what others ask.
             read=["/health", "/v1/models", *(["/metrics"] if door.name == "loopback" else [])],

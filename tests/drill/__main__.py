@@ -148,6 +148,10 @@ def _tell(record: Record, written: str) -> None:
     for phase in record.phases:
         took = f"{phase.seconds:7.0f} s" if phase.ran else "did not run"
         console.print(f"{took}  {'' if phase.ok else '[red]'}{phase.name}")
+    if record.survivals:
+        console.print(f"faults survived: {len(record.survivals)}; each with the state it ended in:")
+    for fault, state in record.survivals.items():
+        console.print(f"  {fault}: {state}", markup=False)
     console.print(written, markup=False)
     for check in record.failures:
         console.print(f"[red]✗ {escape(f'{check.phase}: {check.name}')}[/]: {escape(check.seen)}")

@@ -239,7 +239,8 @@ class Engines:
             status, _ = rack.execute(f"{REPLACE_PROGRAM} chat", timeout_seconds=900)
             serving = self._serving()
             good = status == 1 and serving == before
-            self.record.check(f"{fault}: the old model serves", good, serving or status)
+            told = f"a replacement where {fault}"
+            self.record.survived(told, "the old model serves", good, serving or status)
 
     def _cut_power(self, names: EngineNames, before: str, prepare: str) -> None:
         rack = self.stage.rack
@@ -252,8 +253,9 @@ class Engines:
         rack.wait_for_boot()
         rack.wait_until_succeeds(f"systemctl --quiet is-active {names.unit}", timeout_seconds=600)
         serving, told = self._serving(), rack.succeed("cat /var/lib/holdfast/vllm/chat.json")
-        self.record.check(
-            "the power is cut in the middle: the old model serves",
+        self.record.survived(
+            "a replacement where the power is cut in the middle",
+            "the old model serves",
             serving == before and "rolled back" in told,
             serving or told,
         )
@@ -317,14 +319,15 @@ class Engines:
         took = f"{time.monotonic() - began:.0f} s"
         self.record.figures[f"{victim} killed, until it completes again"] = took
         back = rack.execute(f"curl --config {names.probe}")[0] == 0
-        self.record.check(f"{victim} killed: it is back by itself", back, took)
+        self.record.survived(f"{victim} killed", "it is back by itself", back, took)
         left = before & self._processes(names) | self._alive(before)
         self.record.check(f"{victim} killed: no process of it is left", not left, left or "")
         self.record.check(
             f"{victim} killed: who asks is told so within two seconds", not odd, odd or asked
         )
-        self.record.check(
-            f"{victim} killed: the floor answers all along",
+        self.record.survived(
+            f"{victim} killed",
+            "the floor answers all along",
             answered == asked > 0,
             f"{answered} of {asked}",
         )

@@ -94,7 +94,8 @@ class LockOut:
         self.rack.wait_until_succeeds(f"test ! -e {ROLLBACK_STATE}/armed", timeout_seconds=120)
         took = f"{time.monotonic() - began:.0f} s"
         after = self.rack.succeed(RULES)
-        self.record.check("the timer runs out: the former rules are back", after == before, took)
+        fault, state = "a firewall that shuts the operator out", "the former rules are back"
+        self.record.survived(fault, state, after == before, took)
         self._expect_login("the firewall's rollback")
 
     def ssh(self) -> None:
@@ -120,7 +121,8 @@ class LockOut:
             "journalctl --boot --identifier=holdfast --output=cat | grep 'former configuration'"
         )[1]
         back = self.rack.succeed(self._keys(user)) == keys
-        self.record.check("the timer runs out: the former keys are back", back, told.strip())
+        fault, state = "a deploy of SSH that dies", "the former keys are back"
+        self.record.survived(fault, state, back, told.strip())
         self._expect_login("the rollback of SSH")
 
     def tailnet(self) -> None:
@@ -136,7 +138,7 @@ class LockOut:
                 kept = rack.execute(LAN_SSH_IS_OPEN)[0] == 0
                 last = outcome.log.read_text().strip().splitlines()[-1]
                 good = not outcome.ok and kept
-                self.record.check(f"{way}: SSH stays open on the LAN", good, last)
+                self.record.survived(way, "SSH stays open on the LAN", good, last)
             finally:
                 rack.succeed(heal, timeout_seconds=120)
         rack.wait_until_succeeds("tailscale status --peers=false", timeout_seconds=60)

@@ -225,12 +225,21 @@ class Modes:
         for (before, after), seconds in self.took.items():
             self.record.figures[f"{before} to {after}"] = f"{seconds:.1f} s"
 
-    def refused(self, what: str, before: str, after: str, sentence: str) -> None:
-        """Ask for ``after``, which must be refused with a sentence and leave ``before``."""
+    def refused(
+        self, what: str, before: str, after: str, sentence: str, *, fault: bool = False
+    ) -> None:
+        """Ask for ``after``, which must be refused with a sentence and leave ``before``.
+
+        ``fault``: whether ``what`` is one.
+        """
         status, said = self.switch(after)
         problems = self.wrong(before)
         good = status == 1 and sentence in said and not problems
-        self.record.check(f"{what}: refused, {before} stays", good, problems or said.strip()[-300:])
+        state, seen = f"refused, {before} stays", problems or said.strip()[-300:]
+        if fault:
+            self.record.survived(what, state, good, seen)
+        else:
+            self.record.check(f"{what}: {state}", good, seen)
 
     @contextmanager
     def fault(self, name: str, kind: str) -> Iterator[None]:
@@ -342,23 +351,24 @@ class Modes:
         An engine loads for long: it is the mode before of one switch, at the end.
         """
         with self.fault("reader", "deaf"):
-            self.refused("a service is deaf", "audio", "forensic", "does not answer")
+            self.refused("a service is deaf", "audio", "forensic", "does not answer", fault=True)
         self.switch("creative")
         with self.fault("painter", "clinging"):
             status, said = self.switch("audio")
             good = status == 1 and "was not given back: process" in said
             self.record.check("memory is not given back: refused, the process named", good, said)
         running = self.rack.execute("systemctl --quiet is-active painter.service")[0] == 0
-        self.record.check("and creative runs again", running)
+        fault = "a service does not give its memory back"
+        self.record.survived(fault, "creative runs again", running)
         self._describe(self.stage.cards.model_dump_json())
         self.rack.succeed("systemctl restart painter")
         with self.described(lambda rack: rack["cards"][0]["power"].update(max_w=310)):
             self.switch("audio")
-            self.refused("a card refuses its limit", "audio", "creative", "310 W")
+            self.refused("a card refuses its limit", "audio", "creative", "310 W", fault=True)
         self._at_once()
         self._killed()
         with self.fault("reader", "dead"):
-            self.refused("a service is dead", "agent", "forensic", "does not start")
+            self.refused("a service is dead", "agent", "forensic", "does not start", fault=True)
 
     def _at_once(self) -> None:
         # The lock is held for as long as the first one waits for the painter.
@@ -382,7 +392,8 @@ class Modes:
         self.rack.succeed("systemctl kill --signal=KILL killed")
         status, said = self.switch("agent")
         good = status == 0 and not self.wrong("agent")
-        self.record.check("killed in the middle: asked again, it ends", good, said.strip())
+        fault, state = "a switch killed in the middle", "asked again, it ends in its mode"
+        self.record.survived(fault, state, good, said.strip())
 
     def reboot(self) -> None:
         """After a reboot the default is in force."""
@@ -401,7 +412,8 @@ class Modes:
         )
         self.rack.succeed(f"systemctl restart {limits.SERVICE}")
         problems = self.wrong(DEFAULT)
-        self.record.check("after a reboot the default is in force", not problems, problems)
+        state = "the default is in force"
+        self.record.survived("a reboot in another mode", state, not problems, problems)
         told = self.rack.succeed("run-parts /etc/update-motd.d").strip()
         self.record.check("a login is told so", f"desk: {DEFAULT} is in force" in told, told)
         self.site.verify("after a reboot, in the default mode")

@@ -6,11 +6,22 @@ import time
 from collections.abc import Sequence
 
 from holdfast import egress
-from tests.drill import attack, cards, engines, lockout, modes, personal, private, sabotage
+from tests.drill import (
+    attack,
+    cards,
+    engines,
+    exploits,
+    lockout,
+    modes,
+    personal,
+    private,
+    sabotage,
+)
 from tests.drill import sabotages as known
 from tests.drill.cards import Cards
 from tests.drill.converge import ROOT, steps
 from tests.drill.engines import Engines
+from tests.drill.exploits import Exploits
 from tests.drill.lockout import LockOut
 from tests.drill.modes import Modes
 from tests.drill.native_stage import PRIVATE_ROUTERS, NativeStage
@@ -46,10 +57,13 @@ class NativeDrill(Drill):
     kind = "native"
     does_sabotage = True
     """Whether its acts sabotage the rack."""
+    least_survived = 25
+    """So many faults the rack must survive in it."""
     silent_seconds = 8
     packets_per_second = 20000
     stage: NativeStage
     engines: Engines
+    exploits: Exploits
     private: Private
     personal: Personal
     modes: Modes
@@ -59,6 +73,7 @@ class NativeDrill(Drill):
     def __init__(self, debian: int, *, seed: int, sabotage: bool = False) -> None:
         """Prepare it; with ``sabotage`` the rack is hurt in every way, else in a tenth of them."""
         super().__init__(debian, seed=seed, sabotage=sabotage)
+        self.record.least_survived = self.least_survived
         tenth = int(revision()[:8], 16) % TENTHS
         self.chosen = known.NATIVE if sabotage else known.NATIVE[tenth::TENTHS]
         if self.does_sabotage and not sabotage:
@@ -84,10 +99,13 @@ class NativeDrill(Drill):
             # Before a reboot, which starts containers by the engine's settings as they are then.
             Act("mend what a hand has changed", self._mend, rows=(33,)),
             *cards.acts(lambda: self.cards),
+            exploits.set_traps(lambda: self.exploits),
             *engines.acts(lambda: self.engines),
+            exploits.look_at_traps(lambda: self.exploits),
             *private.acts(lambda: self.private),
             Act("reboot private work", self._reboot, rows=(6, 7, 14, 15)),
             *personal.acts(lambda: self.personal),
+            *exploits.of_callers(lambda: self.exploits),
             Act("containers of two tiers", lambda: self.private.containers(), rows=(15,)),
             Act("what a router costs", lambda: self.private.latency(), rows=(14,)),
             *modes.acts(lambda: self.modes, lambda: self.engines),
@@ -95,6 +113,7 @@ class NativeDrill(Drill):
             Act("restart Docker, reload the firewall", self._reload, rows=(6, 7)),
             Act("lose a card", self._lose_a_card, rows=(3,)),
             *lockout.acts(lambda: self.lockout),
+            *exploits.of_users(lambda: self.exploits),
             Act("keep data in two places", self._keep_data, rows=(17,)),
             Act("sabotage", self._sabotage, rows=(34,)),
             Act("lose the rack", self._lose, vital=True, rows=(1,)),
@@ -114,6 +133,7 @@ class NativeDrill(Drill):
         self.modes = Modes(self.stage, self.site, chance)
         self.cards = Cards(self.stage, self.site)
         self.lockout = LockOut(self.stage, self.site)
+        self.exploits = Exploits(self.stage, self.site)
 
     def _boot(self) -> None:
         super()._boot()
@@ -152,7 +172,7 @@ class NativeDrill(Drill):
         self.private.wait_for_health()
 
     def _judge_boot(self) -> None:
-        self._attack("after reboot")
+        self._expect_closed("a reboot", self._attack("after reboot"))
         self._ask_floor("after reboot")
         self.site.verify("after reboot")
 
@@ -185,6 +205,7 @@ class ShortDrill(NativeDrill):
     """
 
     does_sabotage = False
+    least_survived = 0
     LEFT_OUT = (
         *("bench", "replace a model", "replace it by what does not serve"),
         *("kill an engine, and ask the floor", "what a router costs"),
@@ -204,6 +225,7 @@ class CutsDrill(NativeDrill):
     """The power is cut in each step of the first converge in turn; then it must come to its end."""
 
     does_sabotage = False
+    least_survived = 0
 
     def acts(self) -> Sequence[Act]:
         """Cut, converge, and judge."""

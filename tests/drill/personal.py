@@ -29,12 +29,28 @@ from tests.lab.services.cloud import Cloud
 from tests.lab.services.cloud_api import BREAKS
 
 HOME, FAR = 8210, 8211
-SECRETS = ("ALICE_KEY", "AGENT_KEY", "CHILD_KEY", "CLOUD_ONE_KEY", "CLOUD_TWO_KEY")
+SECRETS = (
+    *("ALICE_KEY", "AGENT_KEY", "CHILD_KEY", "DEAR_KEY"),
+    *("CLOUD_ONE_KEY", "CLOUD_TWO_KEY", "CLOUD_DEAR_KEY"),
+)
 INDEX = "litellm"
 LEDGER = "/var/lib/holdfast/ledger"
 BUDGET_USD = 0.5
 INPUT_USD, OUTPUT_USD = 1.0, 1000.0
 MAX_TOKENS = 100
+DEAR: dict[str, Any] = {
+    "name": "dear",
+    "api": "anthropic",
+    "base_url": f"https://{CLOUDS[1]}",
+    # LiteLLM knows it: it writes out what a schema refers to.
+    "model": "claude-sonnet-4-5",
+    "api_key": "CLOUD_DEAR_KEY",
+    "input_usd": INPUT_USD,
+    "output_usd": 15.0,
+    "max_tokens": MAX_TOKENS,
+}
+"""A cloud for whose API a request is translated; a key of the same name leads to it alone."""
+DEAR_BUDGET_USD = 0.05
 ANSWER_USD = 0.02001
 """What the lab's clouds say they used, 10 tokens and 20, costs; five times as much is reserved."""
 PATH = clouds.PATH
@@ -47,6 +63,7 @@ MALICE: tuple[dict[str, Any], ...] = (
     {"n": 50, "service_tier": "priority", "web_search_options": {}},
 )
 """What a body may hold beside its messages, to steer who answers or what it costs."""
+SPENT = "the budget is still spent"
 SENT = {"model", "messages", "max_tokens", "stream", "stream_options"}
 """What of such a body a cloud may see at most."""
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -69,8 +86,15 @@ def routers() -> list[dict[str, Any]]:
             {"name": "child", "api_key": "CHILD_KEY"},
         ],
     }
-    far = {"name": "far", "profile": "cloud", "port": FAR, "clouds": ["one"]}
-    return [home, far | {"keys": [{**alice, "clouds": ["one"]}]}]
+    dear = {"name": "dear", "api_key": "DEAR_KEY", "budget_usd": DEAR_BUDGET_USD, "period": "week"}
+    far = {
+        "name": "far",
+        "profile": "cloud",
+        "port": FAR,
+        "clouds": ["one", "dear"],
+        "keys": [{**alice, "clouds": ["one"]}, {**dear, "clouds": ["dear"]}],
+    }
+    return [home, far]
 
 
 def declared(site: str) -> dict[str, Any]:
@@ -87,12 +111,20 @@ def declared(site: str) -> dict[str, Any]:
         }
         for name, cloud in zip(("one", "two"), CLOUDS, strict=True)
     ]
-    return {"clouds": {"packages": f"{site}/{INDEX}", "providers": providers}}
+    return {"clouds": {"packages": f"{site}/{INDEX}", "providers": [*providers, DEAR]}}
 
 
 def index(debian: int) -> dict[str, Path]:
     """What the stage's file server must serve beside its own."""
     return {INDEX: litellm.build(debian).file(litellm.INDEX)}
+
+
+def sql(rack: Machine, user: str, asked: str) -> str:
+    """What the ledger says, to a user that asks clouds."""
+    return rack.succeed(
+        f"runuser --user {user} -- psql --no-psqlrc --tuples-only --no-align"
+        f" --host={ledger.SOCKET_FOLDER} --command={shlex.quote(asked)}"
+    ).strip()
 
 
 class Stage(Protocol):
@@ -220,10 +252,7 @@ class Personal:
         return float(self._sql(asked))
 
     def _sql(self, asked: str) -> str:
-        return self.rack.succeed(
-            "runuser --user clouds-home -- psql --no-psqlrc --tuples-only --no-align"
-            f" --host={ledger.SOCKET_FOLDER} --command={shlex.quote(asked)}"
-        ).strip()
+        return sql(self.rack, "clouds-home", asked)
 
     def chain(self) -> None:
         """Engine, floor and both clouds, up and down in every combination."""
@@ -263,7 +292,8 @@ class Personal:
         most = f"usd > {MAX_TOKENS * OUTPUT_USD / 1e6}"
         kept = self._sql(f"SELECT count(*) FROM charge WHERE NOT settled AND {most}")  # noqa: S608
         good = status != 0 and "answers" in text and "[DONE]" not in text and kept == "1"
-        self.record.check("a stream that breaks off counts in full", good, (status, text, kept))
+        seen = (status, text, kept)
+        self.record.survived("a cloud breaks off its stream", "it counts in full", good, seen)
 
     def keys(self) -> None:
         """A key that leads to no cloud, and bodies that ask for one all the same."""
@@ -333,7 +363,8 @@ class Personal:
         self.rack.succeed("systemctl stop holdfast-ledger.service")
         self.stage.cloud.packets()
         said, left = self._ask()[:2], self.stage.cloud.packets()
-        self.record.check("no ledger: 503, 0 packets", said == (503, "") and not left, (said, left))
+        good = said == (503, "") and not left
+        self.record.survived("the ledger stopped", "503, and 0 packets", good, (said, left))
         status, _ = self.rack.execute(
             f"cd {LEDGER} && mv [1-9]* 9 && systemctl start holdfast-ledger.service"
         )
@@ -341,7 +372,7 @@ class Personal:
             "journalctl --unit=holdfast-ledger.service --output=cat --lines=20"
         )
         good = status != 0 and "the ledger is of PostgreSQL 9, and this is" in told
-        self.record.check("a ledger of another PostgreSQL is not forgotten", good, told)
+        self.record.survived("a ledger of another PostgreSQL", "it is not forgotten", good, told)
         self.rack.succeed(
             f"systemctl stop holdfast-ledger.service && mv {LEDGER}/9"
             f" {LEDGER}/{ledger.MAJOR[self.stage.settings.distribution]}"
@@ -362,7 +393,7 @@ class Personal:
         self._wait_for_clouds()
         left = self.stage.cloud.packets()
         self.record.check("what asks clouds starts without a packet", not left, left)
-        self._still_spent("after restarts")
+        self.record.survived("the ledger killed", SPENT, *self._still_spent())
 
     def _other_tiers(self) -> None:
         """Root itself, in the group of a T1 unit, does not reach what leads on to a cloud."""
@@ -375,11 +406,11 @@ class Personal:
             told = f"{self._names(port).router.name} is {'' if reached else 'not '}reached from T1"
             self.record.check(told, (status == 0) is reached, status)
 
-    def _still_spent(self, when: str) -> None:
+    def _still_spent(self) -> tuple[bool, object]:
+        """Whether what was spent is known, and what was seen."""
         said = self._ask(key="AGENT_KEY")[0]
         spent = self._spent("agent")
-        good = (said, spent) == (402, self._known_usd)
-        self.record.check(f"{when} the budget is still spent", good, (said, spent))
+        return (said, spent) == (402, self._known_usd), (said, spent)
 
     def restore(self) -> None:
         """Write the ledger out, lose it, and have it back."""
@@ -395,7 +426,7 @@ class Personal:
         )
         self.rack.succeed(f"systemctl start {unit}.socket {unit}.service")
         self._wait_for_clouds()
-        self._still_spent("restored from its dump,")
+        self.record.survived("loss of the ledger", SPENT, *self._still_spent())
 
     def rotation(self) -> None:
         """Another key for one, none any more for another."""
@@ -415,7 +446,7 @@ class Personal:
         self.site.converge("the agent again")
         self._wait_for_clouds()
         self._have(chat=False, on_floor=False)
-        self._still_spent("for who comes back")
+        self.record.check(f"for who comes back {SPENT}", *self._still_spent())
         self._have(chat=True, on_floor=True)
 
     def begin(self) -> None:
@@ -446,7 +477,7 @@ class Personal:
         """What was spent is still known."""
         self._wait_for_clouds()
         self._have(chat=False, on_floor=False)
-        self._still_spent("after a reboot")
+        self.record.survived("a reboot", SPENT, *self._still_spent())
         self._have(chat=True, on_floor=True)
 
     def declare(self, wanted: Iterable[dict[str, Any]]) -> None:

@@ -36,6 +36,10 @@ class Check:
     ok: bool
     seen: str
     rows: tuple[int, ...] = ()
+    fault: str = ""
+    """What was done to the machine, where the check is that it survived this."""
+    state: str = ""
+    """The good state in which it must then be."""
 
 
 @dataclass
@@ -70,6 +74,8 @@ class Record:
     mishaps: list[Check] = field(default_factory=list)
     """What went wrong beside the checks."""
     counts: Mapping[str, int] | None = None
+    least_survived: int = 0
+    """So many faults the machine must survive in this drill."""
     interrupted: str = ""
     """The signal that ended the drill early."""
     converges: list[dict[str, object]] = field(default_factory=list)
@@ -165,6 +171,22 @@ class Record:
                 raise CheckFailed(f"{name}: {seen}")
         return ok
 
+    def survived(self, fault: str, state: str, ok: bool, seen: object = "") -> bool:
+        """Record, as a check, that the machine is in the good ``state`` after a ``fault``."""
+        self.check(f"{fault}: {state}", ok, seen)
+        self.checks[-1].fault, self.checks[-1].state = fault, state
+        return ok
+
+    @property
+    def survivals(self) -> dict[str, str]:
+        """Each fault that was survived, to every state that it ended in."""
+        lost = {check.fault for check in self.checks if not check.ok}
+        states: dict[str, list[str]] = {}
+        for check in self.checks:
+            if check.fault and check.fault not in lost:
+                states.setdefault(check.fault, []).append(check.state)
+        return {fault: "; ".join(found) for fault, found in states.items()}
+
     def converged(self, outcome: Outcome) -> None:
         """Keep what a converge did."""
         self.converges.append({**asdict(outcome), "log": outcome.log.name})
@@ -182,10 +204,17 @@ class Record:
     @property
     def broken(self) -> list[Check]:
         """What did not hold, the counts of checks aside."""
+        survived = len(self.survivals)
         ended = f"interrupted by {self.interrupted}" if self.interrupted else ""
         claims = [
             (WHOLE, "it ran to its end", not ended, ended),
             (WHOLE, "at least one check was made", bool(self.checks), "no check"),
+            (
+                WHOLE,
+                f"at least {self.least_survived} faults are survived",
+                survived >= self.least_survived,
+                f"{survived} were",
+            ),
             *((phase.name, "the phase ran", phase.ran, "did not run") for phase in self.phases),
             *(
                 (phase.name, "the phase ran to its end", not phase.error, phase.error)
@@ -252,6 +281,7 @@ class Record:
                 for phase in self.phases
             ],
             "checks": [asdict(check) for check in self.checks],
+            "survived": self.survivals,
             "failures": [asdict(check) for check in self.failures],
             "converges": self.converges,
             "matrix": self.matrix,

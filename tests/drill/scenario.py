@@ -172,9 +172,9 @@ class Drill(Rehearsal):
         rack = self.stage.rack
         rack.succeed("systemctl restart docker", timeout_seconds=300)
         attack.wait_for_containers(rack)
-        self._attack("after docker restart", full=False)
+        self._expect_closed("a restart of Docker", self._attack("after docker restart", full=False))
         rack.succeed("ufw reload", timeout_seconds=120)
-        self._attack("after ufw reload")
+        self._expect_closed("ufw reload", self._attack("after ufw reload"))
         self._call("after ufw reload")
 
     def _lose(self) -> None:
@@ -190,7 +190,9 @@ class Drill(Rehearsal):
             after = self._restore(repository)
             same = bool(self._kept) and self._kept == after
             seen = f"{len(after.splitlines())} files"
-            self.record.check(f"every byte is back from {repository}", same, seen)
+            self.record.survived(
+                "loss of the rack", f"every byte is back from {repository}", same, seen
+            )
 
     def _verify_rebuilt(self) -> None:
         restored = f"/srv/restored-{REPOSITORIES[0]}{DATA}"
@@ -203,9 +205,11 @@ class Drill(Rehearsal):
         load_probe_image(self.stage.rack)
         sabotage.commit(self.site, self.stage.rack, sabotages.SITE)
 
-    def _attack(self, when: str, full: bool = True) -> None:
+    def _attack(self, when: str, full: bool = True) -> bool:
+        """Scan the rack and call its containers; whether only what is declared answered."""
         neighbour, rack = self.stage.neighbour, self.stage.rack
         declared = [attack.DECLARED_PORT]
+        cells: list[bool] = []
         if full:
             for ipv6, udp in ((False, False), (True, False), (False, True), (True, True)):
                 name = (
@@ -215,19 +219,25 @@ class Drill(Rehearsal):
                 seen = attack.scan(
                     neighbour, udp=udp, ipv6=ipv6, known=expected, rate=self.packets_per_second
                 )
-                self._cell(when, name, list(map(str, seen)), list(map(str, expected)))
+                cells.append(self._cell(when, name, list(map(str, seen)), list(map(str, expected))))
         published = [f"{attack.RACK_V4}:{attack.DECLARED_PORT}"]
         found = attack.reach(neighbour, attack.container_addresses(rack))
         for name, seen_targets in found.items():
-            self._cell(when, name, seen_targets, published if name.endswith("IPv4") else [])
+            wanted = published if name.endswith("IPv4") else []
+            cells.append(self._cell(when, name, seen_targets, wanted))
+        return all(cells)
 
-    def _cell(self, when: str, path: str, seen: list[str], expected: list[str]) -> None:
+    def _expect_closed(self, fault: str, closed: bool) -> None:
+        state = "containers answer, and the LAN reaches only what is declared"
+        self.record.survived(fault, state, closed)
+
+    def _cell(self, when: str, path: str, seen: list[str], expected: list[str]) -> bool:
         extra = [item for item in seen if item not in expected]
         shown = ", ".join(seen) or "nothing"
         if expected and seen == expected:
             shown = f"nothing but the declared {', '.join(expected)}"
         self.record.attacked(when, path, shown)
-        self.record.check(
+        return self.record.check(
             f"{when}: {path}: only what is declared", not extra and seen == expected, shown
         )
 
@@ -292,7 +302,8 @@ class Drill(Rehearsal):
         rack.succeed(f"systemctl stop {TIMER} {WATCH} && ufw disable", timeout_seconds=120)
         self._expect_mended("after ufw disable", "Firewall")
         status = rack.succeed("ufw status", timeout_seconds=60)
-        self.record.check("the firewall is on again", "Status: active" in status)
+        on = "Status: active" in status
+        self.record.survived("ufw disable", "the next run turns the firewall on", on)
 
         unit = "/etc/systemd/system/holdfast-floor.service"
         original = rack.succeed(f"sha256sum {unit}")
@@ -301,7 +312,8 @@ class Drill(Rehearsal):
         told = self._changed_since_last_look()
         self.record.check("the journal tells which unit was edited", told == [unit], told)
         self._expect_mended("after a unit was edited", "Floor")
-        self.record.check("the unit is as declared", rack.succeed(f"sha256sum {unit}") == original)
+        same = rack.succeed(f"sha256sum {unit}") == original
+        self.record.survived("an edited unit", "the next run makes it as declared", same)
 
         rack.succeed(
             sabotage.rewritten(DAEMON_JSON, "value |= {'shutdown-timeout': 21, 'ip': '0.0.0.0'}")
@@ -310,7 +322,8 @@ class Drill(Rehearsal):
         daemon = rack.succeed(f"cat {DAEMON_JSON}")
         kept = '"shutdown-timeout": 21' in daemon
         self.record.check("the user's key in daemon.json survives", kept, "shutdown-timeout")
-        self.record.check("our key in daemon.json is back", '"0.0.0.0"' not in daemon)
+        ours = '"0.0.0.0"' not in daemon
+        self.record.survived("an edited daemon.json", "the next run has our key back", ours)
         attack.wait_for_containers(rack)
 
     def _changed_since_last_look(self) -> list[str]:
@@ -370,7 +383,7 @@ class Drill(Rehearsal):
                 run.kill()
                 run.wait()
             self.stage.power_on_rack()
-            self.record.check(f"the rack boots after a power cut in the step {step}", reached)
+            self.record.survived(f"a power cut in the step {step}", "the rack boots", reached)
 
     def _audit(self) -> None:
         score = audit.lynis(self.stage)

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from holdfast import router
+from holdfast import floor, router
 from holdfast.engines import units, vllm
 from holdfast.settings import HostSettings
 
@@ -336,12 +336,25 @@ def door(stand_in: StandIn) -> Iterator[Running]:
     names = units.EngineNames(vllm.VLLM, settings.vllm.engines[0])
     loopback = names.doors[0]
     text = units.files(settings, names, "/opt/none")[names.paths_of(loopback)]
+    with _proxied(stand_in, text, names.socket, names.admin_of(loopback)) as found:
+        yield found
+
+
+@contextmanager
+def floor_door(stand_in: StandIn) -> Iterator[Running]:
+    """The same of the floor."""
+    with _proxied(stand_in, floor.told(), floor.SOCKET) as found:
+        yield found
+
+
+@contextmanager
+def _proxied(stand_in: StandIn, text: str, upstream: str, admin: str = "") -> Iterator[Running]:
+    """A door's proxy, but for where it listens, and that the stand-in is behind it."""
     folder, port = folder_for_sockets(), free_port()
-    for there, here in (
-        ("fd@3", f"127.0.0.1:{port}"),
-        (f"unix@{names.socket}", f"127.0.0.1:{stand_in.port}"),
-        (names.admin_of(loopback), f"{folder}/admin.sock"),
-    ):
+    replaced = {"fd@3": f"127.0.0.1:{port}", f"unix@{upstream}": f"127.0.0.1:{stand_in.port}"}
+    if admin:
+        replaced[admin] = f"{folder}/admin.sock"
+    for there, here in replaced.items():
         assert there in text
         text = text.replace(there, here)
     file = Path(folder, "door.cfg")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from holdfast import router
+from holdfast import floor, router
 from holdfast.doors import PATIENCE
 from holdfast.engines import units
 from tests.unit.fake_upstreams import (
@@ -22,6 +22,7 @@ from tests.unit.fake_upstreams import (
     Running,
     StandIn,
     door,
+    floor_door,
     running,
     settings_of,
     until,
@@ -51,7 +52,7 @@ def routed(stand_in: StandIn) -> Iterator[Running]:
 
 
 Front = Callable[[StandIn], AbstractContextManager[Running]]
-FRONTS = pytest.mark.parametrize("front", [routed, door])
+FRONTS = pytest.mark.parametrize("front", [routed, door, floor_door])
 
 
 @pytest.fixture
@@ -72,6 +73,7 @@ def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Fronts with another patience than the real one."""
     monkeypatch.setattr(router, "PATIENCE", request.param)
     monkeypatch.setattr(units, "PATIENCE", request.param)
+    monkeypatch.setattr(floor, "PATIENCE", request.param)
 
 
 few = pytest.mark.parametrize("patience", [FEW], indirect=True, ids=["few"])

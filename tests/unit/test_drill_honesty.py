@@ -242,6 +242,62 @@ def test_counts_of_a_drill_that_fails_are_not_accepted(
     assert json.loads(stand.counts.read_text()) == {KEY: COUNTS}
 
 
+def _surviving(drill: Small, *lost: str) -> None:
+    for fault in ("the engine is killed", "a card is lost"):
+        drill.record.survived(fault, "the floor answers", fault not in lost, "8 of 8")
+    drill.record.survived("the engine is killed", "it is back by itself", True)
+
+
+def test_faults_that_were_survived_are_listed_with_the_states_they_ended_in(
+    stand: Stand, small: Callable[..., Small], capsys: pytest.CaptureFixture[str]
+) -> None:
+    drill = small()
+    drill.record.least_survived = 2
+    drill.changes = {"second": lambda: _surviving(drill)}
+    assert stand.perform(drill) == 0
+    states = "the floor answers; it is back by itself"
+    survived = {"the engine is killed": states, "a card is lost": "the floor answers"}
+    assert stand.told["survived"] == survived
+    assert "<h2>Faults survived: 2</h2>" in stand.page
+    assert f'<td>the engine is killed</td><td class="good">{states}</td>' in stand.page
+    output = drill.record.console.file
+    assert isinstance(output, io.StringIO)
+    assert "faults survived: 2; each with the state it ended in:" in output.getvalue()
+    assert f"the engine is killed: {states}" in output.getvalue()
+    # Each is a check as well.
+    assert _last_line(capsys) == "drill: 4 passed, 0 failed"
+
+
+def test_a_drill_that_survives_fewer_faults_than_it_must(
+    stand: Stand, small: Callable[..., Small]
+) -> None:
+    drill = small()
+    drill.record.least_survived = 3
+    drill.changes = {"second": lambda: _surviving(drill)}
+    # Nor are the counts of such a run accepted.
+    assert stand.perform(drill, accept_counts=True) == 1
+    assert stand.failures()[WHOLE] == "2 were"
+    assert json.loads(stand.counts.read_text()) == {KEY: COUNTS}
+
+
+def test_a_fault_that_ended_in_one_bad_state_was_not_survived(
+    stand: Stand, small: Callable[..., Small]
+) -> None:
+    drill = small()
+    drill.changes = {"second": lambda: _surviving(drill, "the engine is killed")}
+    assert stand.perform(drill) == 1
+    assert stand.failures() == {"second": "8 of 8"}
+    assert stand.told["survived"] == {"a card is lost": "the floor answers"}
+
+
+def test_the_whole_native_drill_must_survive_25_faults() -> None:
+    must = {key: drill().record.least_survived for key, drill in DRILLS.items()}
+    assert {key for key, least in must.items() if least >= 25} == {
+        "native-13",
+        "native-13 --sabotage",
+    }
+
+
 def test_a_drill_without_a_check(
     stand: Stand, small: Callable[..., Small], monkeypatch: pytest.MonkeyPatch
 ) -> None:

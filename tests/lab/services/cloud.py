@@ -261,7 +261,7 @@ class Cloud:
         return Packets(**counted, called=tuple(called))
 
     def asked(self) -> list[dict[str, object]]:
-        """Every request that a cloud was sent: its cloud, path, key and body."""
+        """Every request that a cloud was sent: its cloud, path, key, body and bytes."""
         with contextlib.suppress(FileNotFoundError):
             return [json.loads(line) for line in (self._api.directory / "asked").open()]
         return []

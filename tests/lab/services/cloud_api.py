@@ -1,5 +1,7 @@
 """A cloud as its callers see it: OpenAI's API over TLS, which notes every request.
 
+It answers Anthropic's messages, too, but for streams.
+
 `python -m tests.lab.services.cloud_api DIRECTORY CERTIFICATE KEY` answers on port 443 of every
 address. In the directory, `asked` gets a line a request, and a file called as a cloud is holds the
 status that this cloud answers with.
@@ -54,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             body = json.loads(said)
         except ValueError:
             body = {}
-        self._note(body)
+        self._note(body, len(said))
         wished = self.directory / self._cloud
         status = int(wished.read_text()) if wished.exists() else 200
         if status not in (200, BREAKS):
@@ -66,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             "completion_tokens": answered,
             "total_tokens": PROMPT_TOKENS + answered,
         }
+        if self.path.endswith("/messages"):
+            self._send(200, self._message(body, answered))
+            return
         chat = self.path.endswith("/chat/completions")
         if body.get("stream"):
             self._stream(body, usage, chat=chat, breaks=status == BREAKS)
@@ -111,9 +116,20 @@ class Handler(BaseHTTPRequestHandler):
     def _event(self, said: dict[str, Any]) -> None:
         self.wfile.write(f"data: {json.dumps(said)}\n\n".encode())
 
-    def _note(self, body: object) -> None:
+    def _message(self, body: dict[str, Any], answered: int) -> dict[str, object]:
+        return {
+            "id": "lab",
+            "type": "message",
+            "role": "assistant",
+            "model": body.get("model", "big"),
+            "content": [{"type": "text", "text": f"{self._cloud} answers"}],
+            "stop_reason": "end_turn",
+            "usage": {"input_tokens": PROMPT_TOKENS, "output_tokens": answered},
+        }
+
+    def _note(self, body: object, size: int = 0) -> None:
         key = self.headers.get("Authorization", "")
-        noted = {"cloud": self._cloud, "path": self.path, "key": key, "body": body}
+        noted = {"cloud": self._cloud, "path": self.path, "key": key, "body": body, "bytes": size}
         with (self.directory / "asked").open("a") as asked:
             asked.write(json.dumps(noted) + "\n")
 
