@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import alerts
 from holdfast.engines import replace_program
+from holdfast.engines.units import UNDO, undo_unit
+from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import ensure_image
 from tests.lab.machine import Spec
@@ -54,7 +57,7 @@ JOB = {
     "doors": [],
     "configuration": f"{HERE}/chat.yaml",
     "cache": f"{HERE}/cache",
-    "question": ["/v1/completions", {"model": "chat", "prompt": "ready"}],
+    "questions": [["/v1/completions", {"model": "chat", "prompt": "ready"}]],
     "model": "chat",
     "key": f"{HERE}/key",
     "running_metric": "run",
@@ -101,6 +104,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         _put(machine, "/etc/holdfast/vllm/chat.json", json.dumps(JOB))
         _put(machine, f"{HERE}/key", "a-key")
         _put(machine, "/etc/systemd/system/chat.service", UNIT)
+        _put(machine, f"/etc/systemd/system/{UNDO}", undo_unit())
+        _put(machine, alerts.UNIT_PATH, alerts.notify_unit())
         program = "/usr/local/sbin/holdfast-replace"
         _put(machine, program, Path(replace_program.__file__).read_text())
         machine.succeed(f"chmod 755 {program} && systemctl daemon-reload")
@@ -172,6 +177,7 @@ def test_it_outlives_the_login_that_asked_for_it(offered: ContainerMachine) -> N
     "end",
     [
         "systemctl kill --kill-whom=main --signal=KILL chat-replace",
+        "systemctl kill --signal=KILL chat-replace",
         "systemctl stop chat-replace",
     ],
 )
@@ -180,3 +186,22 @@ def test_what_served_comes_back_however_it_is_ended(offered: ContainerMachine, e
     offered.execute(end, timeout_seconds=60)
     _wait(lambda: _ended(offered))
     assert (_step(offered), _serves(offered)) == ("rolled back", "old")
+
+
+def test_what_undoes_it_may_be_killed_too(offered: ContainerMachine) -> None:
+    _begin(offered)
+    undo = UNDO.replace("@", "@chat")
+    running = f"test $(systemctl show --property=MainPID --value {undo}) -gt 0"
+    # All of their processes, as the kernel does when there is no memory.
+    offered.succeed("systemctl kill --signal=KILL chat-replace")
+    for _ in range(3):
+        _wait(lambda: offered.execute(running)[0] == 0)
+        offered.succeed(f"systemctl kill --signal=KILL {undo}")
+    _wait(lambda: _ended(offered))
+    assert (_step(offered), _serves(offered)) == ("rolled back", "old")
+
+
+def test_the_unit_that_undoes_is_closed(offered: ContainerMachine) -> None:
+    judged = offered.succeed(f"systemd-analyze security {UNDO.replace('@', '@chat')} | tail -n 1")
+    (exposure,) = re.findall(r": ([0-9.]+) ", judged)
+    assert float(exposure) <= EXPOSURE_MAX_ROOT
