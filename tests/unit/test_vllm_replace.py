@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from holdfast import completion
 from holdfast.engines import replace_program
 from holdfast.engines.replace_program import UnixConnection
+from tests.unit import faults
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 QUESTIONS: list[completion.Question] = [
@@ -446,50 +447,11 @@ def test_a_replacement_outlives_its_caller(host: Host, step: str) -> None:
     assert (host.serves(), host.told_the_door()) == ("new", ["maint", "ready"])
 
 
-# What happens right before a step of the program: a signal, or the disk is full from then on.
-# SIGKILL:7 is the 7th step, SIGKILL:@swapped the first one after that record. FAULT is for the
-# program, UNDO_FAULT for the first one that undoes it.
-FAULTS = """
-import errno as _errno, os as _os, signal as _signal, sys as _sys
-_undoes = "--undo" in _sys.argv
-_fault, _at = _os.environ.get("UNDO_FAULT" if _undoes else "FAULT", ":0").split(":")
-_here = _os.environ["FAKE_ENGINE"]
-_was_killed = _os.path.exists(f"{_here}/undo-was-killed")
-_steps = 0
-def _is_there():
-    if _at[0] != "@":
-        return _steps >= int(_at) if _fault == "ENOSPC" else _steps == int(_at)
-    record = f"{_here}/state/chat.json"
-    return _os.path.exists(record) and f'"{_at[1:]}"' in open(record).read()
-def _hook(event, arguments):
-    global _steps
-    if _fault == "ENOSPC":
-        counts = event == "open" and str(arguments[1])[0] in "wxa"
-    elif _at[0] == "@":
-        counts = event in ("subprocess.Popen", "socket.connect")
-    else:
-        counts = event in ("os.rename", "subprocess.Popen", "socket.connect")
-    if not counts:
-        return
-    _steps += 1
-    print("undo" if _undoes else "step", _steps, event, file=_sys.stderr, flush=True)
-    if not _is_there():
-        return
-    if _fault == "ENOSPC":
-        raise OSError(_errno.ENOSPC, _os.strerror(_errno.ENOSPC))
-    if _undoes:
-        _os.mkdir(f"{_here}/undo-was-killed")
-    _os.kill(_os.getpid(), getattr(_signal, _fault))
-if _fault and ("--here" in _sys.argv or _undoes and not _was_killed):
-    _sys.addaudithook(_hook)
-"""
-
-
 def _with_faults(host: Host) -> None:
-    text = Path(replace_program.__file__).read_text()
-    text = text.replace("PAUSE_SECONDS = 1.0", "PAUSE_SECONDS = 0.01", 1)
     host.program = host.folder / "program.py"
-    host.program.write_text(text.replace("import argparse\n", f"import argparse\n{FAULTS}", 1))
+    faults.inject(Path(replace_program.__file__), host.program, PAUSE_SECONDS=0.01)
+    host.environment["FAULT_FOLDER"] = str(host.folder)
+    host.environment["FAULT_RECORD"] = str(host.folder / "state/chat.json")
     host.place_undo()
 
 
@@ -542,7 +504,7 @@ def test_what_undoes_it_may_be_killed_at_whatever_step_too(host: Host, step: str
             "old",
             "given up" if step == "held" else "rolled back",
         )
-        was_killed = host.folder / "undo-was-killed"
+        was_killed = host.folder / faults.WAS_KILLED
         if not was_killed.exists():
             break
         was_killed.rmdir()
