@@ -108,7 +108,8 @@ class Base(Model):
     journal_max_mib: int = Field(default=1024, ge=64)
     held_back: list[PackagePrefix] = ["nvidia-", "libnvidia-", "linux-modules-nvidia-"]
     """Package name prefixes that unattended upgrades must not touch: user space that moves under
-    a loaded kernel module breaks NVML until the next reboot."""
+    a loaded kernel module breaks NVML until the next reboot. Where Ubuntu's ready-made modules
+    drive the cards, kernels are held with them; without linux-modules-nvidia- neither is."""
 
 
 class Ssh(Model):
