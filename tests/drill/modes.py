@@ -366,11 +366,13 @@ class Modes:
             self.rack.succeed(
                 f"systemd-run --quiet --collect --unit=first {modes.PROGRAM} audio --wait 20"
             )
+            switching = mode_program.SWITCH_UNIT.format("desk")
             self.rack.wait_until_succeeds(
-                f"! flock --nonblock {modes.PRESENT}/.desk.lock true", timeout_seconds=20
+                f"systemctl --quiet is-active {switching}"
+                f" && ! flock --nonblock {modes.PRESENT}/.desk.lock true",
+                timeout_seconds=20,
             )
             self.refused("two at once", "creative", "forensic", "another switch")
-            switching = mode_program.SWITCH_UNIT.format("desk")
             self.rack.succeed(f"systemctl stop {switching}")
 
     def _killed(self) -> None:
