@@ -24,6 +24,7 @@ from holdfast.types import (
     DriverBranch,
     Figure,
     FileName,
+    Fingerprint,
     FlagName,
     GpuUuid,
     HostLabel,
@@ -73,7 +74,9 @@ class AptRepository(Model):
     url: Url
     key_url: Url
     key_sha256: Sha256 | None = None
-    """Checksum of the key file; pinned where the vendor publishes a stable key."""
+    """Checksum of the key file."""
+    key_fingerprint: Fingerprint | None = None
+    """Of the one key in that file whose signature apt accepts, whatever else the file holds."""
     suite: Suite
     components: list[Name] = ["main"]
     """A flat repository, whose suite ends in ``/``, has none."""

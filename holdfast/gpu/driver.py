@@ -45,13 +45,24 @@ KERNELS = ("linux-image-", "linux-headers-", "linux-modules-")
 """What the packages of Ubuntu's kernels begin with."""
 
 _VENDOR = "https://developer.download.nvidia.com/compute/cuda/repos"
-_VENDOR_KEYS: dict[Distribution, str] = {
-    # Fingerprint EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC.
-    "debian12": "3bf863cc.pub",
-    "ubuntu2404": "3bf863cc.pub",
-    # Debian 13's apt refuses the older key's SHA-1; 0218 2E60 104F CDC2 6EAE  1B85 97A5 D4CB
-    # 8793 F200.
-    "debian13": "8793F200.pub",
+_CUDATOOLS = {
+    "file": "3bf863cc.pub",
+    "key_sha256": "7eb71103e32e813ea3e1c06bdb01b143f36feb8d83ecac2b0c11c9273f9e6822",
+}
+"""Fingerprint EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC. The checksum was computed on
+2026-11-30 from the copy that the repository pardus/pardus-nvidia-installer holds, and is the one
+that another project pins of NVIDIA's own file; that server could not be reached from here."""
+_KITMAKER = {
+    "file": "8793F200.pub",
+    "key_fingerprint": "02182E60104FCDC26EAE1B8597A5D4CB8793F200",
+}
+"""Debian 13's apt refuses the older key's SHA-1. The fingerprint is that of the same repository's
+copy, computed on 2026-11-30, and the one that three other projects pin. No second source confirmed
+the checksum of the file, so apt is told the fingerprint instead."""
+_VENDOR_KEYS: dict[Distribution, dict[str, str]] = {
+    "debian12": _CUDATOOLS,
+    "ubuntu2404": _CUDATOOLS,
+    "debian13": _KITMAKER,
 }
 _PINNED_FROM = 580
 """The oldest branch for which NVIDIA documents a package nvidia-driver-pinning-<branch>
@@ -383,8 +394,14 @@ def _vendor_repository(distribution: Distribution, mirror: AptRepository | None)
     if mirror is not None:
         return mirror
     url = f"{_VENDOR}/{distribution}/x86_64"
+    key = _VENDOR_KEYS[distribution]
     return AptRepository(
-        url=url, key_url=f"{url}/{_VENDOR_KEYS[distribution]}", suite="/", components=[]
+        url=url,
+        key_url=f"{url}/{key['file']}",
+        key_sha256=key.get("key_sha256"),
+        key_fingerprint=key.get("key_fingerprint"),
+        suite="/",
+        components=[],
     )
 
 
