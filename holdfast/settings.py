@@ -76,7 +76,7 @@ class AptRepository(Model):
     key_sha256: Sha256 | None = None
     """Checksum of the key file."""
     key_fingerprint: Fingerprint | None = None
-    """Of the one key in that file whose signature apt accepts, whatever else the file holds."""
+    """Of the one key whose signature apt accepts; the file may hold others."""
     suite: Suite
     components: list[Name] = ["main"]
     """A flat repository, whose suite ends in ``/``, has none."""

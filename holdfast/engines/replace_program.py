@@ -40,6 +40,7 @@ STILL = 3
 """Looks in a row at which an engine must be idle: its gauges lag behind its requests."""
 PAUSE_SECONDS = 1.0
 ASK_SECONDS = 300
+END_SECONDS = 10
 ANSWER_BYTES = 16 << 20
 """How much of an answer is read. An engine's metrics are some hundred KiB; one that has been broken
 into may answer for ever."""
@@ -516,10 +517,28 @@ def _end(number: int, _frame: object) -> None:
     raise Ended(signal.Signals(number).name)
 
 
+def _await_end(unit: str) -> None:
+    """Wait until systemd has forgotten the unit before, which has let go of the lock already.
+
+    Raises:
+        Failed: it still works; another was asked for at the same time.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while _run("systemctl", "show", "--property=LoadState", "--value", unit).stdout == "loaded\n":
+        if time.monotonic() >= deadline:
+            raise Failed("another replacement of this engine is under way")
+        time.sleep(0.1)
+
+
 def follow(job: Job, options: list[str]) -> int:
-    """Have a unit do it, and say what it says; its exit status. The unit outlives us."""
+    """Have a unit do it, and say what it says; its exit status. The unit outlives us.
+
+    Raises:
+        Failed: another one works already.
+    """
     unit = f"{job.unit.removesuffix('.service')}-replace"
     undo = UNDO_UNIT.format(job.name)
+    _await_end(unit)
     command = [
         *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
         # What comes back takes as long as it takes to load.

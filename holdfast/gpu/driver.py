@@ -58,7 +58,7 @@ _KITMAKER = {
 }
 """Debian 13's apt refuses the older key's SHA-1. The fingerprint is that of the same repository's
 copy, computed on 2026-11-30, and the one that three other projects pin. No second source confirmed
-the checksum of the file, so apt is told the fingerprint instead."""
+the checksum of the file, so apt checks the fingerprint instead."""
 _VENDOR_KEYS: dict[Distribution, dict[str, str]] = {
     "debian12": _CUDATOOLS,
     "ubuntu2404": _CUDATOOLS,

@@ -10,8 +10,8 @@ given back, and ends with the mode before it where the other does not come up. A
 service of the inventory is named, and never ended.
 
 It works in a unit of its own, which does not end with the login that asked for it. What it has
-begun is on record, and undone whatever ends it: by the program itself, or, where it was killed, by
-a second unit that systemd starts when the first one fails (``--undo``).
+begun is on record, and is undone however it ends: by the program itself, or, where it was killed,
+by a second unit that systemd starts when the first one fails (``--undo``).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ STILL = 3
 PAUSE_SECONDS = 1.0
 RELEASE_SECONDS = 60
 """How long cards may take to be given back; a process that was killed takes seconds."""
+END_SECONDS = 10
 SMI_SECONDS = 60
 """A sick driver hangs nvidia-smi."""
 
@@ -641,9 +642,27 @@ def _end(number: int, _frame: object) -> None:
     raise Ended(signal.Signals(number).name)
 
 
+def _await_end(unit: str) -> None:
+    """Wait until systemd has forgotten the unit before, which has let go of the lock already.
+
+    Raises:
+        Failed: it still works; another was asked for at the same time.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while _run("systemctl", "show", "--property=LoadState", "--value", unit).stdout == "loaded\n":
+        if time.monotonic() >= deadline:
+            raise Failed("another switch of these cards is under way")
+        time.sleep(0.1)
+
+
 def follow(card_set: CardSet, options: list[str]) -> int:
-    """Have a unit switch, and say what it says; its exit status. The unit outlives us."""
+    """Have a unit switch, and say what it says; its exit status. The unit outlives us.
+
+    Raises:
+        Failed: another one works already.
+    """
     unit, undo = SWITCH_UNIT.format(card_set.name), UNDO_UNIT.format(card_set.name)
+    _await_end(unit)
     command = [
         *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
         # What comes back takes as long as it takes to load.
@@ -697,6 +716,8 @@ def main(arguments: list[str]) -> int:
                 switch.run(asked.wait, asked.now)
                 return 0
         return follow(switch.card_set, arguments)
+    except KeyboardInterrupt:
+        return 130
     except (Failed, Ended, OSError) as failure:
         say(f"{asked.mode or 'holdfast-mode'}: {_sentence(failure)}")
         return 1

@@ -19,8 +19,8 @@ from holdfast.engines.vllm import VLLM
 from holdfast.gpu import limits, mode_program
 from holdfast.gpu.mode_program import CardSet, Check, Tenant
 from holdfast.render import render
-from holdfast.sandbox import LOOPBACK, Directive, sandbox
-from holdfast.services import HealthCheck, Service
+from holdfast.sandbox import Directive, sandbox
+from holdfast.services import LOOPBACK_OF, HealthCheck, Service
 from holdfast.settings import CardSet as DeclaredSet
 from holdfast.settings import Engine, Gpus, HostSettings
 
@@ -193,7 +193,10 @@ def undo_unit() -> str:
         what="the switch of modes of %i",
         command=f"{PROGRAM} --undo %i",
         on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, peers=LOOPBACK, relaxed=relaxed),
+        # Services of every tier are asked whether they answer.
+        sandbox=sandbox(
+            service, peers=[f"{own}/32" for own in LOOPBACK_OF.values()], relaxed=relaxed
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """A switch of modes under a real systemd: `pytest -m lab tests/lab/test_modes_live.py`.
 
 The units that switch and that undo, the targets and what systemd does when something is killed are
-real; two services that sleep stand for those that use cards. It takes root and a minute.
+real; two that serve a folder stand for those that use cards. It takes root and a minute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from holdfast import alerts
 from holdfast.gpu import mode_program, modes
-from holdfast.gpu.mode_program import CardSet, Tenant
+from holdfast.gpu.mode_program import CardSet, Check, Tenant
 from holdfast.render import render
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from tests.lab.container_machine import ContainerMachine
@@ -37,9 +37,11 @@ SYSTEM = "/etc/systemd/system"
 SERVICE = """
 [Service]
 Type=exec
-ExecStartPre=/bin/sleep {seconds}
-ExecStart=/bin/sleep infinity
+ExecStartPre=/bin/sleep 3
+ExecStart=/usr/bin/python3 -I -m http.server --bind 127.0.0.2 {port}
+WorkingDirectory=/srv
 """
+PORTS = {"chat": 8301, "painter": 8302}
 BOTH = {"agent": "chat", "creative": "painter"}
 TARGETS = {mode: modes.target(mode) for mode in BOTH}
 SWITCH = mode_program.SWITCH_UNIT.format("desk")
@@ -56,6 +58,7 @@ def _house() -> str:
             # As an engine's doors are told.
             hold=("/usr/local/sbin/told", "hold"),
             release=("/usr/local/sbin/told", "release"),
+            health=Check(f"http://127.0.0.2:{PORTS[name]}/", "Directory listing", 20),
         )
         for name in BOTH.values()
     ]
@@ -79,7 +82,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         put(machine, "/usr/local/sbin/told", told)
         put(machine, f"{SYSTEM}/{mode_program.LIMITS}", "[Service]\nExecStart=/bin/true\n")
         for mode, name in BOTH.items():
-            put(machine, f"{SYSTEM}/{name}.service", SERVICE.format(seconds=3))
+            put(machine, f"{SYSTEM}/{name}.service", SERVICE.format(port=PORTS[name]))
             drop_in = f"{SYSTEM}/{name}.service.d/{modes.DROP_IN}"
             put(machine, drop_in, render("gpu_modes/service.conf.j2"))
             others = [target for one, target in TARGETS.items() if one != mode]
@@ -94,8 +97,9 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
 
 @pytest.fixture
 def in_agent(box: ContainerMachine) -> ContainerMachine:
-    box.succeed(f"{modes.PROGRAM} agent --now; rm -f /run/holdfast/told", timeout_seconds=60)
-    assert _is(box, "agent")
+    status, said = box.execute(f"{modes.PROGRAM} agent --now 2>&1", timeout_seconds=60)
+    assert (status, _is(box, "agent")) == (0, True), said
+    box.succeed("rm -f /run/holdfast/told")
     return box
 
 
@@ -110,7 +114,7 @@ def _is(box: ContainerMachine, mode: str) -> bool:
 def _begin(box: ContainerMachine) -> None:
     """Ask for `creative` from a login of its own, until the other mode has been stopped."""
     box.succeed(
-        # Whatever runs in the background ignores Ctrl-C by itself.
+        # A shell has its background jobs ignore Ctrl-C.
         "setsid env --default-signal=INT"
         f" sh -c '{modes.PROGRAM} creative 2>&1 | cat' > /dev/null 2>&1 < /dev/null &"
         " echo $! > /run/caller"
