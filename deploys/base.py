@@ -9,6 +9,7 @@ from pyinfra.api.deploy import deploy
 
 from facts.base import AUTHORITIES
 from holdfast import alerts, base, integrity
+from holdfast.gpu import driver
 from holdfast.refusal import Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -75,7 +76,7 @@ def _files(settings: HostSettings) -> list[HostFile]:
             render(
                 "base/apt.conf.j2",
                 lock_timeout_seconds=own.apt_lock_timeout_seconds,
-                blacklist=base.blacklist_patterns(own.held_back),
+                blacklist=base.blacklist_patterns(driver.held_back(settings)),
             ),
         ),
         HostFile(_JOURNAL, render("base/journald.conf.j2", max_mib=own.journal_max_mib)),

@@ -11,7 +11,7 @@ from holdfast.gpu import driver
 from holdfast.gpu.driver import Unplannable
 from holdfast.refusal import Refusal, Refused
 from holdfast.settings import HostSettings
-from operations import apt_repository, gpu_driver, host_files
+from operations import apt_repository, gpu_driver, host_files, units
 from operations.host_files import HostFile
 
 
@@ -40,12 +40,14 @@ def apply(settings: HostSettings) -> None:
         raise Refused([refusal]) from None
 
     wanted = driver.files(plan)
+    if plan.source is None:
+        units.absent(name="Ask no kernel for a driver", files=list(driver.KERNELS_UNITS))
     # Before any package: what decides where packages come from, and which driver takes a card.
     changes = [
         host_files.place(
             name="Keep one origin of the driver, and nouveau away",
             files=[
-                HostFile(path, content, mode="755" if path == driver.VFIO_PROGRAM else "644")
+                HostFile(path, content, mode="755" if path in driver.PROGRAMS else "644")
                 for path, content in wanted.items()
             ],
             absent=[path for path in driver.ALL_FILES if path not in wanted],

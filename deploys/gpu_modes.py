@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
+from holdfast import alerts
 from holdfast.gpu import modes
 from holdfast.settings import HostSettings
 from operations import gpu_modes, host_files, units
@@ -18,7 +19,8 @@ def declare(settings: HostSettings) -> None:
     unit_files = modes.units(settings)
     kept = [f"{modes.PRESENT}/{card_set.name}" for card_set in sets]
     if sets:
-        kept += [modes.PROGRAM, modes.CONFIG, modes.RECORDS, modes.GREETING, *unit_files]
+        kept += [modes.PROGRAM, modes.CONFIG, modes.RECORDS, modes.GREETING, modes.UNDO]
+        kept += unit_files
     gpu_modes.only(name="Have no other mode", declared=kept)
     if not sets:
         return
@@ -29,6 +31,8 @@ def declare(settings: HostSettings) -> None:
             HostFile(modes.CONFIG, modes.config(settings)),
             HostFile(modes.RECORDS, modes.records(settings)),
             HostFile(modes.GREETING, modes.greeting(), mode="755"),
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+            HostFile(modes.UNDO, modes.undo_unit()),
             *(HostFile(path, text) for path, text in unit_files.items()),
         ],
     )

@@ -12,6 +12,7 @@ from holdfast.engines.units import (
     RECOVERY,
     REPLACE_PROGRAM,
     SYSTEM,
+    UNDO,
     WATCH_PROGRAM,
     EngineNames,
     configuration,
@@ -21,6 +22,7 @@ from holdfast.engines.units import (
     recovery_unit,
     replace_program_text,
     secret_files,
+    undo_unit,
     watch_program_text,
 )
 from holdfast.engines.vllm import VLLM, lock_of
@@ -110,6 +112,7 @@ def apply(settings: HostSettings) -> None:
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             HostFile(f"{SYSTEM}/{DEVICES}", devices_unit()),
             HostFile(f"{SYSTEM}/{RECOVERY}", recovery_unit()),
+            HostFile(f"{SYSTEM}/{UNDO}", undo_unit()),
             HostFile(MEMORY_PROGRAM, memory_program_text(), mode="755"),
             HostFile(REPLACE_PROGRAM, replace_program_text(), mode="755"),
             HostFile(WATCH_PROGRAM, watch_program_text(), mode="755"),

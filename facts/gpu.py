@@ -40,11 +40,6 @@ class GpuPicture(Framed[Picture]):
             root: prefix of /sys, /proc, /lib and /boot; for tests.
         """
         root = root and quote(root)
-        newest = (
-            f"$(for m in {root}/lib/modules/*; do"
-            f' [ -e {root}/boot/vmlinuz-"${{m##*/}}" ] && echo "${{m##*/}}"; done'
-            " | sort -V | tail -n 1)"
-        )
         fields = " ".join(SMI_FIELDS.values())
         questions = {
             # Asked first: it loads the driver where it is installed and not loaded yet. Only what
@@ -71,18 +66,9 @@ class GpuPicture(Framed[Picture]):
             "loaded": f"cat {root}/sys/module/nvidia/version",
             "loaded-flavour": f"cat {root}/proc/driver/nvidia/version",
             "running-kernel": f"cat {root}/proc/sys/kernel/osrelease",
-            "newest-kernel": f'newest={newest}; echo "$newest"',
-            # Debian's own packages call the module nvidia-current[-open].
-            "on-disk": (
-                "for module in nvidia nvidia-current nvidia-current-open; do"
-                ' version=$(modinfo -k "$newest" -F version $module) && [ "$version" ]'
-                ' && echo "$version" && modinfo -k "$newest" -F license $module && break; done'
-            ),
-            # "libc6,": of this machine's own word size.
-            "library": (
-                "library=$(ldconfig -p | sed -n 's/^[[:space:]]*libnvidia-ml.so.1 (libc6,.*=> //p'"
-                ' | head -n 1); [ "$library" ] && readlink -f "$library"'
-            ),
+            "newest-kernel": f'newest={picture.newest_kernel(root)}; echo "$newest"',
+            "on-disk": picture.ON_DISK,
+            "library": picture.LIBRARY,
             "nouveau": f"ls -d {root}/sys/module/nouveau",
             "secure-boot": f"od -An -tu1 {root}/sys/firmware/efi/efivars/{_SECURE_BOOT}",
             "boot": f"cat {root}/proc/sys/kernel/random/boot_id",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from facts import sections
 from facts.framed import Framed
 from holdfast.gpu.mode_program import CONFIG, PRESENT
-from holdfast.gpu.modes import DROP_IN, GREETING, PROGRAM, RECORDS, SYSTEM
+from holdfast.gpu.modes import DROP_IN, GREETING, PROGRAM, RECORDS, SYSTEM, UNDO
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class GpuModes(Framed[GpuModesState]):
             {
                 "modes": f"grep -H . {PRESENT}/*",
                 "files": f"ls {SYSTEM}/holdfast-mode-*.target {SYSTEM}/*.d/{DROP_IN}"
-                f" {PROGRAM} {CONFIG} {RECORDS} {GREETING} {PRESENT}/*",
+                f" {PROGRAM} {CONFIG} {RECORDS} {GREETING} {UNDO} {PRESENT}/*",
             }
         )
 

@@ -1,8 +1,8 @@
 """`python -m holdfast.deploy INVENTORY DEPLOY [--dry]`: pyinfra, and an exit status that tells.
 
-pyinfra's own command line succeeds where an inventory is misspelt, names no host or ends the
-program, and where somebody interrupts it; and it prints tracebacks. This one checks the inventory
-first, says what went wrong in a sentence, and succeeds only where every host did.
+pyinfra's own command line succeeds where somebody interrupts it or a host was not done, and prints
+tracebacks. This one checks the inventory first, says what went wrong in a sentence, and succeeds
+only where every host did. (`config.py` ends both where an inventory names no host.)
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from holdfast.types import (
     DriverBranch,
     Figure,
     FileName,
+    Fingerprint,
     FlagName,
     GpuUuid,
     HostLabel,
@@ -73,7 +74,9 @@ class AptRepository(Model):
     url: Url
     key_url: Url
     key_sha256: Sha256 | None = None
-    """Checksum of the key file; pinned where the vendor publishes a stable key."""
+    """Checksum of the key file."""
+    key_fingerprint: Fingerprint | None = None
+    """Of the one key whose signature apt accepts; the file may hold others."""
     suite: Suite
     components: list[Name] = ["main"]
     """A flat repository, whose suite ends in ``/``, has none."""
@@ -108,7 +111,8 @@ class Base(Model):
     journal_max_mib: int = Field(default=1024, ge=64)
     held_back: list[PackagePrefix] = ["nvidia-", "libnvidia-", "linux-modules-nvidia-"]
     """Package name prefixes that unattended upgrades must not touch: user space that moves under
-    a loaded kernel module breaks NVML until the next reboot."""
+    a loaded kernel module breaks NVML until the next reboot. Where Ubuntu's ready-made modules
+    drive the cards, kernels are held with them; without linux-modules-nvidia- neither is."""
 
 
 class Ssh(Model):

@@ -470,6 +470,14 @@ Sha256 = Annotated[
         _check_sha256,
     ),
 ]
+Fingerprint = Annotated[
+    str,
+    Word(
+        "the 40 hex digits, in capitals and without spaces, that gpg --show-keys prints",
+        "02182E60104FCDC26EAE1B8597A5D4CB8793F200",
+        r"[0-9A-F]{40}",
+    ),
+]
 _URL = r"https?://([A-Za-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{0,5})?(/[A-Za-z0-9._~/@+%=&?:,-]*)?"
 Url = Annotated[
     str,

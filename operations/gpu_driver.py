@@ -148,7 +148,10 @@ def _serve(plan: DriverPlan, picture: Picture) -> Commands:
             return
     if not plan.units:
         return
-    read_at_start = {driver.PERSISTENCE_UNIT: [driver.PERSISTENCE]}
+    read_at_start = {
+        driver.PERSISTENCE_UNIT: [driver.PERSISTENCE],
+        driver.KERNELS_TIMER: list(driver.KERNELS_UNITS),
+    }
     settled = list(
         settle._inner(
             units=[Unit(unit, restart_after=read_at_start.get(unit, [])) for unit in plan.units]

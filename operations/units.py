@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.host_files import PathStates
 from facts.units import UnitState, UnitStates
 
 SYSTEM = "/etc/systemd/system"
@@ -85,6 +86,13 @@ def _with_its_targets(unit: Unit, states: dict[str, UnitState]) -> Unit:
         return unit
     running = any(_is_running(states[target]) for target in unit.along_with)
     return replace(unit, enabled=False, running=running)
+
+
+@operation()
+def absent(files: list[str]) -> Generator[StringCommand, None, None]:
+    """Have none of these files; units among them are stopped and disabled before."""
+    states = host.get_fact(PathStates, paths=files)
+    yield from without([path for path in files if path in states])
 
 
 @operation()

@@ -180,7 +180,8 @@ def trust(settings: HostSettings) -> Findings:
             yield Finding(
                 f"{key}.components", [], "APT finds nothing in a suite without one", "write 'main'"
             )
-        if mirror is None or mirror.key_sha256 or mirror.key_url.startswith("https://"):
+        pinned = mirror and (mirror.key_sha256 or mirror.key_fingerprint)
+        if mirror is None or pinned or mirror.key_url.startswith("https://"):
             continue
         # A mirror at an address of one's own network can be trusted as that network can.
         if not is_private_address(mirror.key_url):
@@ -188,7 +189,7 @@ def trust(settings: HostSettings) -> Findings:
                 f"{key}.key_url",
                 mirror.key_url,
                 "a signing key fetched over plain http proves nothing",
-                "write its https URL, or give key_sha256 too",
+                "write its https URL, or give key_sha256 or key_fingerprint too",
             )
 
 

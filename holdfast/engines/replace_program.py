@@ -6,7 +6,8 @@ Placed on hosts as it is, so it uses the standard library only and needs Python 
 
 It works in a unit of its own, which does not end with the login or the deploy that asked for it;
 these only follow it. When a signal or a full disk ends it, what served before comes back: by
-the program itself, or, where it was killed, by the unit's last command (``--undo``).
+the program itself, or, where it was killed, by a second unit that systemd starts when the first one
+fails (``--undo``) and starts again until it has ended by itself.
 
 What was done last is in ``/var/lib/holdfast/vllm/NAME.json``, written whole before every step that
 a power cut must not leave half done; `recover` runs at boot before any engine starts.
@@ -39,6 +40,7 @@ STILL = 3
 """Looks in a row at which an engine must be idle: its gauges lag behind its requests."""
 PAUSE_SECONDS = 1.0
 ASK_SECONDS = 300
+END_SECONDS = 10
 ANSWER_BYTES = 16 << 20
 """How much of an answer is read. An engine's metrics are some hundred KiB; one that has been broken
 into may answer for ever."""
@@ -49,6 +51,10 @@ STOPPING = "stopping"
 """The engine may have been stopped; what lies in place is what last served."""
 SWAPPED = "swapped"
 """The only step after which what lies in place is not what last served."""
+
+HALF_DONE = (HELD, STOPPING, SWAPPED)
+UNDO_UNIT = "holdfast-replace-undo@{}.service"
+"""Undoes what was half done of the engine in the braces."""
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -174,6 +180,17 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore the signals that would end this program."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
@@ -214,15 +231,15 @@ class Replacement:
             return ""
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the lock of this engine.
+    def alone(self, wait: bool = False) -> Iterator[None]:
+        """Hold the lock of this engine; ``wait`` until it is free.
 
         Raises:
             Failed: another replacement of it holds that.
         """
         with self.record.with_suffix(".lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise Failed("another replacement of this engine is under way") from None
             yield
@@ -265,6 +282,7 @@ class Replacement:
         Raises:
             Failed: the engine serves what it served before, or, where that is said, nothing.
         """
+        self.undo("the replacement before this one was killed")
         self.check()
         try:
             self.note(HELD)
@@ -386,32 +404,31 @@ class Replacement:
     def undo(self, why: str) -> None:
         """Bring back what served before, as far as the record says that it was touched.
 
-        Nothing stops it but the end of the program: neither a signal nor a full disk.
+        No signal but the one that kills stops it, nor does a full disk.
 
         Raises:
             Failed: that does not serve either.
         """
-        for number in ENDING:
-            signal.signal(number, signal.SIG_IGN)
-        step = self.noted()
-        if step not in (HELD, STOPPING, SWAPPED):
-            return
-        say(f"{self.job.name}: {why}; going back")
-        try:
-            if step == SWAPPED:
-                self._restore()
-            if step != HELD:
-                # One that answers wrongly still runs; one that failed would try again by itself.
-                _run("systemctl", "stop", self.job.unit)
-                self._start()
-        except (Failed, OSError) as failure:
-            self._note_if_possible("down", why=why, then=_sentence(failure))
-            raise Failed(
-                f"{why}; and what served before does not either: {_sentence(failure)}"
-            ) from failure
-        finally:
-            self._doors("ready")
-        self._note_if_possible("given up" if step == HELD else "rolled back", why=why)
+        with undisturbed():
+            step = self.noted()
+            if step not in HALF_DONE:
+                return
+            say(f"{self.job.name}: {why}; going back")
+            try:
+                if step == SWAPPED:
+                    self._restore()
+                if step != HELD:
+                    # One that answers wrongly still runs; one that failed would start by itself.
+                    _run("systemctl", "stop", self.job.unit)
+                    self._start()
+            except (Failed, OSError) as failure:
+                self._note_if_possible("down", why=why, then=_sentence(failure))
+                raise Failed(
+                    f"{why}; and what served before does not either: {_sentence(failure)}"
+                ) from failure
+            finally:
+                self._doors("ready")
+            self._note_if_possible("given up" if step == HELD else "rolled back", why=why)
 
     def _note_if_possible(self, step: str, **more: object) -> None:
         with contextlib.suppress(OSError):
@@ -500,20 +517,41 @@ def _end(number: int, _frame: object) -> None:
     raise Ended(signal.Signals(number).name)
 
 
+def _await_end(unit: str) -> None:
+    """Wait until systemd has forgotten the unit before, which has let go of the lock already.
+
+    Raises:
+        Failed: it still works; another was asked for at the same time.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while _run("systemctl", "show", "--property=LoadState", "--value", unit).stdout == "loaded\n":
+        if time.monotonic() >= deadline:
+            raise Failed("another replacement of this engine is under way")
+        time.sleep(0.1)
+
+
 def follow(job: Job, options: list[str]) -> int:
-    """Have a unit do it, and say what it says; its exit status. The unit outlives us."""
-    program = [sys.executable, "-I", str(Path(__file__).resolve()), job.name]
-    undo = [*program, "--undo", *options]
+    """Have a unit do it, and say what it says; its exit status. The unit outlives us.
+
+    Raises:
+        Failed: another one works already.
+    """
     unit = f"{job.unit.removesuffix('.service')}-replace"
+    undo = UNDO_UNIT.format(job.name)
+    _await_end(unit)
     command = [
         *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
         # What comes back takes as long as it takes to load.
         "--property=TimeoutStopSec=infinity",
-        f"--property=ExecStopPost={' '.join(undo)}",
-        *(*program, "--here", *options),
+        f"--property=OnFailure={undo}",
+        *(sys.executable, "-I", str(Path(__file__).resolve()), job.name, "--here", *options),
     ]
     try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+        status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+        if status:
+            # Has begun by itself where there is something to undo; it is over when this ends.
+            _run("systemctl", "start", undo)
+        return status
     except KeyboardInterrupt:
         say(f"{job.name}: the replacement goes on; `systemctl stop {unit}` undoes it")
         return 1
@@ -538,7 +576,7 @@ def main(arguments: list[str]) -> int:
         if asked.recover:
             return _recover_all(asked.jobs, asked.state)
         replacement = Replacement(read_job(asked.engine, asked.jobs), asked.state)
-        with replacement.alone():
+        with replacement.alone(wait=asked.undo):
             if asked.undo:
                 replacement.undo("it was killed")
                 return 0

@@ -41,8 +41,12 @@ MEMORY_SECONDS = 60
 """How long a start waits for cards to be given back; an engine that was killed takes seconds."""
 REPLACE_PROGRAM = "/usr/local/sbin/holdfast-replace"
 WATCH_PROGRAM = "/usr/local/sbin/holdfast-engine-watch"
+UNDO = replace_program.UNDO_UNIT.format("")
+"""Brings back what an engine served, where a replacement was killed; its instance is the engine."""
 RECOVERY = "holdfast-engines-recover.service"
 """At boot, before any engine: undoes replacements that a power cut interrupted."""
+RECORDS = ("/etc/holdfast", "/var/lib/holdfast")
+"""Where an engine's configuration and the steps of its replacement are."""
 DEVICES = "holdfast-gpu-devices.service"
 """Makes CUDA's device files at boot: an engine may not, and its sandbox lists what there is."""
 
@@ -288,11 +292,28 @@ def _job(settings: HostSettings, names: EngineNames) -> Job:
 def recovery_unit() -> str:
     """The text of the unit that undoes interrupted replacements."""
     service = Service(name="engines-recover", unit=RECOVERY, user="root", tier="T1")
-    places = ("/etc/holdfast", "/var/lib/holdfast")
-    relaxed = [Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in places]
+    relaxed = [Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in RECORDS]
     return render(
         "vllm/holdfast-engines-recover.service.j2",
         program=REPLACE_PROGRAM,
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    )
+
+
+def undo_unit() -> str:
+    """The text of the unit that takes over from a replacement that was killed."""
+    service = Service(name="replace-undo", unit=UNDO, user="root", tier="T1")
+    others = "doors and keys are their services' own"
+    relaxed = [
+        *(Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in RECORDS),
+        Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
+        Directive("PrivateUsers", "no", others),
+    ]
+    return render(
+        "service/undo@.service.j2",
+        what="the replacement of the model of %i",
+        command=f"{REPLACE_PROGRAM} --undo %i",
         on_failure=alerts.ON_FAILURE,
         sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )

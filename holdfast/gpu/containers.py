@@ -18,6 +18,11 @@ from holdfast.services import Service
 from holdfast.settings import AptRepository, HostSettings
 
 PACKAGES = ["nvidia-container-toolkit"]
+VENDOR_KEY_SHA256 = "c880576d6cf75a48e5027a871bac70fd0421ab07d2b55f30877b21f1c87959c9"
+"""Checksum of https://nvidia.github.io/libnvidia-container/gpgkey; its fingerprint is
+C95B 321B 61E8 8C18 09C4  F759 DDCA E044 F796 ECB0. Computed on 2026-11-30 from the file ``gpgkey``
+of NVIDIA's own repository NVIDIA/nvidia-docker (branch gh-pages, commit 9ca6dc5e); other projects
+pin the same checksum of that URL, and the key verifies NVIDIA's InRelease of the toolkit."""
 SERVICE = "holdfast-gpu-cdi.service"
 SPECIFICATION_FOLDER = "/etc/cdi"
 SPECIFICATION = f"{SPECIFICATION_FOLDER}/nvidia.yaml"
@@ -60,13 +65,11 @@ def wants_containers(settings: HostSettings) -> bool:
 
 
 def vendor_repository() -> AptRepository:
-    """NVIDIA's repository of the toolkit, one for all distributions.
-
-    Its key is not pinned: NVIDIA publishes no checksum of it, so it is trusted as the site is.
-    """
+    """NVIDIA's repository of the toolkit, one for all distributions."""
     return AptRepository(
         url="https://nvidia.github.io/libnvidia-container/stable/deb",
         key_url="https://nvidia.github.io/libnvidia-container/gpgkey",
+        key_sha256=VENDOR_KEY_SHA256,
         # A flat repository: the suite is its folder and there are no components.
         suite="amd64/",
         components=[],

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from holdfast import alerts
-from holdfast.gpu.picture import Flavour, Picture
+from holdfast.gpu.picture import LIBRARY, ON_DISK, Flavour, Picture, newest_kernel
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
 from holdfast.services import Service
-from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus
+from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus, HostSettings
 
 Source = Literal["distribution", "vendor"]
 
@@ -29,15 +31,38 @@ FABRIC_UNIT = "nvidia-fabricmanager.service"
 VFIO_UNIT = "holdfast-vfio.service"
 VFIO = f"/etc/systemd/system/{VFIO_UNIT}"
 VFIO_PROGRAM = "/usr/local/lib/holdfast/vfio-bind"
+KERNELS_SERVICE = "holdfast-gpu-kernels.service"
+KERNELS_TIMER = "holdfast-gpu-kernels.timer"
+"""Looks every hour whether the kernel that boots next has a module for the cards."""
+KERNELS_UNITS = tuple(f"/etc/systemd/system/{unit}" for unit in (KERNELS_TIMER, KERNELS_SERVICE))
+KERNELS_PROGRAM = "/usr/local/lib/holdfast/gpu-kernels"
+APT_LOCK = "/var/lib/dpkg/lock-frontend"
+"""Held by apt and by unattended upgrades from the first package to the last."""
+
+MODULES = "linux-modules-nvidia-"
+"""What the packages of modules begin with that Ubuntu builds for each kernel."""
+KERNELS = ("linux-image-", "linux-headers-", "linux-modules-")
+"""What the packages of Ubuntu's kernels begin with."""
 
 _VENDOR = "https://developer.download.nvidia.com/compute/cuda/repos"
-_VENDOR_KEYS: dict[Distribution, str] = {
-    # Fingerprint EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC.
-    "debian12": "3bf863cc.pub",
-    "ubuntu2404": "3bf863cc.pub",
-    # Debian 13's apt refuses the older key's SHA-1; 0218 2E60 104F CDC2 6EAE  1B85 97A5 D4CB
-    # 8793 F200.
-    "debian13": "8793F200.pub",
+_CUDATOOLS = {
+    "file": "3bf863cc.pub",
+    "key_sha256": "7eb71103e32e813ea3e1c06bdb01b143f36feb8d83ecac2b0c11c9273f9e6822",
+}
+"""Fingerprint EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC. The checksum was computed on
+2026-11-30 from the copy that the repository pardus/pardus-nvidia-installer holds, and is the one
+that another project pins of NVIDIA's own file; that server could not be reached from here."""
+_KITMAKER = {
+    "file": "8793F200.pub",
+    "key_fingerprint": "02182E60104FCDC26EAE1B8597A5D4CB8793F200",
+}
+"""Debian 13's apt refuses the older key's SHA-1. The fingerprint is that of the same repository's
+copy, computed on 2026-11-30, and the one that three other projects pin. No second source confirmed
+the checksum of the file, so apt checks the fingerprint instead."""
+_VENDOR_KEYS: dict[Distribution, dict[str, str]] = {
+    "debian12": _CUDATOOLS,
+    "ubuntu2404": _CUDATOOLS,
+    "debian13": _KITMAKER,
 }
 _PINNED_FROM = 580
 """The oldest branch for which NVIDIA documents a package nvidia-driver-pinning-<branch>
@@ -110,10 +135,11 @@ class DriverPlan:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """The services that must run once the driver does."""
+        """The units that must run once the driver does."""
         if self.source is None:
             return ()
-        return (PERSISTENCE_UNIT, FABRIC_UNIT) if self.fabric_manager else (PERSISTENCE_UNIT,)
+        fabric = (FABRIC_UNIT,) if self.fabric_manager else ()
+        return (PERSISTENCE_UNIT, *fabric, KERNELS_TIMER)
 
     @property
     def fabric_package(self) -> str:
@@ -368,8 +394,14 @@ def _vendor_repository(distribution: Distribution, mirror: AptRepository | None)
     if mirror is not None:
         return mirror
     url = f"{_VENDOR}/{distribution}/x86_64"
+    key = _VENDOR_KEYS[distribution]
     return AptRepository(
-        url=url, key_url=f"{url}/{_VENDOR_KEYS[distribution]}", suite="/", components=[]
+        url=url,
+        key_url=f"{url}/{key['file']}",
+        key_sha256=key.get("key_sha256"),
+        key_fingerprint=key.get("key_fingerprint"),
+        suite="/",
+        components=[],
     )
 
 
@@ -379,10 +411,10 @@ def _packages(
     is_open = flavour == "open"
     kind = _kernel_kind(distribution, kernel)
     if source == "distribution" and distribution.startswith("ubuntu"):
-        server = f"{branch}-server{'-open' if is_open else ''}"
+        server = _server(branch, flavour)
         # Asked for first: with the rest, apt would rather build modules by DKMS.
         return (
-            (f"linux-modules-nvidia-{server}-{kind}",),
+            (f"{MODULES}{server}-{kind}",),
             (
                 f"nvidia-headless-no-dkms-{server}",
                 f"nvidia-compute-utils-{branch}-server",
@@ -442,6 +474,7 @@ def files(plan: DriverPlan) -> dict[str, str]:
         archive="Debian" if plan.distribution.startswith("debian") else "Ubuntu",
     )
     wanted[PERSISTENCE] = render("gpu_driver/nvidia-persistenced.conf.j2")
+    wanted |= {**_kernels_units(), KERNELS_PROGRAM: kernels_program(plan)}
     if plan.distribution.startswith("debian"):
         # Only the distribution's own driver is not free; NVIDIA's needs helpers from contrib.
         non_free = ["non-free", "non-free-firmware"] if plan.source == "distribution" else []
@@ -450,6 +483,43 @@ def files(plan: DriverPlan) -> dict[str, str]:
             "gpu_driver/debian.sources.j2", suite=suite, components=["contrib", *non_free]
         )
     return wanted
+
+
+def kernels_program(plan: DriverPlan, root: str = "") -> str:
+    """The script that looks at the kernel that boots next; ``root`` is a prefix, for tests."""
+    return render(
+        "gpu_driver/kernels.j2",
+        newest=newest_kernel(root),
+        apt_lock=f"{root}{APT_LOCK}",
+        on_disk=ON_DISK,
+        library=LIBRARY,
+        no_module=_spoken(_no_module(plan, "$newest")),
+        mixed=_spoken(_mixed(plan, "$library", "$newest", "$version")),
+    )
+
+
+def _spoken(sentence: str) -> str:
+    """The sentence as a word of the script, which knows the values of its variables."""
+    parts = re.split(r"(\$(?:newest|version|library)\b)", sentence)
+    return "".join(f'"{part}"' if part.startswith("$") else shlex.quote(part) for part in parts)
+
+
+def _kernels_units() -> dict[str, str]:
+    service = Service(name="gpu-kernels", unit=KERNELS_SERVICE, user="root", tier="T1")
+    relaxed = [
+        Directive("ProtectKernelModules", "no", "it looks at each kernel's modules"),
+        Directive("ProcSubset", "all", "it reads in /proc/locks whether apt is at work"),
+    ]
+    timer, unit = KERNELS_UNITS
+    return {
+        timer: render("gpu_driver/holdfast-gpu-kernels.timer.j2"),
+        unit: render(
+            "gpu_driver/holdfast-gpu-kernels.service.j2",
+            program=KERNELS_PROGRAM,
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+        ),
+    }
 
 
 def _vfio_unit() -> str:
@@ -473,7 +543,11 @@ def _vfio_unit() -> str:
     )
 
 
-ALL_FILES = (NOUVEAU, VFIO, VFIO_PROGRAM, PREFERENCES, PERSISTENCE, DEBIAN_SOURCE)
+ALL_FILES = (
+    *(NOUVEAU, VFIO, VFIO_PROGRAM, PREFERENCES, PERSISTENCE, DEBIAN_SOURCE),
+    *(*KERNELS_UNITS, KERNELS_PROGRAM),
+)
+PROGRAMS = (VFIO_PROGRAM, KERNELS_PROGRAM)
 """Every path that `files` may name, so that what a plan does not want can be removed."""
 
 
@@ -517,6 +591,47 @@ def check_machine(plan: DriverPlan, gpus: Gpus, picture: Picture, key_enrolled: 
             )
 
 
+def held_back(settings: HostSettings) -> list[str]:
+    """What unattended upgrades must not touch, as the beginnings of package names.
+
+    Where the driver's modules come ready for each kernel, kernels are held with them: one that came
+    alone would boot without a driver. An inventory that holds no modules holds no kernels.
+    """
+    own = settings.base.held_back
+    if settings.gpus is None or not plan(settings.gpus, settings.distribution).signed:
+        return own
+    # Either may be the longer one.
+    if not any(MODULES.startswith(prefix) or prefix.startswith(MODULES) for prefix in own):
+        return own
+    return list(dict.fromkeys([*own, *KERNELS]))
+
+
+def _no_module(plan: DriverPlan, kernel: str) -> str:
+    lost = f"the newest kernel {kernel} has no nvidia module, and a reboot would lose every card"
+    if plan.signed:
+        return (
+            f"{lost}; install {MODULES}{_server(plan.branch, plan.flavour)}-{kernel} with apt-get,"
+            f" or, where there is none, remove that kernel: `apt-get remove linux-image-{kernel}`"
+        )
+    return (
+        f"{lost}; see `dkms status` and /var/lib/dkms/nvidia*/*/build/make.log, and mend the build"
+        " or remove that kernel"
+    )
+
+
+def _mixed(plan: DriverPlan, library: str, kernel: str, module: str) -> str:
+    packages = " ".join(name for group in plan.packages for name in group)
+    mend = f"apt-get install {packages}" if plan.signed else "apt-get --fix-broken install"
+    return (
+        f"libnvidia-ml is {library} and the module for kernel {kernel} is {module}; an upgrade"
+        f" stopped half way: run `{mend}`"
+    )
+
+
+def _server(branch: str, flavour: Flavour) -> str:
+    return f"{branch}-server{'-open' if flavour == 'open' else ''}"
+
+
 def verdict(plan: DriverPlan, picture: Picture) -> Verdict:
     """Whether the machine of ``picture`` runs the driver of ``plan``, and what it takes if not.
 
@@ -527,11 +642,7 @@ def verdict(plan: DriverPlan, picture: Picture) -> Verdict:
     newest = state.newest_kernel or "of this host"
     if plan.source:
         if state.on_disk is None:
-            return Verdict(
-                f"the newest kernel {newest} has no nvidia module, and a reboot would lose every"
-                " card; see `dkms status` and /var/lib/dkms/nvidia*/*/build/make.log, mend the"
-                " build or remove that kernel, and deploy again"
-            )
+            return Verdict(f"{_no_module(plan, newest)}, and deploy again")
         if state.on_disk.partition(".")[0] != plan.branch:
             return Verdict(
                 f"driver.branch is {plan.branch}, and the module for kernel {newest} is"
@@ -544,11 +655,8 @@ def verdict(plan: DriverPlan, picture: Picture) -> Verdict:
                 f" {state.on_disk_flavour} one; remove its package and deploy again"
             )
         if state.library and state.library != state.on_disk:
-            return Verdict(
-                f"libnvidia-ml is {state.library} and the module for kernel {newest} is"
-                f" {state.on_disk}; an upgrade stopped half way: run `apt-get --fix-broken"
-                " install` and deploy again"
-            )
+            mixed = _mixed(plan, state.library, newest, state.on_disk)
+            return Verdict(f"{mixed}, and deploy again")
     return _needs_reboot(plan, picture)
 
 

@@ -8,6 +8,10 @@ Placed on hosts as it is, so it uses the standard library only and needs Python 
 A switch waits for no user of the cards unless ``--wait`` says so, proves that their memory was
 given back, and ends with the mode before it where the other does not come up. A process that is no
 service of the inventory is named, and never ended.
+
+It works in a unit of its own, which does not end with the login that asked for it. What it has
+begun is on record, and is undone however it ends: by the program itself, or, where it was killed,
+by a second unit that systemd starts when the first one fails (``--undo``).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pwd
@@ -31,6 +36,10 @@ from typing import Any
 CONFIG = "/etc/holdfast/gpu-modes.json"
 PRESENT = "/run/holdfast/gpu-modes"
 LIMITS = "holdfast-gpu-limits.service"
+SWITCH_UNIT = "holdfast-mode-switch-{}.service"
+"""Gives the set of cards in the braces to another mode."""
+UNDO_UNIT = "holdfast-mode-undo@{}.service"
+"""Undoes a switch of the set in the braces that was killed."""
 
 MEMORY_PROGRAM = "/usr/local/sbin/holdfast-gpu-memory"
 RUNNING = ("active", "activating", "deactivating", "reloading", "refreshing")
@@ -40,6 +49,7 @@ STILL = 3
 PAUSE_SECONDS = 1.0
 RELEASE_SECONDS = 60
 """How long cards may take to be given back; a process that was killed takes seconds."""
+END_SECONDS = 10
 SMI_SECONDS = 60
 """A sick driver hangs nvidia-smi."""
 
@@ -57,8 +67,31 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
 
 
+HELD = "held"
+"""Callers are kept out; every service runs."""
+SWITCHING = "switching"
+"""Services may have been stopped."""
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Failed(Exception):
     """A step that did not do what it is for, in one sentence."""
+
+
+class Ended(BaseException):
+    """Somebody ends this program by a signal, whose name it holds."""
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore the signals that would end this program."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -145,6 +178,17 @@ class House:
                 return card_set
         known = ", ".join(mode for card_set in self.sets for mode in card_set.modes)
         raise Failed(f"there is no mode {mode} here; there are: {known or 'none'}")
+
+    def set_named(self, name: str) -> CardSet:
+        """The set of that name.
+
+        Raises:
+            Failed: there is none.
+        """
+        for card_set in self.sets:
+            if card_set.name == name:
+                return card_set
+        raise Failed(f"there is no set {name} here")
 
     def services(self, card_set: CardSet, *modes: str) -> list[Tenant]:
         """The services of the named modes of a set, each once; of all its modes without a name."""
@@ -243,11 +287,11 @@ def _run(
             text=True,
             timeout=seconds,
             check=False,
-            # Ctrl-C is for us: a command that it ended half way would leave the cards unused.
-            start_new_session=True,
         )
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 126, "", f"{command[0]}: {error}")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"no answer within {seconds:g} s")
 
@@ -257,6 +301,12 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
     return lines[-1].strip() if lines else f"exit status {done.returncode}"
 
 
+def _sentence(failure: BaseException) -> str:
+    if isinstance(failure, Ended):
+        return f"it was ended by {failure}"
+    return str(failure) if isinstance(failure, Failed) else repr(failure)
+
+
 def say(text: str) -> None:
     """Print, and do not fail where the terminal is gone."""
     with contextlib.suppress(OSError):
@@ -264,11 +314,11 @@ def say(text: str) -> None:
 
 
 def states(units: Sequence[str]) -> dict[str, str]:
-    """Unit to its state, such as ``active``."""
+    """Unit to its state, such as ``active``; ``unknown`` where systemd does not answer."""
     if not units:
         return {}
     said = _run("systemctl", "is-active", "--", *units).stdout.split()
-    return dict(zip(units, said, strict=False))
+    return dict(itertools.zip_longest(units, said[: len(units)], fillvalue="unknown"))
 
 
 def processes(tenants: Iterable[Tenant]) -> list[str]:
@@ -295,11 +345,28 @@ class Switch:
         """Holds the name of the mode in force."""
         return self.folder / self.card_set.name
 
+    def _write(self, path: Path, text: str) -> None:
+        new = self.folder / f".{self.card_set.name}.new"
+        new.write_text(f"{text}\n", encoding="utf-8")
+        new.replace(path)
+
     def note(self, mode: str) -> None:
         """Write which mode is in force into the record."""
-        new = self.folder / f".{self.card_set.name}.new"
-        new.write_text(f"{mode}\n", encoding="utf-8")
-        new.replace(self.record)
+        self._write(self.record, mode)
+
+    @property
+    def begun(self) -> Path:
+        """What a switch has begun; there while one is half done."""
+        return self.folder / f".{self.card_set.name}.begun"
+
+    @property
+    def former(self) -> Path:
+        """The record of the mode before: to put it back needs no room."""
+        return self.folder / f".{self.card_set.name}.former"
+
+    def _begin(self, before: str, step: str) -> None:
+        told = {"before": before, "wanted": self.wanted, "step": step}
+        self._write(self.begun, json.dumps(told))
 
     @property
     def present(self) -> str:
@@ -311,8 +378,8 @@ class Switch:
         return told if told in self.card_set.modes else self.card_set.default
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the lock of this set.
+    def alone(self, wait: bool = False) -> Iterator[None]:
+        """Hold the lock of this set; ``wait`` until it is free.
 
         Raises:
             Failed: another switch of it is under way.
@@ -320,7 +387,7 @@ class Switch:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f".{self.card_set.name}.lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise Failed("another switch of these cards is under way") from None
             yield
@@ -331,6 +398,7 @@ class Switch:
         Raises:
             Failed: it could not be; the mode before is in force, or, where that is said, none.
         """
+        self.undo("the switch before this one was killed")
         before = self.present
         entering = self.house.services(self.card_set, self.wanted)
         others = self.house.others(self.card_set, self.wanted)
@@ -342,15 +410,18 @@ class Switch:
             return
         self._check_room(leaving, missing)
         began = time.monotonic()
-        with contextlib.ExitStack() as releasing:
+        try:
+            self._write(self.former, before)
+            self._begin(before, HELD)
             if not now:
-                self._hold(leaving, wait_seconds, releasing)
-            try:
-                self._stop(before, leaving)
-                self._start(self.wanted, missing)
-            except Failed as failure:
-                self._back(before, str(failure))
-                raise
+                self._hold(leaving, wait_seconds)
+            self._begin(before, SWITCHING)
+            self._stop(before, leaving)
+            self._start(self.wanted, missing)
+            self._end()
+        except BaseException as failure:
+            self.undo(_sentence(failure))
+            raise
         took = time.monotonic() - began
         say(f"{self.card_set.name}: {self.wanted} is in force, {before} was; it took {took:.0f} s")
 
@@ -360,14 +431,11 @@ class Switch:
         for tenant in missing:
             _check_memory(tenant, 0, besides)
 
-    def _hold(
-        self, leaving: list[Tenant], wait_seconds: float, releasing: contextlib.ExitStack
-    ) -> None:
+    def _hold(self, leaving: list[Tenant], wait_seconds: float) -> None:
         deadline = time.monotonic() + wait_seconds
         for tenant in leaving:
             left = max(0.0, deadline - time.monotonic())
             if tenant.hold:
-                releasing.callback(_run, *tenant.release)
                 if (done := _run(*tenant.hold, f"{left:g}")).returncode:
                     raise Failed(f"{tenant.name} is busy: {_last(done).partition(': ')[2]}")
             else:
@@ -419,13 +487,13 @@ class Switch:
         Raises:
             Failed: a limit is not held, or a service does not answer.
         """
-        self._limit(mode)
+        self.note(mode)
+        self._restart_limits()
         for tenant in tenants:
             _check_memory(tenant, RELEASE_SECONDS)
         self._bring_up(mode, tenants)
 
-    def _limit(self, mode: str) -> None:
-        self.note(mode)
+    def _restart_limits(self) -> None:
         if _run("systemctl", "restart", LIMITS).returncode:
             raise Failed(f"power limits are not held: {_error_of(LIMITS)}")
 
@@ -437,28 +505,54 @@ class Switch:
         for tenant in tenants:
             _wait_for(tenant)
 
-    def _back(self, before: str, why: str) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        say(f"{self.card_set.name}: {why}; going back to {before}")
+    def _end(self) -> None:
+        """Let every caller in; from now on nothing is half done."""
+        for tenant in self.house.services(self.card_set):
+            if tenant.release:
+                _run(*tenant.release)
+        self.begun.unlink(missing_ok=True)
+        self.former.unlink(missing_ok=True)
+
+    def undo(self, why: str) -> None:
+        """Bring back the mode before, as far as a switch has begun.
+
+        No signal but the one that kills stops it, nor does a full disk.
+
+        Raises:
+            Failed: it does not come back whole.
+        """
+        with undisturbed():
+            try:
+                told = json.loads(self.begun.read_text(encoding="utf-8"))
+                before, wanted, step = told["before"], told["wanted"], told["step"]
+            except (OSError, ValueError, KeyError):
+                return
+            problems = []
+            if step == SWITCHING and before in self.card_set.modes:
+                say(f"{self.card_set.name}: {why}; going back to {before}")
+                problems = self._back(before, wanted)
+            self._end()
+            if problems:
+                raise Failed(f"{why}; and {before} is not what it was: {'; '.join(problems)}")
+
+    def _back(self, before: str, wanted: str) -> list[str]:
+        """Put the mode before into force; what of it does not hold."""
+        others = [tenant.unit for tenant in self.house.others(self.card_set, before)]
+        targets = [self.card_set.targets[wanted]] if wanted in self.card_set.modes else []
+        ending = [*(targets if wanted != before else []), *others]
+        if ending:
+            _run("systemctl", "stop", *ending)
+        if self.former.exists():
+            self.former.replace(self.record)
         tenants = self.house.services(self.card_set, before)
-        others = self.house.others(self.card_set, before)
-        if before != self.wanted:
-            _run("systemctl", "stop", self.card_set.targets[self.wanted])
-        if others:
-            _run("systemctl", "stop", *(tenant.unit for tenant in others))
         problems = []
         # A card that keeps no limit is no reason to leave nothing running.
-        try:
-            self._limit(before)
-        except Failed as failure:
-            problems.append(str(failure))
-        try:
-            self._bring_up(before, tenants)
-        except Failed as failure:
-            problems.append(str(failure))
-        if problems:
-            raise Failed(f"{why}; and {before} is not what it was: {'; '.join(problems)}")
+        for put in (self._restart_limits, lambda: self._bring_up(before, tenants)):
+            try:
+                put()
+            except (Failed, OSError) as failure:
+                problems.append(_sentence(failure))
+        return problems
 
 
 def _check_memory(tenant: Tenant, seconds: float, besides: str = "") -> None:
@@ -544,8 +638,49 @@ def greeting(house: House, folder: Path) -> Iterator[str]:
         yield f"{told}, and {', '.join(down)} not running" if down else told
 
 
-def _interrupted(*_: object) -> None:
-    raise Failed("interrupted")
+def _end(number: int, _frame: object) -> None:
+    raise Ended(signal.Signals(number).name)
+
+
+def _await_end(unit: str) -> None:
+    """Wait until systemd has forgotten the unit before, which has let go of the lock already.
+
+    Raises:
+        Failed: it still works; another was asked for at the same time.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while _run("systemctl", "show", "--property=LoadState", "--value", unit).stdout == "loaded\n":
+        if time.monotonic() >= deadline:
+            raise Failed("another switch of these cards is under way")
+        time.sleep(0.1)
+
+
+def follow(card_set: CardSet, options: list[str]) -> int:
+    """Have a unit switch, and say what it says; its exit status. The unit outlives us.
+
+    Raises:
+        Failed: another one works already.
+    """
+    unit, undo = SWITCH_UNIT.format(card_set.name), UNDO_UNIT.format(card_set.name)
+    _await_end(unit)
+    command = [
+        *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
+        # What comes back takes as long as it takes to load.
+        "--property=TimeoutStopSec=infinity",
+        f"--property=OnFailure={undo}",
+        *(sys.executable, "-I", str(Path(__file__).resolve()), "--here", *options),
+    ]
+    # In a group of its own: Ctrl-C is for us, and what the unit says of it is still to be read.
+    following = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        status = following.wait()
+    except KeyboardInterrupt:
+        _run("systemctl", "stop", unit)
+        status = following.wait()
+    if status:
+        # Has begun by itself where there is something to undo; it is over when this ends.
+        _run("systemctl", "start", undo)
+    return status
 
 
 def main(arguments: list[str]) -> int:
@@ -555,28 +690,37 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for who is busy")
     parser.add_argument("--now", action="store_true", help="even while services are busy")
     parser.add_argument("--greeting", action="store_true", help="a line a set, for a login")
+    parser.add_argument("--undo", metavar="SET", help="undo a switch of this set that was killed")
+    parser.add_argument("--here", action="store_true", help="in this process, not in a unit of it")
     parser.add_argument("--config", default=CONFIG, help=argparse.SUPPRESS)
     parser.add_argument("--present", type=Path, default=Path(PRESENT), help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
-    # A login that ends does not end the switch it asked for.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted)
     try:
         house = read_house(asked.config)
+        if asked.undo:
+            undone = Switch(house, house.set_named(asked.undo), "", asked.present)
+            with undone.alone(wait=True):
+                undone.undo("the switch was killed")
+            return 0
         if asked.mode is None:
             told = greeting if asked.greeting else show
             print("\n".join(told(house, asked.present)))  # noqa: T201
             return 0
         switch = Switch(house, house.set_of(asked.mode), asked.mode, asked.present)
         with switch.alone():
-            for line in strangers(house):
-                say(line)
-            switch.run(asked.wait, asked.now)
-    except Failed as failure:
-        say(f"{asked.mode or 'holdfast-mode'}: {failure}")
+            if asked.here:
+                for number in ENDING:
+                    signal.signal(number, _end)
+                for line in strangers(house):
+                    say(line)
+                switch.run(asked.wait, asked.now)
+                return 0
+        return follow(switch.card_set, arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (Failed, Ended, OSError) as failure:
+        say(f"{asked.mode or 'holdfast-mode'}: {_sentence(failure)}")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
-from holdfast import registry
+from holdfast import alerts, registry
+from holdfast.engines.units import RECORDS as ENGINE_RECORDS
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
 from holdfast.engines.vllm import VLLM
 from holdfast.gpu import limits, mode_program
 from holdfast.gpu.mode_program import CardSet, Check, Tenant
 from holdfast.render import render
-from holdfast.services import HealthCheck, Service
+from holdfast.sandbox import Directive, sandbox
+from holdfast.services import LOOPBACK_OF, HealthCheck, Service
 from holdfast.settings import CardSet as DeclaredSet
 from holdfast.settings import Engine, Gpus, HostSettings
 
@@ -28,6 +30,8 @@ PRESENT = mode_program.PRESENT
 RECORDS = "/etc/tmpfiles.d/holdfast-gpu-modes.conf"
 GREETING = "/etc/update-motd.d/60-holdfast-mode"
 SYSTEM = "/etc/systemd/system"
+UNDO = f"{SYSTEM}/{mode_program.UNDO_UNIT.format('')}"
+"""The unit that takes over from a switch that was killed; its instance is the set of cards."""
 DROP_IN = "60-holdfast-mode.conf"
 
 
@@ -170,6 +174,30 @@ def records(settings: HostSettings) -> str:
 def greeting() -> str:
     """The script that prints the modes at a login."""
     return render("gpu_modes/greeting.j2", program=PROGRAM)
+
+
+def undo_unit() -> str:
+    """The text of the unit that takes over from a switch that was killed."""
+    service = Service(
+        name="mode-undo", unit=mode_program.UNDO_UNIT.format(""), user="root", tier="T1"
+    )
+    others = "doors are their services' own"
+    records = ("/run/holdfast", *ENGINE_RECORDS)
+    relaxed = [
+        *(Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in records),
+        Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
+        Directive("PrivateUsers", "no", others),
+    ]
+    return render(
+        "service/undo@.service.j2",
+        what="the switch of modes of %i",
+        command=f"{PROGRAM} --undo %i",
+        on_failure=alerts.ON_FAILURE,
+        # Services of every tier are asked whether they answer.
+        sandbox=sandbox(
+            service, peers=[f"{own}/32" for own in LOOPBACK_OF.values()], relaxed=relaxed
+        ),
+    )
 
 
 def units(settings: HostSettings) -> dict[str, str]:

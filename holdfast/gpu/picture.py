@@ -14,6 +14,29 @@ from typing import Literal
 
 Flavour = Literal["open", "proprietary"]
 
+# What the deploys ask, and what a host asks itself between them. Debian's own packages call the
+# module nvidia-current[-open]; "libc6,": of this machine's own word size.
+ON_DISK = (
+    "for module in nvidia nvidia-current nvidia-current-open; do"
+    ' version=$(modinfo -k "$newest" -F version $module) && [ "$version" ]'
+    ' && echo "$version" && modinfo -k "$newest" -F license $module && break; done'
+)
+"""Shell: version and licence of the module for the kernel ``$newest``; ``$version`` afterwards."""
+LIBRARY = (
+    "library=$(ldconfig -p | sed -n 's/^[[:space:]]*libnvidia-ml.so.1 (libc6,.*=> //p'"
+    ' | head -n 1); [ "$library" ] && readlink -f "$library"'
+)
+"""Shell: the file of libnvidia-ml, whose name ends in its version."""
+
+
+def newest_kernel(root: str = "") -> str:
+    """Shell: the release of the kernel that boots next; ``root`` is a prefix, for tests."""
+    return (
+        f"$(for m in {root}/lib/modules/*; do"
+        f' [ -e {root}/boot/vmlinuz-"${{m##*/}}" ] && echo "${{m##*/}}"; done'
+        " | sort -V | tail -n 1)"
+    )
+
 
 @dataclass(frozen=True)
 class PciCard:

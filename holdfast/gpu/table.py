@@ -28,6 +28,22 @@ when the one before it is there. The other origin's driver packages are pinned t
 upgrade mixes the two. Headers are those of the running kernel's line; where that is not the
 distribution's usual one (Proxmox, cloud images, Ubuntu's HWE kernels), their name differs. That
 Ubuntu 26.04 names its packages as 24.04 does is assumed and was not checked.
+
+## What upgrades leave together
+
+Unattended upgrades leave `base.held_back` alone, the driver's user space above all. DKMS builds a
+module for every kernel that comes. Ubuntu's signed modules come as a package for each kernel, so
+there kernels are held with them: `apt upgrade` by hand brings both, and a reboot is due then. An
+inventory whose `held_back` names no `linux-modules-nvidia-` holds neither.
+
+`holdfast-gpu-kernels.timer` looks every hour whether the kernel that boots next has a module, of
+the same version as libnvidia-ml. Where it has none, `holdfast-notify@` says so, and the service's
+journal says what to do, by the way the module came: what DKMS has to show, or the package that is
+missing. It judges nothing while apt is at work. A deploy asks the same and stops.
+
+On Debian 13 this is shown by the drill, with a module of the lab's. Ubuntu's part is shown by plan
+tests and, for the look, on the files of a recorded rack (`tests/unit/gpu_racks.py`) that stand in
+for Ubuntu's; no Ubuntu machine was there.
 """
 
 

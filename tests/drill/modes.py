@@ -16,7 +16,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Protocol
 
-from holdfast.gpu import limits, modes
+from holdfast.gpu import limits, mode_program, modes
 from holdfast.settings import HostSettings
 from tests.doubles import guest
 from tests.doubles.rack import Rack
@@ -377,23 +377,43 @@ class Modes:
             self.rack.succeed(
                 f"systemd-run --quiet --collect --unit=first {modes.PROGRAM} audio --wait 20"
             )
+            switching = mode_program.SWITCH_UNIT.format("desk")
             self.rack.wait_until_succeeds(
-                f"! flock --nonblock {modes.PRESENT}/.desk.lock true", timeout_seconds=20
+                f"systemctl --quiet is-active {switching}"
+                f" && ! flock --nonblock {modes.PRESENT}/.desk.lock true",
+                timeout_seconds=20,
             )
             self.refused("two at once", "creative", "forensic", "another switch")
-            self.rack.succeed("systemctl stop first")
+            self.rack.succeed(f"systemctl stop {switching}")
 
     def _killed(self) -> None:
-        self.rack.succeed(f"systemd-run --quiet --collect --unit=killed {modes.PROGRAM} agent")
-        chat = modes.unit(self.settings, "chat")
-        self.rack.wait_until_succeeds(
-            f"systemctl is-active {chat} | grep -q activating", timeout_seconds=60
-        )
-        self.rack.succeed("systemctl kill --signal=KILL killed")
+        before, wrong = "creative", []
+        for whom in ("its unit", "its unit and the one that undoes it"):
+            self.rack.succeed(f"systemd-run --quiet --collect --unit=killed {modes.PROGRAM} agent")
+            chat = modes.unit(self.settings, "chat")
+            self.rack.wait_until_succeeds(
+                f"systemctl is-active {chat} | grep -q activating", timeout_seconds=60
+            )
+            self._kill(mode_program.SWITCH_UNIT.format("desk"))
+            if whom != "its unit":
+                self._kill(mode_program.UNDO_UNIT.format("desk"))
+            self.rack.wait_until_succeeds(
+                f"! test -e {modes.PRESENT}/.desk.begun && ! systemctl --quiet is-active killed",
+                timeout_seconds=120,
+            )
+            wrong += [f"{whom} killed: {problem}" for problem in self.wrong(before)]
         status, said = self.switch("agent")
-        good = status == 0 and not self.wrong("agent")
-        fault, state = "a switch killed in the middle", "asked again, it ends in its mode"
-        self.record.survived(fault, state, good, said.strip())
+        wrong += self.wrong("agent") if status == 0 else [said.strip()]
+        fault = "a switch killed in the middle"
+        state = "the mode before is in force; asked again, it ends in its mode"
+        self.record.survived(fault, state, not wrong, wrong or said.strip())
+
+    def _kill(self, unit: str) -> None:
+        running = f"test $(systemctl show --property=MainPID --value {unit}) -gt 0"
+        self.rack.succeed(
+            f"timeout 60 sh -c 'until {running}; do sleep 0.05; done'"
+            f" && systemctl kill --signal=KILL {unit}"
+        )
 
     def reboot(self) -> None:
         """After a reboot the default is in force."""

@@ -6,7 +6,7 @@ from facts.firewall import GUARD, ROLLBACK_STATE
 from holdfast import backup, egress, firewall, floor, integrity, ledger, networks, tailnet_rules
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
-from holdfast.gpu import containers, limits, modes
+from holdfast.gpu import containers, driver, limits, modes
 from holdfast.registry import LEDGER_DUMPS
 from holdfast.sandbox import RUN
 from holdfast.settings import DockerNetwork
@@ -849,6 +849,13 @@ CARDS = (
         ("gpu::the_driver_stays_in_place_without_clients",),
         f"{_NO_TIMER} && nvidia-smi -pm 0",
         f"nvidia-smi -pm 1 && {_LOOK}",
+    ),
+    Sabotage(
+        "the newest kernel has no module",
+        ("gpu::the_kernel_that_boots_next_drives_the_cards",),
+        "mkdir -p /root/dkms && mv /lib/modules/*/updates/dkms/nvidia*.ko* /root/dkms/",
+        "mv /root/dkms/* /lib/modules/*/updates/dkms/ && rmdir /root/dkms"
+        f" && systemctl start {driver.KERNELS_SERVICE}",
     ),
     Sabotage(
         "a card is at another limit",

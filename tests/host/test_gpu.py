@@ -3,7 +3,7 @@
 To see each test red on a machine:
 
 - a declared card ``gone`` from the rack, one with fewer lanes, one whose device id is another;
-  an Xid 79 written to the kernel's log; ``nvidia-smi -pm 0``
+  an Xid 79 written to the kernel's log; ``nvidia-smi -pm 0``; the newest kernel's module gone
 - with the timer stopped: ``nvidia-smi -i UUID -pl W``, or the driver loaded again
 - the timer stopped; the timer or the service disabled; a card gone, so that the last run failed
 - a UUID removed from the CDI specification, another driver's version written into it, a file put
@@ -21,7 +21,7 @@ from testinfra.host import Host
 from facts.gpu import GpuPicture
 from facts.gpu_containers import GpuContainerAccess, GpuContainers
 from facts.gpu_limits import GpuLimits, LimitsState
-from holdfast.gpu import containers, limits, limits_program
+from holdfast.gpu import containers, driver, limits, limits_program
 from holdfast.gpu.comparison import FELL_OFF, Comparison
 from holdfast.gpu.containers import ContainersState, GpuContainer
 from holdfast.gpu.picture import Picture
@@ -93,6 +93,13 @@ def test_no_card_has_fallen_off_the_bus_since_boot(picture: Picture, wanted: Gpu
 def test_the_driver_stays_in_place_without_clients(picture: Picture, own: Gpus) -> None:
     assert picture.smi
     assert [card.uuid for card in picture.smi if not card.persistence] == []
+
+
+def test_the_kernel_that_boots_next_drives_the_cards(host: Host, own: Gpus) -> None:
+    timer = driver.KERNELS_TIMER
+    assert host.check_output(f"systemctl is-active {timer}") == "active"
+    assert host.check_output(f"systemctl is-enabled {timer}") == "enabled"
+    assert host.run(f"systemctl start {driver.KERNELS_SERVICE}").succeeded
 
 
 def test_every_limit_reads_back_as_declared(own: Gpus, state: LimitsState) -> None:

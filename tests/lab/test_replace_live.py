@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from holdfast import alerts
 from holdfast.engines import replace_program
+from holdfast.engines.units import UNDO, undo_unit
+from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import ensure_image
 from tests.lab.machine import Spec
+from tests.lab.programs import bring_python, put
 from tests.unit import fake_engine
 
 pytestmark = [
@@ -54,7 +57,7 @@ JOB = {
     "doors": [],
     "configuration": f"{HERE}/chat.yaml",
     "cache": f"{HERE}/cache",
-    "question": ["/v1/completions", {"model": "chat", "prompt": "ready"}],
+    "questions": [["/v1/completions", {"model": "chat", "prompt": "ready"}]],
     "model": "chat",
     "key": f"{HERE}/key",
     "running_metric": "run",
@@ -66,27 +69,6 @@ JOB = {
 }
 
 
-def _put(box: ContainerMachine, path: str, text: str) -> None:
-    done = box.run(f"mkdir -p $(dirname {path}) && cat > {path}", stdin=text.encode())
-    assert done.returncode == 0
-
-
-def _bring_python(box: ContainerMachine) -> None:
-    # The image has none, which the deploy installs. The controller's runs there as well.
-    python = Path("/usr/bin/python3").resolve()
-    linked = subprocess.run(["ldd", python], check=True, capture_output=True, text=True).stdout
-    libraries = re.findall(r"=> (\S*/lib(?:z|expat)\.\S+)", linked)
-    packed = subprocess.run(
-        ["tar", "-c", "--dereference", "--exclude=test", "--exclude=dist-packages", str(python)]
-        + [f"/usr/lib/{python.name}", *libraries],
-        check=True,
-        capture_output=True,
-    ).stdout
-    unpack = f"tar -x -C / && ln -sf {python} /usr/bin/python3 && python3 -I -c 'import json, http'"
-    done = box.run(unpack, stdin=packed)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
     directory = tmp_path_factory.mktemp("lab") / "box"
@@ -95,17 +77,19 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         machine.start()
         machine.wait_for_boot(PATIENCE_SECONDS)
         machine.wait_for_ssh(PATIENCE_SECONDS)
-        _bring_python(machine)
-        _put(machine, f"{HERE}/fake_engine.py", Path(fake_engine.__file__).read_text())
-        _put(machine, f"{HERE}/ask.py", ASK)
-        _put(machine, "/etc/holdfast/vllm/chat.json", json.dumps(JOB))
-        _put(machine, f"{HERE}/key", "a-key")
-        _put(machine, "/etc/systemd/system/chat.service", UNIT)
+        bring_python(machine)
+        put(machine, f"{HERE}/fake_engine.py", Path(fake_engine.__file__).read_text())
+        put(machine, f"{HERE}/ask.py", ASK)
+        put(machine, "/etc/holdfast/vllm/chat.json", json.dumps(JOB))
+        put(machine, f"{HERE}/key", "a-key")
+        put(machine, "/etc/systemd/system/chat.service", UNIT)
+        put(machine, f"/etc/systemd/system/{UNDO}", undo_unit())
+        put(machine, alerts.UNIT_PATH, alerts.notify_unit())
         program = "/usr/local/sbin/holdfast-replace"
-        _put(machine, program, Path(replace_program.__file__).read_text())
+        put(machine, program, Path(replace_program.__file__).read_text())
         machine.succeed(f"chmod 755 {program} && systemctl daemon-reload")
         for model in ("old", "new"):
-            _put(machine, f"{HERE}/models/{model}/config.json", "{}")
+            put(machine, f"{HERE}/models/{model}/config.json", "{}")
             machine.succeed(f"cd {HERE}/models/{model} && sha256sum config.json > SHA256SUMS")
         yield machine
     finally:
@@ -116,8 +100,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
 def offered(box: ContainerMachine) -> ContainerMachine:
     """The engine serves `old`, and `new` is to come."""
     box.execute("systemctl stop chat-replace chat")
-    _put(box, f"{HERE}/chat.yaml", f"model: {HERE}/models/old\n")
-    _put(box, f"{HERE}/chat.yaml.next", f"model: {HERE}/models/new\n")
+    put(box, f"{HERE}/chat.yaml", f"model: {HERE}/models/old\n")
+    put(box, f"{HERE}/chat.yaml.next", f"model: {HERE}/models/new\n")
     box.succeed(f"rm -f {RECORD}; systemctl start chat || ! journalctl --no-pager -u chat >&2")
     return box
 
@@ -172,6 +156,7 @@ def test_it_outlives_the_login_that_asked_for_it(offered: ContainerMachine) -> N
     "end",
     [
         "systemctl kill --kill-whom=main --signal=KILL chat-replace",
+        "systemctl kill --signal=KILL chat-replace",
         "systemctl stop chat-replace",
     ],
 )
@@ -180,3 +165,22 @@ def test_what_served_comes_back_however_it_is_ended(offered: ContainerMachine, e
     offered.execute(end, timeout_seconds=60)
     _wait(lambda: _ended(offered))
     assert (_step(offered), _serves(offered)) == ("rolled back", "old")
+
+
+def test_what_undoes_it_may_be_killed_too(offered: ContainerMachine) -> None:
+    _begin(offered)
+    undo = UNDO.replace("@", "@chat")
+    running = f"test $(systemctl show --property=MainPID --value {undo}) -gt 0"
+    # All of their processes, as the kernel does when there is no memory.
+    offered.succeed("systemctl kill --signal=KILL chat-replace")
+    for _ in range(3):
+        _wait(lambda: offered.execute(running)[0] == 0)
+        offered.succeed(f"systemctl kill --signal=KILL {undo}")
+    _wait(lambda: _ended(offered))
+    assert (_step(offered), _serves(offered)) == ("rolled back", "old")
+
+
+def test_the_unit_that_undoes_is_closed(offered: ContainerMachine) -> None:
+    judged = offered.succeed(f"systemd-analyze security {UNDO.replace('@', '@chat')} | tail -n 1")
+    (exposure,) = re.findall(r": ([0-9.]+) ", judged)
+    assert float(exposure) <= EXPOSURE_MAX_ROOT

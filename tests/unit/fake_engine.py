@@ -5,7 +5,8 @@ file ``garbage`` makes it answer nonsense, ``misnamed`` in another model's name,
 makes it exit, and ``no-template`` makes it refuse chats. What it does now is in its own folder:
 ``busy`` with requests, ``queued``, ``hung``, ``mute``. `... systemctl VERB UNIT` does what systemd
 does to that one unit; `... systemd-run OPTIONS COMMAND` does it to a transient one, which outlives
-its caller; `... door SOCKET FILE` keeps the last word it was sent.
+its caller, and to the one that undoes it (the command in the file ``undo``);
+`... door SOCKET FILE` keeps the last word it was sent.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from typing import Any
 
 HERE = Path(os.environ.get("FAKE_ENGINE", "."))
 """The folder of the one engine: its configuration, socket, pid and what it is busy with."""
+
+
+UNDO = "holdfast-replace-undo@chat.service"
 
 
 def _tokens() -> float:
@@ -136,26 +140,34 @@ def systemctl(verb: str) -> int:
 
 
 def systemd_run(arguments: list[str]) -> int:
-    """Have another process run a command and what is to run after it; the exit status."""
-    after = "--property=ExecStopPost="
+    """Have another process run a command; the exit status."""
     options = [word for word in arguments if word.startswith(("--quiet", "--wait", "--pipe"))]
     assert len(options) == 3, "it is not followed"
-    (stop,) = [word.removeprefix(after) for word in arguments if word.startswith(after)]
+    assert f"--property=OnFailure={UNDO}" in arguments, "nothing undoes it where it is killed"
     first = next(at for at, word in enumerate(arguments) if not word.startswith("--"))
     unit = subprocess.Popen(
-        [sys.executable, __file__, "unit", stop, *arguments[first:]], start_new_session=True
+        [sys.executable, __file__, "unit", *arguments[first:]], start_new_session=True
     )
     return unit.wait()
 
 
-def unit(stop: str, command: list[str]) -> int:
+def unit(command: list[str]) -> int:
     """What systemd does for a transient unit; its main process is in the file ``main``."""
     main = subprocess.Popen(command)
     (HERE / "main").write_text(str(main.pid))
     status = main.wait()
-    subprocess.run(shlex.split(stop), check=False)
+    if status:
+        undo()
     (HERE / "main").unlink()
     return status if status >= 0 else 128 - status
+
+
+def undo() -> int:
+    """What systemd does for the unit that undoes: it is started again when it was killed."""
+    command = shlex.split((HERE / "undo").read_text())
+    while (status := subprocess.call(command)) < 0:
+        pass
+    return status
 
 
 def door(path: str, file: Path) -> None:
@@ -179,6 +191,8 @@ if __name__ == "__main__":
     elif sys.argv[1] == "systemd-run":
         sys.exit(systemd_run(sys.argv[2:]))
     elif sys.argv[1] == "unit":
-        sys.exit(unit(sys.argv[2], sys.argv[3:]))
+        sys.exit(unit(sys.argv[2:]))
+    elif sys.argv[2:] == ["start", UNDO]:
+        sys.exit(undo())
     else:
         sys.exit(systemctl(sys.argv[2]))

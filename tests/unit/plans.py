@@ -146,7 +146,8 @@ class Plan:
         """The lines of `apt_repository.repository`."""
         source = apt_repository.source_path(label)
         key = apt_repository.key_path(label, settings)
-        yield f"key {key} from {settings.key_url} {settings.key_sha256 or 'unpinned'}"
+        pinned = settings.key_sha256 or settings.key_fingerprint or "unpinned"
+        yield f"key {key} from {settings.key_url} {pinned}"
         text = render.render("apt/repository.sources.j2", repository=settings, key=key)
         yield f"repository {settings.url} {settings.suite} {' '.join(settings.components)}".rstrip()
         yield f"file {source} {self._digest(text)}"

@@ -150,6 +150,42 @@ def test_every_target_fails_in_one_sentence_where_there_is_no_inventory(tmp_path
         assert "INTERNALERROR" not in output, (target, output)
 
 
+PLAIN = {
+    "inventories/misspelt.py": "no such file",
+    "hosts = []": "list one as @rack/NAME",
+    "_hosts = ['@rack/a']": "list one as @rack/NAME",
+    "hosts = '@rack/a'": "write a list",
+    "raise SystemExit(0)": "mend that line",
+    # Not in a file, where it has no settings.
+    "@rack/a": "no such file",
+}
+
+
+@pytest.mark.parametrize("given", PLAIN)
+def test_pyinfra_itself_does_not_deploy_to_no_host(given: str, tmp_path: Path) -> None:
+    inventory = tmp_path / "mine.py"
+    is_text = "hosts" in given or "Exit" in given
+    if is_text:
+        inventory.write_text(f"{given}\n")
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pyinfra", "-y", str(inventory) if is_text else given, deploy],
+            cwd=ROOT,
+            env=os.environ | {"PYINFRA_PROGRESS": "off"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for deploy in ("deploys/site.py", str(ROOT / "deploys/replace.py"))
+    ]
+    for run in runs:
+        output, _ = run.communicate(timeout=240)
+        assert run.returncode != 0, output
+        assert PLAIN[given] in output
+        assert "Traceback" not in output
+
+
 class _Host(paramiko.ServerInterface):
     """An SSH server that lets anybody in and runs each command with a ``PATH`` of its own.
 

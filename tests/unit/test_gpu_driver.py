@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,6 +29,7 @@ from facts.gpu import GpuPicture
 from facts.gpu_driver import DriverHost, GpuDriverHost
 from facts.packages import InstalledPackages
 from facts.units import UnitState, UnitStates
+from holdfast.base import blacklist_patterns
 from holdfast.checks.gpu_driver import driver as check
 from holdfast.gpu import driver
 from holdfast.gpu.driver import DriverPlan, Unplannable, Verdict, plan, verdict
@@ -34,7 +38,7 @@ from holdfast.refusal import Refused
 from holdfast.render import render
 from holdfast.settings import Distribution, Gpus, HostSettings
 from operations import apt_repository, gpu_driver
-from tests.unit.gpu_racks import lay_out
+from tests.unit.gpu_racks import Rack, lay_out
 from tests.unit.local_host import LocalHost
 from tests.unit.recorded_facts import framed_lines, read
 
@@ -420,6 +424,133 @@ def test_a_reboot_that_would_lose_the_cards_is_never_asked_for(
 
 
 @pytest.mark.parametrize(
+    ("distribution", "source", "module", "mixture"),
+    [
+        ("ubuntu2404", "distribution",
+         "install linux-modules-nvidia-580-server-open-6.8.0-90-generic with apt-get",
+         "apt-get install linux-modules-nvidia-580-server-open-generic nvidia-headless-no-dkms"),
+        ("ubuntu2404", "vendor", "dkms status", "--fix-broken"),
+        ("debian13", "vendor", "dkms status", "--fix-broken"),
+    ],
+)  # fmt: skip
+def test_the_advice_fits_how_the_module_came(
+    distribution: Distribution, source: str, module: str, mixture: str
+) -> None:
+    found = plan(rack(RTX3090, source=source), distribution)
+    newest = {"newest_kernel": "6.8.0-90-generic"}
+    without = verdict(found, seen(on_disk=None, **newest)).stop or ""
+    assert module in without
+    assert ("dkms" in without) is ("dkms" in module)
+    assert mixture in (verdict(found, seen(library="580.95.05", **newest)).stop or "")
+
+
+@pytest.mark.parametrize(
+    ("distribution", "choice", "own", "holds"),
+    [
+        ("ubuntu2404", {}, None, True),
+        ("ubuntu2404", {}, ["linux-modules-nvidia-580-"], True),
+        ("ubuntu2404", {}, ["linux-"], True),
+        # Neither is held.
+        ("ubuntu2404", {}, ["nvidia-", "libnvidia-"], False),
+        # DKMS builds a module for whichever kernel comes.
+        ("ubuntu2404", {"source": "vendor"}, None, False),
+        ("debian13", {}, None, False),
+    ],
+)
+def test_a_kernel_is_held_back_where_its_ready_made_modules_are(
+    distribution: Distribution, choice: dict[str, str], own: list[str] | None, holds: bool
+) -> None:
+    settings = _host({"cards": [card(RTX3090)], "driver": choice}, distribution)
+    if own is not None:
+        base = settings.base.model_copy(update={"held_back": own})
+        settings = settings.model_copy(update={"base": base})
+    patterns = blacklist_patterns(driver.held_back(settings))
+    # As unattended-upgrades asks; the second brings the driver for the first.
+    kernel, modules = (
+        any(re.match(pattern, name) for pattern in patterns)
+        for name in (
+            "linux-image-6.8.0-90-generic",
+            "linux-modules-nvidia-580-server-open-6.8.0-90-generic",
+        )
+    )
+    assert kernel is holds
+    assert modules or not kernel
+    if holds:
+        assert any(re.match(pattern, "linux-headers-generic") for pattern in patterns)
+
+
+def test_a_host_without_cards_holds_what_it_says() -> None:
+    settings = HostSettings.model_validate(
+        {"hostname": "x", "distribution": "ubuntu2404", "interfaces": {"eth0": {"role": "lan"}}}
+    )
+    assert driver.held_back(settings) == settings.base.held_back
+
+
+def _new_kernel(root: Path) -> None:
+    release = "999.0.0-1"
+    (root / f"boot/vmlinuz-{release}").touch()
+    (root / f"lib/modules/{release}").mkdir()
+
+
+def _other_library(root: Path) -> None:
+    (library,) = root.glob("usr/lib/*/libnvidia-ml.so.1")
+    other = library.with_name("libnvidia-ml.so.580.1.1")
+    other.touch()
+    library.unlink()
+    library.symlink_to(other.name)
+
+
+def _no_modules(root: Path) -> None:
+    for folder in root.glob("lib/modules/*/modinfo"):
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (Path.exists, ""),
+        (_no_modules, "has no nvidia module"),
+        (_new_kernel, "the newest kernel 999.0.0-1 has no nvidia module"),
+        (_other_library, "libnvidia-ml is 580.1.1 and the module for kernel"),
+    ],
+)
+def test_a_host_sees_for_itself_that_its_next_kernel_has_a_driver(
+    tmp_path: Path, change: Callable[[Path], object], says: str
+) -> None:
+    for distribution in get_args(Distribution)[1:3]:
+        recorded = lay_out("rack9x3090", tmp_path / distribution)
+        change(recorded.root)
+        done = _look(recorded, plan(rack(RTX3090), distribution))
+        assert (done.returncode, says in done.stderr) == (bool(says), True), done.stderr
+        assert len(done.stderr.splitlines()) == bool(says), done.stderr
+        if "no nvidia module" in says:
+            assert ("dkms" in done.stderr) is distribution.startswith("debian")
+
+
+def test_a_kernel_is_not_judged_while_apt_is_at_work(tmp_path: Path) -> None:
+    recorded = lay_out("rack9x3090", tmp_path)
+    _new_kernel(recorded.root)
+    lock = recorded.root / driver.APT_LOCK.lstrip("/")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert _look(recorded, PLAN).returncode == 1
+    with lock.open("w") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        assert _look(recorded, PLAN).returncode == 0
+
+
+def _look(recorded: Rack, found: DriverPlan) -> subprocess.CompletedProcess[str]:
+    script = driver.kernels_program(found, str(recorded.root))
+    return subprocess.run(
+        ["sh", "-c", script.replace("PATH=/usr/sbin:", f"PATH={recorded.programs}:/usr/sbin:")],
+        cwd=recorded.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
     ("state", "words"),
     [
         ({"loaded": "580.95.05"}, "loaded driver is 580.95.05 and the installed one 580.105.08"),
@@ -496,7 +627,9 @@ class Machine(LocalHost):
         self.facts = {
             GpuDriverHost: state,
             InstalledPackages: state.versions,
-            UnitStates: dict.fromkeys((*found.units, driver.VFIO_UNIT), RUNS),
+            UnitStates: dict.fromkeys(
+                (*found.units, driver.VFIO_UNIT, driver.KERNELS_SERVICE), RUNS
+            ),
         }
         with ctx_host.use(self):
             for command in gpu_driver.running._inner(
@@ -618,7 +751,7 @@ def _deploy(
                 line
                 for path, text in contents.items()
                 for line in (
-                    f"S|regular file|644|root|root|{path}|'{path}'",
+                    f"S|regular file|{_mode(path)}|root|root|{path}|'{path}'",
                     f"{hashlib.sha256(text.encode()).hexdigest()}  {path}",
                 )
             ],
@@ -632,6 +765,10 @@ def _deploy(
     run_ops(state)
     metas = [state.get_op_data_for_host(host, op).operation_meta for op in state.get_op_order()]
     return host.connector.executed_commands, [meta.did_change() for meta in metas]
+
+
+def _mode(path: str) -> str:
+    return "755" if path in driver.PROGRAMS else "644"
 
 
 def inventory_of(answers: dict[str, list[str]]) -> Any:

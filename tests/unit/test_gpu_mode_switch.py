@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from holdfast.gpu import mode_program
 from holdfast.gpu.mode_program import CardSet, Check, Failed, House, Switch, Tenant
 from tests.unit.fake_upstreams import free_port
+from tests.unit.faults import WAS_KILLED, inject
 
 CARD = "GPU-1"
 _SYSTEMCTL = """#!/bin/sh
@@ -65,8 +69,8 @@ class Host:
         for unit in ("chat.service", "agent.target"):
             (self.folder / "active" / unit).touch()
 
-    def switch(self, now: bool = False, health: Check | None = None, **chat: Any) -> None:
-        """Ask for `creative`."""
+    def house(self, health: Check | None = None, **chat: Any) -> House:
+        """What the inventory declares."""
         tenants = [
             Tenant("chat", "chat.service", (CARD,), **chat),
             Tenant("painter", "painter.service", (CARD,), memory=("20000MiB", CARD), health=health),
@@ -74,8 +78,12 @@ class Host:
         modes = {"agent": ["chat"], "creative": ["painter"]}
         targets = {"agent": "agent.target", "creative": "creative.target"}
         cards = CardSet("desk", {CARD: "slot-0"}, "agent", modes, targets)
-        house = House([cards], {tenant.name: tenant for tenant in tenants})
-        Switch(house, cards, "creative", self.folder).run(0, now)
+        return House([cards], {tenant.name: tenant for tenant in tenants})
+
+    def switch(self, now: bool = False, **how: Any) -> None:
+        """Ask for `creative`."""
+        house = self.house(**how)
+        Switch(house, house.sets[0], "creative", self.folder).run(0, now)
 
     def refuses(self, **how: Any) -> str:
         """Ask for `creative`, and hear why not."""
@@ -95,6 +103,46 @@ class Host:
     def told(self) -> list[str]:
         file = self.folder / "told"
         return file.read_text().split() if file.exists() else []
+
+    def place_program(self) -> None:
+        """Have the program itself, which meets faults."""
+        house = self.house(**self.doors)
+        tenants = [asdict(tenant) for tenant in house.tenants.values()]
+        told = {"sets": [asdict(one) for one in house.sets], "tenants": tenants}
+        (self.folder / "modes.json").write_text(json.dumps(told))
+        program = Path(mode_program.__file__)
+        memory = f"{self.folder}/bin/memory"
+        inject(program, self.folder / "mode.py", PAUSE_SECONDS=0.01, MEMORY_PROGRAM=memory)
+
+    @property
+    def doors(self) -> dict[str, Any]:
+        """How the engine is held and released."""
+        return {name: (f"{self.folder}/bin/{name}",) for name in ("hold", "release")}
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
+        """Run the program; its exit status, negative where it was killed, and what it said."""
+        where = [f"--config={self.folder / 'modes.json'}", f"--present={self.folder}"]
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(self.folder / "mode.py"), *arguments, *where],
+            env={**os.environ, "FAULT_RECORD": str(self.folder / ".desk.begun"), **environment},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stderr
+
+    def units(self, **environment: str) -> tuple[int, str]:
+        """What systemd does: a unit that switches, and where it fails one that undoes."""
+        status, said = self.run("creative", "--here", **environment)
+        undone = status
+        while undone:
+            undone, more = self.run("--undo", "desk", **environment)
+            said += more
+            assert undone <= 0, said
+        return status, said
 
     @property
     def is_as_before(self) -> bool:
@@ -194,3 +242,64 @@ def test_memory_is_given_back_before_others_start(
     else:
         assert "memory of the cards was not given back: process 4242" in host.refuses()
         assert host.is_as_before
+
+
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    tmp_path.mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    host = Host(tmp_path)
+    host.place_program()
+    return host
+
+
+def _is_whole(host: Host, said: str) -> None:
+    assert host.is_as_before or host.is_switched, (said, host.active, host.record)
+    assert host.told()[-1:] != ["hold"], (said, "callers are kept out for good")
+    assert not (host.folder / ".desk.begun").exists(), said
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "SIGHUP", "ENOSPC"])
+def test_whatever_ends_it_at_whatever_step_one_mode_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    seen = {True: 0, False: 0}
+    for at in range(1, 100):
+        host = _fresh(tmp_path / str(at), monkeypatch)
+        status, said = host.units(FAULT=f"{fault}:{at}")
+        _is_whole(host, f"{fault} at {at}: {said}")
+        seen[host.is_switched] += 1
+        if f"step {at} " not in said:
+            break
+    # The last run met no fault: every step has had its own.
+    assert (status, host.is_switched, said.count("step ")) == (0, True, at - 1), said
+    assert at > (3 if fault == "ENOSPC" else 15), at
+    assert seen[False] >= at - 5, seen
+
+
+@pytest.mark.parametrize("step", [mode_program.HELD, mode_program.SWITCHING])
+def test_what_undoes_it_may_be_killed_at_whatever_step_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    for at in range(1, 100):
+        host = _fresh(tmp_path / str(at), monkeypatch)
+        faults = {"FAULT": f"SIGKILL:@{step}", "UNDO_FAULT": f"SIGKILL:{at}"}
+        _, said = host.units(**faults, FAULT_FOLDER=str(host.folder))
+        _is_whole(host, f"{step}, then the undo's {at}: {said}")
+        assert host.is_as_before, said
+        if not (host.folder / WAS_KILLED).exists():
+            break
+    assert f"undo {at - 1} " in said, said
+    assert f"undo {at} " not in said, said
+    assert at > 3, at
+
+
+def test_a_switch_that_was_killed_for_good_is_undone_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = _fresh(tmp_path / "host", monkeypatch)
+    assert host.run("creative", "--here", FAULT=f"SIGKILL:@{mode_program.SWITCHING}")[0] < 0
+    (host.folder / "broken/painter.service").touch()
+    status, said = host.run("creative", "--here")
+    assert (status, "the switch before this one was killed" in said) == (1, True), said
+    assert host.is_as_before

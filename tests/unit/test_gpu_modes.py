@@ -15,6 +15,7 @@ from holdfast.checks import gpu_modes as checks
 from holdfast.checks import gpus, services
 from holdfast.engines import units
 from holdfast.gpu import limits, limits_program, mode_program, modes
+from holdfast.services import LOOPBACK_OF
 from holdfast.settings import HostSettings
 from operations import gpu_modes as operations
 from operations.units import Unit, settle
@@ -212,6 +213,13 @@ def test_a_target_wants_its_services_and_ends_the_others() -> None:
     assert "/etc/systemd/system/holdfast-vllm-chat.service.d/60-holdfast-mode.conf" in found
     # What is in no mode is not touched.
     assert not any("watcher" in path for path in found)
+
+
+def test_what_undoes_a_switch_may_ask_services_of_every_tier() -> None:
+    lines = modes.undo_unit().splitlines()
+    for address in LOOPBACK_OF.values():
+        assert f"IPAddressAllow={address}/32" in lines
+    assert "IPAddressDeny=any" in lines
 
 
 def test_every_tenant_is_known_to_the_host() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 from holdfast import completion
 from holdfast.engines import replace_program
 from holdfast.engines.replace_program import UnixConnection
+from tests.unit import faults
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 QUESTIONS: list[completion.Question] = [
@@ -63,6 +65,7 @@ class Host:
             "PATH": f"{self.programs}:/usr/bin:/bin",
             "FAKE_ENGINE": str(self.folder),
         }
+        self.place_undo()
         self.systemctl("start")
         self.door = subprocess.Popen(
             [sys.executable, FAKE, "door", self.folder / "door.sock", self.folder / "door"]
@@ -115,13 +118,19 @@ class Host:
             umask=0o077,
         )
 
+    def place_undo(self) -> None:
+        """Have systemd know what undoes a replacement."""
+        (self.folder / "undo").write_text(shlex.join([*self.command, "--undo"]))
+
+    @property
+    def command(self) -> list[str]:
+        where = [f"--jobs={self.folder / 'jobs'}", f"--state={self.folder / 'state'}"]
+        return [sys.executable, "-I", "-S", str(self.program), "chat", *where]
+
     def unit(self) -> subprocess.Popen[str]:
         """The transient unit as `follow` asks for it, without its caller."""
-        where = [f"--jobs={self.folder / 'jobs'}", f"--state={self.folder / 'state'}"]
-        program = [sys.executable, "-I", "-S", str(self.program), "chat", *where]
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(FAKE), "unit", " ".join([*program, "--undo"])]
-            + [*program, "--here"],
+            [sys.executable, "-I", "-S", str(FAKE), "unit", *self.command, "--here"],
             env=self.environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -438,35 +447,27 @@ def test_a_replacement_outlives_its_caller(host: Host, step: str) -> None:
     assert (host.serves(), host.told_the_door()) == ("new", ["maint", "ready"])
 
 
-# What happens right before the step FAULT of the program: a signal, or the disk is full from then.
-FAULTS = """
-import errno as _errno, os as _os, signal as _signal, sys as _sys
-_fault, _at = _os.environ.get("FAULT", ":0").split(":")
-_steps = 0
-def _hook(event, arguments):
-    global _steps
-    if _fault == "ENOSPC":
-        counts = event == "open" and str(arguments[1])[0] in "wxa"
-    else:
-        counts = event in ("os.rename", "subprocess.Popen", "socket.connect")
-    if not counts:
-        return
-    _steps += 1
-    print("step", _steps, event, file=_sys.stderr, flush=True)
-    if _fault == "ENOSPC" and _steps >= int(_at):
-        raise OSError(_errno.ENOSPC, _os.strerror(_errno.ENOSPC))
-    if _fault != "ENOSPC" and _steps == int(_at):
-        _os.kill(_os.getpid(), getattr(_signal, _fault))
-if "--here" in _sys.argv and _fault:
-    _sys.addaudithook(_hook)
-"""
-
-
 def _with_faults(host: Host) -> None:
-    text = Path(replace_program.__file__).read_text()
-    text = text.replace("PAUSE_SECONDS = 1.0", "PAUSE_SECONDS = 0.01", 1)
     host.program = host.folder / "program.py"
-    host.program.write_text(text.replace("import argparse\n", f"import argparse\n{FAULTS}", 1))
+    faults.inject(Path(replace_program.__file__), host.program, PAUSE_SECONDS=0.01)
+    host.environment["FAULT_FOLDER"] = str(host.folder)
+    host.environment["FAULT_RECORD"] = str(host.folder / "state/chat.json")
+    host.place_undo()
+
+
+def _after_a_fault(host: Host, fault: str) -> tuple[int, str]:
+    """Replace in the unit, and see that a model serves; the exit status and what was said."""
+    program = host.unit()
+    _, said = program.communicate(timeout=120)
+    told = f"{fault}: {said}"
+    assert "Traceback" not in said, told
+    now = host.serves()
+    assert now in ("old", "new"), told
+    # After a power cut now the same one serves, which takes no start of an engine to see.
+    assert host.step not in ("held", "stopping", "swapped") or "ENOSPC" in fault, told
+    assert f"models/{now}" in (host.folder / "chat.yaml").read_text(), told
+    assert host.told_the_door()[-1:] != ["maint"], told
+    return program.returncode, said
 
 
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "ENOSPC"])
@@ -478,22 +479,48 @@ def test_a_model_serves_after_each_end_at_each_step(host: Host, fault: str) -> N
         if not (host.folder / "models" / other).exists():
             host.model(other)
         host.configure("chat.yaml.next", other)
-        host.environment["FAULT"] = f"{fault}:{at}"
-        program = host.unit()
-        _, said = program.communicate(timeout=120)
-        told = f"{fault} at {at}: {said}"
-        assert "Traceback" not in said, told
-        now = host.serves()
-        assert now in ("old", "new"), told
-        # After a power cut now the same one serves, which takes no start of an engine to see.
-        assert host.step not in ("held", "stopping", "swapped") or fault == "ENOSPC", told
-        assert f"models/{now}" in (host.folder / "chat.yaml").read_text(), told
-        assert host.told_the_door()[-1:] != ["maint"], told
-        seen["new" if now == other else "old"] += 1
-        serving = now
+        host.environment["FAULT"] = told = f"{fault}:{at}"
+        status, said = _after_a_fault(host, told)
+        serving = host.serves()
+        seen["new" if serving == other else "old"] += 1
         if f"step {at} " not in said:
             break
     # The last run met no fault: every step has had its own.
-    assert (program.returncode, said.count("step ")) == (0, at - 1), told
+    assert (status, said.count("step ")) == (0, at - 1), told
     assert at > (5 if fault == "ENOSPC" else 15)
     assert seen["old"] >= at - 3, seen
+
+
+@pytest.mark.parametrize("step", ["held", "stopping", "swapped"])
+def test_what_undoes_it_may_be_killed_at_whatever_step_too(host: Host, step: str) -> None:
+    _with_faults(host)
+    host.model("new")
+    host.environment["FAULT"] = f"SIGKILL:@{step}"
+    for at in range(1, 100):
+        host.configure("chat.yaml.next", "new")
+        host.environment["UNDO_FAULT"] = f"SIGKILL:{at}"
+        _, said = _after_a_fault(host, f"{step}, then the undo's {at}")
+        assert (host.serves(), host.step) == (
+            "old",
+            "given up" if step == "held" else "rolled back",
+        )
+        was_killed = host.folder / faults.WAS_KILLED
+        if not was_killed.exists():
+            break
+        was_killed.rmdir()
+    assert f"undo {at - 1} " in said, said
+    assert f"undo {at} " not in said, said
+    assert at > 2
+
+
+def test_one_that_was_killed_for_good_is_undone_by_the_next(host: Host) -> None:
+    host.offer("new")
+    host.memory_says("sleep 0.2")
+    program = host.start("chat", "--here")
+    _wait(lambda: host.step == "swapped")
+    program.kill()
+    program.wait()
+    # The next one does not serve either: what comes back is what served last.
+    host.offer("broken", never_ready="")
+    status, said = host.run("chat")
+    assert (status, host.serves(), host.step) == (1, "old", "rolled back"), said
