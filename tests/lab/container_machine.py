@@ -221,8 +221,10 @@ class ContainerMachine(Machine):
         super().wait_for_boot(timeout_seconds, other_than=other_than)
         self.wait_until_succeeds(
             "systemctl is-system-running --wait | grep -E 'running|degraded'"
-            # An address that may be somebody else's yet cannot be used.
-            ' && test -z "$(ip -6 address show tentative)"',
+            # An address that may be another machine's yet cannot be used. On a bridge that has
+            # nothing on it, it stays so.
+            " && ! ip -6 -oneline address show tentative | while read -r _ link _; do"
+            ' grep --line-regexp 1 "/sys/class/net/$link/carrier"; done | grep --quiet 1',
             timeout_seconds,
         )
 
