@@ -25,7 +25,8 @@ from holdfast.settings import HostSettings
 from operations.host_files import HostDirectory, HostFile, place
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-holdfast.conf"
-_ROLLBACK = "/run/holdfast/ssh-rollback"
+_ROLLBACK = "/run/holdfast-ssh/rollback"
+"""In a folder that root alone may enter: `sandbox.RUN` is for the sockets of every service."""
 
 # sshd -t knows no "what if": it is given a copy of the whole configuration with the new drop-in.
 _VALIDATE = (

@@ -20,6 +20,7 @@ from facts.ssh import Sshd, SshState
 from holdfast import ssh
 from holdfast.connector import RackConnector
 from holdfast.render import render
+from holdfast.sandbox import RUN
 from holdfast.settings import HostSettings
 from operations import sshd
 from tests.unit.local_host import LocalHost
@@ -377,6 +378,11 @@ def test_what_no_login_proves_is_undone_by_the_timer(armed: Armed) -> None:
     assert (armed.folder / "seconds").read_text().strip() == "90"
     armed.run_out()
     assert armed.is_as_before
+
+
+def test_what_is_kept_for_the_timer_shuts_no_service_off_from_its_sockets() -> None:
+    # The folder is made for root alone, be it there before or not.
+    assert not Path(sshd._ROLLBACK).is_relative_to(RUN)
 
 
 def test_a_second_change_before_a_proof_is_undone_to_what_was_proved(armed: Armed) -> None:
