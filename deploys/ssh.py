@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
+from holdfast import alerts, ssh
 from holdfast.settings import HostSettings
-from operations import sshd
+from operations import host_files, sshd, units
+from operations.host_files import HostDirectory, HostFile
+from operations.units import Unit
 
 
 @deploy("SSH")
 def apply(settings: HostSettings) -> None:
     """Bring sshd to the settings, and prove by a new login that no user is locked out."""
+    host_files.place(
+        name="Write the way back of SSH",
+        directories=[HostDirectory("/usr/local/lib/holdfast")],
+        files=[
+            HostFile(ssh.ROLLBACK_SCRIPT, ssh.rollback_script(), mode="755", validate="sh -n {}"),
+            HostFile(f"/etc/systemd/system/{ssh.ROLLBACK_UNIT}", ssh.rollback_unit()),
+            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
+        ],
+    )
+    units.settle(
+        name="Have a boot undo what no login has proved",
+        units=[Unit(ssh.ROLLBACK_UNIT, running=False)],
+    )
     sshd.settled(name="Configure sshd and prove a new login", settings=settings)

@@ -4,7 +4,7 @@ from pyinfra import host
 from pyinfra.api.deploy import deploy
 
 from facts.tailnet import TailnetNode
-from holdfast import alerts, ssh, tailnet_rules
+from holdfast import alerts, ssh, tailnet_membership, tailnet_rules
 from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -70,10 +70,17 @@ def apply(settings: HostSettings) -> None:
             HostFile(tailnet_rules.RULES, rules, validate="nft --check --file {}"),
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             *(HostFile(path, text) for path, text in tailnet_rules.unit_files().items()),
+            HostFile(
+                tailnet_membership.PROGRAM,
+                tailnet_membership.program(),
+                mode="755",
+            ),
+            HostFile(tailnet_membership.CONFIG, tailnet_membership.config(settings)),
+            *(HostFile(path, text) for path, text in tailnet_membership.unit_files().items()),
         ],
     )
     units.settle(
-        name="Have the tailnet reach no more than is declared",
+        name="Have the tailnet reach no more than is declared, and watch the membership",
         units=[
             Unit(
                 tailnet_rules.SERVICE,
@@ -83,6 +90,10 @@ def apply(settings: HostSettings) -> None:
             Unit(
                 tailnet_rules.TIMER,
                 restart_after=[f"{tailnet_rules.SYSTEM}/{tailnet_rules.TIMER}"],
+            ),
+            Unit(
+                tailnet_membership.TIMER,
+                restart_after=[f"{tailnet_membership.SYSTEM}/{tailnet_membership.TIMER}"],
             ),
         ],
     )

@@ -9,8 +9,8 @@ from facts.framed import Framed
 from facts.sections import answers, probe
 from facts.units import seconds_of
 
-ROLLBACK_UNIT = "holdfast-ssh-rollback"
-"""Transient timer that puts the former configuration back; it exists while a change is unproved."""
+ROLLBACK_STATE = "/var/lib/holdfast/ssh"
+"""Where the last proved configuration is kept while a change waits for its proof."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sshd(Framed[SshState]):
             "effective": "sshd -T",
             "read": "systemctl show --timestamp=us+utc --property=StateChangeTimestamp --value ssh",
             "files": f"cd /etc/ssh && stat --format=%.6Y sshd_config sshd_config.d/* {host_key}",
-            "rollback": f"systemctl is-active {ROLLBACK_UNIT}.timer",
+            "rollback": f"[ -e {ROLLBACK_STATE}/armed ] && echo yes",
             # sudo forgets where the login came from; the process that called it does not.
             "came-by": (
                 "p=$$; while [ $p -gt 1 ]; do"
@@ -81,7 +81,7 @@ class Sshd(Framed[SshState]):
         return SshState(
             effective=frozenset((keyword, value) for keyword, _, value in pairs),
             is_outdated=read is None or newest > read,
-            is_unproved=sections["rollback"] == ["active"],
+            is_unproved=bool(sections["rollback"]),
             came_by=int(came_by[-1]) if came_by else None,
             has_host_key=bool(sections["key"]),
             has_strong_moduli=bool(sections["moduli"]),

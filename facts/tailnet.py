@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -32,6 +33,12 @@ def _relays(found: dict[str, Any]) -> tuple[tuple[str, int], ...]:
     ]
     named = {(node["HostName"].lower(), node.get("DERPPort") or 443) for node in nodes}
     return tuple(sorted(named))
+
+
+def _expiry(text: str | None) -> datetime | None:
+    found = datetime.fromisoformat(text) if text else None
+    # A control server may write "never" as the year 1.
+    return found if found is not None and found.year >= 1970 else None
 
 
 class TailnetNode(Framed[Node]):
@@ -68,11 +75,12 @@ class TailnetNode(Framed[Node]):
             return Node()
         try:
             status, prefs = json.loads(status_text), json.loads(prefs_text)
+            me = status.get("Self") or {}
+            expires = _expiry(me.get("KeyExpiry"))
             # One that is no member yet has no map, and says so in words.
             relays = json.loads(relays_text) if relays_text.strip().startswith("{") else {}
         except ValueError as error:
-            raise FactProcessError(f"tailscale did not print JSON: {error}") from None
-        me = status.get("Self") or {}
+            raise FactProcessError(f"tailscale did not print its JSON: {error}") from None
         v4, v6 = _addresses(status)
         return Node(
             backend=status.get("BackendState", ""),
@@ -87,6 +95,7 @@ class TailnetNode(Framed[Node]):
             shields_up=bool(prefs.get("ShieldsUp")),
             online=bool(me.get("Online")),
             expired=bool(me.get("Expired")),
+            expires=expires,
             health=tuple(status.get("Health") or ()),
             v4=v4,
             v6=v6,

@@ -46,6 +46,8 @@ MARK = "holdfast:"
 """How the comment of every rule begins that is ours."""
 UNTIL_TAILNET = "ssh until the tailnet is proved"
 """Why SSH is open on the LAN at first; this reason distinguishes the rule from others."""
+WITHOUT_TAILNET = "ssh while the tailnet is lost"
+"""Why a host has opened SSH on the LAN by itself, and will close it (`tailnet_membership`)."""
 
 OPTIONS = {
     "IPV6": "yes",
@@ -58,6 +60,21 @@ OPTIONS = {
     "IPT_SYSCTL": "",
 }
 """What /etc/default/ufw must say."""
+
+_OWN = {"RestrictAddressFamilies", "CapabilityBoundingSet"}
+RUNS_UFW = (
+    *(directive for directive in LOADS_RULES if directive.name not in _OWN),
+    Directive(
+        "RestrictAddressFamilies",
+        "AF_UNIX AF_NETLINK AF_INET AF_INET6",
+        "how the kernel takes rules, from either kind of iptables",
+    ),
+    Directive("CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW", "the same"),
+    Directive("ProcSubset", "all", "whether there is IPv6, and the settings that ufw makes"),
+    Directive("ReadWritePaths", "-/etc/ufw", "ufw's rules"),
+    Directive("ReadWritePaths", "-/run", "the locks of ufw and iptables"),
+)
+"""What a unit needs beyond the closed box to change ufw's rules; it runs as root."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,17 @@ class Hole:
             f" to any port {self.port} comment {shlex.quote(self.comment)}"
         )
 
+    @property
+    def live(self) -> str:
+        """The table and the rule in force, as ``iptables -S`` prints it after ufw has loaded it."""
+        tables, infix = ("iptables", "") if self.family == 4 else ("ip6tables", "6")
+        source = "" if self.source == ANYWHERE[self.family] else f"-s {self.source} "
+        interface = f"-i {self.interface} " if self.interface else ""
+        return (
+            f"{tables} -t filter -A ufw{infix}-user-input {source}{interface}-p {self.protocol}"
+            f" -m {self.protocol} --dport {self.port} -j ACCEPT"
+        )
+
     def container_rule(self, chain: str) -> str:
         """The rule that lets the hole through ``chain``, written as ``iptables -S`` prints it.
 
@@ -138,8 +166,8 @@ def _holes(port: Listen | Opening, sources: list[str], why: str) -> list[Hole]:
     ]
 
 
-def holes(settings: HostSettings, services: list[Service], *, lan_ssh: bool) -> list[Hole]:
-    """Every hole the inventory declares; ``lan_ssh`` adds the one that the tailnet will replace.
+def holes(settings: HostSettings, services: list[Service], *, lan_ssh: str | None) -> list[Hole]:
+    """Every hole the inventory declares, and SSH on the LAN where ``lan_ssh`` says why it is open.
 
     A service that listens on the tailnet needs none: Tailscale accepts what comes from its own
     interface before ufw is asked, and `holdfast.tailnet_rules` stand before both.
@@ -148,7 +176,7 @@ def holes(settings: HostSettings, services: list[Service], *, lan_ssh: bool) -> 
     wanted: list[Hole] = []
     if lan_ssh:
         sources = settings.ssh.lan_sources or anywhere
-        wanted += _holes(Listen(port=settings.ssh.port), sources, UNTIL_TAILNET)
+        wanted += _holes(Listen(port=settings.ssh.port), sources, lan_ssh)
     for service in services:
         for listen in service.listens:
             if listen.scope in ("lan", "public"):
@@ -227,32 +255,35 @@ def _identity_of(rule: str) -> str:
     return re.sub(r" comment=[0-9a-f]*$", "", rule)
 
 
-def lan_ssh_rules(state: FirewallState) -> list[str]:
-    """The rules on the host that keep SSH open until the tailnet is proved, of both families."""
+def lan_ssh_rules(state: FirewallState, why: str) -> list[str]:
+    """The rules on the host that keep SSH open on the LAN for this reason, of both families."""
     return [
         rule
         for family in (state.v4, state.v6)
         for rule in family.rules
-        if _comment_of(rule) == f"{MARK} {UNTIL_TAILNET}"
+        if _comment_of(rule) == f"{MARK} {why}"
     ]
 
 
-def lan_ssh_wanted(settings: HostSettings, state: FirewallState) -> bool:
-    """Whether SSH must be open on the LAN for now.
+def lan_ssh_wanted(settings: HostSettings, state: FirewallState) -> str | None:
+    """Why SSH must be open on the LAN for now; None where it must not be.
 
     At first, until `withdraw` has closed it. Once closed it stays closed, also while something
     else is repaired: a host that carries our rules without that one has been through the proof.
+    What the host has opened because its tailnet is lost is the host's to close.
     """
     if settings.ssh.lan_access == "keep":
-        return False  # The ssh service says itself where it listens.
-    if settings.tailnet is None:
-        return True
+        return None  # The ssh service says itself where it listens.
+    if settings.tailnet is None or lan_ssh_rules(state, UNTIL_TAILNET):
+        return UNTIL_TAILNET
+    if settings.ssh.lan_return and lan_ssh_rules(state, WITHOUT_TAILNET):
+        return WITHOUT_TAILNET
     ours = any(
         _comment_of(rule).startswith(MARK)
         for family in (state.v4, state.v6)
         for rule in family.rules
     )
-    return bool(lan_ssh_rules(state)) or not ours
+    return None if ours else UNTIL_TAILNET
 
 
 def describe(rule: str) -> str:
@@ -303,24 +334,14 @@ def unit_files() -> dict[str, str]:
 
     What they may not do would lock somebody out: `tests/lab/test_rooted_live.py` has them do it.
     """
-    kept = {"RestrictAddressFamilies", "CapabilityBoundingSet"}
     relaxed = [
-        *(directive for directive in LOADS_RULES if directive.name not in kept),
-        Directive(
-            "RestrictAddressFamilies",
-            "AF_UNIX AF_NETLINK AF_INET AF_INET6",
-            "how the kernel takes rules, from either kind of iptables",
-        ),
-        Directive("CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW", "the same"),
-        Directive("ProcSubset", "all", "whether there is IPv6, and the settings that ufw makes"),
+        *RUNS_UFW,
         *(
             Directive("ReadWritePaths", f"-{path}", why)
             for path, why in (
-                ("/etc/ufw", "what it restores"),
                 ("/etc/default", "what it restores"),
                 (ROLLBACK_STATE, "where it is kept"),
                 ("/proc/sys/net", "the settings that ufw makes"),
-                ("/run", "the lock of iptables"),
             )
         ),
     ]

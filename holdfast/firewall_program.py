@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -40,6 +41,8 @@ UFW_LOCK = "/run/ufw.lock"
 STATE = "/var/lib/holdfast/firewall"
 """Where the last proved firewall is kept while a change waits for its proof, and what it was."""
 RUN = "/run/holdfast/firewall"
+MEMBERSHIP = "/etc/holdfast/tailnet-membership.json"
+"""Which rules the watch over the tailnet may add, and how each looks in force."""
 DOCKER_USER = "/usr/local/lib/holdfast/docker-user"
 DOCKER = ("/usr/bin/dockerd", "/usr/sbin/dockerd")
 """Where Docker's own package has its engine, and Debian's."""
@@ -158,15 +161,27 @@ def _read(path: str) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
+def _returned() -> set[str]:
+    """The rules in force by which this host has opened SSH on the LAN: its tailnet is lost."""
+    try:
+        rules = json.loads(_read(MEMBERSHIP) or '{"rules": []}')["rules"]
+    except (ValueError, KeyError, TypeError):
+        return set()
+    there = _read(f"{UFW}/user.rules") + _read(f"{UFW}/user6.rules")
+    return {rule["live"] for rule in rules if f"### tuple ### {rule['rule']}\n" in there}
+
+
 def listing() -> str:
     """What must stay as it was proved: that a boot loads ufw, and the rules, chain by chain."""
     found = re.findall(r"(?m)^ENABLED=.*\n", _read(CONF))
+    returned = _returned()
     for tables in _families():
         for table in ("filter", "mangle"):
             held = filter(_is_held, _list(tables, table))
             # In which order chains were made means nothing.
             ordered = sorted(held, key=lambda line: line.split()[1])
-            found += [f"{tables} -t {table} {line}\n" for line in ordered]
+            named = [f"{tables} -t {table} {line}" for line in ordered]
+            found += [f"{line}\n" for line in named if line not in returned]
     return "".join(found)
 
 

@@ -126,6 +126,9 @@ class Ssh(Model):
     user that is not named keeps what it has."""
     lan_access: Literal["until-tailnet", "keep"] = "until-tailnet"
     """``until-tailnet`` closes SSH on the LAN once a tailnet login has succeeded."""
+    lan_return: bool = True
+    """Whether the host opens SSH to ``lan_sources`` again while it has lost its tailnet
+    (``tailnet.lost_minutes``). False: the console is then the only way in."""
     lan_sources: list[Cidr] = []
     """Networks SSH is open to while it is open on the LAN; empty means any."""
     callers: list[Caller] = []
@@ -210,6 +213,14 @@ class Tailnet(Model):
     groups: dict[TailnetGroup, list[TailnetUser]] = {}
     """Groups for ``callers`` to name, and who is in each. Like ``other_tags`` they hold for all
     hosts of the inventory, wherever they are declared."""
+    key_may_expire: bool = False
+    """Whether SSH may leave the LAN although the host's node key ends one day. An operator must
+    then renew it in time."""
+    key_warning_days: int = Field(default=14, ge=1, le=180)
+    """How long before the end of its node key a host raises an alert, days."""
+    lost_minutes: int = Field(default=30, ge=1, le=1440)
+    """How long a host must be no member before it raises an alert and opens SSH on the LAN again,
+    and a member before it closes it, minutes."""
     port: Port = 41641
     join_timeout_seconds: int = Field(default=60, ge=10, le=600)
     accept_dns: bool = True

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from facts.ssh import ROLLBACK_STATE
+from holdfast import alerts
+from holdfast.render import render
+from holdfast.sandbox import Directive, sandbox
+from holdfast.services import Service
 from holdfast.settings import HostSettings
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
@@ -18,6 +23,10 @@ KEYS = "/etc/holdfast/ssh"
 can neither add a key nor lead root astray by what lies in its home."""
 KEY_FILE = f"{KEYS}/%u"
 """The same as sshd's configuration writes it."""
+
+ROLLBACK_SCRIPT = "/usr/local/lib/holdfast/ssh-rollback"
+ROLLBACK_UNIT = "holdfast-ssh-rollback.service"
+"""Restores the last proved configuration: at the deadline of a change, or at a boot before it."""
 
 # ssh-audit's policy for Debian 12 passes with these, and paramiko 4 still finds a common set.
 _KEX = (
@@ -99,3 +108,25 @@ def ports(settings: HostSettings, came_by: int | None) -> list[int]:
     new port closes the old one.
     """
     return sorted({settings.ssh.port, came_by or settings.ssh.port})
+
+
+def rollback_script() -> str:
+    """The text of the script that keeps the proved configuration and restores it."""
+    return render("ssh/ssh-rollback.j2", state=ROLLBACK_STATE, unit=ROLLBACK_UNIT)
+
+
+def rollback_unit() -> str:
+    """The text of the unit that restores the last proved configuration."""
+    service = Service(name="ssh-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
+    relaxed = [
+        Directive("ReadWritePaths", "/etc/ssh", "what it restores"),
+        Directive("ReadWritePaths", f"-{KEYS}", "what it restores"),
+        Directive("ReadWritePaths", f"-{ROLLBACK_STATE}", "where it is kept"),
+    ]
+    return render(
+        f"ssh/{ROLLBACK_UNIT}.j2",
+        state=ROLLBACK_STATE,
+        script=ROLLBACK_SCRIPT,
+        on_failure=alerts.ON_FAILURE,
+        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    )

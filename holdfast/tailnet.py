@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ class Node:
 
     ``backend`` is empty where no daemon answers. ``name`` is the label the tailnet knows the host
     by, ``hostname`` the one it asks for. ``relays`` are names and ports of the tailnet's DERP map.
+    ``expires`` is when its node key ends, None for never.
     """
 
     backend: str = ""
@@ -54,6 +56,7 @@ class Node:
     shields_up: bool = False
     online: bool = False
     expired: bool = False
+    expires: datetime | None = None
     health: tuple[str, ...] = ()
     v4: IPv4Address | None = None
     v6: IPv6Address | None = None
@@ -176,6 +179,17 @@ def complaint(settings: Tailnet, hostname: str, node: Node, changed: bool) -> st
             f" or rename the other {hostname} at the control server, then rename this one"
         )
     return None
+
+
+def keeps_lan_ssh(settings: Tailnet, node: Node) -> str | None:
+    """Why SSH must not leave the LAN yet, in one sentence, or None."""
+    if node.expires is None or settings.key_may_expire:
+        return None
+    return (
+        f"tailnet.key_may_expire: the node key of this host ends on {node.expires:%Y-%m-%d}, and"
+        " no login works after that, so SSH stays open on the LAN; disable the key's expiry at"
+        " the control server and deploy again, or set it to True and renew the key in time"
+    )
 
 
 def _list(tags: tuple[str, ...] | list[str]) -> str:

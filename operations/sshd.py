@@ -1,14 +1,14 @@
 """Configure sshd without locking anybody out.
 
-A change is validated by ``sshd -t``, armed with a timer that puts the former files back, read by
-sshd, and proved by a new login; only then is the timer disarmed and the run goes on.
+A change is validated by ``sshd -t``, armed with a deadline at which the former files come back,
+read by sshd, and proved by a new login; only then is it disarmed and the run goes on. A boot before
+the proof restores the former files as well.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Generator
-from pathlib import Path
 
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
@@ -17,7 +17,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from facts.framed import Unanswered, answer, framed
-from facts.ssh import ROLLBACK_UNIT, Sshd, SshState
+from facts.ssh import Sshd, SshState
 from holdfast import ssh
 from holdfast.connector import RackConnector
 from holdfast.render import render
@@ -25,8 +25,8 @@ from holdfast.settings import HostSettings
 from operations.host_files import HostDirectory, HostFile, place
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-holdfast.conf"
-_ROLLBACK = "/run/holdfast-ssh/rollback"
-"""In a folder that root alone may enter: `sandbox.RUN` is for the sockets of every service."""
+
+_BACK = "the former configuration is back in force"
 
 # sshd -t knows no "what if": it is given a copy of the whole configuration with the new drop-in.
 _VALIDATE = (
@@ -116,25 +116,8 @@ def _materials(state: SshState) -> Generator[StringCommand, None, None]:
 
 
 def _arm(paths: list[str], seconds: int) -> str:
-    """Keep the files as they are, and start the timer that puts them back after ``seconds``.
-
-    A timer that runs already guards an older change that was not proved: its copy is the good one.
-    """
-    quoted = " ".join(shlex.quote(path) for path in paths)
-    restore = (
-        f"rm -f {quoted}; tar -xPpf {_ROLLBACK}.tar; {_RELOAD};"
-        f" logger -t holdfast 'ssh: the former configuration is back'"
-    )
-    return (
-        f"systemctl is-active --quiet {ROLLBACK_UNIT}.timer || {{ umask 077"
-        f" && mkdir -p {Path(_ROLLBACK).parent}"
-        f" && tar -cPf {_ROLLBACK}.tar --ignore-failed-read --files-from /dev/null"
-        f" $(ls -d {quoted} 2>/dev/null)"
-        f" && echo {shlex.quote(restore)} > {_ROLLBACK}"
-        f" && systemctl reset-failed {ROLLBACK_UNIT}.service 2>/dev/null;"
-        f" systemd-run --quiet --collect --unit={ROLLBACK_UNIT} --on-active={seconds}"
-        f" sh {_ROLLBACK}; }}"
-    )
+    """Keep the files as they are, and have them put back after ``seconds``, or by a boot."""
+    return f"{ssh.ROLLBACK_SCRIPT} keep {shlex.join(paths)} && {ssh.ROLLBACK_SCRIPT} arm {seconds}"
 
 
 def _prove(
@@ -149,19 +132,22 @@ def _prove(
     ``moved`` are the users whose keys were in their homes before.
     """
     failure = _failure(host, settings, wanted)
-    if failure is None:
-        for user in moved:
-            logger.warning(
-                "%s: ssh: sshd reads the keys of %s in %s/%s now, and ~%s/.ssh/authorized_keys no"
-                " longer: a key that is only there does not log in any more",
-                *(host.name, user, ssh.KEYS, user, user),
-            )
-        return _run(
-            host, f"systemctl stop {ROLLBACK_UNIT}.timer; rm -f {_ROLLBACK} {_ROLLBACK}.tar"
+    if failure is not None:
+        # The script leaves the reload to systemd; the run goes on when it is done.
+        wrong = _run(host, f"{ssh.ROLLBACK_SCRIPT} restore && {_RELOAD}")
+        back = f"to restore the former configuration failed: {wrong}" if wrong else _BACK
+        logger.error("%s: ssh: %s; %s", host.name, failure, back)
+        return False
+    if late := _run(host, f"{ssh.ROLLBACK_SCRIPT} disarm"):
+        logger.error("%s: ssh: %s", host.name, late)
+        return False
+    for user in moved:
+        logger.warning(
+            "%s: ssh: sshd reads the keys of %s in %s/%s now, and ~%s/.ssh/authorized_keys no"
+            " longer: a key that is only there does not log in any more",
+            *(host.name, user, ssh.KEYS, user, user),
         )
-    _run(host, f"sh {_ROLLBACK}; systemctl stop {ROLLBACK_UNIT}.timer")
-    logger.error("%s: ssh: %s; the former configuration is back in force", host.name, failure)
-    return False
+    return True
 
 
 def _failure(host: Host, settings: HostSettings, wanted: set[tuple[str, str]]) -> str | None:
@@ -205,6 +191,9 @@ def _effective(host: Host) -> set[tuple[str, ...]]:
     return {tuple(line.split(" ", 1)) for line in answer(output.stdout_lines)}
 
 
-def _run(host: Host, command: str) -> bool:
-    okay, _ = host.run_shell_command(StringCommand(command), _sudo=bool(host.data.get("_sudo")))
-    return bool(okay)
+def _run(host: Host, command: str) -> str:
+    """What a command has to say where it fails; empty where it succeeds."""
+    okay, output = host.run_shell_command(
+        StringCommand(command), _sudo=bool(host.data.get("_sudo"))
+    )
+    return "" if okay else output.stderr.strip() or f"{command} failed"

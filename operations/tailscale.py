@@ -16,6 +16,8 @@ from operations.refusal import stop
 
 RUN = "/run"
 """Memory, not disk: the key is never written to one."""
+STATE = "/var/lib/tailscale/tailscaled.state"
+"""What tailscaled knows of itself, its keys among it."""
 
 # `up` returns when the daemon runs; the control server sees it online a moment later.
 _UNTIL_ONLINE = (
@@ -32,6 +34,9 @@ def _join_script(settings: Tailnet, hostname: str) -> str:
             "set -eu; umask 077",
             f"directory=$(mktemp -d {RUN}/holdfast-join.XXXXXX)",
             "trap 'rm -rf \"$directory\"' EXIT; trap 'exit 1' HUP INT TERM",
+            # A power cut may leave it empty, and tailscaled then refuses to work at all.
+            f"if [ -e {STATE} ] && [ ! -s {STATE} ]; then"
+            f" systemctl stop tailscaled; rm {STATE}; systemctl start tailscaled; fi",
             'cat > "$directory/key"',
             f'timeout {seconds + 30} tailscale up {flags} --auth-key="file:$directory/key"'
             f" --timeout={seconds}s",

@@ -16,10 +16,22 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from facts.firewall import PROGRAM, Firewall, FirewallState
+from facts.tailnet import TailnetNode
 from holdfast.connector import Path
-from holdfast.firewall import LOAD, Hole, holes, lan_ssh_rules, lan_ssh_wanted, plan
+from holdfast.firewall import (
+    LOAD,
+    UNTIL_TAILNET,
+    WITHOUT_TAILNET,
+    Hole,
+    holes,
+    lan_ssh_rules,
+    lan_ssh_wanted,
+    plan,
+)
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
+from holdfast.tailnet import keeps_lan_ssh
+from operations.refusal import stop
 
 Commands = Generator[StringCommand | FunctionCommand, None, None]
 
@@ -102,13 +114,26 @@ def withdraw_lan_ssh(settings: HostSettings) -> Commands:
     """Close SSH on the LAN, once a login over the tailnet has succeeded in this run.
 
     One remote command when it is closed. Fails, with SSH still open on the LAN, when the tailnet
-    does not carry a login.
+    does not carry a login, or will not when the node key has ended. What the host has opened
+    itself, because it was no member, it closes itself: that is said and left alone.
     """
+    tailnet = settings.tailnet
     found = this_host.get_fact(Firewall)
-    if not lan_ssh_rules(found):
+    if tailnet is None:
+        return
+    if lan_ssh_rules(found, WITHOUT_TAILNET):
+        logger.warning(
+            f"{this_host.print_prefix}SSH is open on the LAN because this host lost its tailnet;"
+            f" the host closes it after {tailnet.lost_minutes} minutes of membership"
+        )
+        return
+    if not lan_ssh_rules(found, UNTIL_TAILNET):
+        return
+    if sentence := keeps_lan_ssh(tailnet, this_host.get_fact(TailnetNode)):
+        yield stop(sentence)
         return
     yield FunctionCommand(_try_tailnet, [], {})
-    declared = holes(settings, declared_services(settings), lan_ssh=False)
+    declared = holes(settings, declared_services(settings), lan_ssh=None)
     yield from _change(settings, declared, found, "tailnet")
 
 

@@ -11,12 +11,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from facts import ssh
 from facts.firewall import PROGRAM, ROLLBACK_STATE
-from facts.ssh import ROLLBACK_UNIT
 from holdfast.firewall import MARK, TIMER, UNTIL_TAILNET, WATCH
 from holdfast.settings import HostSettings
+from holdfast.ssh import ROLLBACK_UNIT
 from tests.drill.converge import start
 from tests.drill.rehearsal import Act
+from tests.drill.sabotages import KEY_ENDS
 from tests.drill.site import Site
 from tests.lab.machine import Machine
 from tests.lab.process import output_of
@@ -112,13 +114,12 @@ class LockOut:
             finally:
                 run.kill()
                 run.wait()
-        armed = self.rack.execute(f"systemctl is-active {ROLLBACK_UNIT}.timer")[0] == 0
+        deadline = ROLLBACK_UNIT.replace(".service", ".timer")
+        armed = self.rack.execute(f"systemctl is-active {deadline}")[0] == 0
         self.record.check("a deploy that dies leaves the timer of SSH running", armed)
-        self.rack.wait_until_succeeds(
-            f"! systemctl is-active {ROLLBACK_UNIT}.timer", timeout_seconds=180
-        )
+        self.rack.wait_until_succeeds(f"test ! -e {ssh.ROLLBACK_STATE}/armed", timeout_seconds=180)
         told = self.rack.execute(
-            "journalctl --boot --identifier=holdfast --output=cat | grep 'former configuration'"
+            f"journalctl --boot --unit={ROLLBACK_UNIT} --output=cat | grep 'former configuration'"
         )[1]
         back = self.rack.succeed(self._keys(user)) == keys
         fault, state = "a deploy of SSH that dies", "the former keys are back"
@@ -169,6 +170,7 @@ class LockOut:
                 f"systemctl stop {TIMER} {WATCH} && {dropped('-I')}",
                 f"{dropped('-D')} && systemctl start {TIMER}",
             ),
+            "its node key ends": KEY_ENDS,
         }
 
     def _key_of_another(self) -> str:

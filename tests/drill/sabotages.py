@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from facts import ssh
 from facts.firewall import GUARD, ROLLBACK_STATE
-from holdfast import backup, egress, firewall, floor, integrity, ledger, networks, tailnet_rules
+from holdfast import (
+    backup,
+    egress,
+    firewall,
+    floor,
+    integrity,
+    ledger,
+    networks,
+    tailnet_membership,
+    tailnet_rules,
+)
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, driver, limits, modes
@@ -239,8 +250,14 @@ SSH = (
     Sabotage(
         "a change of sshd was never proved",
         ("ssh::no_change_waits_for_its_proof",),
-        "systemd-run --quiet --unit=holdfast-ssh-rollback --on-active=1h true",
-        "systemctl stop holdfast-ssh-rollback.timer",
+        f"mkdir -p {ssh.ROLLBACK_STATE} && touch {ssh.ROLLBACK_STATE}/armed",
+        f"rm -r {ssh.ROLLBACK_STATE}",
+    ),
+    Sabotage(
+        "no boot undoes a change of sshd",
+        ("ssh::a_boot_undoes_what_was_not_proved",),
+        "systemctl disable holdfast-ssh-rollback.service",
+        "systemctl enable holdfast-ssh-rollback.service",
     ),
 )
 
@@ -335,6 +352,12 @@ FIREWALL = (
         ("firewall::it_is_watched_now_and_at_boot",),
         f"systemctl stop {firewall.TIMER}",
         f"systemctl start {firewall.TIMER}",
+    ),
+    Sabotage(
+        "no boot undoes a change of the firewall",
+        ("firewall::a_boot_undoes_what_was_not_proved",),
+        "systemctl disable holdfast-firewall-rollback.service",
+        "systemctl enable holdfast-firewall-rollback.service",
     ),
 )
 
@@ -480,6 +503,12 @@ DOCKER = (
     ),
 )
 
+KEY_ENDS = lying(
+    "tailscale",
+    '/usr/bin/tailscale "$@" | sed \'s/"Online": true/&, "KeyExpiry": "2030-01-02T03:04:05Z"/\'',
+)
+"""The node key of a rack ends one day, as far as a caller of tailscale sees."""
+
 TAILNET = (
     Sabotage(
         "the daemon is offline, has another name, and lets Tailscale's own SSH in",
@@ -495,6 +524,17 @@ TAILNET = (
             ' -e \'s/"Hostname": "rack"/"Hostname": "stray"/\''
             ' -e \'s/"RunSSH": false/"RunSSH": true/\'',
         ),
+    ),
+    Sabotage(
+        "its node key ends",
+        ("tailnet::its_node_key_ends_only_where_the_inventory_accepts_it",),
+        *KEY_ENDS,
+    ),
+    Sabotage(
+        "its membership is not watched",
+        ("tailnet::ssh_returns_to_the_lan_as_declared_where_the_membership_is_lost",),
+        f"systemctl stop {tailnet_membership.TIMER}",
+        f"systemctl start {tailnet_membership.TIMER}",
     ),
     Sabotage(
         "a hand opens everything to the tailnet",

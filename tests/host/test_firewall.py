@@ -10,7 +10,17 @@ from testinfra.host import Host
 
 from facts import sections
 from facts.firewall import BLOCK_BEGIN, GUARD, PROGRAM, ROLLBACK_STATE
-from holdfast.firewall import DOCKER_USER, FAMILIES, TIMER, Family, Hole, container_rules, holes
+from holdfast.firewall import (
+    DOCKER_USER,
+    FAMILIES,
+    ROLLBACK_UNIT,
+    TIMER,
+    UNTIL_TAILNET,
+    Family,
+    Hole,
+    container_rules,
+    holes,
+)
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 
@@ -35,6 +45,7 @@ def found(host: Host) -> Answers:
         " systemctl is-active holdfast-firewall-rollback.timer",
         "proved": f"{PROGRAM} proved && echo yes",
         "watch": f"systemctl is-enabled {TIMER}; systemctl is-active {TIMER}",
+        "at boot": f"systemctl is-enabled {ROLLBACK_UNIT}",
         "filter4": "iptables -S",
         "filter6": "ip6tables -S",
         "mangle4": "iptables -t mangle -S",
@@ -47,7 +58,8 @@ def found(host: Host) -> Answers:
 @pytest.fixture(scope="module")
 def declared(settings: HostSettings) -> list[Hole]:
     """What may be reached from off this host. SSH on the LAN is gone once there is a tailnet."""
-    lan_ssh = settings.ssh.lan_access != "keep" and settings.tailnet is None
+    closed = settings.ssh.lan_access == "keep" or settings.tailnet is not None
+    lan_ssh = None if closed else UNTIL_TAILNET
     return holes(settings, declared_services(settings), lan_ssh=lan_ssh)
 
 
@@ -188,3 +200,7 @@ def test_what_is_in_force_is_what_a_login_proved(found: Answers) -> None:
 
 def test_it_is_watched_now_and_at_boot(found: Answers) -> None:
     assert found["watch"] == ["enabled", "active"]
+
+
+def test_a_boot_undoes_what_was_not_proved(found: Answers) -> None:
+    assert found["at boot"] == ["enabled"]

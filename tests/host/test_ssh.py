@@ -9,8 +9,9 @@ import pytest
 from testinfra.host import Host
 
 from facts.sections import answers, probe
+from facts.ssh import ROLLBACK_STATE
 from holdfast.settings import HostSettings
-from holdfast.ssh import KEY_FILE, KEYS
+from holdfast.ssh import KEY_FILE, KEYS, ROLLBACK_UNIT
 
 Answers = dict[str, list[str]]
 
@@ -56,7 +57,9 @@ def found(host: Host, settings: HostSettings) -> Answers:
                         ' sshd -T -C "user=$u,host=stranger,addr=192.0.2.1"'
                         " | grep ^authorizedkeysfile; done"
                     ),
-                    "rollback": "systemctl is-active holdfast-ssh-rollback.timer",
+                    "rollback": f"ls {ROLLBACK_STATE}/armed;"
+                    " systemctl is-active holdfast-ssh-rollback.timer",
+                    "at boot": f"systemctl is-enabled {ROLLBACK_UNIT}",
                 }
             )
         ).splitlines()
@@ -122,6 +125,10 @@ def test_declared_users_have_exactly_their_declared_keys(
 
 def test_no_change_waits_for_its_proof(found: Answers) -> None:
     assert found["rollback"] == ["inactive"]
+
+
+def test_a_boot_undoes_what_was_not_proved(found: Answers) -> None:
+    assert found["at boot"] == ["enabled"]
 
 
 def test_a_good_key_lets_a_user_in_and_root_only_where_it_may(

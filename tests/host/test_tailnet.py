@@ -10,7 +10,7 @@ import pytest
 from testinfra.host import Host
 
 from facts import sections
-from holdfast import tailnet_rules
+from holdfast import tailnet_membership, tailnet_rules
 from holdfast.settings import HostSettings, Tailnet
 from holdfast.tailnet import VENDOR_CONTROL
 
@@ -38,6 +38,13 @@ def test_it_is_online_and_its_membership_holds(node: dict[str, Any]) -> None:
     assert node["status"]["BackendState"] == "Running"
     assert me["Online"], node["status"]["Health"]
     assert not me.get("Expired", False)
+
+
+def test_its_node_key_ends_only_where_the_inventory_accepts_it(
+    node: dict[str, Any], tailnet: Tailnet
+) -> None:
+    if not tailnet.key_may_expire:
+        assert node["status"]["Self"].get("KeyExpiry") is None
 
 
 def test_it_has_the_declared_name_tags_and_control_server(
@@ -127,6 +134,21 @@ def test_those_rules_come_before_tailscaled_at_boot_and_are_watched(
     assert units[tailnet_rules.SERVICE]["Result"] == "success"
     assert "network-pre.target" in units[tailnet_rules.SERVICE]["Before"].split()
     assert "network-pre.target" in units["tailscaled.service"]["After"].split()
+
+
+def test_ssh_returns_to_the_lan_as_declared_where_the_membership_is_lost(
+    host: Host, settings: HostSettings
+) -> None:
+    questions = {
+        "config": f"cat {tailnet_membership.CONFIG}",
+        "timer": f"systemctl is-enabled {tailnet_membership.TIMER};"
+        f" systemctl is-active {tailnet_membership.TIMER}",
+        "last": f"systemctl show --property=Result --value {tailnet_membership.SERVICE}",
+    }
+    found = sections.answers(host.run(sections.probe(questions)).stdout.splitlines())
+    assert found["config"] == tailnet_membership.config(settings).splitlines()
+    assert found["timer"] == ["enabled", "active"]
+    assert found["last"] == ["success"]
 
 
 # The prefixes of Tailscale's and headscale's join keys, followed by enough to be one.

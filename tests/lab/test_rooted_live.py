@@ -16,7 +16,8 @@ import pytest
 
 from facts.firewall import PROGRAM as FIREWALL
 from facts.firewall import ROLLBACK_STATE
-from holdfast import alerts, firewall_program
+from facts.ssh import ROLLBACK_STATE as ROLLBACK_OF_SSH
+from holdfast import alerts, firewall_program, ssh
 from holdfast import firewall as walls
 from holdfast.engines.throughput import Load
 from holdfast.engines.units import (
@@ -33,6 +34,7 @@ from holdfast.gpu import driver
 from holdfast.registry import engine_service, engines
 from holdfast.render import render
 from holdfast.settings import HostSettings
+from operations import sshd
 from tests.drill.converge import PYINFRA
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import OPERATOR, ensure_image, lab_key
@@ -415,6 +417,11 @@ def logins(box: ContainerMachine) -> ContainerMachine:
 
 def deploy_ssh(box: ContainerMachine, folder: Path, *keys: str) -> subprocess.CompletedProcess[str]:
     """Deploy SSH with these keys of the operator, by the operator's login."""
+    # A copy without its public half: the plan would refuse keys that shut this one out.
+    login = folder / "login"
+    if not login.exists():
+        login.touch(mode=0o600)
+        login.write_bytes(lab_key().read_bytes())
     host = {
         "hostname": "rooted",
         "distribution": "debian13",
@@ -422,7 +429,7 @@ def deploy_ssh(box: ContainerMachine, folder: Path, *keys: str) -> subprocess.Co
         "ssh_hostname": "127.0.0.1",
         "ssh_port": box.ssh_port,
         "ssh_user": OPERATOR,
-        "ssh_key": str(lab_key()),
+        "ssh_key": str(login),
         "ssh_known_hosts_file": str(folder / "known_hosts"),
         "_sudo": True,
         "tailnet": None,
@@ -497,6 +504,43 @@ def test_keys_that_do_not_let_the_operator_in_are_taken_back(
     assert "the former configuration is back in force" in done.stderr
     logins.fail(f"ls /etc/holdfast/ssh/{OPERATOR}")
     own = lab_key().with_suffix(".pub").read_text().strip()
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
+
+
+def _lock_out(box: ContainerMachine, seconds: int) -> None:
+    """What a deploy leaves that dies after its change and before its proof."""
+    keys, drop_in = f"/etc/holdfast/ssh/{OPERATOR}", sshd.DROP_IN
+    box.succeed(
+        f"{ssh.ROLLBACK_SCRIPT} keep {keys} {drop_in}"
+        f" && {ssh.ROLLBACK_SCRIPT} arm {seconds}"
+        f" && echo {shlex.quote(STRANGER)} > {keys} && echo Port 2022 > {drop_in}"
+        " && systemctl reload ssh"
+    )
+
+
+@pytest.mark.parametrize("power", ["stays", "fails"])
+def test_a_change_that_no_login_has_proved_is_undone(
+    logins: ContainerMachine, tmp_path: Path, power: str
+) -> None:
+    own = lab_key().with_suffix(".pub").read_text().strip()
+    done = deploy_ssh(logins, tmp_path, own)
+    assert done.returncode == 0, done.stderr
+    files = f"sha256sum /etc/holdfast/ssh/{OPERATOR} {sshd.DROP_IN}; ls -l /etc/holdfast/ssh"
+    proved = logins.succeed(files)
+    if power == "stays":
+        _lock_out(logins, 1)
+    else:
+        _lock_out(logins, 3600)
+        logins.crash()
+        logins.start()
+        logins.wait_for_boot(PATIENCE_SECONDS)
+    logins.wait_until_succeeds(f"test ! -e {ROLLBACK_OF_SSH}/armed", PATIENCE_SECONDS)
+    assert logins.succeed(files) == proved
+    logins.wait_for_ssh(PATIENCE_SECONDS)
+    logins.fail("ss -Hltn | grep -q :2022")
+    logins.fail(f"systemctl is-failed {ssh.ROLLBACK_UNIT}")
+    # And nothing is left to do.
     done = deploy_ssh(logins, tmp_path, own)
     assert done.returncode == 0, done.stderr
 

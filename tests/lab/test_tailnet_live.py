@@ -1,16 +1,17 @@
 """Two peers of different tags call a rack: `pytest -m lab tests/lab/test_tailnet_live.py`.
 
 A real tailscaled on a container machine, a real headscale that takes the policy which the inventory
-renders, and two userspace nodes on the controller. It takes root and five minutes, no emulation.
+renders, and two userspace nodes on the controller. It takes root and twenty minutes, no emulation.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_urlsafe
@@ -19,7 +20,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from holdfast import egress, tailnet_rules
+from holdfast import egress, tailnet_membership, tailnet_rules
+from holdfast.firewall import WATCH, WITHOUT_TAILNET
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import ROOT, converge
 from tests.drill.record import Phase, Record
@@ -40,6 +42,8 @@ pytestmark = [
 
 SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=2048, cpus=2)
 DEPLOY = "tests/lab/tailnet_site.py"
+FIREWALL = "tests/lab/lan_ssh_site.py"
+LAN = "10.0.2.0/24"
 SSH, GUESTS, EVERYBODYS, NOBODYS = 22, 8090, 8091, 8099
 SILENT_SECONDS = 8
 """How long a call may take; what the policy drops is never answered."""
@@ -103,7 +107,7 @@ def _settings(services: Services, folder: Path) -> dict[str, Any]:
         "distribution": "debian13",
         "interfaces": {"eth0": {"role": "management"}},
         "lan_address": "rack-lan",
-        "ssh_hostname": "rack-lan",
+        "ssh_hostname": "rack",
         "ssh_config_file": str(folder / "ssh_config"),
         "ssh_user": "operator",
         "_sudo": True,
@@ -111,10 +115,10 @@ def _settings(services: Services, folder: Path) -> dict[str, Any]:
         "ssh": {
             "authorised_keys": {"operator": [lab_key().with_suffix(".pub").read_text().strip()]},
             "callers": ["tag:operator"],
-            # The runs come by it.
-            "lan_access": "keep",
+            "lan_sources": [LAN],
         },
         "tailnet": {
+            "lost_minutes": 1,
             "control_server": facts["headscale"]["url"],
             "repository": {
                 "url": tailscale["repository_url"],
@@ -142,7 +146,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         rack.start()
         rack.wait_for_boot()
         rack.wait_for_ssh()
-        (folder / "ssh_config").write_text(rack.ssh_settings())
+        rack.known_hosts.touch()
+        by_tailnet = (
+            f"Host rack\n    ProxyCommand {services.tailnet.proxy_command()}\n"
+            f"    IdentityFile {lab_key()}\n    IdentitiesOnly yes\n"
+            f"    UserKnownHostsFile {rack.known_hosts}\n    StrictHostKeyChecking accept-new\n"
+        )
+        (folder / "ssh_config").write_text(rack.ssh_settings() + by_tailnet)
         names = "".join(f"{CONTROLLER_SEEN_BY_GUESTS} {name}\n" for name in NAMES)
         rack.succeed(f"cat >> /etc/hosts <<'END'\n{names}END")
         rack.copy_to(services.authority.certificate, "/usr/local/share/ca-certificates/lab.crt")
@@ -317,3 +327,75 @@ def test_the_control_server_finds_the_policies_of_other_inventories_true(
     policy = stage.policy(ROOT / "inventories" / f"{name}.py")
     assert policy["tests"]
     assert stage.services.headscale.check_policy(policy) == ""
+
+
+LOST = f"ufw status | grep --quiet '{WITHOUT_TAILNET}'"
+ALERT = f"/run/holdfast/alerts/{tailnet_membership.SERVICE}"
+
+
+def _answers_on_the_lan(rack: Machine) -> bool:
+    """Whether SSH of a machine greets who comes by the LAN."""
+    try:
+        with socket.create_connection(("127.0.0.1", rack.ssh_port), SILENT_SECONDS) as call:
+            call.settimeout(SILENT_SECONDS)
+            return call.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def test_ssh_stays_on_the_lan_while_the_node_key_ends(stage: Stage) -> None:
+    hurt, heal = sabotages.KEY_ENDS
+    stage.rack.succeed(hurt)
+    try:
+        outcome = converge(stage.inventory, "key-ends", stage.folder, FIREWALL)
+    finally:
+        stage.rack.succeed(heal)
+    assert not outcome.ok
+    said = " ".join(outcome.log.read_text().split())
+    assert "the node key of this host ends on 2030-01-02" in said
+    assert _answers_on_the_lan(stage.rack)
+    # The control: the same host, whose key does not end.
+    outcome = converge(stage.inventory, "withdraw", stage.folder, FIREWALL)
+    assert outcome.ok, outcome.log.read_text()[-3000:]
+    assert not _answers_on_the_lan(stage.rack)
+    assert stage.answers(stage.peers[0], SSH)
+
+
+LOSSES: dict[str, Callable[[Stage], object]] = {
+    "its key has expired": lambda stage: stage.services.headscale.expire_node("rack"),
+    "the control server has forgotten it": lambda stage: stage.services.headscale.delete_node(
+        "rack"
+    ),
+    "its state is empty": lambda stage: stage.rack.succeed(
+        "systemctl stop tailscaled && : > /var/lib/tailscale/tailscaled.state"
+        " && systemctl start tailscaled"
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ssh_comes_back_on_the_lan_while_the_tailnet_is_lost(stage: Stage, loss: str) -> None:
+    rack = stage.rack
+    rack.succeed(f"rm -f {ALERT}")
+    rack.fail(LOST)
+    LOSSES[loss](stage)
+    rack.wait_until_succeeds(f"{LOST} && test -e {ALERT}", 300)
+    assert _answers_on_the_lan(rack)
+    # To the watch of the firewall it is not a change by hand.
+    rack.succeed(f"systemctl start {WATCH}")
+    # A deploy, which comes by the LAN, changes nothing of it and says so.
+    outcome = converge(stage.inventory, "lost", stage.folder, FIREWALL)
+    assert outcome.ok, outcome.log.read_text()[-3000:]
+    assert outcome.changed == []
+    said = " ".join(outcome.log.read_text().split())
+    assert "SSH is open on the LAN because this host lost its tailnet" in said
+    # A new key brings it back, and SSH leaves the LAN by itself.
+    stage.services.headscale.delete_node("rack")
+    key = stage.services.headscale.create_preauth_key("rack", tags=("tag:rack",))
+    (stage.folder / "secrets" / "TAILSCALE_AUTH_KEY").write_text(key.read_text())
+    outcome = converge(stage.inventory, "joined-again", stage.folder, DEPLOY)
+    assert outcome.ok, outcome.log.read_text()[-3000:]
+    assert "Tailnet | Join the tailnet" in outcome.changed
+    rack.wait_until_succeeds(f"! {LOST}", 300)
+    assert not _answers_on_the_lan(rack)
+    wait_until(lambda: stage.answers(stage.peers[0], SSH), "SSH by the tailnet", 60)

@@ -468,7 +468,7 @@ class Judge:
 
     def _tables(self, settings: HostSettings) -> list[str]:
         found = []
-        declared = walls.holes(settings, declared_services(settings), lan_ssh=True)
+        declared = walls.holes(settings, declared_services(settings), lan_ssh=walls.UNTIL_TAILNET)
         for family, program in ((4, "iptables-restore"), (6, "ip6tables-restore")):
             lines = walls.block(declared, set(settings.interfaces), family)  # type: ignore[arg-type]
             text = "\n".join(line for line in lines if not line.startswith("#")) + "\n"

@@ -16,6 +16,7 @@ from holdfast import firewall
 from holdfast.firewall import (
     DOCKER_USER_SCRIPT,
     LOAD,
+    UNTIL_TAILNET,
     Family,
     Hole,
     container_rules,
@@ -221,7 +222,7 @@ def test_what_ufw_lets_in_by_itself_is_closed(rack: FirewallState) -> None:
         *("/etc/ufw/before.rules", "/etc/ufw/after.rules"),
         *("/etc/ufw/before6.rules", "/etc/ufw/after6.rules"),
     ]
-    assert len(plan(_settings(), holes(_settings(), [], lan_ssh=False), state).foreign) >= 2
+    assert len(plan(_settings(), holes(_settings(), [], lan_ssh=None), state).foreign) >= 2
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_any_rule_can_be_removed(rack: FirewallState, rule: str) -> None:
     assert deletion(rule) == FOREIGN[rule]
     v4 = dataclasses.replace(rack.v4, rules=(*rack.v4.rules, rule))
     settings = _settings()
-    wanted = holes(settings, declared_services(settings), lan_ssh=False)
+    wanted = holes(settings, declared_services(settings), lan_ssh=None)
     found = plan(settings, wanted, dataclasses.replace(rack, v4=v4))
     assert found.commands == [FOREIGN[rule], LOAD]
     assert len(found.foreign) == (
@@ -305,7 +306,7 @@ class TestSshOnTheLan:
     """Open at first, closed once proved, and never opened again by a repair."""
 
     def test_it_is_open_on_a_host_that_was_never_ours(self) -> None:
-        assert lan_ssh_wanted(_settings(), BARE)
+        assert lan_ssh_wanted(_settings(), BARE) == UNTIL_TAILNET
 
     def test_it_stays_closed(self, rack: FirewallState) -> None:
         assert not lan_ssh_wanted(_settings(), rack)
@@ -339,7 +340,7 @@ class TestSshOnTheLan:
 
     def test_only_the_named_networks(self) -> None:
         settings = _settings(ssh={"lan_sources": ["10.77.0.0/24"]})
-        found = [hole for hole in holes(settings, [], lan_ssh=True) if hole.port == 22]
+        found = [hole for hole in holes(settings, [], lan_ssh=UNTIL_TAILNET) if hole.port == 22]
         assert [(hole.family, hole.source) for hole in found] == [(4, "10.77.0.0/24")]
 
 
@@ -429,7 +430,7 @@ def _verdict(rules: list[str], packet: Packet) -> str:
 )
 def test_the_way_of_a_packet(packet: Packet, verdict: str) -> None:
     settings = _settings()
-    declared = holes(settings, declared_services(settings), lan_ssh=True)
+    declared = holes(settings, declared_services(settings), lan_ssh=UNTIL_TAILNET)
     rules = container_rules("DOCKER-USER", declared, {"eth0", "eth1"}, 4)
     assert _verdict(rules, packet) == verdict
 
@@ -437,7 +438,7 @@ def test_the_way_of_a_packet(packet: Packet, verdict: str) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_containers_are_no_hole_in_ufw_and_programs_none_in_docker_user(family: Family) -> None:
     settings = _settings()
-    declared = holes(settings, declared_services(settings), lan_ssh=False)
+    declared = holes(settings, declared_services(settings), lan_ssh=None)
     rules = container_rules("DOCKER-USER", declared, {"eth1"}, family)
     assert [rule for rule in rules if "8444" in rule or "41641" in rule] == []
     assert len([rule for rule in rules if "--ctorigdstport 8443" in rule]) == 1
@@ -448,12 +449,12 @@ def test_a_program_and_a_container_at_one_port_are_two_holes() -> None:
     opening = {"port": 9000, "sources": ["10.77.0.0/24"], "reason": "first"}
     openings = [opening, {**opening, "container": True, "reason": "second"}]
     settings = _settings(firewall={"openings": openings})
-    found = [hole for hole in holes(settings, [], lan_ssh=False) if hole.port == 9000]
+    found = [hole for hole in holes(settings, [], lan_ssh=None) if hole.port == 9000]
     assert [hole.container for hole in found] == [False, True]
 
 
 def test_two_declarations_of_one_hole_are_one_rule() -> None:
     opening = {"port": 22, "sources": ["0.0.0.0/0"], "public": True, "reason": "twice"}
     settings = _settings(firewall={"openings": [opening]})
-    found = [hole for hole in holes(settings, [], lan_ssh=True) if hole.family == 4]
+    found = [hole for hole in holes(settings, [], lan_ssh=UNTIL_TAILNET) if hole.family == 4]
     assert [hole.why for hole in found] == ["ssh until the tailnet is proved"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,17 +17,17 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from facts.host_files import PathState, PathStates
-from facts.ssh import Sshd, SshState
+from facts.ssh import ROLLBACK_STATE, Sshd, SshState
 from holdfast import ssh
 from holdfast.connector import RackConnector
 from holdfast.render import render
-from holdfast.sandbox import RUN
 from holdfast.settings import HostSettings
 from operations import sshd
 from tests.unit.local_host import LocalHost
 from tests.unit.recorded_facts import read, recorded
 
 KEYS = "/etc/holdfast/ssh/operator"
+STANDARD_SCRIPT = ssh.ROLLBACK_SCRIPT
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f operator"
 
 
@@ -122,7 +123,7 @@ def test_a_hand_edit_is_undone_between_a_net_and_a_proof() -> None:
     host = _converged(settings)
     host.facts[PathStates][sshd.DROP_IN] = _file("PasswordAuthentication yes\n", "644", "root")
     arm, place, reload, prove = _plan(host, settings)
-    assert "systemd-run" in arm
+    assert arm.startswith(f"{ssh.ROLLBACK_SCRIPT} keep {KEYS} {sshd.DROP_IN} && ")
     assert "sshd -t" in place
     assert place.index("sshd -t") < place.index("mv -fT")
     assert "reload-or-restart ssh.service" in reload
@@ -265,20 +266,22 @@ def test_paramiko_finds_a_common_set() -> None:
 
 
 _SYSTEMD_RUN = """#!/bin/sh
-while [ "${{1#--}}" != "$1" ]; do
-    case $1 in --on-active=*) seconds=${{1#*=}} ;; esac
+while [ "$#" -gt 0 ]; do
+    case $1 in
+    --on-active=*) seconds=${{1#*=}} ;;
+    --unit=*) unit=${{1#*=}} ;;
+    esac
     shift
 done
 [ ! -e {0}/timer ] || exit 1
-echo "$*" > {0}/timer
+echo "$unit" > {0}/timer
 echo "$seconds" > {0}/seconds
 """
 _SYSTEMCTL = """#!/bin/sh
 case "$*" in
-"is-active --quiet holdfast-ssh-rollback.timer") [ -e {0}/timer ] ;;
-"is-active --quiet ssh.socket") exit 3 ;;
-"stop holdfast-ssh-rollback.timer") rm -f {0}/timer ;;
-"reload-or-restart ssh.service") cp {0}/00-holdfast.conf {0}/in-force ;;
+"is-active --quiet ssh.socket" | "is-enabled --quiet ssh.socket") exit 1 ;;
+"stop holdfast-ssh-rollback.timer") rm {0}/timer ;;
+*"reload-or-restart ssh.service") cp {0}/00-holdfast.conf {0}/in-force ;;
 esac
 """
 _SSHD = """#!/bin/sh
@@ -297,17 +300,27 @@ class Armed(LocalHost):
     def __post_init__(self) -> None:
         self.programs = self.folder / "bin"
         self.programs.mkdir()
+        script = ssh.rollback_script().replace(ROLLBACK_STATE, str(self.kept))
         for name, text in {
             "systemd-run": _SYSTEMD_RUN,
             "systemctl": _SYSTEMCTL,
             "sshd": _SSHD,
-            "logger": "#!/bin/sh\n",
         }.items():
-            program = self.programs / name
-            program.write_text(text.format(self.folder) if "{0}" in text else text)
-            program.chmod(0o755)
+            self._program(name, text.format(self.folder))
+        self._program("ssh-rollback", script.replace("/etc/ssh", str(self.folder)))
         self.write("old")
         self.sh("systemctl reload-or-restart ssh.service")
+
+    def _program(self, name: str, text: str) -> None:
+        assert self.programs is not None
+        program = self.programs / name
+        program.write_text(text)
+        program.chmod(0o755)
+
+    @property
+    def kept(self) -> Path:
+        """Where the proved files are kept meanwhile."""
+        return self.folder / "kept"
 
     @property
     def drop_in(self) -> Path:
@@ -349,10 +362,25 @@ class Armed(LocalHost):
         return sshd._prove(cast(State, None), cast(Host, self), _settings(), set(wanted), [])
 
     def run_out(self) -> None:
-        """The timer runs out."""
-        command = (self.folder / "timer").read_text()
-        (self.folder / "timer").unlink()
-        self.sh(command)
+        """The deadline passes."""
+        timer = self.folder / "timer"
+        assert timer.read_text().strip() == ssh.ROLLBACK_UNIT
+        timer.unlink()
+        self._start_unit()
+
+    def boot(self) -> None:
+        """After a power cut: no timer is left, and sshd starts after the unit of the rollback."""
+        (self.folder / "timer").unlink(missing_ok=True)
+        self._start_unit()
+        self.sh("systemctl reload-or-restart ssh.service")
+
+    def _start_unit(self) -> None:
+        lines = [line.partition("=")[::2] for line in ssh.rollback_unit().splitlines()]
+        said = {name: value for name, value in lines if not name.startswith("#")}
+        condition = said["ConditionPathExists"].replace(ROLLBACK_STATE, str(self.kept))
+        assert {"ssh.service", "ssh.socket"} <= {*said["Before"].split()}
+        if Path(condition).exists():
+            self.sh(said["ExecStart"].replace(STANDARD_SCRIPT, ssh.ROLLBACK_SCRIPT))
 
     @property
     def is_as_before(self) -> bool:
@@ -366,23 +394,47 @@ class Armed(LocalHost):
 
 @pytest.fixture
 def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Armed:
-    monkeypatch.setattr(sshd, "_ROLLBACK", str(tmp_path / "run" / "ssh-rollback"))
+    monkeypatch.setattr(ssh, "ROLLBACK_SCRIPT", str(tmp_path / "bin" / "ssh-rollback"))
     return Armed(folder=tmp_path)
 
 
 def test_what_no_login_proves_is_undone_by_the_timer(armed: Armed) -> None:
     armed.change("new")
     assert not armed.is_as_before
-    kept = [*(armed.folder / "run").iterdir(), armed.folder / "run"]
-    assert {path.stat().st_mode & 0o077 for path in kept} == {0}
+    assert armed.kept.stat().st_mode & 0o077 == 0
     assert (armed.folder / "seconds").read_text().strip() == "90"
     armed.run_out()
     assert armed.is_as_before
 
 
-def test_what_is_kept_for_the_timer_shuts_no_service_off_from_its_sockets() -> None:
-    # The folder is made for root alone, be it there before or not.
-    assert not Path(sshd._ROLLBACK).is_relative_to(RUN)
+def test_what_no_login_proves_is_undone_by_the_next_boot(armed: Armed) -> None:
+    armed.change("new")
+    armed.boot()
+    assert armed.is_as_before
+    armed.write("edited")
+    armed.boot()
+    assert armed.drop_in.read_text() == "edited directive\n", "it was undone twice"
+
+
+def test_a_copy_that_a_power_cut_left_half_made_is_made_again(armed: Armed) -> None:
+    half = armed.kept / str(armed.drop_in).lstrip("/")
+    half.parent.mkdir(parents=True)
+    half.write_text("half a dir")
+    (armed.kept / "files").write_text(f"{armed.drop_in}\n")
+    armed.change("new")
+    armed.boot()
+    assert armed.is_as_before
+
+
+def test_a_way_back_that_fails_is_tried_again_at_boot(armed: Armed) -> None:
+    armed.change("new")
+    in_the_way = armed.drop_in.with_suffix(".conf.former")
+    in_the_way.mkdir()
+    with pytest.raises(AssertionError):
+        armed.run_out()
+    shutil.rmtree(in_the_way)
+    armed.boot()
+    assert armed.is_as_before
 
 
 def test_a_second_change_before_a_proof_is_undone_to_what_was_proved(armed: Armed) -> None:
@@ -392,12 +444,32 @@ def test_a_second_change_before_a_proof_is_undone_to_what_was_proved(armed: Arme
     assert armed.is_as_before
 
 
+def test_a_second_change_of_other_files_is_undone_with_the_first(armed: Armed) -> None:
+    armed.change("new")
+    other = armed.folder / "another's keys"
+    armed.sh(sshd._arm([str(other)], 90))
+    other.write_text("another key\n")
+    armed.boot()
+    assert armed.is_as_before
+    assert not other.exists()
+
+
 def test_what_was_proved_stays(armed: Armed) -> None:
     armed.change("new")
     assert armed.prove(("new", "directive"))
     assert not (armed.folder / "timer").exists()
-    assert list((armed.folder / "run").iterdir()) == [], "a copy of keys was left behind"
+    assert not armed.kept.exists(), "a copy of keys was left behind"
+    armed.boot()
     assert armed.drop_in.read_text() == "new directive\n"
+
+
+def test_a_proof_that_comes_too_late_is_none(
+    armed: Armed, caplog: pytest.LogCaptureFixture
+) -> None:
+    armed.change("old")
+    armed.run_out()
+    assert not armed.prove(("old", "directive"))
+    assert "the proof came after the deadline" in caplog.text.lower()
 
 
 def test_what_sshd_does_not_obey_is_undone_at_once(armed: Armed) -> None:

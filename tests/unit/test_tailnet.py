@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,7 @@ from holdfast.tailnet import (
     Steps,
     complaint,
     join_flags,
+    keeps_lan_ssh,
     plan,
     relays_missing,
     vendor_repository,
@@ -56,8 +58,47 @@ def test_a_member_as_tailscale_1_102_prints_it() -> None:
     )
 
 
+def _recorded(name: str) -> Node:
+    node: Node = read(TailnetNode, (RECORDED / f"tailnet-{name}.txt").read_text().splitlines())
+    return node
+
+
+@pytest.mark.parametrize("name", ["expired", "logged-out", "no-state"])
+def test_a_host_that_has_lost_its_tailnet_is_no_member(name: str) -> None:
+    node = _recorded(name)
+    assert not node.joined
+    assert plan(HEADSCALE, "rack", node) == Steps(join=True)
+
+
+def _with_expiry(text: str) -> Node:
+    expiry = f'"Online": true, "KeyExpiry": "{text}"'
+    node: Node = read(
+        TailnetNode, [line.replace('"Online": true', expiry) for line in recorded(TailnetNode)]
+    )
+    return node
+
+
+def test_the_end_of_a_node_key_is_read() -> None:
+    assert _recorded("expired").expires == datetime(2026, 11, 30, 17, 35, 58, tzinfo=UTC)
+    assert _with_expiry("2030-01-02T03:04:05Z").expires == datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+    # How a control server may write "never".
+    assert _with_expiry("0001-01-01T00:00:00Z").expires is None
+    with pytest.raises(FactProcessError):
+        _with_expiry("soon")
+
+
+def test_ssh_stays_on_the_lan_while_the_node_key_ends_unless_the_inventory_accepts_it() -> None:
+    ends = _with_expiry("2030-01-02T03:04:05Z")
+    sentence = keeps_lan_ssh(HEADSCALE, ends)
+    assert sentence is not None
+    assert "ends on 2030-01-02" in sentence
+    assert "key_may_expire" in sentence
+    assert keeps_lan_ssh(Tailnet(key_may_expire=True), ends) is None
+    assert keeps_lan_ssh(HEADSCALE, MEMBER) is None
+
+
 def test_a_refused_host_is_no_member_and_says_why() -> None:
-    node = read(TailnetNode, (RECORDED / "tailnet-refused.txt").read_text().splitlines())
+    node = _recorded("refused")
     assert not node.joined
     assert "not a member" in (complaint(HEADSCALE, "rack", node, changed=True) or "")
 
@@ -258,6 +299,27 @@ def test_the_key_is_a_private_file_that_is_gone_even_when_the_join_fails(
     mode, _, path = (tmp_path / "key-file").read_text().strip().partition(":")
     assert mode == "600"
     assert not Path(path).parent.exists()
+
+
+@pytest.mark.parametrize(("state", "kept"), [("", False), ('{"_machinekey": ""}', True)])
+def test_a_state_that_a_power_cut_left_empty_is_in_the_way_of_no_join(
+    fake_tailscale: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, kept: bool
+) -> None:
+    monkeypatch.setenv("TAILSCALE_AUTH_KEY", "tskey-example")
+    monkeypatch.setattr("operations.tailscale.RUN", str(tmp_path))
+    file = tmp_path / "tailscaled.state"
+    file.write_text(state)
+    monkeypatch.setattr("operations.tailscale.STATE", str(file))
+    calls = tmp_path / "systemctl-calls"
+    systemctl = fake_tailscale / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    systemctl.chmod(0o755)
+    LocalHost(programs=fake_tailscale, facts={TailnetNode: Node()}).apply(
+        joined, settings=HEADSCALE, hostname="rack"
+    )
+    assert file.exists() == kept
+    assert calls.exists() != kept
+    assert (tmp_path / "arguments").read_text().startswith("up ")
 
 
 @pytest.mark.parametrize("distribution", get_args(Distribution))

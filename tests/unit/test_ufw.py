@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,11 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from facts.firewall import FamilyState, Firewall, FirewallState
-from holdfast.firewall import ANYWHERE, LOAD, Family, Hole
+from facts.tailnet import TailnetNode
+from holdfast.firewall import ANYWHERE, LOAD, UNTIL_TAILNET, WITHOUT_TAILNET, Family, Hole
 from holdfast.render import render
 from holdfast.settings import HostSettings
+from holdfast.tailnet import Node
 from operations import apt_repository, ufw
 from tests.unit.local_host import LocalHost
 from tests.unit.recorded_facts import read
@@ -26,10 +29,10 @@ from tests.unit.test_firewall import BARE, _settings
 RACK = read(Firewall)
 
 
-def _with_lan_ssh(family: Family, state: FamilyState) -> FamilyState:
+def _with_lan_ssh(family: Family, state: FamilyState, why: str = UNTIL_TAILNET) -> FamilyState:
     chain = "ufw-user-input" if family == 4 else "ufw6-user-input"
     source = ANYWHERE[family]
-    hole = Hole(family, 22, "tcp", source, None, False, "ssh until the tailnet is proved")
+    hole = Hole(family, 22, "tcp", source, None, False, why)
     return dataclasses.replace(
         state,
         rules=(*state.rules, hole.rule),
@@ -38,7 +41,13 @@ def _with_lan_ssh(family: Family, state: FamilyState) -> FamilyState:
     )
 
 
-STILL_OPEN = dataclasses.replace(RACK, v4=_with_lan_ssh(4, RACK.v4), v6=_with_lan_ssh(6, RACK.v6))
+def _open(why: str) -> FirewallState:
+    rack: FirewallState = RACK
+    v4, v6 = _with_lan_ssh(4, rack.v4, why), _with_lan_ssh(6, rack.v6, why)
+    return dataclasses.replace(rack, v4=v4, v6=v6)
+
+
+STILL_OPEN, OPEN_AGAIN = _open(UNTIL_TAILNET), _open(WITHOUT_TAILNET)
 
 
 @dataclasses.dataclass
@@ -68,7 +77,7 @@ class Host(LocalHost):
 def _host(state: FirewallState, **paths: bool) -> Host:
     ways: dict[str | None, bool] = {None: paths.get("present", True)}
     return Host(
-        facts={Firewall: state},
+        facts={Firewall: state, TailnetNode: Node()},
         connector=Connector({**ways, "tailnet": paths.get("tailnet", True)}),
     )
 
@@ -188,6 +197,29 @@ def test_a_withdrawal_that_the_tailnet_does_not_outlive_is_never_disarmed() -> N
     assert host.said == [
         "a new login failed; the host restores its former firewall within 180 seconds."
     ]
+
+
+def test_lan_ssh_is_not_withdrawn_while_the_node_key_ends() -> None:
+    host = _host(STILL_OPEN)
+    host.facts[TailnetNode] = Node(expires=datetime(2030, 1, 2, tzinfo=UTC))
+    assert _run(ufw.withdraw_lan_ssh, host) == ["FAILED"]
+    (sentence,) = host.said
+    assert "the node key of this host ends on 2030-01-02" in sentence
+    accepted = _settings(tailnet={"key_may_expire": True})
+    assert _run(ufw.withdraw_lan_ssh, host, accepted)[0] == "PROVED"
+
+
+def test_what_the_host_has_opened_itself_is_left_to_it_and_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    host = _host(OPEN_AGAIN)
+    assert _run(ufw.enforce, host) == []
+    with caplog.at_level("WARNING"):
+        assert _run(ufw.withdraw_lan_ssh, host) == []
+    assert "SSH is open on the LAN because this host lost its tailnet" in caplog.text
+    # An inventory that has come to forbid it has it taken away.
+    forbidden = _settings(ssh={"lan_return": False})
+    assert any("ufw delete" in step for step in _run(ufw.enforce, host, forbidden))
 
 
 def test_withdrawn_once_there_is_nothing_left_to_do() -> None:

@@ -224,6 +224,12 @@ class Headscale(Daemon):
             for node in self._ask("nodes", "list") or []
         ]
 
+    def expire_node(self, name: str) -> None:
+        """End the node key of a machine, now."""
+        for node in self.nodes():
+            if node.name == name:
+                self._ask("nodes", "expire", "--identifier", str(node.identifier))
+
     def delete_node(self, name: str) -> bool:
         """Forget a machine, so that a rebuilt one gets the name and not `<name>-1`.
 

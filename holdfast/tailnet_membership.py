@@ -1,0 +1,86 @@
+"""The watch over a host's membership of its tailnet: its configuration and its units.
+
+It opens SSH on the LAN again where the membership is lost, as wide as the inventory lets SSH be on
+the LAN before the tailnet is proved (`holdfast.firewall.holes`), and never wider.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+from typing import Any
+
+from holdfast import alerts, tailnet_membership_program
+from holdfast.firewall import RUNS_UFW, WITHOUT_TAILNET, deletion, holes
+from holdfast.registry import declared_services
+from holdfast.render import render
+from holdfast.sandbox import sandbox
+from holdfast.services import Service
+from holdfast.settings import HostSettings
+
+CONFIG = tailnet_membership_program.CONFIG
+PROGRAM = "/usr/local/sbin/holdfast-tailnet-membership"
+RUN = "holdfast/tailnet-membership"
+"""Below /run: since when the host is a member, or is none."""
+SERVICE = "holdfast-tailnet-membership.service"
+TIMER = "holdfast-tailnet-membership.timer"
+SYSTEM = "/etc/systemd/system"
+
+
+def _rules(settings: HostSettings) -> list[dict[str, Any]]:
+    if settings.ssh.lan_access != "until-tailnet" or not settings.ssh.lan_return:
+        return []
+    services = declared_services(settings)
+    # What is open anyway is another's rule, and must not be taken away with ours.
+    others = {hole.identity for hole in holes(settings, services, lan_ssh=None)}
+    return [
+        {
+            "rule": hole.rule,
+            "open": shlex.split(hole.command),
+            "close": shlex.split(deletion(hole.rule)),
+            "live": hole.live,
+        }
+        for hole in holes(settings, services, lan_ssh=WITHOUT_TAILNET)
+        if hole.identity not in others
+    ]
+
+
+def config(settings: HostSettings) -> str:
+    """The program's configuration as JSON: both figures, and ufw's rules that it may add.
+
+    Raises:
+        ValueError: the host is on no tailnet.
+    """
+    tailnet = settings.tailnet
+    if tailnet is None:
+        raise ValueError(f"{settings.hostname} is on no tailnet")
+    content = {
+        "key_warning_days": tailnet.key_warning_days,
+        "lost_minutes": tailnet.lost_minutes,
+        "rules": _rules(settings),
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def program() -> str:
+    """The text of the program that hosts run."""
+    return inspect.getsource(tailnet_membership_program)
+
+
+def unit_files() -> dict[str, str]:
+    """Path to text of the units."""
+    return {
+        f"{SYSTEM}/{unit}": render(
+            f"tailnet/{unit}.j2",
+            program=PROGRAM,
+            run=RUN,
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(
+                Service(name="tailnet-membership", unit=unit, user="root", tier="T1"),
+                isolated=True,
+                relaxed=RUNS_UFW,
+            ),
+        )
+        for unit in (SERVICE, TIMER)
+    }
