@@ -246,6 +246,8 @@ def disarm() -> None:
         )
     _write(f"{STATE}/proved", listing())
     _armed().unlink()
+    # Without this a power cut could bring the mark back, and a boot would undo what was proved.
+    _sync()
     _end_deadline()
 
 

@@ -194,6 +194,6 @@ def _effective(host: Host) -> set[tuple[str, ...]]:
 def _run(host: Host, command: str) -> str:
     """What a command has to say where it fails; empty where it succeeds."""
     okay, output = host.run_shell_command(
-        StringCommand(command), _sudo=bool(host.data.get("_sudo"))
+        StringCommand(framed(command)), _sudo=bool(host.data.get("_sudo"))
     )
     return "" if okay else output.stderr.strip() or f"{command} failed"
