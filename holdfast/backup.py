@@ -33,6 +33,7 @@ HOUSE = (
     DataPath(path="/etc/holdfast", backup="secret"),
     DataPath(path=STATE, backup="derived"),
     DataPath(path="/var/lib/holdfast/firewall", backup="derived"),
+    DataPath(path="/var/lib/holdfast/ssh", backup="derived"),
     DataPath(path="/var/lib/holdfast/gpu-reboot", backup="derived"),
     DataPath(path="/var/lib/holdfast/ledger", backup="derived"),
     DataPath(path="/var/lib/holdfast/queue", backup="derived"),

@@ -337,11 +337,15 @@ def memberships(stage: Stage) -> dict[str, Any]:
     """
     groups = (*ORDINARY, OF_AN_ADDRESS, SOURCE_SPECIFIC)
     said: dict[str, Any] = {"joined": as_user("games", join(*groups))}
-    sh(f"ip address add {NEW_ADDRESS}/64 dev eth0")
-    deadline = time.monotonic() + 30
-    # The kernel reports a group twice, the second time within ten seconds.
-    while GROUP_OF_NEW_ADDRESS not in stage.groups() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    # The kernel reports a group twice, the second time within ten seconds, and no more.
+    for _ in range(3):
+        sh(f"ip address add {NEW_ADDRESS}/64 dev eth0")
+        deadline = time.monotonic() + 12
+        while GROUP_OF_NEW_ADDRESS not in stage.groups() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if GROUP_OF_NEW_ADDRESS in stage.groups():
+            break
+        sh(f"ip address delete {NEW_ADDRESS}/64 dev eth0")
     said["heard"] = sorted(stage.groups())
     sh(_KERNELS_OWN)
     sh(f"{stage.far} nft flush set inet witness groups-ip")
