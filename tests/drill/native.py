@@ -207,6 +207,8 @@ class ShortDrill(NativeDrill):
     does_sabotage = False
     least_survived = 0
     LEFT_OUT = (
+        *("set traps for root as an engine", "look for what ran as root"),
+        *("lead root astray by links and races", "back up a hostile folder"),
         *("bench", "replace a model", "replace it by what does not serve"),
         *("kill an engine, and ask the floor", "what a router costs"),
         *("switch from mode to mode", "switch while somebody is at work"),
