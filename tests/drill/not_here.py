@@ -130,6 +130,10 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
             "egress::the_journal_holds_whom_each_called",
             "a container's journal does not have the kernel's log",
         ),
+        (
+            "gpu::no_card_has_fallen_off_the_bus_since_boot",
+            "a container's journal does not have the kernel's log",
+        ),
     ),
 }
 """Kind of machine -> `file::function` that only the other kind can run, and why."""
