@@ -117,6 +117,11 @@ def shape(command: str) -> str:
                 found += letter
         elif letter in "'\"":
             quote = letter
+        elif letter == "#" and command[:position][-1:] in ("", "\n", " "):
+            # A comment, whose apostrophes quote nothing.
+            found += letter
+            rest = command[position:]
+            position += len(rest.partition("\n")[0]) - 1
         elif letter in ";&|<>()$`*?[]{}~#!\n":
             found += letter
         position += 1

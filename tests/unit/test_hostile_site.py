@@ -34,3 +34,9 @@ def test_a_text_that_ends_a_command_changes_its_shape() -> None:
         assert shape(rule.format(hostile)) != usual
     for quoted in ("'a;b'", "'$(id)'", "a\\;b"):
         assert shape(rule.format(quoted)) == usual
+
+
+def test_an_apostrophe_of_a_comment_quotes_nothing() -> None:
+    script = "# It's a link's own owner's.\nfetch 'https://{}/'\n"
+    assert shape(script.format("a")) == shape(script.format("a?b&c"))
+    assert shape("fetch a #b;c") != shape("fetch a b;c")
