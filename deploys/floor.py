@@ -57,8 +57,7 @@ def apply(settings: HostSettings) -> None:
     units.settle(
         name="Have the floor answer",
         units=[
-            # Ours are the only proxies: the package's own would run with nothing to do.
-            Unit("haproxy.service", masked=True),
+            units.NO_OTHER_PROXY,
             Unit(floor.UNIT, restart_after=read_at_start),
             *(
                 Unit(

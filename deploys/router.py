@@ -118,8 +118,7 @@ def apply(settings: HostSettings) -> None:
     units.settle(
         name="Have the routers at their ports",
         units=[
-            # Ours are the only proxies: the package's own would run with nothing to do.
-            Unit("haproxy.service", masked=True),
+            units.NO_OTHER_PROXY,
             *(unit for each in declared for unit in _units(settings, each)),
         ],
         # A port may pass from one to another.

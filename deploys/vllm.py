@@ -125,8 +125,7 @@ def apply(settings: HostSettings) -> None:
         name="Start the engines",
         units=[
             Unit(RECOVERY),
-            # Ours are the only proxies: the package's own would run with nothing to do.
-            Unit("haproxy.service", masked=True),
+            units.NO_OTHER_PROXY,
             *(_unit(settings, names) for names in engines),
         ],
         # A card or a share of it may pass from one to another.

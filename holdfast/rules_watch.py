@@ -26,9 +26,10 @@ def unit_files(
     """
     return {
         f"{SYSTEM}/holdfast-{name}-watch.{kind}": render(
-            f"service/rules_watch.{kind}.j2",
+            template,
             name=name,
             said=said,
+            description=f"{said}, looked at every minute",
             after=after,
             program=program,
             on_failure=alerts.ON_FAILURE,
@@ -38,5 +39,8 @@ def unit_files(
                 relaxed=relaxed,
             ),
         )
-        for kind in ("service", "timer")
+        for kind, template in (
+            ("service", "service/rules_watch.service.j2"),
+            ("timer", "service/every_minute.timer.j2"),
+        )
     }

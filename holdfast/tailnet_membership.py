@@ -72,7 +72,8 @@ def unit_files() -> dict[str, str]:
     """Path to text of the units."""
     return {
         f"{SYSTEM}/{unit}": render(
-            f"tailnet/{unit}.j2",
+            template,
+            description="look whether this host is a member of its tailnet",
             program=PROGRAM,
             run=RUN,
             on_failure=alerts.ON_FAILURE,
@@ -82,5 +83,8 @@ def unit_files() -> dict[str, str]:
                 relaxed=RUNS_UFW,
             ),
         )
-        for unit in (SERVICE, TIMER)
+        for unit, template in (
+            (SERVICE, f"tailnet/{SERVICE}.j2"),
+            (TIMER, "service/every_minute.timer.j2"),
+        )
     }

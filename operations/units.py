@@ -40,6 +40,10 @@ class Unit:
     along_with: list[str] = field(default_factory=list)
 
 
+NO_OTHER_PROXY = Unit("haproxy.service", masked=True)
+"""HAProxy's own unit: ours are the only proxies, and the package's would run with nothing to do."""
+
+
 def _outdated(unit: Unit, state: UnitState) -> bool:
     # A reload leaves the start time as it was, but it is a change of state.
     read_at = state.changed if unit.reload else state.started

@@ -29,8 +29,6 @@ from tests.lab.machine import Machine
 CHECKPOINT = "tiny-llama"
 OTHER = "other-llama"
 ASK_FLOOR = f"curl --max-time 20 --config {floor.PROBE_FILE} 2>&1 && echo ok"
-
-
 PAUSE_SECONDS = 0.2
 """Between two calls; calls without a pause would take a processor from an engine that loads."""
 

@@ -160,7 +160,9 @@ class NativeDrill(Drill):
     def _reboot(self) -> None:
         with self.private.nothing_leaves("over a reboot"):
             self._boot_again()
-        self._judge_boot()
+        self._expect_closed("a reboot", self._attack("after reboot"))
+        self._ask_floor("after reboot")
+        self.site.verify("after reboot")
 
     def _boot_again(self) -> None:
         record, rack, began = self.record, self.stage.rack, time.monotonic()
@@ -170,11 +172,6 @@ class NativeDrill(Drill):
         self.engines.wait_until_serving()
         record.figures["reboot until engines complete"] = f"{time.monotonic() - began:.0f} s"
         self.private.wait_for_health()
-
-    def _judge_boot(self) -> None:
-        self._expect_closed("a reboot", self._attack("after reboot"))
-        self._ask_floor("after reboot")
-        self.site.verify("after reboot")
 
     def _lose_a_card(self) -> None:
         # Without the kernel's log there is no Xid that would say more.
