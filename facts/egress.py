@@ -60,7 +60,7 @@ class OpenSocket:
 _KINDS = {"u_str": "SOCK_STREAM", "u_dgr": "SOCK_DGRAM", "u_seq": "SOCK_SEQPACKET"}
 _HOLDER = re.compile(r'"([^"]*)",pid=(\d+)')
 _ANY_USER = "setpriv --reuid=65534 --regid=65534 --clear-groups"
-"""The user nobody, who owns no file."""
+"""Runs a command as the account of Debian that owns no file (65534)."""
 _LISTEN = "ss --no-header --all --unix --processes"
 _OPENS = 'while read -r path; do if [ -w "$path" ]; then echo "$path"; fi; done'
 _SOCKET_QUESTIONS = {

@@ -52,7 +52,7 @@ def key_problem(key: Secret) -> str | None:
 
 
 def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]:
-    """Path to text of every unit the floor needs, and of what its doors are told.
+    """Path to text of every unit that the floor needs, and of the configuration of its doors.
 
     ``release_directory`` holds ``llama-server``.
 
@@ -94,7 +94,7 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
 
 
 def told() -> str:
-    """What each door's proxy is told: any path, for llama-server asks for its key by itself."""
+    """Configuration of each door's proxy. It lets every path in: llama-server checks the key."""
     return render("service/door.cfg.j2", posted=[], socket=SOCKET, admin="", patience=PATIENCE)
 
 

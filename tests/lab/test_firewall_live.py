@@ -90,7 +90,7 @@ class Stage:
         return set(self.rack.succeed("systemctl stop listener && cat /run/heard").split())
 
 
-# What each group is told is its own name.
+# The caller sends each group the address of that group as text.
 _LISTENER = f"""
 import select, socket
 calls = []
@@ -279,7 +279,7 @@ def test_the_engines_first_ipv6_network_costs_the_host_no_route(stage: Stage) ->
     advertised()
     rack.succeed(network)
     rack.succeed(_ROUTE)
-    # What the engine runs before it starts, and no link of containers is told.
+    # The engine runs the script before it starts, and the script leaves links of containers alone.
     rack.succeed(f"echo 1 > {links} && systemctl restart docker")
     assert rack.succeed(f"cat {links}") == "2\n"
     told = rack.succeed(f"grep -lx 2 {path}/*/accept_ra").split()

@@ -55,7 +55,7 @@ def _house() -> str:
         Tenant(
             name,
             f"{name}.service",
-            # As an engine's doors are told.
+            # In the place of the commands that shut and open an engine's doors.
             hold=("/usr/local/sbin/told", "hold"),
             release=("/usr/local/sbin/told", "release"),
             health=Check(f"http://127.0.0.2:{PORTS[name]}/", "Directory listing", 20),

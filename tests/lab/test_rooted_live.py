@@ -291,7 +291,7 @@ print(got)
 
 @pytest.fixture
 def neighbour(proved: ContainerMachine) -> Iterator[ContainerMachine]:
-    """That machine, with a port that nobody declared and a neighbour who tries it."""
+    """That machine with an undeclared port, and a neighbour that calls it."""
     write(proved, "/root/caller.py", _CALLER)
     proved.succeed(
         "ip netns add beside && ip link add near type veth peer name far netns beside"
