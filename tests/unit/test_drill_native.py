@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -92,7 +94,7 @@ def test_the_short_drill_names_phases_that_exist() -> None:
 
 
 def _result(told: str, status: int = 0) -> Result:
-    return Result("x", status, 60, told)
+    return Result("x", status, 60, told, "2026-11-30 12:00")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,7 @@ def test_every_drill_runs_to_its_end_and_the_worst_is_the_status(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(every, "ROOT", tmp_path)
+    monkeypatch.setattr(every, "commit", lambda: "")
     good = ("-c", "print('drill: 2 passed, 0 failed')")
     bad = ("-c", "print('drill: 1 passed, 1 failed'); raise SystemExit(1)")
     monkeypatch.setattr(every, "EVERY", {"bad": bad, "good": good})
@@ -128,3 +131,46 @@ def test_every_drill_runs_to_its_end_and_the_worst_is_the_status(
     monkeypatch.setattr("sys.argv", ["every", "good"])
     assert every.main() == 0
     assert len(EVERY) > 1
+
+
+DIES = """
+import os, pathlib, signal, time
+while not pathlib.Path("report/all.json").exists():
+    time.sleep(0.05)
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(1)
+"""
+"""A drill during which the operator interrupts, once the first result is kept."""
+
+
+@pytest.mark.parametrize("option", [[], ["--beside"]])
+def test_an_interrupted_night_goes_on_where_it_stopped(
+    option: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran = tmp_path / "ran"
+    counts = ("-c", f"open({str(ran)!r}, 'a').write('x'); print('drill: 2 passed, 0 failed')")
+    dies = ("-c", DIES)
+    monkeypatch.setattr(every, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["every", *option])
+
+    def night(commit: str, **drills: tuple[str, ...]) -> str:
+        monkeypatch.setattr(every, "commit", lambda: commit)
+        monkeypatch.setattr(every, "EVERY", drills)
+        with suppress(KeyboardInterrupt):
+            assert every.main() == 0
+        return capsys.readouterr().out
+
+    night("one", first=counts, second=(*dies, "--vm"))
+    assert ran.read_text() == "x"
+    # The same commit: only what has no result yet is run, and the summary has both.
+    out = night("one", first=counts, second=(*counts, "--vm"))
+    assert ran.read_text() == "xx"
+    assert out.splitlines()[-1] == "all drills: 2 passed, 0 failed"
+    assert "| first | green |" in out
+    # Another commit, and one with changes: nothing of an earlier run counts.
+    night("two", first=counts, second=counts)
+    night("", first=counts, second=counts)
+    assert ran.read_text() == 6 * "x"
