@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ _CPU_BLOCK_TOKENS = 128
 """A block of the CPU build where nothing is said (its `vllm:cache_config_info`, 0.32)."""
 
 
+def _takes_videos(limits: object) -> bool:
+    """Whether ``limits``, what --limit-mm-per-prompt is given, leave a request any video."""
+    try:
+        found = json.loads(str(limits))
+    except ValueError:
+        return True
+    return not (isinstance(found, dict) and found.get("video") == 0)
+
+
 def settings_of(engine: Engine, cards: list[Card]) -> EngineSettings:
     """What of ``engine`` decides whether it fits.
 
@@ -42,6 +52,7 @@ def settings_of(engine: Engine, cards: list[Card]) -> EngineSettings:
     elif min(card.total_mib for card in cards) >= _LARGE_CARD_MIB:
         said["max_num_batched_tokens"] = _LARGE_BATCH_TOKENS
     said |= {_FLAGS[flag]: value for flag, value in engine.flags.items() if flag in _FLAGS}
+    said["takes_videos"] = _takes_videos(engine.flags.get("limit-mm-per-prompt"))
     return EngineSettings(
         max_model_len=engine.context_tokens,
         max_num_seqs=engine.concurrent_requests,

@@ -50,6 +50,7 @@ def _arguments() -> argparse.ArgumentParser:
         ("text-only", "no encoders"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_argument("--no-videos", dest="takes_videos", action="store_false")
     parser.add_argument("--no-prefix-caching", dest="prefix_caching", action="store_false")
     return parser
 

@@ -9,7 +9,7 @@ graphs depend on kernels and are estimates (`reserve`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,15 @@ from holdfast.fit.architecture import (
     layers,
     text_config,
 )
-from holdfast.fit.reserve import GIB, MARGIN_SHARE, MIB, Reserve, Running, estimate
+from holdfast.fit.reserve import (
+    GIB,
+    MARGIN_SHARE,
+    MIB,
+    Reserve,
+    Running,
+    estimate,
+    largest_image_tokens,
+)
 from holdfast.types import Model as Settings
 
 USABLE_SHARE = 0.98
@@ -81,6 +89,8 @@ class EngineSettings(Settings):
     """Tokens drafted by the model's own prediction head; 0 is off."""
     text_only: bool = False
     """--language-model-only: neither load nor measure the encoders."""
+    takes_videos: bool = True
+    """Whether a request may hold a video: not where --limit-mm-per-prompt says 0 of them."""
     vllm_minor: int = Field(default=32, ge=6)
     """Version 0.N of vLLM; its bookkeeping changed (`blocks.Scheduling`)."""
     kv_cache_mib: float | None = Field(default=None, gt=0)
@@ -111,6 +121,7 @@ class EngineSettings(Settings):
             context_tokens=context_tokens,
             enforce_eager=self.enforce_eager,
             text_only=self.text_only,
+            takes_videos=self.takes_videos,
             vllm_minor=self.vllm_minor,
         )
 
@@ -128,6 +139,8 @@ class Model:
     config: Mapping[str, Any]
     """config.json."""
     weights: weights.Weights
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    """preprocessor_config.json; empty where there is none."""
 
     @cached_property
     def text(self) -> Fields:
@@ -242,7 +255,8 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     """The model in ``folder``: config.json beside its safetensors files or their index.
 
     hf_quant_config.json tells the number formats where config.json does not (older ModelOpt; vLLM
-    0.32, `transformers_utils/config.py`). ``known`` weights are taken as they are.
+    0.32, `transformers_utils/config.py`), preprocessor_config.json how large an image may be.
+    ``known`` weights are taken as they are.
 
     Raises:
         NotUnderstood: a file is missing or damaged.
@@ -257,7 +271,13 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     beside = folder / "hf_quant_config.json"
     if config.get("quantization_config") is None and beside.is_file():
         config["quantization_config"] = weights.described(beside)
-    return Model(folder.resolve().name, config, known or weights.read(folder))
+    processor = folder / "preprocessor_config.json"
+    return Model(
+        folder.resolve().name,
+        config,
+        known or weights.read(folder),
+        weights.described(processor) if processor.is_file() else {},
+    )
 
 
 def reserve(model: Model, engine: EngineSettings) -> Reserve:
@@ -265,7 +285,8 @@ def reserve(model: Model, engine: EngineSettings) -> Reserve:
     if engine.reserve_mib is not None:
         return Reserve(int(engine.reserve_mib * MIB), 0, 0)
     context = engine.max_model_len or model.longest_tokens
-    return estimate(model.config, engine.running(context))
+    image_tokens = largest_image_tokens(model.config, model.processor)
+    return estimate(model.config, replace(engine.running(context), image_tokens=image_tokens))
 
 
 def _plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:

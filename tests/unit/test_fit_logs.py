@@ -39,9 +39,7 @@ def test_no_verdict_is_false(each: Judgement) -> None:
 
 @pytest.mark.parametrize("each", JUDGED, ids=lambda each: each.log.name)
 def test_the_cache_is_promised_within_a_twentieth_of_the_budget(each: Judgement) -> None:
-    # Too little by more, both times a few tenths of a GiB: docs/fit.md.
-    small = {"Qwen3-VL-Embedding 2B, T4": -7, "Qwen2.5 3B AWQ, 8 GB laptop card": -8}
-    assert small.get(each.log.name, -5) <= each.error_percent <= 2
+    assert -5 <= each.error_percent <= 2
 
 
 def test_what_is_claimed_is_the_judging_halfs() -> None:
@@ -49,10 +47,10 @@ def test_what_is_claimed_is_the_judging_halfs() -> None:
     assert cases.judged("judging") == judging
     claimed = summary(judging)
     assert claimed["logs"] == len(judging)
-    assert claimed["median"] <= 2.5
-    assert claimed["beyond"] <= 2
+    assert claimed["median"] <= 2
+    assert claimed["beyond"] == 0
     assert claimed["worst false refusal"] < 5
-    assert sum(each.log.refused for each in judging) >= 4
+    assert sum(each.log.refused for each in judging) >= 5
 
 
 def test_what_was_collected_later_only_judges() -> None:
@@ -76,5 +74,5 @@ def test_a_verdict_is_false_one_way_or_the_other() -> None:
 def test_the_command_prints_what_the_judging_half_says(capsys: pytest.CaptureFixture[str]) -> None:
     cases.main([])
     said = capsys.readouterr().out
-    assert "29 logs: median error" in said
+    assert "32 logs: median error" in said
     assert "beyond 5 %" in said

@@ -16,6 +16,7 @@ from holdfast.checks.data import storage
 from holdfast.checks.engines import engines
 from holdfast.checks.gpus import memory
 from holdfast.engines import vllm
+from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.replacement import with_model
 from holdfast.engines.units import EngineNames, configuration, files, secret_files
 from holdfast.refusal import Refused
@@ -128,6 +129,27 @@ def test_what_could_not_start_is_refused_with_a_mend(
     (finding,) = engines(_settings(description, _engine(**changes)))
     assert finding.key == f"vllm.engines[0].{key}"
     assert says in f"{finding.wrong}; {finding.mend}"
+
+
+@pytest.mark.parametrize(
+    ("limits", "takes_videos"),
+    [
+        (None, True),
+        ('{"image": 1}', True),
+        ('{"image": 1, "video": 1}', True),
+        ('{"image": 1, "video": 0}', False),
+        ("no JSON", True),
+        ("0", True),
+    ],
+)
+def test_a_limit_of_no_videos_saves_the_memory_of_one(
+    description: Path, limits: str | None, takes_videos: bool
+) -> None:
+    flags = {} if limits is None else {"limit-mm-per-prompt": limits}
+    settings = _settings(description, _engine(flags=flags))
+    assert settings.vllm is not None
+    (engine,) = settings.vllm.engines
+    assert settings_of(engine, cards_of(settings, engine)).takes_videos == takes_videos
 
 
 def test_a_misspelt_flag_is_answered_with_the_nearest(description: Path) -> None:
