@@ -33,6 +33,7 @@ from tests.lab.services import CONTROLLER_SEEN_BY_GUESTS, Services
 from tests.lab.services.ca import NAMES
 from tests.lab.services.daemon import wait_until
 from tests.lab.services.tailnet import Tailnet
+from tests.unit.site_data import filled_in
 from tests.unit.test_inventories import SECRETS
 
 pytestmark = [
@@ -320,11 +321,13 @@ def test_a_policy_that_says_another_thing_than_its_tests_is_refused(stage: Stage
 
 @pytest.mark.parametrize("name", ["example", "reference"])
 def test_the_control_server_finds_the_policies_of_other_inventories_true(
-    stage: Stage, name: str
+    stage: Stage, name: str, tmp_path: Path
 ) -> None:
-    # Somebody must bear each tag, or the server can say nothing of it.
+    # A node must bear each tag, or the server can say nothing of it.
     stage.services.node("workstation", "tag:workstation").start()
-    policy = stage.policy(ROOT / "inventories" / f"{name}.py")
+    inventory = tmp_path / "mine.py"
+    inventory.write_text(filled_in(ROOT / "inventories" / f"{name}.py"))
+    policy = stage.policy(inventory)
     assert policy["tests"]
     assert stage.services.headscale.check_policy(policy) == ""
 
