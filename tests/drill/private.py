@@ -64,7 +64,9 @@ for _ in range(count):
     began = time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("POST", path, body, headers)
-    assert connection.getresponse().read()
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status == 200, answer.status
     connection.close()
     print((time.perf_counter() - began) * 1000)
 """
@@ -495,12 +497,13 @@ class Private:
         (self.stage.folder / "clock.py").write_text(program)
         rack.copy_to(self.stage.folder / "clock.py", "/root/clock.py")
         ways = {
-            "direct": (self._engine_port("chat"), "sed 's/^/Bearer /' /root/CHAT_KEY"),
-            "by the router": (WORK, f"sed -n 's/^{CALLERS} //p' {self._names(WORK).key_file}"),
+            "direct": (self._engine_port("chat"), "engine:chat"),
+            "by the router": (WORK, CALLERS),
         }
         took: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(3):
-            for way, (port, key) in ways.items():
+            for way, (port, name) in ways.items():
+                key = f"sed -n 's/^{name} //p' {self._names(WORK).key_file}"
                 said = rack.succeed(f"{key} | python3 /root/clock.py {port}", timeout_seconds=120)
                 took[way] += map(float, said.split())
         for way, values in took.items():
