@@ -6,9 +6,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyinfra.api.exceptions import FactProcessError
+
 from facts import sections
 from facts.firewall import LINKS, external_interfaces
 from facts.framed import Framed
+
+STARTING_SECONDS = 120
+"""How long a starting engine is waited for; after a boot an emulated machine takes some 25 s."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class DockerEngine(Framed[DockerState]):
         """Build the probe."""
         return sections.probe(
             {
+                # Until it answers, its bridges look like interfaces of somebody else.
+                "starting": f"left={STARTING_SECONDS};"
+                f" while {sections.is_starting('docker.service')}; do"
+                ' [ "$left" -gt 0 ] || { echo yes; break; }; left=$((left - 1)); sleep 1; done',
                 "daemon_json": "[ -e /etc/docker/daemon.json ] && echo &&"
                 " cat /etc/docker/daemon.json && echo",
                 "version": "dpkg-query --show"
@@ -93,8 +102,17 @@ class DockerEngine(Framed[DockerState]):
         return DockerState(None, None, (), False)
 
     def process(self, output: list[str]) -> DockerState:
-        """Parse the probe's output."""
+        """Parse the probe's output.
+
+        Raises:
+            FactProcessError: the engine does not come up, so what it has cannot be known.
+        """
         found = sections.answers(output)
+        if found["starting"]:
+            raise FactProcessError(
+                f"Docker is still starting after {STARTING_SECONDS} s; on the host:"
+                " journalctl --unit docker.service"
+            )
         versions = [line.split()[1] for line in found["version"] if line.startswith("installed ")]
         members = found["group"][0].rpartition(":")[2] if found["group"] else ""
         # The first line only says that the file is there: it may be empty.

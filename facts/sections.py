@@ -5,6 +5,11 @@ from __future__ import annotations
 _HEADING = "#= "
 
 
+def is_starting(unit: str) -> str:
+    """A shell condition: systemd is starting ``unit``, which cannot answer yet."""
+    return f'[ "$(systemctl show --property=ActiveState --value {unit})" = activating ]'
+
+
 def probe(questions: dict[str, str]) -> str:
     """One shell command that asks all ``questions``, from name to command.
 

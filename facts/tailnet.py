@@ -11,6 +11,7 @@ from typing import Any
 from pyinfra.api import FactProcessError
 
 from facts.framed import Framed
+from facts.sections import is_starting
 from holdfast.tailnet import Node
 
 _DIVIDER = "-- preferences --"
@@ -47,11 +48,12 @@ class TailnetNode(Framed[Node]):
     def command(self) -> str:
         """Build the probe; a daemon that hangs is one that does not answer.
 
-        One that has just been started is given half a minute to say what it is.
+        One that is starting, or has just been started, is given half a minute to say what it is.
         """
         return (
             "command -v tailscale >/dev/null || exit 0; for second in $(seq 30); do"
-            " status=$(timeout 20 tailscale status --json --peers=false 2>/dev/null) || exit 0;"
+            " status=$(timeout 20 tailscale status --json --peers=false 2>/dev/null)"
+            f" || {{ {is_starting('tailscaled.service')} || exit 0; sleep 1; continue; }};"
             """ case $status in *'"BackendState": "NoState"'*|*'"BackendState": "Starting"'*)"""
             " sleep 1;; *) break;; esac; done; printf '%s\\n' \"$status\""
             f" && echo '{_DIVIDER}' && timeout 20 tailscale debug prefs 2>/dev/null"

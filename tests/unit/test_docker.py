@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pyinfra.api import StringCommand
+from pyinfra.api.exceptions import FactProcessError
 from pyinfra.context import ctx_host
 
 from facts.docker import DockerEngine, DockerState
@@ -38,9 +40,51 @@ def test_recorded_state() -> None:
 
 
 def test_a_machine_without_an_engine() -> None:
-    names = "daemon_json version group unruled networks containers links until_forwarding"
+    names = "starting daemon_json version group unruled networks containers links until_forwarding"
     headings = [f"#= {name}" for name in names.split()]
     assert read(DockerEngine, headings) == DockerEngine.default()
+
+
+STARTS = """#!/bin/sh
+# An engine that a boot is starting: active at the third question, where it comes up at all.
+here=$(dirname "$0")
+case $* in
+"show --property=ActiveState --value docker.service")
+    echo >> "$here/asked"
+    if [ -e "$here/never" ] || [ "$(wc -l < "$here/asked")" -lt 3 ]; then echo activating
+    else echo active; fi ;;
+"--quiet is-active docker.service") [ "$(wc -l < "$here/asked")" -ge 3 ] ;;
+esac
+"""
+ANSWERS = """#!/bin/sh
+case $* in
+"network ls"*) echo f00 ;;
+"network inspect"*) cat "$(dirname "$0")/networks" ;;
+esac
+"""
+
+
+@pytest.fixture
+def booting(tmp_path: Path) -> LocalHost:
+    """A host whose engine is starting, with one network."""
+    told = {"Name": "sealed", "Options": {}, "Labels": {}, "Internal": True, "IPAM": {"Config": []}}
+    (tmp_path / "networks").write_text(json.dumps([told]) + "\n")
+    for name, text in {"systemctl": STARTS, "docker": ANSWERS, "sleep": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return LocalHost(programs=tmp_path)
+
+
+def test_an_engine_that_is_starting_is_waited_for(booting: LocalHost) -> None:
+    assert list(booting.get_fact(DockerEngine).networks) == ["sealed"]
+
+
+def test_an_engine_that_never_comes_up_is_no_machine_without_networks(
+    booting: LocalHost, tmp_path: Path
+) -> None:
+    (tmp_path / "never").touch()
+    with pytest.raises(FactProcessError, match="still starting after 120 s"):
+        booting.get_fact(DockerEngine)
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "{}"])
