@@ -110,4 +110,6 @@ def _red(site: Site, rack: Machine, sabotage: Sabotage) -> set[str]:
         rack.succeed(sabotage.heal, timeout_seconds=300)
     except MachineError as error:
         site.record.check(f"sabotage and its end: {sabotage.what}", False, error)
+        # What is half done would make the next ones fail.
+        rack.execute(sabotage.heal, timeout_seconds=300)
     return {test for test, outcome in outcomes.items() if outcome == "failed"}

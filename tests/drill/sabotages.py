@@ -77,6 +77,13 @@ BASE = (
         *edited("/etc/os-release", "s/^VERSION_ID=.*/VERSION_ID=11/"),
     ),
     Sabotage(
+        "a unit of ours fails in silence",
+        ("base::every_unit_of_ours_raises_an_alert_when_it_fails",),
+        *edited(
+            f"/etc/systemd/system/{egress.SERVICE}", "/^OnFailure=/d", "systemctl daemon-reload"
+        ),
+    ),
+    Sabotage(
         "its name is another after a boot",
         ("base::its_name_survives_a_reboot",),
         *edited("/etc/hostname", "s/.*/stray/"),
@@ -186,7 +193,8 @@ HARDENING = (
         "a unit has failed",
         ("hardening::no_unit_has_failed",),
         "systemd-run --quiet --wait --unit=stray false; true",
-        "systemctl reset-failed stray",
+        # Failed units are forgotten before each end.
+        "true",
     ),
     Sabotage(
         "nobody looks for what changed",
@@ -424,6 +432,23 @@ EGRESS = (
     ),
 )
 
+EGRESS_PRIVATE = (
+    Sabotage(
+        "the addresses of clouds are looked up no more",
+        ("egress::clouds_are_called_by_the_addresses_that_their_names_have",),
+        f"systemctl stop {egress.RESOLVE_TIMER}",
+        f"systemctl start {egress.RESOLVE_TIMER}",
+    ),
+    Sabotage(
+        "a unit of its owner's may call everybody",
+        ("egress::systemd_holds_units_of_others_to_their_tier",),
+        *edited(
+            egress.drop_in_path("photos.service"), "/^IPAddressDeny/d", "systemctl daemon-reload"
+        ),
+    ),
+)
+"""Of what the native rack declares for private work, and no virtual machine."""
+
 DOCKER = (
     Sabotage(
         "our keys in daemon.json are changed",
@@ -436,10 +461,13 @@ DOCKER = (
             "docker::a_port_without_an_address_is_published_to_this_host_only",
             "docker::the_logs_of_every_container_are_bounded",
         ),
-        f"cp -a {DAEMON_JSON} /root/daemon.json && {_LOOSE_DOCKER} && systemctl restart docker"
+        # A running container keeps the bridge as it was made.
+        "docker ps --quiet > /root/running && xargs --no-run-if-empty docker stop < /root/running"
+        f" && cp -a {DAEMON_JSON} /root/daemon.json && {_LOOSE_DOCKER} && systemctl restart docker"
         f" && docker run --detach --name stray {IMAGE}",
         "docker rm --force stray"
-        f" && cp -a /root/daemon.json {DAEMON_JSON} && systemctl restart docker",
+        f" && cp -a /root/daemon.json {DAEMON_JSON} && systemctl restart docker"
+        " && xargs --no-run-if-empty docker start < /root/running",
     ),
     Sabotage(
         "the engine writes its rules where ours are not asked",
@@ -470,8 +498,12 @@ DOCKER = (
     Sabotage(
         "a service's container is on another network than is declared",
         ("docker::the_container_of_a_declared_service_is_on_its_network_alone",),
-        f"docker run --detach --name stray --publish 127.0.0.1:8089:80 {IMAGE}",
-        "docker rm --force stray",
+        # The service's own where it runs; else one that publishes its port.
+        f"id=$(docker ps --quiet --filter publish=8089);"
+        f" docker network connect bridge ${{id:-$(docker run --detach --name stray"
+        f" --network {_SEALED.name} --publish 127.0.0.1:8089:80 {IMAGE})}}",
+        "if docker inspect stray >/dev/null; then docker rm --force stray; else"
+        " docker network disconnect bridge $(docker ps --quiet --filter publish=8089); fi",
     ),
     Sabotage(
         "a container on a T1 network is on another too, and older than what it should ask",
@@ -798,14 +830,18 @@ FLOOR = (
         (
             "floor::the_engine_has_no_network",
             "floor::its_weights_stay_in_memory",
-            "floor::its_limits_are_in_force",
             "floor::it_comes_back_when_it_is_killed",
         ),
         *configured(
             floor.UNIT,
-            ["PrivateNetwork=no", "LimitMEMLOCK=0", "MemoryMax=700M", "Restart=no"],
+            ["PrivateNetwork=no", "LimitMEMLOCK=0", "Restart=no"],
             f"systemctl restart {floor.UNIT}",
         ),
+    ),
+    Sabotage(
+        "the floor may take another amount of memory",
+        ("floor::its_limits_are_in_force",),
+        *configured(floor.UNIT, ["MemoryMax=700M"], f"systemctl restart {floor.UNIT}"),
     ),
     Sabotage(
         "the floor is stopped",
@@ -1147,7 +1183,17 @@ NATIVE = tuple(
     sabotage
     for sabotage in (
         *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *EGRESS, *DOCKER, *TAILNET),
-        *(*MODELS, *CHECKPOINTS, *FLOOR, *ENGINES, *ROUTERS, *CLOUDS, *CARDS, *BACKUP),
+        *(
+            *EGRESS_PRIVATE,
+            *MODELS,
+            *CHECKPOINTS,
+            *FLOOR,
+            *ENGINES,
+            *ROUTERS,
+            *CLOUDS,
+            *CARDS,
+            *BACKUP,
+        ),
     )
     if not _NOT_NATIVE & set(sabotage.red)
 )
