@@ -22,6 +22,7 @@ check: setup-lab ## the fast tier: lint, types, unit tests, golden plans
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) lint-imports --no-logo
 	$(RUN) pytest -n 2
 
 test: check ## everything that must hold before a merge: the fast tier, then a shorter drill

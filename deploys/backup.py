@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from holdfast import alerts, backup
+from holdfast.host_programs import backup as backup_program
 from holdfast.secrets import require
 from holdfast.settings import HostSettings, Repository
 from operations import artefact, host_files, packages, units
@@ -62,7 +63,7 @@ def apply(settings: HostSettings) -> None:
             ),
         ],
         files=[
-            HostFile(backup.PROGRAM, backup.program(), mode="755"),
+            host_files.program(backup_program),
             HostFile(
                 backup.RESTORE, f'#!/bin/sh\nexec {backup.PROGRAM} restore "$@"\n', mode="755"
             ),

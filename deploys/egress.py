@@ -7,6 +7,7 @@ from pyinfra.api.deploy import deploy
 
 from facts.egress import TierDropIns
 from holdfast import alerts, egress
+from holdfast.host_programs import egress as egress_program
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import host_files, packages, units
@@ -33,7 +34,7 @@ def apply(settings: HostSettings) -> None:
         directories=[HostDirectory("/etc/holdfast"), HostDirectory("/etc/request-key.d")],
         files=[
             HostFile(egress.REQUEST_KEYS, render("egress/request-key.conf.j2")),
-            HostFile(egress.PROGRAM, egress.program(), mode="755"),
+            host_files.program(egress_program),
             HostFile(egress.RULES, egress.rules(settings), validate="nft --check --file {}"),
             HostFile(egress.USERS, egress.users(settings)),
             HostFile(egress.CLOUDS, egress.clouds(settings)),

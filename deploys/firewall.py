@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
-from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD, PROGRAM
+from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD
 from holdfast import alerts
-from holdfast.firewall import DOCKER_USER_SCRIPT, ROLLBACK_UNIT, TIMER, program, unit_files
+from holdfast.firewall import DOCKER_USER_SCRIPT, ROLLBACK_UNIT, TIMER, unit_files
+from holdfast.host_programs import firewall as firewall_program
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from operations import host_files, packages, ufw, units
@@ -33,7 +34,7 @@ def apply(settings: HostSettings) -> None:
                 mode="755",
                 validate="sh -n {}",
             ),
-            HostFile(PROGRAM, program(), mode="755"),
+            host_files.program(firewall_program),
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             *(HostFile(path, text) for path, text in unit_files().items()),
         ],

@@ -6,6 +6,7 @@ from pyinfra.api.deploy import deploy
 
 from holdfast import alerts
 from holdfast.gpu import limits
+from holdfast.host_programs import gpu_limits as gpu_limits_program
 from holdfast.settings import HostSettings
 from operations import gpu_limits, host_files, packages, units
 from operations.host_files import HostDirectory, HostFile
@@ -29,7 +30,7 @@ def apply(settings: HostSettings) -> None:
         name="Declare the cards' limits",
         directories=[HostDirectory("/etc/holdfast")],
         files=[
-            HostFile(limits.PROGRAM, limits.program(), mode="755"),
+            host_files.program(gpu_limits_program),
             HostFile(limits.CONFIG, limits.config(gpus)),
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             *(HostFile(path, text) for path, text in unit_files.items()),

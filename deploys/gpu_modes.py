@@ -6,6 +6,7 @@ from pyinfra.api.deploy import deploy
 
 from holdfast import alerts
 from holdfast.gpu import modes
+from holdfast.host_programs import mode
 from holdfast.settings import HostSettings
 from operations import gpu_modes, host_files, units
 from operations.host_files import HostFile
@@ -27,7 +28,7 @@ def declare(settings: HostSettings) -> None:
     host_files.place(
         name="Declare the modes",
         files=[
-            HostFile(modes.PROGRAM, modes.program(), mode="755"),
+            host_files.program(mode),
             HostFile(modes.CONFIG, modes.config(settings)),
             HostFile(modes.RECORDS, modes.records(settings)),
             HostFile(modes.GREETING, modes.greeting(), mode="755"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from holdfast import alerts, clouds, ledger
+from holdfast.host_programs import clouds as clouds_program
+from holdfast.host_programs import queue as queue_program
 from holdfast.registry import clouds_service, queue_service
 from holdfast.router import (
     CREDENTIALS,
@@ -13,7 +15,6 @@ from holdfast.router import (
     RouterNames,
     files,
     keys,
-    queue_program_text,
     secrets_needed,
 )
 from holdfast.secrets import require
@@ -100,7 +101,6 @@ def apply(settings: HostSettings) -> None:
     asked = settings.clouds if any(each.clouds for each in declared) else None
     if asked:
         _install_litellm(settings, asked)
-        texts[clouds.PROGRAM] = clouds.program_text()
     packages.present(name="Install the routers' proxy", packages=["haproxy", "python3"])
     host_files.place(
         name="Write the routers' units, configuration and keys",
@@ -110,8 +110,9 @@ def apply(settings: HostSettings) -> None:
         ],
         files=[
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            HostFile(QUEUE_PROGRAM, queue_program_text(), mode="755"),
+            host_files.program(queue_program),
             *(HostFile(path, text) for path, text in texts.items()),
+            *([host_files.program(clouds_program)] if asked else []),
             *(HostFile(path, text, mode="600") for path, text in private.items()),
         ],
     )

@@ -5,6 +5,7 @@ from pyinfra.api.deploy import deploy
 
 from facts.tailnet import TailnetNode
 from holdfast import alerts, ssh, tailnet_membership, tailnet_rules
+from holdfast.host_programs import tailnet_membership as membership_program
 from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
@@ -70,11 +71,7 @@ def apply(settings: HostSettings) -> None:
             HostFile(tailnet_rules.RULES, rules, validate="nft --check --file {}"),
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             *(HostFile(path, text) for path, text in tailnet_rules.unit_files().items()),
-            HostFile(
-                tailnet_membership.PROGRAM,
-                tailnet_membership.program(),
-                mode="755",
-            ),
+            host_files.program(membership_program),
             HostFile(tailnet_membership.CONFIG, tailnet_membership.config(settings)),
             *(HostFile(path, text) for path, text in tailnet_membership.unit_files().items()),
         ],

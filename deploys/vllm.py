@@ -8,25 +8,20 @@ from holdfast import alerts
 from holdfast.engines.units import (
     CREDENTIALS,
     DEVICES,
-    MEMORY_PROGRAM,
     RECOVERY,
-    REPLACE_PROGRAM,
     SYSTEM,
     UNDO,
-    WATCH_PROGRAM,
     EngineNames,
     configuration,
     devices_unit,
     files,
-    memory_program_text,
     recovery_unit,
-    replace_program_text,
     secret_files,
     undo_unit,
-    watch_program_text,
 )
 from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.gpu import modes
+from holdfast.host_programs import engine_watch, gpu_memory, replace
 from holdfast.python_environment import directory
 from holdfast.secrets import require
 from holdfast.settings import HostSettings, Vllm
@@ -113,9 +108,7 @@ def apply(settings: HostSettings) -> None:
             HostFile(f"{SYSTEM}/{DEVICES}", devices_unit()),
             HostFile(f"{SYSTEM}/{RECOVERY}", recovery_unit()),
             HostFile(f"{SYSTEM}/{UNDO}", undo_unit()),
-            HostFile(MEMORY_PROGRAM, memory_program_text(), mode="755"),
-            HostFile(REPLACE_PROGRAM, replace_program_text(), mode="755"),
-            HostFile(WATCH_PROGRAM, watch_program_text(), mode="755"),
+            *map(host_files.program, (gpu_memory, replace, engine_watch)),
             *(HostFile(path, text) for path, text in texts.items()),
             *(HostFile(path, text, mode="600") for path, text in private.items()),
         ],

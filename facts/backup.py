@@ -12,7 +12,7 @@ from holdfast.backup import STATE
 
 @dataclass(frozen=True)
 class BackupState:
-    """Records by repository, as `holdfast.backup_program` writes them, and what systemd missed.
+    """Records by repository, as `holdfast.host_programs.backup` writes them, and stale units.
 
     ``unread`` holds the backup units whose file changed since systemd read it: a timer would start
     the old one.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from facts import sections
 from facts.framed import Framed
-from holdfast.egress_program import COUNTER, LOG_PREFIX, TABLE
+from holdfast.host_programs.egress import COUNTER, LOG_PREFIX, TABLE
 
 DROP_IN = "50-holdfast-tier.conf"
 """systemd's own wall, for a service whose unit file is not ours."""

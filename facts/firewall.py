@@ -11,14 +11,16 @@ from itertools import pairwise
 
 from facts import sections
 from facts.framed import Framed
+from holdfast.host_programs import firewall
+from holdfast.shipping import path_of
 
 BLOCK_BEGIN = "# BEGIN holdfast DOCKER-USER"
 BLOCK_END = "# END holdfast DOCKER-USER"
 GUARD = "HOLDFAST-FORWARD"
 """Our chain in the mangle table."""
-ROLLBACK_STATE = "/var/lib/holdfast/firewall"
+ROLLBACK_STATE = firewall.STATE
 """Where the last proved firewall is kept while a change waits for its proof, and what it was."""
-PROGRAM = "/usr/local/sbin/holdfast-firewall"
+PROGRAM = path_of(firewall)
 """Undoes what no login proves, and keeps in force what was proved."""
 
 

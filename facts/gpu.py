@@ -12,9 +12,11 @@ import pynvml
 
 from facts import sections
 from facts.framed import Framed
-from holdfast.gpu import picture, probe
+from holdfast.gpu import picture
 from holdfast.gpu.picture import SMI_FIELDS, Picture
-from holdfast.gpu.probe import Samples
+from holdfast.host_programs import gpu_samples
+from holdfast.host_programs.gpu_samples import Samples
+from holdfast.shipping import text_of
 
 _SMI = "timeout --kill-after=5 60 nvidia-smi"
 """A sick driver hangs it; 60 s is ample for eight cards that have to be woken up."""
@@ -114,17 +116,17 @@ class GpuSamples(Framed[Samples]):
 
     def process(self, output: list[str]) -> Samples:
         """Parse the probe's output."""
-        return probe.parse(output)
+        return gpu_samples.parse(output)
 
 
 @cache
 def _program() -> str:
-    """The probe with its bindings as one line of Python, 70 kB; the kernel allows 128 KiB."""
+    """The program with its bindings as one line of Python, 70 kB; the kernel allows 128 KiB."""
     program = (
         "import sys, types\n"
         "sys.modules['pynvml'] = pynvml = types.ModuleType('pynvml')\n"
         f"exec({inspect.getsource(pynvml)!r}, pynvml.__dict__)\n"
-        f"exec({inspect.getsource(probe)!r})\n"
+        f"exec({text_of(gpu_samples)!r})\n"
     )
     packed = base64.b64encode(zlib.compress(program.encode(), 9)).decode()
     return f'import base64, zlib; exec(zlib.decompress(base64.b64decode("{packed}")))'

@@ -8,7 +8,7 @@ from facts import sections
 from facts.framed import Framed
 from facts.gpu_modes import modes_in
 from holdfast.gpu.limits import SERVICE
-from holdfast.gpu.limits_program import (
+from holdfast.host_programs.gpu_limits import (
     FIELDS,
     FORMAT,
     PRESENT,

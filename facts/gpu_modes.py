@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from facts import sections
 from facts.framed import Framed
-from holdfast.gpu.mode_program import CONFIG, PRESENT
 from holdfast.gpu.modes import DROP_IN, GREETING, PROGRAM, RECORDS, SYSTEM, UNDO
+from holdfast.host_programs.mode import CONFIG, PRESENT
 
 
 @dataclass(frozen=True)

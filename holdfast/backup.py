@@ -5,19 +5,20 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from holdfast import alerts, integrity, ledger, storage
+from holdfast.host_programs import backup as backup_program
 from holdfast.registry import declared_services, ledger_service
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
 from holdfast.secrets import Secret
 from holdfast.services import DataPath, Service
 from holdfast.settings import Backup, HostSettings, Repository
+from holdfast.shipping import path_of
 
-PROGRAM = "/usr/local/sbin/holdfast-backup"
+PROGRAM = path_of(backup_program)
 RESTORE = "/usr/local/sbin/holdfast-restore"
 STATE = "/var/lib/holdfast/backup"
 CACHE = "/var/cache/holdfast-backup"
@@ -91,7 +92,7 @@ def mount_of(settings: HostSettings, repository: Repository) -> str | None:
 
 
 def job(settings: HostSettings, repository: Repository, restic: str) -> dict[str, Any]:
-    """What `holdfast.backup_program.Job` reads, as JSON-ready values."""
+    """What `holdfast.host_programs.backup.Job` reads, as JSON-ready values."""
     if settings.backup is None:
         raise ValueError(f"{settings.hostname} declares no backup")
     keep = settings.backup
@@ -219,11 +220,6 @@ def _jobs(backup: Backup) -> list[tuple[str, str, str, bool]]:
         ("holdfast-backup-check", "check", FRESHNESS_SCHEDULE, False),
         ("holdfast-restore-check", "restore-check", backup.restore_check_schedule, True),
     ]
-
-
-def program() -> str:
-    """The text of the program that hosts run."""
-    return (Path(__file__).parent / "backup_program.py").read_text(encoding="utf-8")
 
 
 def job_text(settings: HostSettings, repository: Repository, restic: str) -> str:

@@ -6,21 +6,22 @@ that may call the declared clouds, and the only one that holds their keys.
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
-from holdfast import alerts, clouds_program, registry
+from holdfast import alerts, registry
+from holdfast.host_programs import clouds as clouds_program
 from holdfast.ledger import SOCKET_FOLDER
 from holdfast.python_environment import directory
 from holdfast.render import render
 from holdfast.sandbox import RUN, sandbox
 from holdfast.secrets import Secret
 from holdfast.settings import HostSettings, Router
+from holdfast.shipping import path_of
 
 LITELLM = "litellm"
 LOCK = Path(__file__).resolve().parent.parent / "locks" / "litellm.txt"
-PROGRAM = "/usr/local/sbin/holdfast-clouds"
+PROGRAM = path_of(clouds_program)
 CONFIGURATIONS = "/etc/holdfast/clouds"
 CREDENTIALS = "/etc/holdfast/credentials"
 SYSTEM = "/etc/systemd/system"
@@ -120,8 +121,3 @@ def files(settings: HostSettings, router: Router) -> dict[str, str]:
         ),
         configuration_path(router): configuration(settings, router),
     }
-
-
-def program_text() -> str:
-    """The text of the program that asks."""
-    return inspect.getsource(clouds_program)

@@ -7,15 +7,15 @@ its network.
 
 from __future__ import annotations
 
-import inspect
 import ipaddress
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from facts.egress import DROP_IN
-from holdfast import alerts, egress_program, rules_watch, tailnet
+from holdfast import alerts, rules_watch, tailnet
 from holdfast.doors import MARK
+from holdfast.host_programs import egress as egress_program
 from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
 from holdfast.render import render
@@ -30,6 +30,7 @@ from holdfast.sandbox import (
 )
 from holdfast.services import Cloud, Peer, Service, Tier
 from holdfast.settings import HostSettings
+from holdfast.shipping import path_of
 
 TABLE = egress_program.TABLE
 RULES = egress_program.RULES
@@ -38,7 +39,7 @@ CLOUDS = egress_program.CLOUDS
 NETWORKS = egress_program.NETWORKS
 TAILSCALED_MARK = "meta mark & 0xff0000 == 0x80000"
 """What tailscaled, which is root, sends itself, in the words of nftables."""
-PROGRAM = "/usr/local/sbin/holdfast-egress"
+PROGRAM = path_of(egress_program)
 SERVICE = "holdfast-egress.service"
 WATCH = "holdfast-egress-watch.service"
 TIMER = "holdfast-egress-watch.timer"
@@ -325,8 +326,3 @@ def drop_ins(settings: HostSettings) -> dict[str, str]:
 def drop_in_path(unit: str) -> str:
     """Where a unit's drop-in lies."""
     return f"{SYSTEM}/{unit}.d/{DROP_IN}"
-
-
-def program() -> str:
-    """The text of the program that hosts run."""
-    return inspect.getsource(egress_program)

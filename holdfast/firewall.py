@@ -6,7 +6,6 @@ guard the containers (FORWARD), which Docker would otherwise open past ufw.
 
 from __future__ import annotations
 
-import inspect
 import ipaddress
 import re
 import shlex
@@ -23,7 +22,8 @@ from facts.firewall import (
     FamilyState,
     FirewallState,
 )
-from holdfast import alerts, firewall_program, rules_watch
+from holdfast import alerts, rules_watch
+from holdfast.host_programs import firewall as firewall_program
 from holdfast.render import render
 from holdfast.sandbox import LOADS_RULES, Directive, sandbox
 from holdfast.services import Listen, Service
@@ -322,11 +322,6 @@ def deletion(rule: str) -> str:
         elif its_port != "any":
             words += ["port", its_port]
     return shlex.join(words)
-
-
-def program() -> str:
-    """The text of the program that hosts run."""
-    return inspect.getsource(firewall_program)
 
 
 def unit_files() -> dict[str, str]:

@@ -9,23 +9,24 @@ which has no network, and what asks clouds (`holdfast.clouds`), which has little
 from __future__ import annotations
 
 import hashlib
-import inspect
 from dataclasses import dataclass
 
-from holdfast import alerts, clouds, queue_program
+from holdfast import alerts, clouds
 from holdfast.doors import PATIENCE, Door, doors, socket_unit
-from holdfast.engines.program import GENERATE_PATHS, paths
+from holdfast.engines.server import GENERATE_PATHS, paths
+from holdfast.host_programs import queue as queue_program
 from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
 from holdfast.sandbox import RUN, sandbox
 from holdfast.secrets import Secret
 from holdfast.services import LOOPBACK_OF, Listen, Service, Tier
 from holdfast.settings import Engine, HostSettings, Router
+from holdfast.shipping import path_of
 
 CREDENTIALS = "/etc/holdfast/credentials"
 SYSTEM = "/etc/systemd/system"
 CONFIGURATIONS = "/etc/holdfast/router"
-QUEUE_PROGRAM = "/usr/local/sbin/holdfast-queue"
+QUEUE_PROGRAM = path_of(queue_program)
 MODELS_PATH = "/v1/models"
 BUFFER_BYTES = 256 * 1024
 """A request no larger than this can be sent again, to the next, when an engine breaks off."""
@@ -254,8 +255,3 @@ def _queue_files(settings: HostSettings, names: RouterNames, service: Service) -
             settings, router, "fd@3", f"{RUN}/{names.drain_stem}", drains=True
         ),
     }
-
-
-def queue_program_text() -> str:
-    """The text of the program that keeps the queue."""
-    return inspect.getsource(queue_program)

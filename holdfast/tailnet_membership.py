@@ -6,21 +6,22 @@ the LAN before the tailnet is proved (`holdfast.firewall.holes`), and never wide
 
 from __future__ import annotations
 
-import inspect
 import json
 import shlex
 from typing import Any
 
-from holdfast import alerts, tailnet_membership_program
+from holdfast import alerts
 from holdfast.firewall import RUNS_UFW, WITHOUT_TAILNET, deletion, holes
+from holdfast.host_programs import tailnet_membership as program
 from holdfast.registry import declared_services
 from holdfast.render import render
 from holdfast.sandbox import sandbox
 from holdfast.services import Service
 from holdfast.settings import HostSettings
+from holdfast.shipping import path_of
 
-CONFIG = tailnet_membership_program.CONFIG
-PROGRAM = "/usr/local/sbin/holdfast-tailnet-membership"
+CONFIG = program.CONFIG
+PROGRAM = path_of(program)
 RUN = "holdfast/tailnet-membership"
 """Below /run: since when the host is a member, or is none."""
 SERVICE = "holdfast-tailnet-membership.service"
@@ -61,11 +62,6 @@ def config(settings: HostSettings) -> str:
         "rules": _rules(settings),
     }
     return json.dumps(content, indent=2) + "\n"
-
-
-def program() -> str:
-    """The text of the program that hosts run."""
-    return inspect.getsource(tailnet_membership_program)
 
 
 def unit_files() -> dict[str, str]:

@@ -11,11 +11,13 @@ import hashlib
 import shlex
 from collections.abc import Generator
 from dataclasses import dataclass
+from types import ModuleType
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.host_files import PathStates
+from holdfast.shipping import path_of, text_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class HostFile:
 
     def __repr__(self) -> str:
         return f"HostFile({self.path!r})"
+
+
+def program(module: ModuleType) -> HostFile:
+    """A program of `holdfast.host_programs` as it should be on the host.
+
+    Anyone may start it, except one that an environment of its own starts: that has no ``#!`` line.
+    """
+    text = text_of(module)
+    return HostFile(path_of(module), text, mode="755" if text.startswith("#!") else "644")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Generator
 
@@ -10,9 +9,10 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.storage import CHECK_SERVICE, LISTING, PROOFS, StorageStates, beneath
-from holdfast import checkpoint_program
+from holdfast.host_programs import checkpoint as checkpoint_program
 from holdfast.render import render
 from holdfast.settings import Checkpoint, ModelFile, Storage
+from holdfast.shipping import text_of
 from holdfast.storage import (
     WRITE_SUMS,
     checkpoint_folder,
@@ -42,7 +42,7 @@ def _place_script(storage: Storage, wanted: ModelFile | Checkpoint, kind: str, t
         proofs=PROOFS,
         listing=LISTING,
         write_sums=WRITE_SUMS,
-        checkpoint_program=inspect.getsource(checkpoint_program),
+        checkpoint_program=text_of(checkpoint_program),
         curl=CURL.replace("=http,", "=file,http,"),
         is_local=is_local,
         scheme="file://" if is_local else "",

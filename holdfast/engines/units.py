@@ -7,7 +7,6 @@ below /v1 only.
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import asdict, dataclass
 
@@ -15,18 +14,19 @@ import yaml
 
 from holdfast import alerts, completion
 from holdfast.doors import PATIENCE, Door, doors, socket_unit
-from holdfast.engines import memory_program, replace_program, watch_program
-from holdfast.engines import program as programs
 from holdfast.engines.fit import cards_of, settings_of
-from holdfast.engines.program import Program
-from holdfast.engines.replace_program import Job
+from holdfast.engines.server import Server, paths, questions
 from holdfast.gpu import limits
+from holdfast.host_programs import engine_watch, gpu_memory
+from holdfast.host_programs import replace as replace_program
+from holdfast.host_programs.replace import Job
 from holdfast.registry import cards, checkpoint_of, engine_service, engines
 from holdfast.render import render
 from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive, sandbox
 from holdfast.secrets import Secret
 from holdfast.services import Service
 from holdfast.settings import Engine, HostSettings
+from holdfast.shipping import path_of
 from holdfast.storage import checkpoint_path
 
 CREDENTIALS = "/etc/holdfast/credentials"
@@ -36,11 +36,11 @@ STARTS = 5
 STOP_SECONDS = 60
 """vLLM's own drain (`holdfast.engines.vllm.DRAIN_SECONDS`) and as much again to let go of cards."""
 
-MEMORY_PROGRAM = "/usr/local/sbin/holdfast-gpu-memory"
+MEMORY_PROGRAM = path_of(gpu_memory)
 MEMORY_SECONDS = 60
 """How long a start waits for cards to be given back; an engine that was killed takes seconds."""
-REPLACE_PROGRAM = "/usr/local/sbin/holdfast-replace"
-WATCH_PROGRAM = "/usr/local/sbin/holdfast-engine-watch"
+REPLACE_PROGRAM = path_of(replace_program)
+WATCH_PROGRAM = path_of(engine_watch)
 UNDO = replace_program.UNDO_UNIT.format("")
 """Brings back what an engine served, where a replacement was killed; its instance is the engine."""
 RECOVERY = "holdfast-engines-recover.service"
@@ -73,15 +73,15 @@ _ON_CARDS = (
 
 @dataclass(frozen=True)
 class EngineNames:
-    """What belongs to one engine of one program on a host, by name."""
+    """What belongs to one engine of one server on a host, by name."""
 
-    program: Program
+    server: Server
     engine: Engine
 
     @property
     def stem(self) -> str:
         """The beginning of every name."""
-        return f"holdfast-{self.program.name}-{self.engine.name}"
+        return f"holdfast-{self.server.name}-{self.engine.name}"
 
     @property
     def unit(self) -> str:
@@ -95,8 +95,8 @@ class EngineNames:
 
     @property
     def configuration(self) -> str:
-        """The path of the program's configuration; no secret is in it."""
-        return f"/etc/holdfast/{self.program.name}/{self.engine.name}.yaml"
+        """The path of the server's configuration; no secret is in it."""
+        return f"/etc/holdfast/{self.server.name}/{self.engine.name}.yaml"
 
     @property
     def key(self) -> str:
@@ -121,7 +121,7 @@ class EngineNames:
     @property
     def job(self) -> str:
         """What a replacement of its model needs to know."""
-        return f"/etc/holdfast/{self.program.name}/{self.engine.name}.json"
+        return f"/etc/holdfast/{self.server.name}/{self.engine.name}.json"
 
     def admin_of(self, door: Door) -> str:
         """Where a door's proxy takes orders; only its user, and root, may give them."""
@@ -129,7 +129,7 @@ class EngineNames:
 
     def paths_of(self, door: Door) -> str:
         """The file that tells a door's proxy what it lets through."""
-        return f"/etc/holdfast/{self.program.name}/{self.engine.name}-{door.name}.cfg"
+        return f"/etc/holdfast/{self.server.name}/{self.engine.name}-{door.name}.cfg"
 
 
 def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
@@ -160,17 +160,12 @@ def devices_unit() -> str:
     )
 
 
-def memory_program_text() -> str:
-    """The text of the program that waits for a card's memory."""
-    return inspect.getsource(memory_program)
-
-
 def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
     """Units of engines that are declared before this one and share a card with it."""
     others = engines(settings)
     earlier = others[: others.index(names.engine)] if names.engine in others else []
     return [
-        EngineNames(names.program, other).unit
+        EngineNames(names.server, other).unit
         for other in earlier
         if set(other.cards) & set(names.engine.cards)
     ]
@@ -179,11 +174,11 @@ def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
 def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[str, str]:
     """Path to text of what an engine needs, its configuration and its secrets aside.
 
-    ``environment`` is the folder of the Python environment that holds the program.
+    ``environment`` is the folder of the Python environment that holds the server.
     """
-    program, engine = names.program, names.engine
-    service = engine_service(program.name, engine)
-    variables = dict(program.environment(engine))
+    server, engine = names.server, names.engine
+    service = engine_service(server.name, engine)
+    variables = dict(server.environment(engine))
     if uuids := cards_of_engine(settings, engine):
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
     found = {
@@ -191,7 +186,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
         f"{SYSTEM}/{names.unit}": render(
             "vllm/engine.service.j2",
             names=names,
-            program=program,
+            server=server,
             engine=engine,
             models_path=settings.storage.models_path,
             recovery=RECOVERY,
@@ -222,8 +217,8 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
             names=names,
             run=RUN,
             program=WATCH_PROGRAM,
-            busy=(program.running_metric, program.waiting_metric),
-            progress=program.progress_metrics,
+            busy=(server.running_metric, server.waiting_metric),
+            progress=server.progress_metrics,
             on_failure=alerts.ON_FAILURE,
             sandbox=sandbox(watch, isolated=True),
         ),
@@ -240,7 +235,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
         )
         found[names.paths_of(door)] = render(
             "service/door.cfg.j2",
-            posted=programs.paths(engine),
+            posted=paths(engine),
             # Who may only ask has no business with what others ask.
             read=["/health", "/v1/models", *(["/metrics"] if door.name == "loopback" else [])],
             socket=names.socket,
@@ -261,7 +256,7 @@ def configuration(settings: HostSettings, names: EngineNames) -> str:
         raise ValueError(f"{settings.hostname} declares no checkpoint {names.engine.checkpoint}")
     batch = settings_of(names.engine, cards_of(settings, names.engine)).max_num_batched_tokens
     folder = checkpoint_path(settings.storage, checkpoint)
-    said = names.program.configuration(names.engine, folder, names.socket, batch)
+    said = names.server.configuration(names.engine, folder, names.socket, batch)
     return yaml.safe_dump(said, sort_keys=True)
 
 
@@ -280,11 +275,11 @@ def _job(settings: HostSettings, names: EngineNames) -> Job:
         doors=[names.admin_of(door) for door in names.doors],
         configuration=names.configuration,
         cache=f"/var/cache/{names.stem}",
-        questions=[[path, body] for path, body in programs.questions(names.engine)],
+        questions=[[path, body] for path, body in questions(names.engine)],
         model=names.engine.name,
         key=names.key,
-        running_metric=names.program.running_metric,
-        waiting_metric=names.program.waiting_metric,
+        running_metric=names.server.running_metric,
+        waiting_metric=names.server.waiting_metric,
         memory=_waits(settings, names.engine),
     )
 
@@ -319,19 +314,9 @@ def undo_unit() -> str:
     )
 
 
-def watch_program_text() -> str:
-    """The text of the program that ends an engine which hangs."""
-    return inspect.getsource(watch_program)
-
-
-def replace_program_text() -> str:
-    """The text of the program that replaces an engine's model."""
-    return inspect.getsource(replace_program)
-
-
 def secret_files(names: EngineNames, key: Secret) -> dict[str, str]:
     """Path to text of what root alone may read."""
     return {
         names.key: f"{key.get_secret_value()}\n",
-        names.probe: completion.probe(names.socket, programs.questions(names.engine), key),
+        names.probe: completion.probe(names.socket, questions(names.engine), key),
     }

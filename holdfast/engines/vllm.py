@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from holdfast.engines.program import Program
+from holdfast.engines.server import Server
 from holdfast.settings import Engine, Vllm
 
 VERSION = "0.32.0"
@@ -191,7 +191,7 @@ def environment(engine: Engine) -> dict[str, str]:
     return variables
 
 
-VLLM = Program(
+VLLM = Server(
     name="vllm",
     command="vllm serve",
     key_variable="VLLM_API_KEY",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from holdfast import alerts
-from holdfast.gpu import limits_program
-from holdfast.gpu.limits_program import Seen, Wanted
+from holdfast.host_programs import gpu_limits
+from holdfast.host_programs.gpu_limits import Seen, Wanted
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
 from holdfast.services import Service
 from holdfast.settings import Gpus
+from holdfast.shipping import path_of
 
-CONFIG = limits_program.CONFIG
-PROGRAM = "/usr/local/sbin/holdfast-gpu-limits"
+CONFIG = gpu_limits.CONFIG
+PROGRAM = path_of(gpu_limits)
 SERVICE = "holdfast-gpu-limits.service"
 TIMER = "holdfast-gpu-limits.timer"
 SYSTEM = "/etc/systemd/system"
@@ -90,11 +90,6 @@ def unit_files() -> dict[str, str]:
     }
 
 
-def program() -> str:
-    """The text of the program that hosts run."""
-    return inspect.getsource(limits_program)
-
-
 def not_held(
     wanted: Sequence[Wanted], cards: Sequence[Seen], locked: Mapping[str, int]
 ) -> Iterator[str]:
@@ -104,11 +99,11 @@ def not_held(
     """
     undeclared = dict(locked)
     for card in wanted:
-        seen = limits_program.matching(card, cards)
+        seen = gpu_limits.matching(card, cards)
         if seen is None:
             yield card.name
             continue
         clock = undeclared.pop(seen.uuid, None)
-        if limits_program.has_lost_its_limit(card, seen) or clock != card.clock_max_mhz:
+        if gpu_limits.has_lost_its_limit(card, seen) or clock != card.clock_max_mhz:
             yield card.name
     yield from undeclared

@@ -6,7 +6,6 @@ mode that holds it and starts with no other: it is not enabled by itself.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -16,15 +15,17 @@ from holdfast import alerts, registry
 from holdfast.engines.units import RECORDS as ENGINE_RECORDS
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
 from holdfast.engines.vllm import VLLM
-from holdfast.gpu import limits, mode_program
-from holdfast.gpu.mode_program import CardSet, Check, Tenant
+from holdfast.gpu import limits
+from holdfast.host_programs import mode as mode_program
+from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
 from holdfast.services import LOOPBACK_OF, HealthCheck, Service
 from holdfast.settings import CardSet as DeclaredSet
 from holdfast.settings import Engine, Gpus, HostSettings
+from holdfast.shipping import path_of
 
-PROGRAM = "/usr/local/sbin/holdfast-mode"
+PROGRAM = path_of(mode_program)
 CONFIG = mode_program.CONFIG
 PRESENT = mode_program.PRESENT
 RECORDS = "/etc/tmpfiles.d/holdfast-gpu-modes.conf"
@@ -159,11 +160,6 @@ def config(settings: HostSettings) -> str:
         "tenants": [asdict(tenant) for tenant in tenants(settings)],
     }
     return json.dumps(house, indent=1) + "\n"
-
-
-def program() -> str:
-    """The text of the program that hosts run."""
-    return inspect.getsource(mode_program)
 
 
 def records(settings: HostSettings) -> str:

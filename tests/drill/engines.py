@@ -137,10 +137,10 @@ class Engines:
         self.record.check(f"the plan of {name} is exact", planned == seen, f"{planned}; {seen}")
 
     def _compare_flags(self) -> None:
-        program = ROOT / "holdfast" / "engines" / "flags_program.py"
-        self.stage.rack.copy_to(program, "/root/flags_program.py")
+        program = ROOT / "holdfast" / "engines" / "vllm_flags.py"
+        self.stage.rack.copy_to(program, "/root/vllm_flags.py")
         told = self.stage.rack.succeed(
-            "VLLM_LOGGING_LEVEL=ERROR /opt/holdfast/vllm/*/bin/python /root/flags_program.py"
+            "VLLM_LOGGING_LEVEL=ERROR /opt/holdfast/vllm/*/bin/python /root/vllm_flags.py"
             " 2>/dev/null",
             timeout_seconds=300,
         )

@@ -16,7 +16,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Protocol
 
-from holdfast.gpu import limits, mode_program, modes
+from holdfast.gpu import limits, modes
+from holdfast.host_programs import mode as mode_program
 from holdfast.settings import HostSettings
 from tests.doubles import guest
 from tests.doubles.rack import Rack

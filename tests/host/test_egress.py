@@ -11,7 +11,7 @@ from testinfra.host import Host
 
 from facts import sections
 from holdfast import egress
-from holdfast.egress_program import LOG_PREFIX, TABLE
+from holdfast.host_programs.egress import LOG_PREFIX, TABLE
 from holdfast.settings import HostSettings
 
 Answers = dict[str, list[str]]

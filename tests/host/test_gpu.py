@@ -21,10 +21,11 @@ from testinfra.host import Host
 from facts.gpu import GpuPicture
 from facts.gpu_containers import GpuContainerAccess, GpuContainers
 from facts.gpu_limits import GpuLimits, LimitsState
-from holdfast.gpu import containers, driver, limits, limits_program
+from holdfast.gpu import containers, driver, limits
 from holdfast.gpu.comparison import FELL_OFF, Comparison
 from holdfast.gpu.containers import ContainersState, GpuContainer
 from holdfast.gpu.picture import Picture
+from holdfast.host_programs import gpu_limits
 from holdfast.settings import Gpus, HostSettings
 
 
@@ -104,13 +105,13 @@ def test_the_kernel_that_boots_next_drives_the_cards(host: Host, own: Gpus) -> N
 
 def test_every_limit_reads_back_as_declared(own: Gpus, state: LimitsState) -> None:
     for card in limits.declared(own, state.modes):
-        seen = limits_program.matching(card, state.cards)
+        seen = gpu_limits.matching(card, state.cards)
         assert seen is not None, card.label
-        wanted_w = limits_program.target_w(card, seen)
+        wanted_w = gpu_limits.target_w(card, seen)
         if wanted_w is not None:
             assert seen.power_w == pytest.approx(wanted_w, abs=0.5), card.label
         if card.clock_max_mhz is not None and seen.clock_mhz is not None:
-            highest = card.clock_max_mhz + limits_program.CLOCK_TOLERANCE_MHZ
+            highest = card.clock_max_mhz + gpu_limits.CLOCK_TOLERANCE_MHZ
             assert seen.clock_mhz <= highest, card.label
     assert list(limits.not_held(limits.declared(own, state.modes), state.cards, state.locked)) == []
 

@@ -13,7 +13,7 @@ import shlex
 import pytest
 from testinfra.host import Host
 
-from holdfast.engines.program import questions
+from holdfast.engines.server import questions
 from holdfast.registry import engines, queue_service
 from holdfast.router import CALLERS, RouterNames, digest, ladder, posted_paths
 from holdfast.sandbox import EXPOSURE_MAX

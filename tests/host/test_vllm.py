@@ -11,7 +11,7 @@ import re
 import pytest
 from testinfra.host import Host
 
-from holdfast.engines.program import paths, questions
+from holdfast.engines.server import paths, questions
 from holdfast.engines.units import EngineNames
 from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.python_environment import directory

@@ -1,7 +1,7 @@
 """Have the real LiteLLM ask a cloud on loopback, and print what left and what was paid.
 
 Run by an environment of locks/litellm.txt: `python -I litellm_wire.py FOLDER < CASES`, where
-FOLDER has `clouds_program.py` and each case an ``api``, a ``model`` and a ``body``.
+FOLDER has `clouds.py` and each case an ``api``, a ``model`` and a ``body``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(folder: str) -> None:
     # In this order, as the program does: what LiteLLM makes when it is read pays as well.
     litellm: Any = import_module("litellm")
     sys.path.insert(0, folder)
-    clouds: Any = import_module("clouds_program")
+    clouds: Any = import_module("clouds")
     clouds.have_all_paid(import_module("httpx"))
     litellm.suppress_debug_info = True
     litellm.drop_params = True

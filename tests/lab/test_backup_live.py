@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import backup_program
-from holdfast.backup_program import Failure, Job, Places, main
+from holdfast.host_programs import backup as backup_program
+from holdfast.host_programs.backup import Failure, Job, Places, main
 from tests.lab.artefacts.go_tools import RESTIC
 
 pytestmark = pytest.mark.lab

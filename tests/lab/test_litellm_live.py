@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import clouds_program
 from holdfast.clouds import LOCK
+from holdfast.host_programs import clouds as clouds_program
+from holdfast.shipping import text_of
 from tests.unit.test_clouds import bomb, in_format, in_tool
 
 pytestmark = pytest.mark.lab
@@ -110,7 +111,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(python: Path, tmp_path: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What became of each case."""
-    Path(tmp_path, "clouds_program.py").write_text(Path(clouds_program.__file__).read_text())
+    Path(tmp_path, "clouds.py").write_text(text_of(clouds_program))
     done = subprocess.run(
         [python, "-I", HERE / "litellm_wire.py", tmp_path],
         input=json.dumps(cases),

@@ -12,15 +12,16 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from holdfast import alerts
-from holdfast.gpu import mode_program, modes
-from holdfast.gpu.mode_program import CardSet, Check, Tenant
+from holdfast.gpu import modes
+from holdfast.host_programs import mode as mode_program
+from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.shipping import text_of
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import ensure_image
 from tests.lab.machine import Spec
@@ -77,7 +78,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         put(machine, modes.CONFIG, _house())
         put(machine, modes.UNDO, modes.undo_unit())
         put(machine, alerts.UNIT_PATH, alerts.notify_unit())
-        put(machine, modes.PROGRAM, Path(mode_program.__file__).read_text())
+        put(machine, modes.PROGRAM, text_of(mode_program))
         told = "#!/bin/sh\nmkdir -p /run/holdfast && echo $1 >> /run/holdfast/told\n"
         put(machine, "/usr/local/sbin/told", told)
         put(machine, f"{SYSTEM}/{mode_program.LIMITS}", "[Service]\nExecStart=/bin/true\n")

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from holdfast import alerts
-from holdfast.engines import replace_program
 from holdfast.engines.units import UNDO, undo_unit
+from holdfast.host_programs import replace as replace_program
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.shipping import text_of
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import ensure_image
 from tests.lab.machine import Spec
@@ -86,7 +87,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         put(machine, f"/etc/systemd/system/{UNDO}", undo_unit())
         put(machine, alerts.UNIT_PATH, alerts.notify_unit())
         program = "/usr/local/sbin/holdfast-replace"
-        put(machine, program, Path(replace_program.__file__).read_text())
+        put(machine, program, text_of(replace_program))
         machine.succeed(f"chmod 755 {program} && systemctl daemon-reload")
         for model in ("old", "new"):
             put(machine, f"{HERE}/models/{model}/config.json", "{}")

@@ -17,7 +17,7 @@ import pytest
 from facts.firewall import PROGRAM as FIREWALL
 from facts.firewall import ROLLBACK_STATE
 from facts.ssh import ROLLBACK_STATE as ROLLBACK_OF_SSH
-from holdfast import alerts, firewall_program, ssh
+from holdfast import alerts, ssh
 from holdfast import firewall as walls
 from holdfast.engines.throughput import Load
 from holdfast.engines.units import (
@@ -26,14 +26,16 @@ from holdfast.engines.units import (
     EngineNames,
     devices_unit,
     files,
-    memory_program_text,
 )
 from holdfast.engines.vllm import VLLM
 from holdfast.firewall import ROLLBACK_UNIT
 from holdfast.gpu import driver
+from holdfast.host_programs import firewall as firewall_program
+from holdfast.host_programs import gpu_memory
 from holdfast.registry import engine_service, engines
 from holdfast.render import render
 from holdfast.settings import HostSettings
+from holdfast.shipping import text_of
 from operations import sshd
 from tests.drill.converge import PYINFRA
 from tests.lab.container_machine import ContainerMachine
@@ -116,7 +118,7 @@ def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) 
     box.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
     for path, text in files(settings, names, ENVIRONMENT).items():
         write(box, path, text)
-    write(box, MEMORY_PROGRAM, memory_program_text(), "755")
+    write(box, MEMORY_PROGRAM, text_of(gpu_memory), "755")
     write(box, f"{ENVIRONMENT}/bin/vllm", "#!/bin/sh\nexec sleep infinity\n", "755")
     write(box, "/usr/bin/nvidia-smi", _SMI.format(uuid=test_vllm.UUIDS[0]), "755")
     box.succeed(f"mkdir -p {settings.storage.models_path}")
@@ -159,7 +161,7 @@ def test_an_engine_that_was_broken_into_gives_root_no_code_to_run(
 @pytest.fixture(scope="module")
 def guarded(box: ContainerMachine) -> ContainerMachine:
     """A machine with a firewall that makes settings of its own, and our way back to it."""
-    write(box, FIREWALL, walls.program(), "755")
+    write(box, FIREWALL, text_of(firewall_program), "755")
     # It tells that it ran, and that it saw IPv6.
     guard = "#!/bin/sh\n[ -e /proc/net/if_inet6 ] && touch /run/guarded\n"
     write(box, walls.DOCKER_USER_SCRIPT, guard, "755")

@@ -15,10 +15,12 @@ import pytest
 
 from facts.egress import EgressAttempts
 from holdfast import alerts, egress, floor
+from holdfast.host_programs import egress as egress_program
 from holdfast.render import render
 from holdfast.sandbox import NOTIFY_SOCKET, sandbox
 from holdfast.services import Service
 from holdfast.settings import HostSettings
+from holdfast.shipping import text_of
 from holdfast.storage import model_path
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import ensure_image
@@ -93,7 +95,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         machine.succeed("systemctl start systemd-nsresourced.socket")
         for user in sorted({wall.user for wall in egress.walls(settings)}):
             machine.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
-        write(machine, egress.PROGRAM, egress.program(), "755")
+        write(machine, egress.PROGRAM, text_of(egress_program), "755")
         for path, text in {
             egress.RULES: egress.rules(settings),
             egress.USERS: egress.users(settings),

@@ -27,8 +27,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from holdfast import base, egress_program
+from holdfast import base
 from holdfast.doors import MARK
+from holdfast.host_programs import egress as egress_program
 
 WORLD = {4: "192.0.2.1", 6: "2001:db8::1"}
 """What lies beyond the gateway; the far namespace answers for it."""

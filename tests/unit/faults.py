@@ -53,9 +53,8 @@ if _fault and ("--here" in _sys.argv or _undoes and not _was_killed):
 """
 
 
-def inject(program: Path, into: Path, **constants: object) -> None:
+def inject(text: str, into: Path, **constants: object) -> None:
     """Write the program with faults, and with other values for some of its constants."""
-    text = program.read_text()
     for name, value in constants.items():
         lines = text.splitlines(keepends=True)
         (at,) = [at for at, line in enumerate(lines) if line.startswith(f"{name} = ")]

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.engines import replace_program
-from holdfast.engines.replace_program import Job, Replacement
-from holdfast.gpu import mode_program
-from holdfast.gpu.mode_program import Check
+from holdfast.host_programs import mode as mode_program
+from holdfast.host_programs import replace as replace_program
+from holdfast.host_programs.mode import Check
+from holdfast.host_programs.replace import Job, Replacement
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 Answer = Callable[[socket.socket], None]

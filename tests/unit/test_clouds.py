@@ -23,9 +23,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from facts.egress import Attempts
-from holdfast import backup, clouds, clouds_program, egress, ledger, router, sovereignty
+from holdfast import backup, clouds, egress, ledger, router, sovereignty
 from holdfast.checks.routers import routers
-from holdfast.clouds_program import (
+from holdfast.host_programs import clouds as clouds_program
+from holdfast.host_programs.clouds import (
     PASSED,
     Asker,
     Caller,

@@ -373,7 +373,7 @@ def test_holdfasts_own_probe_reads_it(tmp_path: Path) -> None:
     machine = FakeMachine(tmp_path, rack("rtx3090", "rtx3090"))
     machine.rack.cards[1].state = "lost"
     machine.write()
-    probe = machine.start(str(ROOT / "holdfast/gpu/probe.py"), "0")
+    probe = machine.start(str(ROOT / "holdfast/host_programs/gpu_samples.py"), "0")
     said, failed = probe.communicate(timeout=60)
     assert probe.returncode == 0, failed
     samples = json.loads(said)

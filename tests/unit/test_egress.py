@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from facts.egress import DROP_IN, TierDropIns
-from holdfast import alerts, egress, egress_program
-from holdfast.egress_program import Loaded
+from holdfast import alerts, egress
+from holdfast.host_programs import egress as egress_program
+from holdfast.host_programs.egress import Loaded
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from holdfast.settings import HostSettings
 from tests.unit.recorded_facts import read

@@ -15,9 +15,11 @@ from facts.gpu_limits import GpuLimits, LimitsState
 from holdfast import alerts
 from holdfast.checks import gpu_limits as checks
 from holdfast.gpu import limits
-from holdfast.gpu.limits_program import RECORD, Wanted, matching, seen_in
+from holdfast.host_programs import gpu_limits
+from holdfast.host_programs.gpu_limits import RECORD, Wanted, matching, seen_in
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from holdfast.settings import Gpus, HostSettings
+from holdfast.shipping import text_of
 from operations.gpu_limits import held
 from tests.doubles.machine import FakeMachine
 from tests.doubles.rack import Kind, rack
@@ -90,7 +92,7 @@ def _machine(folder: Path, *kinds: Kind) -> Machine:
     for card in fake.rack.cards:
         card.persistence = True
     fake.write()
-    (folder / "program").write_text(limits.program())
+    (folder / "program").write_text(text_of(gpu_limits))
     return Machine(fake, folder)
 
 

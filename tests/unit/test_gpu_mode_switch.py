@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.gpu import mode_program
-from holdfast.gpu.mode_program import CardSet, Check, Failed, House, Switch, Tenant
+from holdfast.host_programs import mode as mode_program
+from holdfast.host_programs.mode import CardSet, Check, Failed, House, Switch, Tenant
+from holdfast.shipping import text_of
 from tests.unit.fake_upstreams import free_port
 from tests.unit.faults import WAS_KILLED, inject
 
@@ -110,7 +111,7 @@ class Host:
         tenants = [asdict(tenant) for tenant in house.tenants.values()]
         told = {"sets": [asdict(one) for one in house.sets], "tenants": tenants}
         (self.folder / "modes.json").write_text(json.dumps(told))
-        program = Path(mode_program.__file__)
+        program = text_of(mode_program)
         memory = f"{self.folder}/bin/memory"
         inject(program, self.folder / "mode.py", PAUSE_SECONDS=0.01, MEMORY_PROGRAM=memory)
 

@@ -14,7 +14,9 @@ from holdfast import registry
 from holdfast.checks import gpu_modes as checks
 from holdfast.checks import gpus, services
 from holdfast.engines import units
-from holdfast.gpu import limits, limits_program, mode_program, modes
+from holdfast.gpu import limits, modes
+from holdfast.host_programs import gpu_limits
+from holdfast.host_programs import mode as mode_program
 from holdfast.services import LOOPBACK_OF
 from holdfast.settings import HostSettings
 from operations import gpu_modes as operations
@@ -199,9 +201,9 @@ def test_the_host_s_program_reads_what_the_deploy_writes(tmp_path: Any) -> None:
     assert settings.gpus is not None
     (tmp_path / "desk").write_text("audio\n")
     (tmp_path / ".desk.lock").touch()
-    present = limits_program.modes_in(str(tmp_path))
+    present = gpu_limits.modes_in(str(tmp_path))
     told = json.loads(limits.config(settings.gpus))
-    cards = [limits_program.Wanted(**card).in_force(present) for card in told]
+    cards = [gpu_limits.Wanted(**card).in_force(present) for card in told]
     assert [card.power_cap_w for card in cards] == [250, 150]
 
 
@@ -310,7 +312,7 @@ def test_the_fact_reads_records_and_files() -> None:
 
 
 def test_what_stands_alone_on_a_host_agrees_with_the_rest() -> None:
-    assert mode_program.PRESENT == limits_program.PRESENT
+    assert mode_program.PRESENT == gpu_limits.PRESENT
     assert mode_program.LIMITS == limits.SERVICE
     assert mode_program.MEMORY_PROGRAM == units.MEMORY_PROGRAM
 

@@ -16,8 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from holdfast import clouds_program
-from holdfast.clouds_program import Caller, Cloud, Ledger, Refused
+from holdfast.host_programs import clouds as clouds_program
+from holdfast.host_programs.clouds import Caller, Cloud, Ledger, Refused
 from tests.unit.fake_upstreams import until
 
 ONE = Cloud("one", "openai", "https://one/v1", "big-one", Decimal(3), Decimal(15), 1000)

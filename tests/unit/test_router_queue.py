@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from holdfast import queue_program
-from holdfast.queue_program import ATTEMPTS, Queue, Request, Store, main
+from holdfast.host_programs import queue as queue_program
+from holdfast.host_programs.queue import ATTEMPTS, Queue, Request, Store, main
 from tests.unit.fake_upstreams import (
     AUTHORISED,
     COMPLETIONS,
@@ -37,7 +37,7 @@ from tests.unit.test_clouds import hiding, told
 
 _START = """
 import os, sys
-from holdfast import queue_program
+from holdfast.host_programs import queue as queue_program
 os.dup2(int(sys.argv[1]), queue_program.LISTEN_FD)
 queue_program.PAUSE_SECONDS = 0.02
 sys.exit(queue_program.main(sys.argv[2:]))
@@ -241,7 +241,8 @@ def test_what_is_kept_is_on_disk_before_it_is_said(tmp_path: Path) -> None:
         for name in ("journal_mode", "synchronous", "secure_delete")
     }
     assert settings == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
-    program = "import sys; from pathlib import Path; from holdfast.queue_program import Store\n"
+    program = "import sys; from pathlib import Path\n"
+    program += "from holdfast.host_programs.queue import Store\n"
     program += "s = Store(Path(sys.argv[1])); print('READY', flush=True)\n"
     program += "s.add('/p', b'b', 9); print('SAID', flush=True)"
     done = subprocess.run(

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from facts.firewall import FirewallState
-from holdfast import firewall_program, tailnet_membership
-from holdfast import tailnet_membership_program as program
+from holdfast import tailnet_membership
 from holdfast.firewall import WITHOUT_TAILNET, lan_ssh_rules, lan_ssh_wanted
+from holdfast.host_programs import firewall as firewall_program
+from holdfast.host_programs import tailnet_membership as program
+from holdfast.shipping import text_of
 from tests.unit.test_firewall import BARE, _settings
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -412,7 +414,7 @@ def test_ssh_that_returned_to_the_lan_is_no_change_by_hand(
 
 def test_as_a_host_runs_it(tmp_path: Path) -> None:
     # The text that is placed, with Python's own library alone; the files are this test's.
-    text = tailnet_membership.program()
+    text = text_of(program)
     for path, own in {
         program.CONFIG: "config.json",
         program.STATE: "state.json",

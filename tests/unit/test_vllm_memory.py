@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.engines import memory_program
+from holdfast.host_programs import gpu_memory
 from tests.doubles.machine import FakeMachine
 from tests.doubles.rack import Process, known
 
@@ -22,7 +22,7 @@ def machine(tmp_path: Path) -> FakeMachine:
 
 def _start(machine: FakeMachine, seconds: float, *uuids: str) -> subprocess.Popen[str]:
     program = machine.folder / "memory"
-    shutil.copy(memory_program.__file__, program)
+    shutil.copy(gpu_memory.__file__, program)
     return subprocess.Popen(
         [sys.executable, "-I", str(program), str(seconds), "0.8", *uuids],
         env={**os.environ, "PATH": f"{machine.programs}:/usr/bin:/bin"},

@@ -17,8 +17,9 @@ import pytest
 from pydantic import SecretStr
 
 from holdfast import completion
-from holdfast.engines import replace_program
-from holdfast.engines.replace_program import UnixConnection
+from holdfast.host_programs import replace as replace_program
+from holdfast.host_programs.replace import UnixConnection
+from holdfast.shipping import text_of
 from tests.unit import faults
 
 FAKE = Path(__file__).with_name("fake_engine.py")
@@ -40,7 +41,8 @@ class Host:
         self._program("systemctl", f'exec {sys.executable} -I -S {FAKE} systemctl "$@"')
         self._program("systemd-run", f'exec {sys.executable} -I -S {FAKE} systemd-run "$@"')
         self._program("memory", "true")
-        self.program = Path(replace_program.__file__)
+        self.program = self.folder / "program.py"
+        self.program.write_text(text_of(replace_program))
         self.model("old")
         self.configure("chat.yaml", "old")
         job = {
@@ -448,8 +450,7 @@ def test_a_replacement_outlives_its_caller(host: Host, step: str) -> None:
 
 
 def _with_faults(host: Host) -> None:
-    host.program = host.folder / "program.py"
-    faults.inject(Path(replace_program.__file__), host.program, PAUSE_SECONDS=0.01)
+    faults.inject(text_of(replace_program), host.program, PAUSE_SECONDS=0.01)
     host.environment["FAULT_FOLDER"] = str(host.folder)
     host.environment["FAULT_RECORD"] = str(host.folder / "state/chat.json")
     host.place_undo()

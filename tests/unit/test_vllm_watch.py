@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.engines import watch_program
+from holdfast.host_programs import engine_watch
 from tests.unit.fake_engine import _alive
 from tests.unit.fake_upstreams import folder_for_sockets, until
 
@@ -49,7 +49,7 @@ class Watched:
 
     def look(self, seconds: float = 0) -> int:
         """Look once; how it ends. After ``seconds`` without progress it hangs."""
-        return watch_program.main(
+        return engine_watch.main(
             [str(self.folder / "http.sock"), "--state", str(self.folder / "seen.json")]
             + ["--seconds", str(seconds), "--busy", "run", "--busy", "wait"]
             + ["--progress", "tokens_total"]
@@ -62,7 +62,7 @@ class Watched:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setattr(watch_program, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(engine_watch, "ANSWER_SECONDS", 0.1)
     made = Watched(Path(folder_for_sockets()))
     (made.folder / "chat.yaml").write_text(f"model: {made.folder}\n")
     made.start()

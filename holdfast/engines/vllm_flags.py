@@ -1,6 +1,6 @@
 """Runs in vLLM's own environment: prints the flags that its parser takes, as JSON.
 
-``ENVIRONMENT/bin/python flags_program.py > vllm_flags.json``, once a new version has been locked;
+``ENVIRONMENT/bin/python vllm_flags.py > vllm_flags.json``, once a new version has been locked;
 `make drill-serving` compares the file with the vLLM it has installed.
 """
 

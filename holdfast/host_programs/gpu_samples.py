@@ -1,7 +1,7 @@
 """Watch the cards through NVML for a while and tell the extremes. Changes no setting.
 
 `facts.gpu.GpuSamples` sends this file to a host as it is, so it uses the standard library and
-``pynvml`` only and runs on Python 3.11. As a program: ``probe.py SECONDS``, JSON on stdout.
+``pynvml`` only and runs on Python 3.11. As a program: ``gpu_samples.py SECONDS``, JSON on stdout.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import pytest
 
 from facts.framed import answer
 from facts.gpu import GpuSamples
-from holdfast.gpu import probe
-from holdfast.gpu.probe import Sample, Samples, parse, watch
+from holdfast.host_programs import gpu_samples
+from holdfast.host_programs.gpu_samples import Sample, Samples, parse, watch
 
 SENTENCE = "Driver/library version mismatch"
 
@@ -85,7 +85,7 @@ class Nvml:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(gpu_samples, "INTERVAL_SECONDS", 0.01)
 
 
 BUSY = {

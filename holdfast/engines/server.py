@@ -1,6 +1,6 @@
-"""What an engine's units need to know of the program that serves: the same few questions for each.
+"""What an engine's units need to know of the server that runs: the same few questions for each.
 
-vLLM answers them now; another program is another instance and changes nothing else.
+vLLM answers them now; another server is another instance and changes nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EMBED_PATHS = ("/v1/embeddings",)
 
 
 @dataclass(frozen=True)
-class Program:
+class Server:
     """A server of the OpenAI API on a Unix socket."""
 
     name: str
