@@ -6,8 +6,12 @@ placing it sends the text.
 
 from __future__ import annotations
 
+import ast
 import inspect
+from importlib import import_module
 from types import ModuleType
+
+from holdfast.host_programs import shared
 
 
 def path_of(program: ModuleType) -> str:
@@ -17,5 +21,24 @@ def path_of(program: ModuleType) -> str:
 
 
 def text_of(program: ModuleType) -> str:
-    """What a host runs."""
-    return inspect.getsource(program)
+    """What a host runs: one file, whose imports from `holdfast.host_programs.shared` are resolved.
+
+    The text of the shared module stands in place of the import. Root thus imports from no folder,
+    and a program and what it needs are always of one version.
+    """
+    text = inspect.getsource(program)
+    lines = text.splitlines(keepends=True)
+    for node in reversed(ast.parse(text).body):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(shared.__name__):
+            lines[node.lineno - 1 : node.end_lineno] = [_body(import_module(str(node.module)))]
+    return "".join(lines)
+
+
+def _body(module: ModuleType) -> str:
+    """The text of a shared module from its first import on.
+
+    What stands before is its docstring, and the import from ``__future__`` that every program has.
+    """
+    text = inspect.getsource(module)
+    first = ast.parse(text).body[2]
+    return f"# {module.__name__}\n" + "".join(text.splitlines(keepends=True)[first.lineno - 1 :])

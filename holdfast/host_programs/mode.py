@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -I
 """Show what a set of cards is for, and give it to another mode or back.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
+Placed on hosts as one file, so it uses the standard library only and needs Python 3.11. Reads
 ``/etc/holdfast/gpu-modes.json``. The mode in force is the content of
 ``/run/holdfast/gpu-modes/SET``, which every boot creates with the default.
 
@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import itertools
 import json
 import os
 import pwd
-import signal
 import subprocess
 import sys
 import time
@@ -33,9 +31,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.host_programs.shared.undoing import (
+    Ended,
+    Failed,
+    await_end,
+    end_at_signals,
+    in_unit,
+    last_line,
+    locked,
+    say,
+    sentence,
+    undisturbed,
+    within,
+)
+
 CONFIG = "/etc/holdfast/gpu-modes.json"
 PRESENT = "/run/holdfast/gpu-modes"
 LIMITS = "holdfast-gpu-limits.service"
+UNDER_WAY = "another switch of these cards is under way"
 SWITCH_UNIT = "holdfast-mode-switch-{}.service"
 """Gives the set of cards in the braces to another mode."""
 UNDO_UNIT = "holdfast-mode-undo@{}.service"
@@ -49,7 +62,6 @@ STILL = 3
 PAUSE_SECONDS = 1.0
 RELEASE_SECONDS = 60
 """How long cards may take to be given back; a process that was killed takes seconds."""
-END_SECONDS = 10
 SMI_SECONDS = 60
 """A sick driver hangs nvidia-smi."""
 
@@ -71,47 +83,6 @@ HELD = "held"
 """Callers are kept out; every service runs."""
 SWITCHING = "switching"
 """Services may have been stopped."""
-
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Failed(Exception):
-    """A step that did not do what it is for, in one sentence."""
-
-
-class Ended(BaseException):
-    """Somebody ends this program by a signal, whose name it holds."""
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ignore the signals that would end this program."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """End what takes longer, however steadily it moves: a timeout of a socket is for each byte.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
-
-    def expire(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)
@@ -271,7 +242,7 @@ def _smi(query: str) -> list[list[str]]:
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     done = _run(*command, seconds=SMI_SECONDS)
     if done.returncode:
-        raise Failed(f"the driver does not tell who uses the cards: {_last(done)}")
+        raise Failed(f"the driver does not tell who uses the cards: {last_line(done)}")
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
 
 
@@ -294,23 +265,6 @@ def _run(
         return subprocess.CompletedProcess(command, 126, "", f"{command[0]}: {error}")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"no answer within {seconds:g} s")
-
-
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"exit status {done.returncode}"
-
-
-def _sentence(failure: BaseException) -> str:
-    if isinstance(failure, Ended):
-        return f"it was ended by {failure}"
-    return str(failure) if isinstance(failure, Failed) else repr(failure)
-
-
-def say(text: str) -> None:
-    """Print, and do not fail where the terminal is gone."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def states(units: Sequence[str]) -> dict[str, str]:
@@ -385,11 +339,7 @@ class Switch:
             Failed: another switch of it is under way.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{self.card_set.name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise Failed("another switch of these cards is under way") from None
+        with locked(self.folder / f".{self.card_set.name}.lock", wait, UNDER_WAY):
             yield
 
     def run(self, wait_seconds: float, now: bool) -> None:
@@ -420,7 +370,7 @@ class Switch:
             self._start(self.wanted, missing)
             self._end()
         except BaseException as failure:
-            self.undo(_sentence(failure))
+            self.undo(sentence(failure))
             raise
         took = time.monotonic() - began
         say(f"{self.card_set.name}: {self.wanted} is in force, {before} was; it took {took:.0f} s")
@@ -437,7 +387,7 @@ class Switch:
             left = max(0.0, deadline - time.monotonic())
             if tenant.hold:
                 if (done := _run(*tenant.hold, f"{left:g}")).returncode:
-                    raise Failed(f"{tenant.name} is busy: {_last(done).partition(': ')[2]}")
+                    raise Failed(f"{tenant.name} is busy: {last_line(done).partition(': ')[2]}")
             else:
                 self._until_idle(tenant, left)
 
@@ -468,7 +418,7 @@ class Switch:
         units = [self.card_set.targets[before]] if before != self.wanted else []
         units += [tenant.unit for tenant in leaving]
         if units and (done := _run("systemctl", "stop", *units)).returncode:
-            raise Failed(f"{before} does not stop: {_last(done)}")
+            raise Failed(f"{before} does not stop: {last_line(done)}")
         self._prove_release(went)
 
     def _prove_release(self, went: set[str]) -> None:
@@ -551,7 +501,7 @@ class Switch:
             try:
                 put()
             except (Failed, OSError) as failure:
-                problems.append(_sentence(failure))
+                problems.append(sentence(failure))
         return problems
 
 
@@ -565,7 +515,7 @@ def _check_memory(tenant: Tenant, seconds: float, besides: str = "") -> None:
         return
     done = _run(MEMORY_PROGRAM, f"{seconds:g}", *tenant.memory, BESIDES=besides)
     if done.returncode:
-        raise Failed(f"{tenant.name} does not find its cards free: {_last(done)}")
+        raise Failed(f"{tenant.name} does not find its cards free: {last_line(done)}")
 
 
 def _wait_for(tenant: Tenant) -> None:
@@ -638,23 +588,6 @@ def greeting(house: House, folder: Path) -> Iterator[str]:
         yield f"{told}, and {', '.join(down)} not running" if down else told
 
 
-def _end(number: int, _frame: object) -> None:
-    raise Ended(signal.Signals(number).name)
-
-
-def _await_end(unit: str) -> None:
-    """Wait until systemd has forgotten the unit before, which has let go of the lock already.
-
-    Raises:
-        Failed: it still works; another was asked for at the same time.
-    """
-    deadline = time.monotonic() + END_SECONDS
-    while _run("systemctl", "show", "--property=LoadState", "--value", unit).stdout == "loaded\n":
-        if time.monotonic() >= deadline:
-            raise Failed("another switch of these cards is under way")
-        time.sleep(0.1)
-
-
 def follow(card_set: CardSet, options: list[str]) -> int:
     """Have a unit switch, and say what it says; its exit status. The unit outlives us.
 
@@ -662,14 +595,9 @@ def follow(card_set: CardSet, options: list[str]) -> int:
         Failed: another one works already.
     """
     unit, undo = SWITCH_UNIT.format(card_set.name), UNDO_UNIT.format(card_set.name)
-    _await_end(unit)
-    command = [
-        *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
-        # What comes back takes as long as it takes to load.
-        "--property=TimeoutStopSec=infinity",
-        f"--property=OnFailure={undo}",
-        *(sys.executable, "-I", str(Path(__file__).resolve()), "--here", *options),
-    ]
+    await_end(unit, UNDER_WAY)
+    program = (sys.executable, "-I", str(Path(__file__).resolve()))
+    command = in_unit(unit, undo, *program, "--here", *options)
     # In a group of its own: Ctrl-C is for us, and what the unit says of it is still to be read.
     following = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -709,8 +637,7 @@ def main(arguments: list[str]) -> int:
         switch = Switch(house, house.set_of(asked.mode), asked.mode, asked.present)
         with switch.alone():
             if asked.here:
-                for number in ENDING:
-                    signal.signal(number, _end)
+                end_at_signals()
                 for line in strangers(house):
                     say(line)
                 switch.run(asked.wait, asked.now)
@@ -719,7 +646,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except (Failed, Ended, OSError) as failure:
-        say(f"{asked.mode or 'holdfast-mode'}: {_sentence(failure)}")
+        say(f"{asked.mode or 'holdfast-mode'}: {sentence(failure)}")
         return 1
 
 

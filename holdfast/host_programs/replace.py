@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -I
 """Give an engine another configuration, and the one before it back if that does not serve.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
+Placed on hosts as one file, so it uses the standard library only and needs Python 3.11. Reads
 ``/etc/holdfast/vllm/NAME.json``; the configuration that shall be is ``NAME.yaml.next`` beside it.
 
 It works in a unit of its own, which does not end with the login or the deploy that asked for it;
@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import http.client
 import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +31,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from holdfast.host_programs.shared.undoing import (
+    Ended,
+    Failed,
+    await_end,
+    end_at_signals,
+    in_unit,
+    last_line,
+    locked,
+    say,
+    sentence,
+    undisturbed,
+    within,
+)
+
 JOBS = Path("/etc/holdfast/vllm")
 STATE = Path("/var/lib/holdfast/vllm")
 
@@ -40,7 +52,6 @@ STILL = 3
 """Looks in a row at which an engine must be idle: its gauges lag behind its requests."""
 PAUSE_SECONDS = 1.0
 ASK_SECONDS = 300
-END_SECONDS = 10
 ANSWER_BYTES = 16 << 20
 """How much of an answer is read. An engine's metrics are some hundred KiB; one that has been broken
 into may answer for ever."""
@@ -53,18 +64,9 @@ SWAPPED = "swapped"
 """The only step after which what lies in place is not what last served."""
 
 HALF_DONE = (HELD, STOPPING, SWAPPED)
+UNDER_WAY = "another replacement of this engine is under way"
 UNDO_UNIT = "holdfast-replace-undo@{}.service"
 """Undoes what was half done of the engine in the braces."""
-
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Failed(Exception):
-    """A step that did not do what it is for, in one sentence."""
-
-
-class Ended(BaseException):
-    """Somebody ends this program by a signal, whose name it holds."""
 
 
 @dataclass(frozen=True)
@@ -160,37 +162,6 @@ def connect(connection: socket.socket, path: str) -> None:
         os.close(found)
 
 
-@contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """End what takes longer, however steadily it moves: a timeout of a socket is for each byte.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
-
-    def expire(*_: object) -> None:
-        raise TimeoutError(f"no whole answer within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ignore the signals that would end this program."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
@@ -237,11 +208,7 @@ class Replacement:
         Raises:
             Failed: another replacement of it holds that.
         """
-        with self.record.with_suffix(".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise Failed("another replacement of this engine is under way") from None
+        with locked(self.record.with_suffix(".lock"), wait, UNDER_WAY):
             yield
 
     def check(self) -> None:
@@ -257,7 +224,7 @@ class Replacement:
             raise Failed(f"the model {folder} is not on this host")
         done = _run("sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS", cwd=folder)
         if done.returncode:
-            raise Failed(f"{folder} is not what its SHA256SUMS lists: {_last(done)}")
+            raise Failed(f"{folder} is not what its SHA256SUMS lists: {last_line(done)}")
         Path(self.job.cache).mkdir(parents=True, exist_ok=True)
         for place in (self.job.cache, str(self.record.parent), str(self.job.current.parent)):
             free = shutil.disk_usage(place).free >> 20
@@ -274,7 +241,7 @@ class Replacement:
         besides = f"/sys/fs/cgroup{group.stdout.strip()}/cgroup.procs"
         done = _run(program, "0", *rest, BESIDES=besides)
         if done.returncode:
-            raise Failed(f"its cards would not be free for it: {_last(done)}")
+            raise Failed(f"its cards would not be free for it: {last_line(done)}")
 
     def run(self, now: bool) -> None:
         """Replace; ``now`` does not wait for requests that are under way.
@@ -302,7 +269,7 @@ class Replacement:
             away, load = f"{ended - began:.0f} s", f"{ended - loading:.0f} s"
             self.note("done", away=f"{away} without an answer, {load} of them to load and prove it")
         except BaseException as failure:
-            self.undo(_sentence(failure))
+            self.undo(sentence(failure))
             raise
 
     def hold(self, seconds: float) -> None:
@@ -372,9 +339,9 @@ class Replacement:
     def _stop(self) -> None:
         done = _run("systemctl", "stop", self.job.unit)
         if done.returncode:
-            raise Failed(f"{self.job.unit} does not stop: {_last(done)}")
+            raise Failed(f"{self.job.unit} does not stop: {last_line(done)}")
         if self.job.memory and (done := _run(*self.job.memory)).returncode:
-            raise Failed(f"its memory was not released: {_last(done)}")
+            raise Failed(f"its memory was not released: {last_line(done)}")
 
     def _keep(self) -> None:
         # Before anything is stopped: going back then needs no room on the disk.
@@ -388,7 +355,7 @@ class Replacement:
         _run("systemctl", "reset-failed", self.job.unit)
         done = _run("systemctl", "start", self.job.unit)
         if done.returncode:
-            raise Failed(f"{self.job.unit} does not start: {_last(done)}")
+            raise Failed(f"{self.job.unit} does not start: {last_line(done)}")
         self._prove()
 
     def _prove(self) -> None:
@@ -422,9 +389,9 @@ class Replacement:
                     _run("systemctl", "stop", self.job.unit)
                     self._start()
             except (Failed, OSError) as failure:
-                self._note_if_possible("down", why=why, then=_sentence(failure))
+                self._note_if_possible("down", why=why, then=sentence(failure))
                 raise Failed(
-                    f"{why}; and what served before does not either: {_sentence(failure)}"
+                    f"{why}; and what served before does not either: {sentence(failure)}"
                 ) from failure
             finally:
                 self._doors("ready")
@@ -496,40 +463,6 @@ def _run(
     )
 
 
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"exit status {done.returncode}"
-
-
-def _sentence(failure: BaseException) -> str:
-    if isinstance(failure, Ended):
-        return f"it was ended by {failure}"
-    return str(failure) if isinstance(failure, Failed) else repr(failure)
-
-
-def say(text: str) -> None:
-    """Print to the terminal or the journal; the terminal may be gone."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _end(number: int, _frame: object) -> None:
-    raise Ended(signal.Signals(number).name)
-
-
-def _await_end(unit: str) -> None:
-    """Wait until systemd has forgotten the unit before, which has let go of the lock already.
-
-    Raises:
-        Failed: it still works; another was asked for at the same time.
-    """
-    deadline = time.monotonic() + END_SECONDS
-    while _run("systemctl", "show", "--property=LoadState", "--value", unit).stdout == "loaded\n":
-        if time.monotonic() >= deadline:
-            raise Failed("another replacement of this engine is under way")
-        time.sleep(0.1)
-
-
 def follow(job: Job, options: list[str]) -> int:
     """Have a unit do it, and say what it says; its exit status. The unit outlives us.
 
@@ -538,14 +471,9 @@ def follow(job: Job, options: list[str]) -> int:
     """
     unit = f"{job.unit.removesuffix('.service')}-replace"
     undo = UNDO_UNIT.format(job.name)
-    _await_end(unit)
-    command = [
-        *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
-        # What comes back takes as long as it takes to load.
-        "--property=TimeoutStopSec=infinity",
-        f"--property=OnFailure={undo}",
-        *(sys.executable, "-I", str(Path(__file__).resolve()), job.name, "--here", *options),
-    ]
+    await_end(unit, UNDER_WAY)
+    program = (sys.executable, "-I", str(Path(__file__).resolve()))
+    command = in_unit(unit, undo, *program, job.name, "--here", *options)
     try:
         status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
         if status:
@@ -584,8 +512,7 @@ def main(arguments: list[str]) -> int:
                 replacement.release()
                 return 0
             if asked.hold is not None or asked.here:
-                for number in ENDING:
-                    signal.signal(number, _end)
+                end_at_signals()
                 if asked.hold is not None:
                     replacement.hold(asked.hold)
                 else:
@@ -594,7 +521,7 @@ def main(arguments: list[str]) -> int:
         options = [f"--jobs={asked.jobs}", f"--state={asked.state}"]
         return follow(replacement.job, [*options, *(["--now"] if asked.now else [])])
     except (Failed, Ended, OSError) as failure:
-        say(f"{asked.engine}: {_sentence(failure)}")
+        say(f"{asked.engine}: {sentence(failure)}")
         return 1
 
 
@@ -605,7 +532,7 @@ def _recover_all(jobs: Path, state: Path) -> int:
             Replacement(read_job(path.stem, jobs), state).recover()
         except (Failed, OSError, ValueError, TypeError) as failure:
             # The others' engines are to start with what served.
-            say(f"{path.stem}: {_sentence(failure)}")
+            say(f"{path.stem}: {sentence(failure)}")
             status = 1
     return status
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -161,7 +162,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(mode_program, "MEMORY_PROGRAM", f"{tmp_path}/bin/memory")
     monkeypatch.setattr(mode_program, "PAUSE_SECONDS", 0.01)
     # To go back it ignores interrupts; the test's own process still does.
-    monkeypatch.setattr(mode_program.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     return Host(tmp_path)
 
 
