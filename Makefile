@@ -69,7 +69,7 @@ sovereignty: setup ## whose data can leave the machines, and what tried to
 	@$(RUN) python -m holdfast.sovereignty $(INVENTORY)
 
 policy: setup ## who may call what over the tailnet, as its control server reads it
-	@$(RUN) python -m holdfast.tailnet_policy $(INVENTORY)
+	@$(RUN) python -m holdfast.commands.policy $(INVENTORY)
 
 bench: setup-lab ## the cost of a run that changes nothing
 	$(RUN) python -m tests.drill.bench

@@ -1,4 +1,4 @@
-"""`python -m holdfast.tailnet_policy INVENTORY`: who may call what, as the control server reads it.
+"""The policy of a tailnet: who may call what, as its control server reads it.
 
 One document for all hosts of an inventory, from the declarations that also write each host's own
 rules. Tailscale and headscale (0.29 or newer) both take it. What it does not grant is denied.
@@ -6,8 +6,6 @@ rules. Tailscale and headscale (0.29 or newer) both take it. What it does not gr
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 from holdfast.refusal import Refusal, Refused
@@ -137,20 +135,3 @@ def _verdict(
         return "accept"
     beside = {tag for host in hosts.values() if subject in tags_of(host) for tag in tags_of(host)}
     return None if beside & {*callers} else "deny"
-
-
-def main(arguments: list[str]) -> int:
-    """Print the policy of one inventory file; the exit status is 0 when there is one."""
-    # pyinfra's command line patches sockets and threads: only this function needs it.
-    from holdfast import inventory_file  # noqa: PLC0415
-
-    if len(arguments) != 1:
-        print("usage: python -m holdfast.tailnet_policy INVENTORY", file=sys.stderr)  # noqa: T201
-        return 2
-    with inventory_file.refusals():
-        print(json.dumps(document(inventory_file.load(arguments[0])), indent=2))  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

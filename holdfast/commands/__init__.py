@@ -1,0 +1,1 @@
+"""Commands that an operator runs on the controller: ``python -m holdfast.commands.NAME``."""
