@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from holdfast import host_programs
-from holdfast.host_programs import clouds, gpu_samples, mode
+from holdfast.host_programs import clouds, gpu_samples, mode, shared
 from holdfast.shipping import path_of, text_of
 from operations import host_files
 
@@ -78,6 +79,16 @@ def test_an_isolated_python_without_packages_loads_it(program: ModuleType, tmp_p
     placed.write_text(text_of(program))
     load = "import runpy, sys; runpy.run_path(sys.argv[1])"
     subprocess.run([sys.executable, "-I", "-S", "-c", load, placed], check=True, cwd=tmp_path)
+
+
+def test_what_is_left_out_of_a_shared_module_is_in_every_program() -> None:
+    found = pkgutil.iter_modules(shared.__path__, f"{shared.__name__}.")
+    left_out = [ast.parse(inspect.getsource(import_module(each.name))).body[:2] for each in found]
+    assert left_out
+    for docstring, future in left_out:
+        assert isinstance(docstring, ast.Expr)
+        assert ast.unparse(future) == "from __future__ import annotations"
+    assert all("\nfrom __future__ import annotations\n" in text_of(each) for each in PROGRAMS)
 
 
 def test_a_shared_module_stands_in_place_of_its_import() -> None:

@@ -102,9 +102,9 @@ def await_end(unit: str, taken: str) -> None:
 
 
 def in_unit(unit: str, undo: str, *command: str) -> list[str]:
-    """A command that runs ``command`` as ``unit`` and says what it says; ``undo`` where it fails.
+    """A command that runs ``command`` in the unit ``unit`` and prints its output.
 
-    The unit goes on where the caller ends.
+    Where it fails, systemd starts the unit ``undo``. The unit goes on when the caller ends.
     """
     return [
         *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
