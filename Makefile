@@ -18,7 +18,7 @@ setup: ## uv and the locked Python packages
 setup-lab: setup ## what the virtual rack needs on this controller
 	@tests/lab/setup
 
-check: setup-lab ## the fast tier: lint, types, unit tests, golden plans
+check: setup-lab ## the fast tier: lint, layers, types, unit tests, golden plans
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
+from facts.places import CREDENTIALS
 from holdfast import alerts, backup
 from holdfast.host_programs import backup as backup_program
 from holdfast.secrets import require
@@ -14,11 +15,10 @@ from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
 RESTIC = "restic"
-INTERPRETER = "python3"
 
 
 def _secrets(repository: Repository) -> list[HostFile]:
-    stem = f"{backup.CREDENTIALS}/backup-{repository.name}"
+    stem = f"{CREDENTIALS}/backup-{repository.name}"
     user_password = require(repository.user_password) if repository.user_password else None
     location = backup.location(repository, user_password)
     password = require(repository.password)
@@ -37,7 +37,7 @@ def apply(settings: HostSettings) -> None:
     pinned = None if wanted.restic == "distribution" else wanted.restic
     packages.present(
         name="Install what the backup needs",
-        packages=[INTERPRETER, *(artefact.PACKAGES if pinned else [RESTIC])],
+        packages=[packages.PYTHON, *(artefact.PACKAGES if pinned else [RESTIC])],
     )
     restic = "/usr/bin/restic"
     if pinned:
@@ -53,8 +53,8 @@ def apply(settings: HostSettings) -> None:
     host_files.place(
         name="Write the backup's jobs, units and keys",
         directories=[
-            HostDirectory("/etc/holdfast"),
-            HostDirectory(backup.CREDENTIALS, mode="700"),
+            host_files.CONFIGURATION,
+            host_files.CREDENTIALS,
             HostDirectory(backup.JOBS),
             *(
                 HostDirectory(repository.path, mode="700")

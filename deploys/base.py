@@ -8,6 +8,7 @@ from pyinfra import host
 from pyinfra.api.deploy import deploy
 
 from facts.base import AUTHORITIES
+from facts.places import SYSTEM
 from holdfast import alerts, base, integrity
 from holdfast.gpu import driver
 from holdfast.refusal import Refused
@@ -45,7 +46,7 @@ def apply(settings: HostSettings) -> None:
     wanted_authorities = {Path(file.path).name for file in authorities}
     host_files.place(
         name="Place the ground's configuration",
-        directories=[HostDirectory("/etc/holdfast"), HostDirectory(AUTHORITIES)],
+        directories=[host_files.CONFIGURATION, HostDirectory(AUTHORITIES)],
         files=[*_files(settings), *authorities],
         absent=[
             *(f"{AUTHORITIES}/{name}" for name in state.authorities - wanted_authorities),
@@ -60,7 +61,7 @@ def apply(settings: HostSettings) -> None:
             Unit("systemd-timesyncd.service", restart_after=[_TIME]),
             Unit("apparmor.service"),
             Unit("auditd.service"),
-            Unit(integrity.TIMER, restart_after=[f"{integrity.SYSTEM}/{integrity.TIMER}"]),
+            Unit(integrity.TIMER, restart_after=[f"{SYSTEM}/{integrity.TIMER}"]),
             Unit("apt-daily.timer"),
             Unit("apt-daily-upgrade.timer"),
         ],

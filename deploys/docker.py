@@ -8,7 +8,7 @@ from pyinfra import host
 from pyinfra.api.deploy import deploy
 
 from facts.docker import DockerEngine
-from holdfast import docker, networks
+from holdfast import docker, docker_networks
 from holdfast.firewall import DOCKER_USER_SCRIPT
 from holdfast.refusal import Refused
 from holdfast.render import render
@@ -32,7 +32,7 @@ def apply(settings: HostSettings) -> None:
     state = host.get_fact(DockerEngine)
     if refusals := [
         *docker.refusals(host.name, state.daemon_json),
-        *networks.refusals(host.name, settings, state),
+        *docker_networks.refusals(host.name, settings, state),
     ]:
         raise Refused(refusals)
     if engine.source == "vendor":

@@ -6,6 +6,7 @@ from pyinfra import host, logger
 from pyinfra.api.deploy import deploy
 
 from facts.egress import TierDropIns
+from facts.places import SYSTEM
 from holdfast import alerts, egress
 from holdfast.host_programs import egress as egress_program
 from holdfast.render import render
@@ -24,14 +25,16 @@ def apply(settings: HostSettings) -> None:
     """
     if sentence := egress.not_held(settings):
         host.log_styled(sentence, fg="yellow", log_func=logger.warning)
-    packages.present(name="Install what loads the egress rules", packages=["nftables", "python3"])
+    packages.present(
+        name="Install what loads the egress rules", packages=["nftables", packages.PYTHON]
+    )
     drop_ins = {egress.drop_in_path(unit): text for unit, text in egress.drop_ins(settings).items()}
     found = host.get_fact(TierDropIns)
     unit_files = egress.unit_files()
     resolves = any(wall.clouds for wall in egress.every_wall(settings))
     host_files.place(
         name="Write what each service may reach",
-        directories=[HostDirectory("/etc/holdfast"), HostDirectory("/etc/request-key.d")],
+        directories=[host_files.CONFIGURATION, HostDirectory("/etc/request-key.d")],
         files=[
             HostFile(egress.REQUEST_KEYS, render("egress/request-key.conf.j2")),
             host_files.program(egress_program),
@@ -49,13 +52,13 @@ def apply(settings: HostSettings) -> None:
         name="Have no service reach more than is declared",
         units=[
             Unit(egress.SERVICE, restart_after=read_at_start, reload=True),
-            Unit(egress.TIMER, restart_after=[f"{egress.SYSTEM}/{egress.TIMER}"]),
+            Unit(egress.TIMER, restart_after=[f"{SYSTEM}/{egress.TIMER}"]),
             # Which looks up at once what was not declared before.
             Unit(
                 egress.RESOLVE_TIMER,
                 enabled=resolves,
                 running=resolves,
-                restart_after=[f"{egress.SYSTEM}/{egress.RESOLVE_TIMER}", egress.CLOUDS],
+                restart_after=[f"{SYSTEM}/{egress.RESOLVE_TIMER}", egress.CLOUDS],
             ),
         ],
     )

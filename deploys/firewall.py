@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.firewall import DOCKER_USER_SCRIPT, ROLLBACK_UNIT, TIMER, unit_files
 from holdfast.host_programs import firewall as firewall_program
@@ -21,7 +22,7 @@ def apply(settings: HostSettings) -> None:
     # ufw's package conflicts with iptables-persistent, which would bring old rules back at boot.
     packages.present(
         name="Install ufw, and what guards it while it loads",
-        packages=["ufw", "nftables", "python3"],
+        packages=["ufw", "nftables", packages.PYTHON],
     )
     markers = {"begin": BLOCK_BEGIN, "end": BLOCK_END}
     host_files.place(
@@ -48,7 +49,7 @@ def apply(settings: HostSettings) -> None:
             Unit("nftables.service", masked=True),
             Unit(ROLLBACK_UNIT, running=False),
             Unit("ufw.service"),
-            Unit(TIMER, restart_after=[f"/etc/systemd/system/{TIMER}"]),
+            Unit(TIMER, restart_after=[f"{SYSTEM}/{TIMER}"]),
         ],
     )
     ufw.enforce(name="Enforce the firewall", settings=settings)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
+from facts.places import SYSTEM
 from holdfast import alerts, floor
 from holdfast.registry import floor_model
 from holdfast.secrets import require
 from holdfast.settings import HostSettings
 from holdfast.storage import model_path
 from operations import artefact, host_files, packages, units
-from operations.host_files import HostDirectory, HostFile
+from operations.host_files import HostFile
 from operations.units import Unit
 
 
@@ -36,8 +37,8 @@ def apply(settings: HostSettings) -> None:
     host_files.place(
         name="Write the floor's units and key",
         directories=[
-            HostDirectory("/etc/holdfast"),
-            HostDirectory("/etc/holdfast/credentials", mode="700"),
+            host_files.CONFIGURATION,
+            host_files.CREDENTIALS,
         ],
         files=[
             HostFile(floor.KEY_FILE, f"{key.get_secret_value()}\n", mode="600"),
@@ -46,10 +47,9 @@ def apply(settings: HostSettings) -> None:
             *(HostFile(path, text) for path, text in unit_files.items()),
         ],
     )
-    system = "/etc/systemd/system"
     read_at_start = [
-        f"{system}/{floor.UNIT}",
-        f"{system}/{floor.SLICE}",
+        f"{SYSTEM}/{floor.UNIT}",
+        f"{SYSTEM}/{floor.SLICE}",
         floor.KEY_FILE,
         floor.PROBE_FILE,
         model_path(settings.storage, model),
@@ -60,14 +60,9 @@ def apply(settings: HostSettings) -> None:
             units.NO_OTHER_PROXY,
             Unit(floor.UNIT, restart_after=read_at_start),
             *(
-                Unit(
-                    unit,
-                    enabled=door.is_open,
-                    running=door.is_open,
-                    restart_after=[f"{system}/{unit}", floor.configuration(door)],
-                )
+                unit
                 for door in floor.doors(settings.floor)
-                for unit in (door.socket, door.service)
+                for unit in units.of_door(door, floor.configuration(door))
             ),
         ],
     )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.gpu import limits
 from holdfast.host_programs import gpu_limits as gpu_limits_program
 from holdfast.settings import HostSettings
 from operations import gpu_limits, host_files, packages, units
-from operations.host_files import HostDirectory, HostFile
+from operations.host_files import HostFile
 from operations.units import Unit
-
-INTERPRETER = "python3"
 
 
 @deploy("GPU limits")
@@ -24,11 +23,11 @@ def apply(settings: HostSettings) -> None:
     gpus = settings.gpus
     if gpus is None:
         return
-    packages.present(name="Install what the cards' limits need", packages=[INTERPRETER])
+    packages.present(name="Install what the cards' limits need", packages=[packages.PYTHON])
     unit_files = limits.unit_files()
     host_files.place(
         name="Declare the cards' limits",
-        directories=[HostDirectory("/etc/holdfast")],
+        directories=[host_files.CONFIGURATION],
         files=[
             host_files.program(gpu_limits_program),
             HostFile(limits.CONFIG, limits.config(gpus)),
@@ -37,7 +36,7 @@ def apply(settings: HostSettings) -> None:
         ],
     )
     # The service comes and goes with its timer, and is enabled along with it.
-    timer_file = f"{limits.SYSTEM}/{limits.TIMER}"
+    timer_file = f"{SYSTEM}/{limits.TIMER}"
     units.settle(
         name="Watch the cards' limits",
         units=[Unit(limits.TIMER, restart_after=[timer_file])],

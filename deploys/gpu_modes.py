@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
+from facts.gpu_modes import GREETING, RECORDS, UNDO
 from holdfast import alerts
 from holdfast.gpu import modes
 from holdfast.host_programs import mode
@@ -20,7 +21,7 @@ def declare(settings: HostSettings) -> None:
     unit_files = modes.units(settings)
     kept = [f"{modes.PRESENT}/{card_set.name}" for card_set in sets]
     if sets:
-        kept += [modes.PROGRAM, modes.CONFIG, modes.RECORDS, modes.GREETING, modes.UNDO]
+        kept += [modes.PROGRAM, modes.CONFIG, RECORDS, GREETING, UNDO]
         kept += unit_files
     gpu_modes.only(name="Have no other mode", declared=kept)
     if not sets:
@@ -30,10 +31,10 @@ def declare(settings: HostSettings) -> None:
         files=[
             host_files.program(mode),
             HostFile(modes.CONFIG, modes.config(settings)),
-            HostFile(modes.RECORDS, modes.records(settings)),
-            HostFile(modes.GREETING, modes.greeting(), mode="755"),
+            HostFile(RECORDS, modes.records(settings)),
+            HostFile(GREETING, modes.greeting(), mode="755"),
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            HostFile(modes.UNDO, modes.undo_unit()),
+            HostFile(UNDO, modes.undo_unit()),
             *(HostFile(path, text) for path, text in unit_files.items()),
         ],
     )

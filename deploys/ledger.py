@@ -30,7 +30,7 @@ def apply(settings: HostSettings) -> None:
     host_files.place(
         name="Write the ledger's units and configuration",
         directories=[
-            HostDirectory("/etc/holdfast"),
+            host_files.CONFIGURATION,
             HostDirectory(LEDGER_DUMPS, mode="700", user=service.user, group=service.user),
         ],
         files=[

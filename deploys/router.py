@@ -9,7 +9,6 @@ from holdfast.host_programs import clouds as clouds_program
 from holdfast.host_programs import queue as queue_program
 from holdfast.registry import clouds_service, queue_service
 from holdfast.router import (
-    CREDENTIALS,
     QUEUE_PROGRAM,
     SYSTEM,
     RouterNames,
@@ -20,7 +19,7 @@ from holdfast.router import (
 from holdfast.secrets import require
 from holdfast.settings import Clouds, HostSettings, Router
 from operations import host_files, packages, python_environment, router, units
-from operations.host_files import HostDirectory, HostFile
+from operations.host_files import HostFile
 from operations.units import Unit
 
 
@@ -101,12 +100,12 @@ def apply(settings: HostSettings) -> None:
     asked = settings.clouds if any(each.clouds for each in declared) else None
     if asked:
         _install_litellm(settings, asked)
-    packages.present(name="Install the routers' proxy", packages=["haproxy", "python3"])
+    packages.present(name="Install the routers' proxy", packages=["haproxy", packages.PYTHON])
     host_files.place(
         name="Write the routers' units, configuration and keys",
         directories=[
-            HostDirectory("/etc/holdfast"),
-            HostDirectory(CREDENTIALS, mode="700"),
+            host_files.CONFIGURATION,
+            host_files.CREDENTIALS,
         ],
         files=[
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
+from facts.places import SYSTEM
 from holdfast import alerts, ssh
 from holdfast.settings import HostSettings
 from operations import host_files, sshd, units
@@ -19,7 +20,7 @@ def apply(settings: HostSettings) -> None:
         directories=[HostDirectory("/usr/local/lib/holdfast")],
         files=[
             HostFile(ssh.ROLLBACK_SCRIPT, ssh.rollback_script(), mode="755", validate="sh -n {}"),
-            HostFile(f"/etc/systemd/system/{ssh.ROLLBACK_UNIT}", ssh.rollback_unit()),
+            HostFile(f"{SYSTEM}/{ssh.ROLLBACK_UNIT}", ssh.rollback_unit()),
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
         ],
     )

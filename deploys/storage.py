@@ -2,6 +2,7 @@
 
 from pyinfra.api.deploy import deploy
 
+from facts.places import CONFIGURATION, SYSTEM
 from facts.storage import PROOFS
 from holdfast import alerts
 from holdfast import storage as names
@@ -11,8 +12,7 @@ from operations import artefact, host_files, packages, storage, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
-SYSTEM = "/etc/systemd/system"
-CHECKSUMS = "/etc/holdfast/models.sha256"
+CHECKSUMS = f"{CONFIGURATION}/models.sha256"
 
 # What nfs-common brings for NFS 3. NFS 4.2 is one TCP connection to the NAS and needs none of it,
 # and rpcbind would listen on every address.
@@ -76,12 +76,12 @@ def _prepare(stored: Storage) -> None:
     nfs = ["e2fsprogs", "nfs-common"] if stored.mounts else []
     keeps_models = bool(stored.models or stored.checkpoints)
     curl = artefact.PACKAGES if keeps_models else []
-    python = ["python3"] if stored.checkpoints else []
+    python = [packages.PYTHON] if stored.checkpoints else []
     packages.present(name="Install what storage needs", packages=[*nfs, *curl, *python])
     host_files.place(
         name="Describe mounts and model checks",
         directories=[
-            HostDirectory(path="/etc/holdfast"),
+            host_files.CONFIGURATION,
             HostDirectory(path=stored.models_path),
             HostDirectory(path=f"{stored.models_path}/{PROOFS}"),
         ],

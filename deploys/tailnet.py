@@ -3,6 +3,7 @@
 from pyinfra import host
 from pyinfra.api.deploy import deploy
 
+from facts.places import CONFIGURATION, SYSTEM
 from facts.tailnet import TailnetNode
 from holdfast import alerts, ssh, tailnet_membership, tailnet_rules
 from holdfast.host_programs import tailnet_membership as membership_program
@@ -14,8 +15,8 @@ from operations import apt_repository, host_files, packages, sshd, tailscale, un
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
-ENVIRONMENT = "/etc/holdfast/tailscaled.env"
-DROP_IN = "/etc/systemd/system/tailscaled.service.d/holdfast.conf"
+ENVIRONMENT = f"{CONFIGURATION}/tailscaled.env"
+DROP_IN = f"{SYSTEM}/tailscaled.service.d/holdfast.conf"
 
 
 @deploy("Tailnet")
@@ -53,8 +54,8 @@ def apply(settings: HostSettings) -> None:
     host_files.place(
         name="Configure the daemon, and write what the tailnet may reach",
         directories=[
-            HostDirectory(path="/etc/holdfast"),
-            HostDirectory(path="/etc/systemd/system/tailscaled.service.d"),
+            host_files.CONFIGURATION,
+            HostDirectory(path=f"{SYSTEM}/tailscaled.service.d"),
         ],
         files=[
             HostFile(
@@ -86,11 +87,11 @@ def apply(settings: HostSettings) -> None:
             ),
             Unit(
                 tailnet_rules.TIMER,
-                restart_after=[f"{tailnet_rules.SYSTEM}/{tailnet_rules.TIMER}"],
+                restart_after=[f"{SYSTEM}/{tailnet_rules.TIMER}"],
             ),
             Unit(
                 tailnet_membership.TIMER,
-                restart_after=[f"{tailnet_membership.SYSTEM}/{tailnet_membership.TIMER}"],
+                restart_after=[f"{SYSTEM}/{tailnet_membership.TIMER}"],
             ),
         ],
     )

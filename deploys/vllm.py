@@ -6,7 +6,6 @@ from pyinfra.api.deploy import deploy
 
 from holdfast import alerts
 from holdfast.engines.units import (
-    CREDENTIALS,
     DEVICES,
     RECOVERY,
     SYSTEM,
@@ -26,7 +25,7 @@ from holdfast.python_environment import directory
 from holdfast.secrets import require
 from holdfast.settings import HostSettings, Vllm
 from operations import host_files, packages, python_environment, units, vllm
-from operations.host_files import HostDirectory, HostFile
+from operations.host_files import HostFile
 from operations.units import Unit
 
 
@@ -47,16 +46,7 @@ def _unit(settings: HostSettings, engine: EngineNames) -> Unit:
 def _beside(engine: EngineNames) -> list[Unit]:
     """What watches an engine, and its doors."""
     watch = f"{engine.watch}.timer"
-    doors = [
-        Unit(
-            unit,
-            enabled=door.is_open,
-            running=door.is_open,
-            restart_after=[f"{SYSTEM}/{unit}", engine.paths_of(door)],
-        )
-        for door in engine.doors
-        for unit in (door.socket, door.service)
-    ]
+    doors = [unit for door in engine.doors for unit in units.of_door(door, engine.paths_of(door))]
     return [Unit(watch, restart_after=[f"{SYSTEM}/{watch}"]), *doors]
 
 
@@ -100,8 +90,8 @@ def apply(settings: HostSettings) -> None:
     host_files.place(
         name="Write the engines' units, configuration and keys",
         directories=[
-            HostDirectory("/etc/holdfast"),
-            HostDirectory(CREDENTIALS, mode="700"),
+            host_files.CONFIGURATION,
+            host_files.CREDENTIALS,
         ],
         files=[
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),

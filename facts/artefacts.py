@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from facts.framed import Framed
-from holdfast.python_environment import ROOT
+from facts.places import PROGRAMS
 
 MARKER = ".sha256"
 """Written last, with the checksum of the download that the directory was made from."""
@@ -26,7 +26,7 @@ class InstalledVersions(Framed[list[InstalledVersion]]):
 
     def command(self, program: str) -> str:
         """Build the probe for ``program``."""
-        folder = shlex.quote(f"{ROOT}/{program}")
+        folder = shlex.quote(f"{PROGRAMS}/{program}")
         return (
             f"find {folder} -mindepth 2 -maxdepth 2 -name {MARKER} -type f"
             r" -printf '%T@ %h ' -exec cat '{}' \; 2>/dev/null; true"

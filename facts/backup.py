@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from facts import places
 from facts.framed import Framed
-from holdfast.backup import STATE
+
+STATE = f"{places.STATE}/backup"
 
 
 @dataclass(frozen=True)

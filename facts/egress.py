@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from facts import sections
 from facts.framed import Framed
+from facts.places import SYSTEM
 from holdfast.host_programs.egress import COUNTER, LOG_PREFIX, TABLE
 
 DROP_IN = "50-holdfast-tier.conf"
@@ -20,7 +21,7 @@ class TierDropIns(Framed[list[str]]):
 
     def command(self) -> str:
         """Build the probe."""
-        return f"find /etc/systemd/system -mindepth 2 -maxdepth 2 -name {DROP_IN}"
+        return f"find {SYSTEM} -mindepth 2 -maxdepth 2 -name {DROP_IN}"
 
     @staticmethod
     def default() -> list[str]:

@@ -10,16 +10,13 @@ from shlex import quote
 
 import pynvml
 
-from facts import sections
+from facts import gpu_picture, sections
 from facts.framed import Framed
-from holdfast.gpu import picture
-from holdfast.gpu.picture import SMI_FIELDS, Picture
+from facts.gpu_picture import SMI, SMI_FIELDS, Picture
 from holdfast.host_programs import gpu_samples
 from holdfast.host_programs.gpu_samples import Samples
 from holdfast.shipping import text_of
 
-_SMI = "timeout --kill-after=5 60 nvidia-smi"
-"""A sick driver hangs it; 60 s is ample for eight cards that have to be woken up."""
 _SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 """UEFI's global variable. Read directly: mokutil need not be installed."""
 _HISTORY = "-7days"
@@ -52,10 +49,10 @@ class GpuPicture(Framed[Picture]):
                 f' for field in {fields}; do case $known in *"\\"$field\\""*)'
                 ' fields="$fields,$field";; esac; done; fields=${fields:-,index,pci.bus_id};'
                 ' fields=${fields#,}; echo "fields $fields";'
-                f' {_SMI} --query-gpu="$fields" --format=csv,noheader,nounits 2>&1; smi=$?;'
+                f' {SMI} --query-gpu="$fields" --format=csv,noheader,nounits 2>&1; smi=$?;'
                 ' echo; echo "exit $smi"; }'
             ),
-            "topology": f'[ "$smi" = 0 ] && {_SMI} topo -m',
+            "topology": f'[ "$smi" = 0 ] && {SMI} topo -m',
             "pci": (
                 f"for path in {root}/sys/bus/pci/devices/*; do"
                 ' read -r vendor <"$path/vendor" && [ "$vendor" = 0x10de ] || continue;'
@@ -68,9 +65,9 @@ class GpuPicture(Framed[Picture]):
             "loaded": f"cat {root}/sys/module/nvidia/version",
             "loaded-flavour": f"cat {root}/proc/driver/nvidia/version",
             "running-kernel": f"cat {root}/proc/sys/kernel/osrelease",
-            "newest-kernel": f'newest={picture.newest_kernel(root)}; echo "$newest"',
-            "on-disk": picture.ON_DISK,
-            "library": picture.LIBRARY,
+            "newest-kernel": f'newest={gpu_picture.newest_kernel(root)}; echo "$newest"',
+            "on-disk": gpu_picture.ON_DISK,
+            "library": gpu_picture.LIBRARY,
             "nouveau": f"ls -d {root}/sys/module/nouveau",
             "secure-boot": f"od -An -tu1 {root}/sys/firmware/efi/efivars/{_SECURE_BOOT}",
             "boot": f"cat {root}/proc/sys/kernel/random/boot_id",
@@ -92,7 +89,7 @@ class GpuPicture(Framed[Picture]):
 
     def process(self, output: list[str]) -> Picture:
         """Parse the probe's output."""
-        return picture.parse(sections.answers(output))
+        return gpu_picture.parse(sections.answers(output))
 
 
 class GpuSamples(Framed[Samples]):

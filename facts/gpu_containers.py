@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from shlex import quote
 
 from facts import sections
 from facts.framed import Framed
-from holdfast.gpu.containers import (
-    OVERRIDES,
-    SERVICE,
-    SPECIFICATION,
-    ContainersState,
-    GpuContainer,
-)
+from facts.gpu_picture import SMI
+
+SERVICE = "holdfast-gpu-cdi.service"
+SPECIFICATION_FOLDER = "/etc/cdi"
+SPECIFICATION = f"{SPECIFICATION_FOLDER}/nvidia.yaml"
+OVERRIDES = ["/run/cdi/nvidia.yaml", "/run/cdi/nvidia.json"]
+"""What the engine would believe more: CDI takes /run/cdi before /etc/cdi."""
 
 _UUID = "GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_SMI = "timeout --kill-after=5 60 nvidia-smi"
 _PROBE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class ContainersState:
+    """What containers would be given, and what there is.
+
+    ``uuids`` are the cards that the driver shows and that are not split by MIG, None where it shows
+    none; ``specified`` the UUIDs in the specification, None where there is no such file, and
+    ``specified_driver`` the version of its libraries. ``overridden`` tells that another file is
+    believed more. ``unread``: the unit's file is newer than what systemd knows.
+    """
+
+    uuids: frozenset[str] | None = None
+    driver: str | None = None
+    specified: frozenset[str] | None = None
+    specified_driver: str | None = None
+    overridden: bool = False
+    unread: bool = False
+
+
+@dataclass(frozen=True)
+class GpuContainer:
+    """A running container that was given cards. ``lost`` is what its nvidia-smi says without."""
+
+    name: str
+    lost: str | None = None
 
 
 class GpuContainers(Framed[ContainersState]):
@@ -28,7 +54,7 @@ class GpuContainers(Framed[ContainersState]):
         path = quote(specification)
         return sections.probe(
             {
-                "cards": f"{_SMI} --query-gpu=uuid,driver_version,mig.mode.current"
+                "cards": f"{SMI} --query-gpu=uuid,driver_version,mig.mode.current"
                 " --format=csv,noheader",
                 "specification": f"[ -e {path} ] && echo present"
                 f" && grep -oE '{_UUID}|libcuda\\.so\\.[0-9]+\\.[0-9.]+' {path} | sort -u",

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from facts import sections
 from facts.framed import Framed
+from facts.places import STATE
 
-REBOOT_MARKER = "/var/lib/holdfast/gpu-reboot"
+REBOOT_MARKER = f"{STATE}/gpu-reboot"
 """Says for what this host was rebooted last, until that reboot is seen to have helped."""
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from facts import sections
 from facts.framed import Framed
 from facts.gpu_modes import modes_in
-from holdfast.gpu.limits import SERVICE
 from holdfast.host_programs.gpu_limits import (
     FIELDS,
     FORMAT,
@@ -18,6 +17,8 @@ from holdfast.host_programs.gpu_limits import (
     locked_in,
     seen_in,
 )
+
+SERVICE = "holdfast-gpu-limits.service"
 
 
 @dataclass(frozen=True)

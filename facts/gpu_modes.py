@@ -6,8 +6,17 @@ from dataclasses import dataclass, field
 
 from facts import sections
 from facts.framed import Framed
-from holdfast.gpu.modes import DROP_IN, GREETING, PROGRAM, RECORDS, SYSTEM, UNDO
-from holdfast.host_programs.mode import CONFIG, PRESENT
+from facts.places import SYSTEM
+from holdfast.host_programs import mode
+from holdfast.host_programs.mode import CONFIG, PRESENT, UNDO_UNIT
+from holdfast.shipping import path_of
+
+PROGRAM = path_of(mode)
+RECORDS = "/etc/tmpfiles.d/holdfast-gpu-modes.conf"
+GREETING = "/etc/update-motd.d/60-holdfast-mode"
+UNDO = f"{SYSTEM}/{UNDO_UNIT.format('')}"
+"""The unit that takes over from a switch that was killed; its instance is the set of cards."""
+DROP_IN = "60-holdfast-mode.conf"
 
 
 @dataclass(frozen=True)

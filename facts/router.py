@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from facts.framed import Framed
-from holdfast import clouds, ledger
-from holdfast.router import CONFIGURATIONS, CREDENTIALS, SYSTEM
+from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
+
+CONFIGURATIONS = f"{CONFIGURATION}/router"
+CLOUDS_CONFIGURATIONS = f"{CONFIGURATION}/clouds"
+LEDGER_FOLDER = f"{CONFIGURATION}/ledger"
 
 
 class RouterFiles(Framed[list[str]]):
@@ -18,7 +21,7 @@ class RouterFiles(Framed[list[str]]):
             f"ls -dp {SYSTEM}/holdfast-router-*.* {SYSTEM}/holdfast-queue-*.*"
             f" {SYSTEM}/holdfast-clouds-*.* {SYSTEM}/holdfast-ledger*.*"
             f" {CREDENTIALS}/holdfast-router-* {CREDENTIALS}/holdfast-clouds-*"
-            f" {CONFIGURATIONS}/*.cfg {clouds.CONFIGURATIONS}/*.json {ledger.FOLDER}/*"
+            f" {CONFIGURATIONS}/*.cfg {CLOUDS_CONFIGURATIONS}/*.json {LEDGER_FOLDER}/*"
             " 2>/dev/null; true"
         )
 

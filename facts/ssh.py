@@ -6,10 +6,11 @@ import shlex
 from dataclasses import dataclass
 
 from facts.framed import Framed
+from facts.places import STATE
 from facts.sections import answers, probe
 from facts.units import seconds_of
 
-ROLLBACK_STATE = "/var/lib/holdfast/ssh"
+ROLLBACK_STATE = f"{STATE}/ssh"
 """Where the last proved configuration is kept while a change waits for its proof."""
 
 

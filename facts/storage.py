@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from facts.framed import Framed
+from facts.places import SYSTEM
 
 CHECK_SERVICE = "holdfast-models-verify.service"
 PROOFS = ".verified"
@@ -93,8 +94,7 @@ class StorageStates(Framed[StorageState]):
             )
             parts.append(f"{beneath(path, look)} 2>/dev/null")
         parts.append(
-            "cd /etc/systemd/system && grep -l '^# Holdfast' -- *.automount 2>/dev/null"
-            " | sed 's/^/unit|/'"
+            f"cd {SYSTEM} && grep -l '^# Holdfast' -- *.automount 2>/dev/null | sed 's/^/unit|/'"
         )
         return "; ".join([*parts, "true"])
 

@@ -12,10 +12,42 @@ from pyinfra.api import FactProcessError
 
 from facts.framed import Framed
 from facts.sections import is_starting
-from holdfast.tailnet import Node
 
 _DIVIDER = "-- preferences --"
 _RELAYS = "-- relays --"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host as its own ``tailscaled`` and the control server see it.
+
+    ``backend`` is empty where no daemon answers. ``name`` is the label the tailnet knows the host
+    by, ``hostname`` the one it asks for. ``relays`` are names and ports of the tailnet's DERP map.
+    ``expires`` is when its node key ends, None for never.
+    """
+
+    backend: str = ""
+    has_key: bool = False
+    control_server: str = ""
+    hostname: str = ""
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    requested_tags: tuple[str, ...] = ()
+    accept_dns: bool = True
+    ssh: bool = False
+    shields_up: bool = False
+    online: bool = False
+    expired: bool = False
+    expires: datetime | None = None
+    health: tuple[str, ...] = ()
+    v4: IPv4Address | None = None
+    v6: IPv6Address | None = None
+    relays: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def joined(self) -> bool:
+        """Whether the host is a member, be its link up or down."""
+        return self.has_key and not self.expired and self.backend not in ("", "NeedsLogin")
 
 
 def _addresses(status: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address | None]:

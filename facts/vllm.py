@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facts.framed import Framed
-from holdfast.engines.units import CREDENTIALS, SYSTEM
+from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
 
 
 class EngineFiles(Framed[list[str]]):
@@ -14,8 +14,8 @@ class EngineFiles(Framed[list[str]]):
         return (
             f"ls {SYSTEM}/holdfast-vllm-*.service {SYSTEM}/holdfast-vllm-*.socket"
             f" {SYSTEM}/holdfast-vllm-*.timer"
-            f" {CREDENTIALS}/holdfast-vllm-* /etc/holdfast/vllm/*.yaml /etc/holdfast/vllm/*.cfg"
-            " /etc/holdfast/vllm/*.json 2>/dev/null; true"
+            f" {CREDENTIALS}/holdfast-vllm-* {CONFIGURATION}/vllm/*.yaml {CONFIGURATION}/vllm/*.cfg"
+            f" {CONFIGURATION}/vllm/*.json 2>/dev/null; true"
         )
 
     @staticmethod

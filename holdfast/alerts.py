@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from facts.places import SYSTEM
 from holdfast.render import render
 from holdfast.sandbox import sandbox
-from holdfast.services import Service
+from holdfast.settings import Service
 
-UNIT_PATH = "/etc/systemd/system/holdfast-notify@.service"
+UNIT_PATH = f"{SYSTEM}/holdfast-notify@.service"
 ON_FAILURE = "holdfast-notify@%n.service"
 """For a unit's ``OnFailure=``."""
 ALERTS = "/run/holdfast/alerts"

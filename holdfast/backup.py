@@ -8,37 +8,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from facts import firewall, places, ssh
+from facts.backup import STATE
+from facts.gpu_driver import REBOOT_MARKER
+from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
 from holdfast import alerts, integrity, ledger, storage
 from holdfast.host_programs import backup as backup_program
 from holdfast.registry import declared_services, ledger_service
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
 from holdfast.secrets import Secret
-from holdfast.services import DataPath, Service
-from holdfast.settings import Backup, HostSettings, Repository
+from holdfast.settings import Backup, DataPath, HostSettings, Repository, Service
 from holdfast.shipping import path_of
 
 PROGRAM = path_of(backup_program)
 RESTORE = "/usr/local/sbin/holdfast-restore"
-STATE = "/var/lib/holdfast/backup"
 CACHE = "/var/cache/holdfast-backup"
-JOBS = "/etc/holdfast/backup"
-CREDENTIALS = "/etc/holdfast/credentials"
+JOBS = f"{CONFIGURATION}/backup"
 
-ROOTS = ("/var/lib/holdfast",)
+ROOTS = (places.STATE,)
 """Everything in here must be declared as state, secret or derived."""
 
 HOUSE = (
     # What the machine is known by: clients and `known_hosts` must not notice a rebuild.
     DataPath(path="/etc/ssh", backup="secret"),
-    DataPath(path="/etc/holdfast", backup="secret"),
+    DataPath(path=CONFIGURATION, backup="secret"),
     DataPath(path=STATE, backup="derived"),
-    DataPath(path="/var/lib/holdfast/firewall", backup="derived"),
-    DataPath(path="/var/lib/holdfast/ssh", backup="derived"),
-    DataPath(path="/var/lib/holdfast/gpu-reboot", backup="derived"),
-    DataPath(path="/var/lib/holdfast/ledger", backup="derived"),
-    DataPath(path="/var/lib/holdfast/queue", backup="derived"),
-    DataPath(path="/var/lib/holdfast/vllm", backup="derived"),
+    DataPath(path=firewall.ROLLBACK_STATE, backup="derived"),
+    DataPath(path=ssh.ROLLBACK_STATE, backup="derived"),
+    DataPath(path=REBOOT_MARKER, backup="derived"),
+    DataPath(path=f"{places.STATE}/ledger", backup="derived"),
+    DataPath(path=f"{places.STATE}/queue", backup="derived"),
+    DataPath(path=f"{places.STATE}/vllm", backup="derived"),
     DataPath(path=integrity.STATE, backup="derived"),
 )
 """What every host has, independent of what it serves."""
@@ -210,7 +211,7 @@ def unit_files(settings: HostSettings) -> dict[str, str]:
             }
             units[f"{name}.service"] = render("backup/holdfast-backup.service.j2", **values)
             units[f"{name}.timer"] = render("backup/holdfast-backup.timer.j2", **values)
-    return {f"/etc/systemd/system/{name}": text for name, text in units.items()}
+    return {f"{SYSTEM}/{name}": text for name, text in units.items()}
 
 
 def _jobs(backup: Backup) -> list[tuple[str, str, str, bool]]:

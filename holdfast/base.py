@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from facts.base import AUTHORITIES, BaseState
+from facts.places import CONFIGURATION, SYSTEM
 from holdfast import integrity
 from holdfast.refusal import Refusal
 from holdfast.registry import declared_services
@@ -74,8 +75,8 @@ BLACKLISTED_MODULES = [
 AUDITED_PATHS = [
     *("/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow"),
     *("/etc/sudoers", "/etc/sudoers.d", "/etc/pam.d", "/etc/ssh"),
-    *("/etc/systemd/system", "/etc/modprobe.d", "/etc/sysctl.d", "/etc/apt", "/etc/hosts"),
-    "/etc/holdfast",
+    *(SYSTEM, "/etc/modprobe.d", "/etc/sysctl.d", "/etc/apt", "/etc/hosts"),
+    CONFIGURATION,
 ]
 """Configuration whose change somebody will one day want to explain."""
 

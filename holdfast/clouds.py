@@ -9,7 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from facts.places import CREDENTIALS, SYSTEM
+from facts.router import CLOUDS_CONFIGURATIONS as CONFIGURATIONS
 from holdfast import alerts, registry
+from holdfast.completion import CHAT_PATH
+from holdfast.doors import unix_socket_unit
 from holdfast.host_programs import clouds as clouds_program
 from holdfast.ledger import SOCKET_FOLDER
 from holdfast.python_environment import directory
@@ -22,10 +26,7 @@ from holdfast.shipping import path_of
 LITELLM = "litellm"
 LOCK = Path(__file__).resolve().parent.parent / "locks" / "litellm.txt"
 PROGRAM = path_of(clouds_program)
-CONFIGURATIONS = "/etc/holdfast/clouds"
-CREDENTIALS = "/etc/holdfast/credentials"
-SYSTEM = "/etc/systemd/system"
-PATH = "/v1/chat/completions"
+PATH = CHAT_PATH
 """The one thing that clouds are asked."""
 
 
@@ -101,12 +102,8 @@ def files(settings: HostSettings, router: Router) -> dict[str, str]:
     said = f"Holdfast: clouds of the router {router.name}"
     environment = directory(LITELLM, LOCK.read_text(), settings.distribution)
     return {
-        f"{SYSTEM}/{stem(router)}.socket": render(
-            "router/unix.socket.j2",
-            description=said,
-            stem=stem(router),
-            path=socket(router),
-            user=registry.router_service(router).user,
+        f"{SYSTEM}/{stem(router)}.socket": unix_socket_unit(
+            said, stem(router), registry.router_service(router).user
         ),
         f"{SYSTEM}/{service.unit}": render(
             "router/clouds.service.j2",

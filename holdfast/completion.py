@@ -8,6 +8,9 @@ from typing import Any
 
 from holdfast.secrets import Secret
 
+CHAT_PATH = "/v1/chat/completions"
+COMPLETION_PATH = "/v1/completions"
+
 
 def key_problem(key: Secret) -> str | None:
     """Why ``key`` cannot stand in an HTTP header and in a line of its own, or None."""

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from facts.places import SYSTEM
 from holdfast.refusal import Refusal
 from holdfast.settings import AptRepository, Distribution, Docker
 
 DAEMON_JSON = "/etc/docker/daemon.json"
-DROP_IN = "/etc/systemd/system/docker.service.d/holdfast.conf"
+DROP_IN = f"{SYSTEM}/docker.service.d/holdfast.conf"
 
 LINKS_SCRIPT = "/usr/local/lib/holdfast/docker-links"
 """Has the machine's own links keep the routes of IPv6 that routers advertise."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from facts.places import SYSTEM
+from holdfast import alerts
 from holdfast.render import render
-from holdfast.sandbox import LOOPBACK, TAILNET
-from holdfast.services import LOOPBACK_OF, Tier
+from holdfast.sandbox import LOOPBACK, RUN, TAILNET, sandbox
+from holdfast.settings import LOOPBACK_OF, Service, Tier
 
 MARK = 0x5AFE
 """On every packet of a door's sockets, the accepted ones too. None of its bits is Tailscale's
@@ -92,3 +94,27 @@ def doors(
 def socket_unit(door: Door) -> str:
     """The text of a door's socket unit."""
     return render("service/door.socket.j2", door=door, mark=MARK)
+
+
+def proxy_units(door: Door, service: Service, configuration: str) -> dict[str, str]:
+    """Path to text of a door's units, for a program whose own unit has no network.
+
+    ``service`` is that program, ``configuration`` the path of the proxy's configuration.
+    """
+    proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
+    return {
+        f"{SYSTEM}/{door.socket}": socket_unit(door),
+        f"{SYSTEM}/{door.service}": render(
+            "service/door.service.j2",
+            door=door,
+            configuration=configuration,
+            on_failure=alerts.ON_FAILURE,
+            sandbox=sandbox(proxy, isolated=True),
+        ),
+    }
+
+
+def unix_socket_unit(description: str, stem: str, user: str) -> str:
+    """The text of a unit for ``stem``'s Unix socket below `RUN`, which ``user`` may connect to."""
+    path = f"{RUN}/{stem}.sock"
+    return render("router/unix.socket.j2", description=description, stem=stem, path=path, user=user)

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from facts.egress import DROP_IN
+from facts.places import SYSTEM
 from holdfast import alerts, rules_watch, tailnet
+from holdfast.docker_networks import bridge, networks
 from holdfast.doors import MARK
 from holdfast.host_programs import egress as egress_program
-from holdfast.networks import bridge, networks
 from holdfast.registry import declared_services
 from holdfast.render import render
 from holdfast.sandbox import (
@@ -28,8 +29,7 @@ from holdfast.sandbox import (
     callers,
     sandbox,
 )
-from holdfast.services import Cloud, Peer, Service, Tier
-from holdfast.settings import HostSettings
+from holdfast.settings import Cloud, HostSettings, Peer, Service, Tier
 from holdfast.shipping import path_of
 
 TABLE = egress_program.TABLE
@@ -47,7 +47,6 @@ RESOLVE = "holdfast-egress-resolve.service"
 RESOLVE_TIMER = "holdfast-egress-resolve.timer"
 REQUEST_KEYS = "/etc/request-key.d/holdfast.conf"
 """What the kernel does where somebody wants a key that is not there (request-key.conf(5))."""
-SYSTEM = "/etc/systemd/system"
 
 DOORS = "our_doors"
 """The name under which calls by a door's socket are reported; no service can have it."""

@@ -22,12 +22,12 @@ from facts.firewall import (
     FamilyState,
     FirewallState,
 )
+from facts.places import SYSTEM
 from holdfast import alerts, rules_watch
 from holdfast.host_programs import firewall as firewall_program
 from holdfast.render import render
 from holdfast.sandbox import LOADS_RULES, Directive, sandbox
-from holdfast.services import Listen, Service
-from holdfast.settings import HostSettings, Opening
+from holdfast.settings import HostSettings, Listen, Opening, Service
 
 Family = Literal[4, 6]
 FAMILIES: tuple[Family, Family] = (4, 6)
@@ -356,7 +356,7 @@ def unit_files() -> dict[str, str]:
         program=PROGRAM,
         relaxed=relaxed,
     )
-    return {f"/etc/systemd/system/{ROLLBACK_UNIT}": rollback, **watch}
+    return {f"{SYSTEM}/{ROLLBACK_UNIT}": rollback, **watch}
 
 
 @dataclass(frozen=True)

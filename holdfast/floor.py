@@ -7,14 +7,14 @@ as long as its request comes in; so the proxy meets it with requests that are th
 
 from __future__ import annotations
 
+from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
 from holdfast import alerts, completion
-from holdfast.doors import PATIENCE, Door, socket_unit
+from holdfast.doors import PATIENCE, Door, proxy_units
 from holdfast.doors import doors as of_program
 from holdfast.registry import floor_model, floor_service
 from holdfast.render import render
 from holdfast.sandbox import sandbox
 from holdfast.secrets import Secret
-from holdfast.services import Service
 from holdfast.settings import Floor, HostSettings
 from holdfast.storage import model_path
 
@@ -25,8 +25,8 @@ SLICE = "floor.slice"
 """A slice of its own, for memory and CPU time are shared out between slices first."""
 SOCKET = f"/run/{RUNTIME_DIRECTORY}/http.sock"
 """Where llama-server listens; only its own user may connect."""
-KEY_FILE = "/etc/holdfast/credentials/floor-api-key"
-PROBE_FILE = "/etc/holdfast/credentials/floor-probe"
+KEY_FILE = f"{CREDENTIALS}/floor-api-key"
+PROBE_FILE = f"{CREDENTIALS}/floor-probe"
 """A curl configuration that asks for one token; it holds the key, so that no argv has to."""
 
 
@@ -37,7 +37,7 @@ def doors(floor: Floor) -> list[Door]:
 
 def configuration(door: Door) -> str:
     """The file that tells a door's proxy what to do."""
-    return f"/etc/holdfast/floor/{door.name}.cfg"
+    return f"{CONFIGURATION}/floor/{door.name}.cfg"
 
 
 def key_problem(key: Secret) -> str | None:
@@ -62,9 +62,8 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
     floor, service, model = settings.floor, floor_service(settings), floor_model(settings)
     if floor is None or service is None or model is None:
         raise ValueError(f"{settings.hostname} declares no floor with a declared model")
-    system = "/etc/systemd/system"
     found = {
-        f"{system}/{UNIT}": render(
+        f"{SYSTEM}/{UNIT}": render(
             "floor/holdfast-floor.service.j2",
             floor=floor,
             model=model_path(settings.storage, model),
@@ -77,18 +76,10 @@ def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]
             slice=SLICE,
             sandbox=sandbox(service, isolated=True),
         ),
-        f"{system}/{SLICE}": render("floor/floor.slice.j2", floor=floor),
+        f"{SYSTEM}/{SLICE}": render("floor/floor.slice.j2", floor=floor),
     }
     for door in doors(floor):
-        proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
-        found[f"{system}/{door.socket}"] = socket_unit(door)
-        found[f"{system}/{door.service}"] = render(
-            "service/door.service.j2",
-            door=door,
-            configuration=configuration(door),
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(proxy, isolated=True),
-        )
+        found |= proxy_units(door, service, configuration(door))
         found[configuration(door)] = told()
     return found
 
@@ -102,7 +93,7 @@ def probe(key: Secret) -> str:
     """A curl configuration that asks the floor for one token and says nothing unless it fails."""
     chat = {"messages": [{"role": "user", "content": "ready"}], "max_tokens": 1}
     questions = [
-        ("/v1/chat/completions", chat),
-        ("/v1/completions", {"prompt": "ready", "max_tokens": 1}),
+        (completion.CHAT_PATH, chat),
+        (completion.COMPLETION_PATH, {"prompt": "ready", "max_tokens": 1}),
     ]
     return completion.probe(SOCKET, questions, key)

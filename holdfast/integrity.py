@@ -6,19 +6,20 @@ file became what it is.
 
 from __future__ import annotations
 
+from facts import places
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
-from holdfast.services import Service
+from holdfast.settings import Service
 
 PACKAGES = ["aide", "cron", "debsums"]
 CONFIG = "/etc/aide/aide.conf"
 DEBSUMS = "/etc/default/debsums"
-STATE = "/var/lib/holdfast/integrity"
+STATE = f"{places.STATE}/integrity"
 DATABASE = f"{STATE}/aide.db"
 SERVICE = "holdfast-integrity.service"
 TIMER = "holdfast-integrity.timer"
-SYSTEM = "/etc/systemd/system"
 
 
 def config_files() -> dict[str, str]:

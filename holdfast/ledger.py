@@ -6,15 +6,15 @@ user gets into no other: PostgreSQL asks the kernel who connects, so there is no
 
 from __future__ import annotations
 
+from facts.places import SYSTEM
+from facts.router import LEDGER_FOLDER as FOLDER
 from holdfast import alerts
 from holdfast.registry import LEDGER_DUMPS, clouds_service, ledger_service
 from holdfast.render import render
 from holdfast.sandbox import RUN, Directive, sandbox
 from holdfast.settings import Distribution, HostSettings
 
-SYSTEM = "/etc/systemd/system"
 DUMP = "holdfast-ledger-dump.service"
-FOLDER = "/etc/holdfast/ledger"
 SOCKET_FOLDER = f"{RUN}/holdfast-ledger"
 MAJOR: dict[Distribution, int] = {
     "debian12": 15,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-ROOT = "/opt/holdfast"
-"""Programs live in ``<ROOT>/<program>/<version>``."""
+from facts.places import PROGRAMS
+
 UV_LOCK = Path(__file__).resolve().parent.parent / "locks" / "uv.txt"
 """The installer, by hash."""
 
@@ -22,4 +22,4 @@ def digest(lock: str, distribution: str) -> str:
 
 def directory(program: str, lock: str, distribution: str) -> str:
     """Where the environment of ``lock`` lies on a host."""
-    return f"{ROOT}/{program}/{digest(lock, distribution)[:12]}"
+    return f"{PROGRAMS}/{program}/{digest(lock, distribution)[:12]}"

@@ -13,31 +13,30 @@ from itertools import product
 from typing import Literal
 from urllib.parse import urlsplit
 
+from facts.places import STATE
 from holdfast.grammar import names_a_secret, walk
-from holdfast.services import (
+from holdfast.settings import (
     LOOPBACK_OF,
+    Checkpoint,
     Cloud,
     DataPath,
-    HealthCheck,
-    Listen,
-    Peer,
-    Service,
-    Tier,
-)
-from holdfast.settings import (
-    Checkpoint,
     Engine,
     Floor,
     GpuCard,
+    HealthCheck,
     HostSettings,
+    Listen,
     ModelFile,
+    Peer,
     Provider,
     Router,
+    Service,
+    Tier,
 )
 from holdfast.storage import model_path
 
 FLOOR_USER = "holdfast-floor"
-FLOOR_STATE = "/var/lib/holdfast/floor"
+FLOOR_STATE = f"{STATE}/floor"
 LEDGER_DUMPS = "/var/backups/holdfast-ledger"
 TIER_OF_PROFILE: dict[str, Tier] = {
     **{"private": "T1", "client": "T1"},
@@ -153,7 +152,7 @@ def ledger_service(settings: HostSettings) -> Service | None:
         tier="T1",
         data=[
             # Files that change while they are read are no backup: its dumps are.
-            DataPath(path="/var/lib/holdfast/ledger", backup="derived"),
+            DataPath(path=f"{STATE}/ledger", backup="derived"),
             DataPath(path=LEDGER_DUMPS, backup="state"),
         ],
     )
@@ -170,7 +169,7 @@ def queue_service(router: Router) -> Service | None:
         user=name,
         tier="T1",
         # Prompts are not needed twice: a restored queue would ask what was answered long ago.
-        data=[DataPath(path=f"/var/lib/holdfast/queue/{router.name}", backup="derived")],
+        data=[DataPath(path=f"{STATE}/queue/{router.name}", backup="derived")],
     )
 
 
@@ -433,7 +432,7 @@ NOWHERE: list[str | None] = [None]
 
 
 def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
-    """The tenants of this host's GPUs; `holdfast.checks.gpus` compares them with the cards."""
+    """The tenants of this host's GPUs; `holdfast.checks.gpu` compares them with the cards."""
     claims = [
         GpuClaim(f"services[{index}].gpu_mib", service.name, service.gpu_mib, service.gpu_mib, card)
         for index, service in enumerate(settings.services)

@@ -11,21 +11,19 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from facts.places import CREDENTIALS, SYSTEM
+from facts.router import CONFIGURATIONS
 from holdfast import alerts, clouds
-from holdfast.doors import PATIENCE, Door, doors, socket_unit
+from holdfast.doors import PATIENCE, Door, doors, socket_unit, unix_socket_unit
 from holdfast.engines.server import GENERATE_PATHS, paths
 from holdfast.host_programs import queue as queue_program
 from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
 from holdfast.sandbox import RUN, sandbox
 from holdfast.secrets import Secret
-from holdfast.services import LOOPBACK_OF, Listen, Service, Tier
-from holdfast.settings import Engine, HostSettings, Router
+from holdfast.settings import LOOPBACK_OF, Engine, HostSettings, Listen, Router, Service, Tier
 from holdfast.shipping import path_of
 
-CREDENTIALS = "/etc/holdfast/credentials"
-SYSTEM = "/etc/systemd/system"
-CONFIGURATIONS = "/etc/holdfast/router"
 QUEUE_PROGRAM = path_of(queue_program)
 MODELS_PATH = "/v1/models"
 BUFFER_BYTES = 256 * 1024
@@ -206,11 +204,6 @@ def _process(names: RouterNames, service: Service, stem: str, door: str, summary
     )
 
 
-def _socket(description: str, stem: str, user: str) -> str:
-    path = f"{RUN}/{stem}.sock"
-    return render("router/unix.socket.j2", description=description, stem=stem, path=path, user=user)
-
-
 def files(settings: HostSettings, router: Router) -> dict[str, str]:
     """Path to text of what a router needs, its keys aside."""
     names, service = RouterNames(router), router_service(router)
@@ -245,11 +238,13 @@ def _queue_files(settings: HostSettings, names: RouterNames, service: Service) -
         names, service, names.drain_stem, "drain", f"{said}, its way back to the engines"
     )
     return {
-        f"{SYSTEM}/{names.queue_stem}.socket": _socket(said, names.queue_stem, service.user),
+        f"{SYSTEM}/{names.queue_stem}.socket": unix_socket_unit(
+            said, names.queue_stem, service.user
+        ),
         f"{SYSTEM}/{queue.unit}": render("router/queue.service.j2", **values),
         f"{SYSTEM}/{names.queue_stem}-age.service": render("router/queue-age.service.j2", **values),
         f"{SYSTEM}/{names.queue_stem}-age.timer": render("router/queue-age.timer.j2", **values),
-        f"{SYSTEM}/{names.drain_stem}.socket": _socket(said, names.drain_stem, queue.user),
+        f"{SYSTEM}/{names.drain_stem}.socket": unix_socket_unit(said, names.drain_stem, queue.user),
         f"{SYSTEM}/{names.drain_stem}.service": drain,
         names.configuration("drain"): configuration(
             settings, router, "fd@3", f"{RUN}/{names.drain_stem}", drains=True

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.render import render
 from holdfast.sandbox import LOADS_RULES, Directive, sandbox
-from holdfast.services import Service
-
-SYSTEM = "/etc/systemd/system"
+from holdfast.settings import Service
 
 
 def unit_files(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from holdfast.services import Service
+from holdfast.settings import Service
 
 LOOPBACK = ("127.0.0.1/32",)
 """Not 127.0.0.0/8: that would open the stub resolver and the other tiers' routers."""
@@ -39,6 +39,15 @@ class Directive:
     name: str
     value: str
     reason: str = ""
+
+
+def undoing(paths: Sequence[str], others: str) -> list[Directive]:
+    """What a unit needs that puts files in ``paths`` back; ``others`` says whose they are."""
+    return [
+        *(Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in paths),
+        Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
+        Directive("PrivateUsers", "no", others),
+    ]
 
 
 _CLOSED = (

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from facts.egress import Attempts, EgressAttempts
 from holdfast import tailnet
+from holdfast.docker_networks import networks
 from holdfast.egress import LOG_SOCKETS, every_wall, has_drop_in
-from holdfast.networks import networks
 from holdfast.registry import (
     declared_services,
     engine_service,
@@ -24,8 +24,7 @@ from holdfast.registry import (
     queue_service,
 )
 from holdfast.sandbox import LOOPBACK, NOTIFY_SOCKET
-from holdfast.services import Cloud, Peer, Service, Tier
-from holdfast.settings import DockerNetwork, HostSettings
+from holdfast.settings import Cloud, DockerNetwork, HostSettings, Peer, Service, Tier
 
 TIERS: dict[Tier, str] = {
     "T1": "T1: never leaves",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from facts.places import CONFIGURATION
 from facts.ssh import ROLLBACK_STATE
 from holdfast import alerts
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
-from holdfast.services import Service
-from holdfast.settings import HostSettings
+from holdfast.settings import HostSettings, Service
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 """The one key offered, and never replaced: every client since 2014 takes it. Debian's RSA key has
@@ -18,7 +18,7 @@ MODULI = "/etc/ssh/moduli.holdfast"
 """A copy without the short groups; the original is a configuration file of the package, and an
 edit there would hold its updates back."""
 
-KEYS = "/etc/holdfast/ssh"
+KEYS = f"{CONFIGURATION}/ssh"
 """The keys of each user whom the inventory names, in a file of root's: an intruder in a login
 can neither add a key nor lead root astray by what lies in its home."""
 KEY_FILE = f"{KEYS}/%u"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import urlsplit
 
-from holdfast.services import Cloud
-from holdfast.settings import AptRepository, Distribution, Tailnet
+from facts.tailnet import Node
+from holdfast.settings import AptRepository, Cloud, Distribution, Tailnet
 
 VENDOR_CONTROL = "https://controlplane.tailscale.com"
 VENDOR_PACKAGES = "https://pkgs.tailscale.com/stable"
@@ -33,39 +31,6 @@ def vendor_repository(distribution: Distribution) -> AptRepository:
         key_sha256=VENDOR_KEY_SHA256,
         suite=suite,
     )
-
-
-@dataclass(frozen=True)
-class Node:
-    """A host as its own ``tailscaled`` and the control server see it.
-
-    ``backend`` is empty where no daemon answers. ``name`` is the label the tailnet knows the host
-    by, ``hostname`` the one it asks for. ``relays`` are names and ports of the tailnet's DERP map.
-    ``expires`` is when its node key ends, None for never.
-    """
-
-    backend: str = ""
-    has_key: bool = False
-    control_server: str = ""
-    hostname: str = ""
-    name: str = ""
-    tags: tuple[str, ...] = ()
-    requested_tags: tuple[str, ...] = ()
-    accept_dns: bool = True
-    ssh: bool = False
-    shields_up: bool = False
-    online: bool = False
-    expired: bool = False
-    expires: datetime | None = None
-    health: tuple[str, ...] = ()
-    v4: IPv4Address | None = None
-    v6: IPv6Address | None = None
-    relays: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def joined(self) -> bool:
-        """Whether the host is a member, be its link up or down."""
-        return self.has_key and not self.expired and self.backend not in ("", "NeedsLogin")
 
 
 @dataclass(frozen=True)

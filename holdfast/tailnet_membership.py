@@ -10,14 +10,14 @@ import json
 import shlex
 from typing import Any
 
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.firewall import RUNS_UFW, WITHOUT_TAILNET, deletion, holes
 from holdfast.host_programs import tailnet_membership as program
 from holdfast.registry import declared_services
 from holdfast.render import render
 from holdfast.sandbox import sandbox
-from holdfast.services import Service
-from holdfast.settings import HostSettings
+from holdfast.settings import HostSettings, Service
 from holdfast.shipping import path_of
 
 CONFIG = program.CONFIG
@@ -26,7 +26,6 @@ RUN = "holdfast/tailnet-membership"
 """Below /run: since when the host is a member, or is none."""
 SERVICE = "holdfast-tailnet-membership.service"
 TIMER = "holdfast-tailnet-membership.timer"
-SYSTEM = "/etc/systemd/system"
 
 
 def _rules(settings: HostSettings) -> list[dict[str, Any]]:

@@ -7,12 +7,12 @@ port is the policy's to say (`holdfast.tailnet_policy`).
 
 from __future__ import annotations
 
+from facts.places import CONFIGURATION, SYSTEM
 from holdfast import alerts, rules_watch
 from holdfast.registry import tailnet_claims
 from holdfast.render import render
 from holdfast.sandbox import LOADS_RULES, sandbox
-from holdfast.services import Service
-from holdfast.settings import HostSettings
+from holdfast.settings import HostSettings, Service
 
 TABLE = "holdfast_tailnet"
 INTERFACE = "tailscale0"
@@ -20,14 +20,13 @@ REFUSED = "refused"
 """The counter of what was refused."""
 LOG_PREFIX = "holdfast tailnet"
 """How the kernel's log begins where it tells of a refusal."""
-RULES = "/etc/holdfast/tailnet.nft"
+RULES = f"{CONFIGURATION}/tailnet.nft"
 PROGRAM = "/usr/local/sbin/holdfast-tailnet"
 RUN = "holdfast/tailnet"
 """Below /run: what was loaded last, as nft lists it."""
 SERVICE = "holdfast-tailnet.service"
 WATCH = "holdfast-tailnet-watch.service"
 TIMER = "holdfast-tailnet-watch.timer"
-SYSTEM = "/etc/systemd/system"
 
 Ports = dict[str, list[int]]
 

@@ -13,7 +13,8 @@ from typing import Literal
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
-from facts.artefacts import MARKER, ROOT, InstalledVersion, InstalledVersions
+from facts.artefacts import MARKER, InstalledVersion, InstalledVersions
+from facts.places import PROGRAMS
 from holdfast.settings import Artefact
 
 PACKAGES = ["bzip2", "ca-certificates", "curl"]
@@ -30,7 +31,7 @@ CURL = (
 
 def directory(program: str, artefact: Artefact) -> str:
     """Where ``installed`` puts this version of ``program``."""
-    return f"{ROOT}/{program}/{artefact.version}"
+    return f"{PROGRAMS}/{program}/{artefact.version}"
 
 
 def _unpack_command(unpack: Unpack, file: str | None, strip_components: int) -> str:
@@ -49,7 +50,7 @@ def _unpack_command(unpack: Unpack, file: str | None, strip_components: int) -> 
 
 
 def _install_script(program: str, artefact: Artefact, unpack: str) -> str:
-    parent, target = f"{ROOT}/{program}", directory(program, artefact)
+    parent, target = f"{PROGRAMS}/{program}", directory(program, artefact)
     refusal = shlex.quote(
         f"{program} {artefact.version}: {artefact.url} has sha256 %s and the inventory wants"
         f" {artefact.sha256}; nothing was installed\\n"
@@ -99,4 +100,4 @@ def installed(
         unpack_command = _unpack_command(unpack, file, strip_components)
         yield StringCommand(_install_script(program, artefact, unpack_command))
     for stale in others[:-1]:
-        yield StringCommand(f"rm -rf {shlex.quote(f'{ROOT}/{program}/{stale.version}')}")
+        yield StringCommand(f"rm -rf {shlex.quote(f'{PROGRAMS}/{program}/{stale.version}')}")

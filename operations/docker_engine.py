@@ -10,7 +10,7 @@ from pyinfra import host
 from pyinfra.api import FunctionCommand, StringCommand, operation
 
 from facts.docker import DockerEngine, DockerState
-from holdfast import networks
+from holdfast import docker_networks
 from holdfast.docker import DAEMON_JSON, LINKS_SCRIPT, enforced, major_version, merged
 from holdfast.settings import Docker, DockerNetwork
 from operations.refusal import stop
@@ -77,7 +77,7 @@ def configured(
 def networked(declared: list[DockerNetwork]) -> Generator[StringCommand, None, None]:
     """Have the declared networks as they are declared, and no other of ours.
 
-    Expects that `holdfast.networks.refusals` finds nothing.
+    Expects that `holdfast.docker_networks.refusals` finds nothing.
     """
-    for command in networks.commands(declared, host.get_fact(DockerEngine)):
+    for command in docker_networks.commands(declared, host.get_fact(DockerEngine)):
         yield StringCommand(command)

@@ -9,9 +9,8 @@ from pyinfra import host
 from pyinfra.api import FunctionCommand, StringCommand, operation
 
 from facts.docker import DockerEngine
-from facts.gpu_containers import GpuContainerAccess, GpuContainers
+from facts.gpu_containers import OVERRIDES, GpuContainer, GpuContainerAccess, GpuContainers
 from holdfast.gpu import containers
-from holdfast.gpu.containers import GpuContainer
 from operations.docker_engine import major_of, rewritten
 from operations.gpu_limits import run_unit
 from operations.refusal import stop
@@ -44,7 +43,7 @@ def specified() -> Generator[StringCommand, None, None]:
     if state.unread:
         yield StringCommand("systemctl daemon-reload")
     if state.overridden:
-        yield StringCommand(f"rm -f {' '.join(containers.OVERRIDES)}")
+        yield StringCommand(f"rm -f {' '.join(OVERRIDES)}")
     if containers.stale(state):
         yield StringCommand(run_unit(containers.SERVICE))
         yield StringCommand(_read_back(sorted(state.uuids or ()), state.driver))

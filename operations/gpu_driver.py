@@ -18,9 +18,9 @@ from pyinfra.api.state import State
 from facts.framed import Unanswered, answer, framed
 from facts.gpu import GpuPicture
 from facts.gpu_driver import REBOOT_MARKER, DriverHost, GpuDriverHost
+from facts.gpu_picture import Picture
 from holdfast.gpu import driver
 from holdfast.gpu.driver import DriverPlan, Verdict
-from holdfast.gpu.picture import Picture
 from operations.packages import APT_GET, present
 from operations.refusal import stop
 from operations.units import Unit, settle

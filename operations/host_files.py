@@ -16,6 +16,7 @@ from types import ModuleType
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts import places
 from facts.host_files import PathStates
 from holdfast.shipping import path_of, text_of
 
@@ -57,6 +58,12 @@ class HostDirectory:
     mode: str = "755"
     user: str = "root"
     group: str = "root"
+
+
+CONFIGURATION = HostDirectory(places.CONFIGURATION)
+"""Has to be there before what lies in it."""
+CREDENTIALS = HostDirectory(places.CREDENTIALS, mode="700")
+"""The same, for what root alone may read."""
 
 
 @operation()

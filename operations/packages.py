@@ -10,6 +10,9 @@ from pyinfra.api import StringCommand, operation
 
 from facts.packages import InstalledPackages
 
+PYTHON = "python3"
+"""Runs the programs of ours that lie on a host."""
+
 APT_GET = (
     "DEBIAN_FRONTEND=noninteractive APT_LISTCHANGES_FRONTEND=none NEEDRESTART_SUSPEND=holdfast"
     " apt-get --quiet --assume-yes --no-install-recommends"

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
-from facts.artefacts import MARKER, ROOT, InstalledVersion, InstalledVersions
+from facts.artefacts import MARKER, InstalledVersion, InstalledVersions
+from facts.places import PROGRAMS
 from holdfast.python_environment import UV_LOCK, digest, directory
 from holdfast.render import render
 
@@ -58,4 +59,4 @@ def pruned(program: str, lock: str, distribution: str) -> Generator[StringComman
     wanted = digest(lock, distribution)
     others = [version for version in versions if version.sha256 != wanted]
     for stale in others[:-1]:
-        yield StringCommand(f"rm -rf {shlex.quote(f'{ROOT}/{program}/{stale.version}')}")
+        yield StringCommand(f"rm -rf {shlex.quote(f'{PROGRAMS}/{program}/{stale.version}')}")

@@ -22,7 +22,7 @@ from holdfast import ssh
 from holdfast.connector import RackConnector
 from holdfast.render import render
 from holdfast.settings import HostSettings
-from operations.host_files import HostDirectory, HostFile, place
+from operations.host_files import CONFIGURATION, HostDirectory, HostFile, place
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-holdfast.conf"
 
@@ -68,7 +68,7 @@ def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand
         for user, own in settings.ssh.authorised_keys.items()
     ]
     files = [*keys, HostFile(DROP_IN, drop_in, validate=_VALIDATE)]
-    folders = [HostDirectory("/etc/holdfast"), HostDirectory(ssh.KEYS)] if keyed else []
+    folders = [CONFIGURATION, HostDirectory(ssh.KEYS)] if keyed else []
     changes = list(place._inner(files=files, directories=folders))
     obeyed = wanted <= state.effective and not _elsewhere(keyed, state.key_files)
     if changes or state.is_outdated or state.is_unproved or not obeyed:

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
+from facts.places import SYSTEM
 from facts.storage import CHECK_SERVICE, LISTING, PROOFS, StorageStates, beneath
 from holdfast.host_programs import checkpoint as checkpoint_program
 from holdfast.render import render
@@ -81,7 +82,7 @@ def kept(storage: Storage) -> Generator[StringCommand, None, None]:
         mount_unit = shlex.quote(unit.removesuffix(".automount") + ".mount")
         yield StringCommand(
             f"systemctl disable --now {automount}; systemctl stop {mount_unit};"
-            f" cd /etc/systemd/system && rm -f {automount} {mount_unit} && systemctl daemon-reload"
+            f" cd {SYSTEM} && rm -f {automount} {mount_unit} && systemctl daemon-reload"
         )
 
     for model in storage.models:

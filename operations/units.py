@@ -14,9 +14,10 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.host_files import PathStates
+from facts.places import SYSTEM
 from facts.units import UnitState, UnitStates
+from holdfast.doors import Door
 
-SYSTEM = "/etc/systemd/system"
 _FORGIVE = "systemctl reset-failed {} 2>/dev/null"
 """A start that is ours does not count towards the unit's start limit."""
 
@@ -42,6 +43,19 @@ class Unit:
 
 NO_OTHER_PROXY = Unit("haproxy.service", masked=True)
 """HAProxy's own unit: ours are the only proxies, and the package's would run with nothing to do."""
+
+
+def of_door(door: Door, configuration: str) -> list[Unit]:
+    """A door's units, which run while it is open; its proxy reads ``configuration``."""
+    return [
+        Unit(
+            unit,
+            enabled=door.is_open,
+            running=door.is_open,
+            restart_after=[f"{SYSTEM}/{unit}", configuration],
+        )
+        for unit in (door.socket, door.service)
+    ]
 
 
 def _outdated(unit: Unit, state: UnitState) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from holdfast.checks.finding import Finding, Findings
+from holdfast.docker_networks import networks
 from holdfast.egress import RESOLVER_PORTS, has_drop_in, is_sovereign
-from holdfast.networks import networks
 from holdfast.sandbox import RUN
-from holdfast.services import Service, Tier
-from holdfast.settings import DockerNetwork, HostSettings
+from holdfast.settings import DockerNetwork, HostSettings, Service, Tier
 
 ALLOW_LISTED: tuple[Tier, ...] = ("T3", "T4")
 """Tiers whose services and networks say whom they call."""

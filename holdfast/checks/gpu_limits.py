@@ -19,20 +19,3 @@ def limits(settings: HostSettings) -> Findings:
                     f"it is not known which card {card.name} is",
                     "give its uuid, or its pci_address until you know it (`make gpus` shows both)",
                 )
-
-
-def containers(settings: HostSettings) -> Findings:
-    """A repository of the container toolkit that would not be used."""
-    gpus = settings.gpus
-    if gpus is None or gpus.container_toolkit_repository is None:
-        return
-    if settings.docker is None or not gpus.containers:
-        why = (
-            "this host has no container engine" if settings.docker is None else "containers is off"
-        )
-        yield Finding(
-            "gpus.container_toolkit_repository.url",
-            gpus.container_toolkit_repository.url,
-            f"{why}, so nothing is taken from there",
-            "remove it",
-        )

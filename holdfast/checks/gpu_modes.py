@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings, nearest
-from holdfast.checks.gpus import cap_of, own_card
+from holdfast.checks.gpu import cap_of, own_card
 from holdfast.refusal import MISSING
 from holdfast.settings import CardSet, HostSettings, Mode
 

@@ -1,14 +1,12 @@
-"""What runs on a host: units, users, engines."""
+"""What runs on a host: units and users."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import urlsplit
 
-from holdfast import registry, secrets
-from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
-from holdfast.checks.network import tailnet_scope
-from holdfast.floor import key_problem
+from holdfast import registry
+from holdfast.checks.finding import Finding, Findings
 from holdfast.settings import HostSettings
 
 _SYSTEM_UNITS = re.compile(
@@ -42,8 +40,6 @@ _SYSTEM_USERS = re.compile(
     r"|avahi.*|rtkit|dnsmasq|statd|tcpdump|lxd|sudo|adm|shadow|disk|kmem|tty|kvm|docker|wheel|staff"
     r"|video|render|utmp|input|sgx|crontab|plugdev|users|netdev|dialout|cdrom|tape|ssl-cert"
 )
-
-
 _OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds)-.*")
 
 
@@ -109,60 +105,3 @@ def users(settings: HostSettings) -> Findings:
         else:
             continue
         yield Finding(claim.key, claim.user, wrong, f"give it its own, such as svc-{claim.owner}")
-
-
-def docker(settings: HostSettings) -> Findings:
-    """A repository that would not be used."""
-    docker = settings.docker
-    if docker and docker.repository and docker.source == "distribution":
-        yield Finding(
-            "docker.repository.url",
-            docker.repository.url,
-            "source is 'distribution', which takes no repository",
-            "remove it, or write source 'vendor'",
-        )
-
-
-def floor(settings: HostSettings) -> Findings:
-    """A floor without its model, its memory or its network."""
-    floor = settings.floor
-    if floor is None:
-        return
-    model = registry.floor_model(settings)
-    if model is None:
-        names = {model.name for model in settings.storage.models}
-        yield Finding(
-            "floor.model",
-            floor.model,
-            "storage.models declares no such model",
-            nearest(floor.model, names),
-        )
-    elif model.size_mib >= floor.memory_max_mib:
-        yield Finding(
-            "floor.memory_max_mib",
-            floor.memory_max_mib,
-            f"the model {model.name} alone has {model.size_mib:g} MiB",
-            "choose a smaller model, or allow more",
-        )
-    elif not model.filename.endswith(".gguf"):
-        yield Finding(
-            "floor.model",
-            floor.model,
-            f"its file {model.filename} is no GGUF, and llama.cpp reads nothing else",
-            "choose a .gguf model",
-        )
-    if not floor.release.url.endswith((".tar.gz", ".tgz")):
-        yield Finding(
-            "floor.release.url",
-            floor.release.url,
-            "only .tar.gz archives are unpacked",
-            "write the URL of the release's .tar.gz",
-        )
-    yield from tailnet_scope("floor.scope", floor.scope, settings)
-
-
-def floor_key(settings: HostSettings) -> Findings:
-    """A key that llama-server would not take for one; expects that the secret can be read."""
-    key = secrets.read(settings.floor.api_key) if settings.floor else None
-    if settings.floor and key and (wrong := key_problem(key)):
-        yield Finding("floor.api_key", settings.floor.api_key, f"this secret {wrong}", NEW_SECRET)

@@ -1,4 +1,4 @@
-"""Who on the tailnet may call what: names that are not declared, and what no policy could say."""
+"""The tailnet: its control server, and who may call what."""
 
 from __future__ import annotations
 
@@ -7,12 +7,40 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from holdfast import registry
-from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.checks.finding import Finding, Findings, is_loopback, nearest
 from holdfast.egress import lies_within
 from holdfast.refusal import Refusal
 from holdfast.sandbox import TAILNET
 from holdfast.settings import HostSettings
 from holdfast.tailnet_policy import Hosts, groups_of, known_tags, server_of, tag_of, tags_of
+
+
+def control_server(settings: HostSettings) -> Findings:
+    """A control server that cannot be trusted, and relays of another's that nothing asks for."""
+    tailnet = settings.tailnet
+    if tailnet and tailnet.relays and not tailnet.control_server:
+        yield Finding(
+            "tailnet.relays",
+            [relay.name for relay in tailnet.relays],
+            "Tailscale's own control server names its relays itself",
+            "remove them, or write your control_server",
+        )
+    url = tailnet.control_server if tailnet else None
+    if url and url.startswith("http://") and not is_loopback(url):
+        yield Finding(
+            "tailnet.control_server",
+            url,
+            "a control server must not be trusted over plain http",
+            "write its https URL",
+        )
+
+
+def tailnet_scope(key: str, scope: str, settings: HostSettings) -> Findings:
+    """A program that is to be reached over a tailnet which the host has not joined."""
+    if scope == "tailnet" and settings.tailnet is None:
+        yield Finding(
+            key, scope, "this host has no tailnet", "declare tailnet, or write 'loopback'"
+        )
 
 
 def callers(settings: HostSettings) -> Findings:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from holdfast import registry
-from holdfast.checks.engines import engines
 from holdfast.checks.finding import nearest
+from holdfast.checks.vllm import engines
 from holdfast.refusal import Refusal, Refused
 from holdfast.settings import HostSettings
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.completion import CHAT_PATH, COMPLETION_PATH
 from holdfast.settings import Engine
 
-GENERATE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-COMPLETE_PATHS = ("/v1/completions",)
+GENERATE_PATHS = (CHAT_PATH, COMPLETION_PATH, "/v1/responses")
+COMPLETE_PATHS = (COMPLETION_PATH,)
 EMBED_PATHS = ("/v1/embeddings",)
 
 
@@ -60,5 +61,5 @@ def questions(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
     penalties = {"presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1}
     asked = {"model": engine.name, "max_tokens": 2, **sampled, **penalties}
     chat = {**asked, "messages": [{"role": "user", "content": "ready"}], "logprobs": True}
-    complete = ("/v1/completions", {**asked, "prompt": "ready", "logprobs": 1})
-    return [complete, ("/v1/chat/completions", chat)] if engine.chat else [complete]
+    complete = (COMPLETION_PATH, {**asked, "prompt": "ready", "logprobs": 1})
+    return [complete, (CHAT_PATH, chat)] if engine.chat else [complete]

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 
 import yaml
 
+from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
 from holdfast import alerts, completion
-from holdfast.doors import PATIENCE, Door, doors, socket_unit
+from holdfast.doors import PATIENCE, Door, doors, proxy_units
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.server import Server, paths, questions
 from holdfast.gpu import limits
@@ -22,15 +23,12 @@ from holdfast.host_programs import replace as replace_program
 from holdfast.host_programs.replace import Job
 from holdfast.registry import cards, checkpoint_of, engine_service, engines
 from holdfast.render import render
-from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive, sandbox
+from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive, sandbox, undoing
 from holdfast.secrets import Secret
-from holdfast.services import Service
-from holdfast.settings import Engine, HostSettings
+from holdfast.settings import Engine, HostSettings, Service
 from holdfast.shipping import path_of
 from holdfast.storage import checkpoint_path
 
-CREDENTIALS = "/etc/holdfast/credentials"
-SYSTEM = "/etc/systemd/system"
 STARTS = 5
 """An engine that fails so often in a row is left alone, and an alert is raised."""
 STOP_SECONDS = 60
@@ -45,7 +43,7 @@ UNDO = replace_program.UNDO_UNIT.format("")
 """Brings back what an engine served, where a replacement was killed; its instance is the engine."""
 RECOVERY = "holdfast-engines-recover.service"
 """At boot, before any engine: undoes replacements that a power cut interrupted."""
-RECORDS = ("/etc/holdfast", "/var/lib/holdfast")
+RECORDS = (CONFIGURATION, STATE)
 """Where an engine's configuration and the steps of its replacement are."""
 DEVICES = "holdfast-gpu-devices.service"
 """Makes CUDA's device files at boot: an engine may not, and its sandbox lists what there is."""
@@ -96,7 +94,7 @@ class EngineNames:
     @property
     def configuration(self) -> str:
         """The path of the server's configuration; no secret is in it."""
-        return f"/etc/holdfast/{self.server.name}/{self.engine.name}.yaml"
+        return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}.yaml"
 
     @property
     def key(self) -> str:
@@ -121,7 +119,7 @@ class EngineNames:
     @property
     def job(self) -> str:
         """What a replacement of its model needs to know."""
-        return f"/etc/holdfast/{self.server.name}/{self.engine.name}.json"
+        return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}.json"
 
     def admin_of(self, door: Door) -> str:
         """Where a door's proxy takes orders; only its user, and root, may give them."""
@@ -129,7 +127,7 @@ class EngineNames:
 
     def paths_of(self, door: Door) -> str:
         """The file that tells a door's proxy what it lets through."""
-        return f"/etc/holdfast/{self.server.name}/{self.engine.name}-{door.name}.cfg"
+        return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}-{door.name}.cfg"
 
 
 def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
@@ -224,15 +222,7 @@ def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[
         ),
     }
     for door in names.doors:
-        proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
-        found[f"{SYSTEM}/{door.socket}"] = socket_unit(door)
-        found[f"{SYSTEM}/{door.service}"] = render(
-            "service/door.service.j2",
-            door=door,
-            configuration=names.paths_of(door),
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(proxy, isolated=True),
-        )
+        found |= proxy_units(door, service, names.paths_of(door))
         found[names.paths_of(door)] = render(
             "service/door.cfg.j2",
             posted=paths(engine),
@@ -299,12 +289,7 @@ def recovery_unit() -> str:
 def undo_unit() -> str:
     """The text of the unit that takes over from a replacement that was killed."""
     service = Service(name="replace-undo", unit=UNDO, user="root", tier="T1")
-    others = "doors and keys are their services' own"
-    relaxed = [
-        *(Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in RECORDS),
-        Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
-        Directive("PrivateUsers", "no", others),
-    ]
+    relaxed = undoing(RECORDS, "doors and keys are their services' own")
     return render(
         "service/undo@.service.j2",
         what="the replacement of the model of %i",

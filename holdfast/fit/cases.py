@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.fit.logs import Judgement, judge, load_logs, summary
+from holdfast.fit.logs import DATA, Judgement, judge, load_logs, summary
 from holdfast.fit.planner import GIB, MIB, Card, EngineSettings, Fit, load, plan
 from holdfast.fit.weights import Weights
 
-DATA = Path("tests/unit/data/fit")
 PAGE = Path("docs/fit.md")
 ROUNDED_GIB = 0.005
 """Half of the last place of a GiB figure in vLLM's log."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from facts.gpu_picture import Picture
 from holdfast.gpu import power
 from holdfast.gpu.cards import VRAM_TOLERANCE, name_of
 from holdfast.gpu.comparison import Comparison
-from holdfast.gpu.picture import Picture
 from holdfast.settings import GpuCard, Gpus
 
 Moment = Literal["before_driver", "before_caps", "after_driver"]

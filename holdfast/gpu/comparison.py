@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
-from holdfast.gpu.picture import PciCard, Picture, SmiCard, Xid
+from facts.gpu_picture import PciCard, Picture, SmiCard, Xid
 from holdfast.settings import GpuCard, Gpus
 
 FELL_OFF = 79

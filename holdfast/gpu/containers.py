@@ -7,15 +7,21 @@ libraries by the driver's version, so it is as old as the driver and the cards i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from facts.gpu_containers import (
+    SERVICE,
+    SPECIFICATION,
+    SPECIFICATION_FOLDER,
+    ContainersState,
+    GpuContainer,
+)
+from facts.places import SYSTEM
 from holdfast import alerts
-from holdfast.gpu.limits import SYSTEM, driver_access
+from holdfast.gpu.limits import driver_access
 from holdfast.render import render
 from holdfast.sandbox import AS_ROOT, Directive, sandbox
-from holdfast.services import Service
-from holdfast.settings import AptRepository, HostSettings
+from holdfast.settings import AptRepository, HostSettings, Service
 
 PACKAGES = ["nvidia-container-toolkit"]
 VENDOR_KEY_SHA256 = "c880576d6cf75a48e5027a871bac70fd0421ab07d2b55f30877b21f1c87959c9"
@@ -23,40 +29,9 @@ VENDOR_KEY_SHA256 = "c880576d6cf75a48e5027a871bac70fd0421ab07d2b55f30877b21f1c87
 C95B 321B 61E8 8C18 09C4  F759 DDCA E044 F796 ECB0. Computed on 2026-11-30 from the file ``gpgkey``
 of NVIDIA's own repository NVIDIA/nvidia-docker (branch gh-pages, commit 9ca6dc5e); other projects
 pin the same checksum of that URL, and the key verifies NVIDIA's InRelease of the toolkit."""
-SERVICE = "holdfast-gpu-cdi.service"
-SPECIFICATION_FOLDER = "/etc/cdi"
-SPECIFICATION = f"{SPECIFICATION_FOLDER}/nvidia.yaml"
-OVERRIDES = ["/run/cdi/nvidia.yaml", "/run/cdi/nvidia.json"]
-"""What the engine would believe more: CDI takes /run/cdi before /etc/cdi."""
 VENDOR_UNITS = ["nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"]
 """The toolkit's own, since 1.18. They run after multi-user.target, when containers that start at
 boot have long failed, and not at all where the module is Debian's nvidia-current-open.ko."""
-
-
-@dataclass(frozen=True)
-class ContainersState:
-    """What containers would be given, and what there is.
-
-    ``uuids`` are the cards that the driver shows and that are not split by MIG, None where it shows
-    none; ``specified`` the UUIDs in the specification, None where there is no such file, and
-    ``specified_driver`` the version of its libraries. ``overridden`` tells that another file is
-    believed more. ``unread``: the unit's file is newer than what systemd knows.
-    """
-
-    uuids: frozenset[str] | None = None
-    driver: str | None = None
-    specified: frozenset[str] | None = None
-    specified_driver: str | None = None
-    overridden: bool = False
-    unread: bool = False
-
-
-@dataclass(frozen=True)
-class GpuContainer:
-    """A running container that was given cards. ``lost`` is what its nvidia-smi says without."""
-
-    name: str
-    lost: str | None = None
 
 
 def wants_containers(settings: HostSettings) -> bool:

@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from facts.gpu_picture import LIBRARY, ON_DISK, Flavour, Picture, newest_kernel
+from facts.places import SYSTEM
 from holdfast import alerts
-from holdfast.gpu.picture import LIBRARY, ON_DISK, Flavour, Picture, newest_kernel
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
-from holdfast.services import Service
-from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus, HostSettings
+from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus, HostSettings, Service
 
 Source = Literal["distribution", "vendor"]
 
@@ -26,15 +26,15 @@ PREFERENCES = "/etc/apt/preferences.d/holdfast-nvidia"
 DEBIAN_SOURCE = "/etc/apt/sources.list.d/holdfast-debian.sources"
 NOUVEAU = "/etc/modprobe.d/holdfast-nouveau.conf"
 PERSISTENCE_UNIT = "nvidia-persistenced.service"
-PERSISTENCE = f"/etc/systemd/system/{PERSISTENCE_UNIT}.d/holdfast.conf"
+PERSISTENCE = f"{SYSTEM}/{PERSISTENCE_UNIT}.d/holdfast.conf"
 FABRIC_UNIT = "nvidia-fabricmanager.service"
 VFIO_UNIT = "holdfast-vfio.service"
-VFIO = f"/etc/systemd/system/{VFIO_UNIT}"
+VFIO = f"{SYSTEM}/{VFIO_UNIT}"
 VFIO_PROGRAM = "/usr/local/lib/holdfast/vfio-bind"
 KERNELS_SERVICE = "holdfast-gpu-kernels.service"
 KERNELS_TIMER = "holdfast-gpu-kernels.timer"
 """Looks every hour whether the kernel that boots next has a module for the cards."""
-KERNELS_UNITS = tuple(f"/etc/systemd/system/{unit}" for unit in (KERNELS_TIMER, KERNELS_SERVICE))
+KERNELS_UNITS = tuple(f"{SYSTEM}/{unit}" for unit in (KERNELS_TIMER, KERNELS_SERVICE))
 KERNELS_PROGRAM = "/usr/local/lib/holdfast/gpu-kernels"
 APT_LOCK = "/var/lib/dpkg/lock-frontend"
 """Held by apt and by unattended upgrades from the first package to the last."""

@@ -6,20 +6,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
+from facts.gpu_limits import SERVICE
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.host_programs import gpu_limits
 from holdfast.host_programs.gpu_limits import Seen, Wanted
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
-from holdfast.services import Service
-from holdfast.settings import Gpus
+from holdfast.settings import Gpus, Service
 from holdfast.shipping import path_of
 
 CONFIG = gpu_limits.CONFIG
 PROGRAM = path_of(gpu_limits)
-SERVICE = "holdfast-gpu-limits.service"
 TIMER = "holdfast-gpu-limits.timer"
-SYSTEM = "/etc/systemd/system"
 
 DEVICES = ("char-nvidia", "char-nvidia-frontend", "char-nvidiactl", "char-nvidia-caps")
 """The driver's character devices; which of the names it uses depends on its version."""

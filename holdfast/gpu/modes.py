@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
+from facts.gpu_modes import DROP_IN, PROGRAM
+from facts.places import SYSTEM
 from holdfast import alerts, registry
 from holdfast.engines.units import RECORDS as ENGINE_RECORDS
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
@@ -19,21 +21,12 @@ from holdfast.gpu import limits
 from holdfast.host_programs import mode as mode_program
 from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
-from holdfast.sandbox import Directive, sandbox
-from holdfast.services import LOOPBACK_OF, HealthCheck, Service
+from holdfast.sandbox import RUN, sandbox, undoing
+from holdfast.settings import LOOPBACK_OF, Engine, Gpus, HealthCheck, HostSettings, Service
 from holdfast.settings import CardSet as DeclaredSet
-from holdfast.settings import Engine, Gpus, HostSettings
-from holdfast.shipping import path_of
 
-PROGRAM = path_of(mode_program)
 CONFIG = mode_program.CONFIG
 PRESENT = mode_program.PRESENT
-RECORDS = "/etc/tmpfiles.d/holdfast-gpu-modes.conf"
-GREETING = "/etc/update-motd.d/60-holdfast-mode"
-SYSTEM = "/etc/systemd/system"
-UNDO = f"{SYSTEM}/{mode_program.UNDO_UNIT.format('')}"
-"""The unit that takes over from a switch that was killed; its instance is the set of cards."""
-DROP_IN = "60-holdfast-mode.conf"
 
 
 def sets(settings: HostSettings) -> list[DeclaredSet]:
@@ -177,13 +170,7 @@ def undo_unit() -> str:
     service = Service(
         name="mode-undo", unit=mode_program.UNDO_UNIT.format(""), user="root", tier="T1"
     )
-    others = "doors are their services' own"
-    records = ("/run/holdfast", *ENGINE_RECORDS)
-    relaxed = [
-        *(Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in records),
-        Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
-        Directive("PrivateUsers", "no", others),
-    ]
+    relaxed = undoing((RUN, *ENGINE_RECORDS), "doors are their services' own")
     return render(
         "service/undo@.service.j2",
         what="the switch of modes of %i",

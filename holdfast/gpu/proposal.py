@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
+from facts.gpu_picture import PciCard, Picture, SmiCard
 from holdfast.gpu.cards import KNOWN
-from holdfast.gpu.picture import PciCard, Picture, SmiCard
 from holdfast.settings import GpuCard, Gpus
 
 _WIDTHS = get_args(GpuCard.model_fields["link_width"].annotation)

@@ -110,7 +110,7 @@ class Process(_Part):
 
 
 class Card(_Part):
-    """One card; ``address``, ``device`` and ``subsystem`` as `holdfast.gpu.picture.PciCard`.
+    """One card; ``address``, ``device`` and ``subsystem`` as `facts.gpu_picture.PciCard`.
 
     ``state``: ``lost`` has fallen off the bus while the driver was loaded, ``gone`` was not there
     at the last boot, ``unpowered`` lacks its auxiliary power. ``persistence`` is the mode after the

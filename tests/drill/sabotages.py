@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from facts import ssh
 from facts.firewall import GUARD, ROLLBACK_STATE
+from facts.gpu_modes import GREETING
+from facts.places import CREDENTIALS
 from holdfast import (
     backup,
+    docker_networks,
     egress,
     firewall,
     floor,
     integrity,
     ledger,
-    networks,
     tailnet_membership,
     tailnet_rules,
 )
@@ -493,7 +495,7 @@ DOCKER = (
         "a network has a bridge that no rule knows",
         ("docker::its_networks_are_the_declared_ones",),
         _recreated(f"docker network create {_SEALED.name}"),
-        _recreated(networks.creation(_SEALED)),
+        _recreated(docker_networks.creation(_SEALED)),
     ),
     Sabotage(
         "a service's container is on another network than is declared",
@@ -874,8 +876,8 @@ BACKUP = (
     Sabotage(
         "a repository's password can be read",
         ("backup::its_secrets_are_read_by_root_alone_and_are_nowhere_else",),
-        f"chmod 644 {backup.CREDENTIALS}/backup-nas-password",
-        f"chmod 600 {backup.CREDENTIALS}/backup-nas-password",
+        f"chmod 644 {CREDENTIALS}/backup-nas-password",
+        f"chmod 600 {CREDENTIALS}/backup-nas-password",
     ),
     Sabotage(
         "a restore check left its copy",
@@ -1159,8 +1161,8 @@ MODES = (
     Sabotage(
         "who logs in is told nothing",
         ("gpu_modes::who_logs_in_is_told_the_mode",),
-        f"chmod 644 {modes.GREETING}",
-        f"chmod 755 {modes.GREETING}",
+        f"chmod 644 {GREETING}",
+        f"chmod 755 {GREETING}",
     ),
     Sabotage(
         "the host knows no modes",

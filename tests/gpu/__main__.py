@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from facts.gpu import GpuPicture, GpuSamples
+from facts.gpu_picture import Picture
 from holdfast.gpu.acceptance import differences
-from holdfast.gpu.picture import Picture
 from holdfast.gpu.proposal import declared, proposal
 from tests.gpu.compare import compared
 

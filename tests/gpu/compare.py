@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from holdfast.gpu.picture import Picture, SmiCard, address_of
+from facts.gpu_picture import Picture, SmiCard, address_of
 
 _FIELDS: dict[str, tuple[str, Callable[[str], object]]]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from testinfra.host import Host
 
 from holdfast.gpu import modes
-from holdfast.services import LOOPBACK_OF, Tier
-from holdfast.settings import HostSettings
+from holdfast.settings import LOOPBACK_OF, HostSettings, Tier
 
 
 def listens_only_as_declared(host: Host, port: int, scope: str, tier: Tier = "T1") -> None:

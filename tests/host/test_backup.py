@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from facts.places import CREDENTIALS
 from holdfast import backup
 from holdfast.settings import Backup, HostSettings
 
@@ -75,14 +76,14 @@ def test_its_secrets_are_read_by_root_alone_and_are_nowhere_else(
     host: Host, wanted: Backup
 ) -> None:
     files = " ".join(
-        f"{backup.CREDENTIALS}/backup-{repository.name}-{kind}"
+        f"{CREDENTIALS}/backup-{repository.name}-{kind}"
         for repository in wanted.repositories
         for kind in ("password", "location")
     )
     modes = host.check_output(f"stat --format='%a %U' {files}").splitlines()
     assert set(modes) == {"600 root"}
     passwords = " ".join(
-        f"--file={backup.CREDENTIALS}/backup-{repository.name}-password"
+        f"--file={CREDENTIALS}/backup-{repository.name}-password"
         for repository in wanted.repositories
     )
     leaks = host.run(

@@ -11,7 +11,7 @@ from testinfra.host import Host
 
 from facts import sections
 from facts.docker import DockerEngine
-from holdfast import networks
+from holdfast import docker_networks
 from holdfast.docker import DAEMON_JSON, LINKS_SCRIPT, enforced
 from holdfast.firewall import DOCKER_USER_SCRIPT
 from holdfast.settings import Docker, HostSettings
@@ -152,7 +152,7 @@ def test_no_link_of_containers_takes_a_route(advertised: dict[str, int]) -> None
 
 def test_its_networks_are_the_declared_ones(host: Host, wanted: Docker) -> None:
     state = DockerEngine().process(host.run(DockerEngine().command()).stdout.splitlines())
-    assert list(networks.commands(wanted.networks, state)) == []
+    assert list(docker_networks.commands(wanted.networks, state)) == []
 
 
 def test_the_container_of_a_declared_service_is_on_its_network_alone(

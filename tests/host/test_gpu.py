@@ -19,12 +19,11 @@ from pyinfra.api import FactBase
 from testinfra.host import Host
 
 from facts.gpu import GpuPicture
-from facts.gpu_containers import GpuContainerAccess, GpuContainers
+from facts.gpu_containers import ContainersState, GpuContainer, GpuContainerAccess, GpuContainers
 from facts.gpu_limits import GpuLimits, LimitsState
+from facts.gpu_picture import Picture
 from holdfast.gpu import containers, driver, limits
 from holdfast.gpu.comparison import FELL_OFF, Comparison
-from holdfast.gpu.containers import ContainersState, GpuContainer
-from holdfast.gpu.picture import Picture
 from holdfast.host_programs import gpu_limits
 from holdfast.settings import Gpus, HostSettings
 

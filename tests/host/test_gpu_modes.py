@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from testinfra.host import Host
 
-from facts.gpu_modes import GpuModes, GpuModesState
+from facts.gpu_modes import RECORDS, GpuModes, GpuModesState
 from holdfast.gpu import modes
 from holdfast.settings import CardSet, HostSettings
 
@@ -65,7 +65,7 @@ def test_a_boot_begins_with_the_default(
     # A service that starts by itself would be in every mode.
     units = modes.service_units(settings)
     assert "enabled" not in host.run(f"systemctl is-enabled {' '.join(units)}").stdout.split()
-    kept = host.check_output(f"cat {modes.RECORDS}")
+    kept = host.check_output(f"cat {RECORDS}")
     for card_set in card_sets:
         assert f"{modes.PRESENT}/{card_set.name} 0644 root root - {card_set.default}" in kept
 

@@ -10,8 +10,7 @@ from testinfra.host import Host
 from holdfast import ledger
 from holdfast.registry import LEDGER_DUMPS, ledger_service
 from holdfast.sandbox import EXPOSURE_MAX
-from holdfast.services import Service
-from holdfast.settings import HostSettings
+from holdfast.settings import HostSettings, Service
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from dataclasses import asdict
 
 import pytest
 
+from facts.gpu_modes import UNDO as UNDO_FILE
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.gpu import modes
 from holdfast.host_programs import mode as mode_program
@@ -34,7 +36,6 @@ pytestmark = [
 
 SPEC = Spec("box", variant="rack", host_number=12, memory_mib=2048, cpus=2)
 PATIENCE_SECONDS = 120
-SYSTEM = "/etc/systemd/system"
 SERVICE = """
 [Service]
 Type=exec
@@ -76,7 +77,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         machine.wait_for_ssh(PATIENCE_SECONDS)
         bring_python(machine)
         put(machine, modes.CONFIG, _house())
-        put(machine, modes.UNDO, modes.undo_unit())
+        put(machine, UNDO_FILE, modes.undo_unit())
         put(machine, alerts.UNIT_PATH, alerts.notify_unit())
         put(machine, modes.PROGRAM, text_of(mode_program))
         told = "#!/bin/sh\nmkdir -p /run/holdfast && echo $1 >> /run/holdfast/told\n"

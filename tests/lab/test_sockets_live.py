@@ -18,8 +18,7 @@ from holdfast import alerts, egress, floor
 from holdfast.host_programs import egress as egress_program
 from holdfast.render import render
 from holdfast.sandbox import NOTIFY_SOCKET, sandbox
-from holdfast.services import Service
-from holdfast.settings import HostSettings
+from holdfast.settings import HostSettings, Service
 from holdfast.shipping import text_of
 from holdfast.storage import model_path
 from tests.lab.container_machine import ContainerMachine

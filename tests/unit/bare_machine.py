@@ -16,17 +16,15 @@ from pyinfra.api import FactBase
 from facts.base import Account, BaseState, Ground
 from facts.firewall import GUARD, FamilyState, Firewall, FirewallState
 from facts.gpu import GpuPicture
-from facts.gpu_containers import GpuContainers
+from facts.gpu_containers import ContainersState, GpuContainers
 from facts.gpu_driver import DriverHost, GpuDriverHost
+from facts.gpu_picture import DriverState, PciCard, Picture, SmiCard
 from facts.ssh import Sshd, SshState
-from facts.tailnet import TailnetNode
+from facts.tailnet import Node, TailnetNode
 from facts.units import UnitState, UnitStates
 from holdfast import firewall
-from holdfast.gpu.containers import ContainersState
-from holdfast.gpu.picture import DriverState, PciCard, Picture, SmiCard
 from holdfast.registry import declared_services
 from holdfast.settings import Gpus, HostSettings
-from holdfast.tailnet import Node
 
 SSHD = SshState(
     effective=frozenset(),

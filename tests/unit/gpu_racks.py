@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from facts.gpu import GpuPicture
-from holdfast.gpu.picture import Picture
+from facts.gpu_picture import Picture
 from tests.unit.local_host import LocalHost
 
 RECORDED = Path(__file__).parent / "recorded" / "gpu"

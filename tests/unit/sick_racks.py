@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from facts.gpu_picture import DriverState, PciCard, Picture, SmiCard, Xid
 from holdfast.gpu.acceptance import Kind, Moment
-from holdfast.gpu.picture import DriverState, PciCard, Picture, SmiCard, Xid
 from holdfast.settings import GpuCard, Gpus, PowerSupply
 from tests.unit.gpu_racks import RackName, recorded
 

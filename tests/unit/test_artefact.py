@@ -43,7 +43,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where programs are installed."""
     folder = tmp_path / "opt"
     for module in (facts.artefacts, operations.artefact):
-        monkeypatch.setattr(module, "ROOT", str(folder))
+        monkeypatch.setattr(module, "PROGRAMS", str(folder))
     return folder
 
 

@@ -24,7 +24,7 @@ from pydantic import SecretStr, ValidationError
 
 from facts.egress import Attempts
 from holdfast import backup, clouds, egress, ledger, router, sovereignty
-from holdfast.checks.routers import routers
+from holdfast.checks.router import routers
 from holdfast.host_programs import clouds as clouds_program
 from holdfast.host_programs.clouds import (
     PASSED,

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from facts.gpu import GpuPicture
-from holdfast.gpu.picture import SMI_FIELDS, Picture
+from facts.gpu_picture import SMI_FIELDS, Picture
 from tests.doubles.machine import FakeMachine
 from tests.doubles.rack import RemappedRows, known, rack
 from tests.doubles.sysfs import sysfs

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from facts.egress import DROP_IN, TierDropIns
+from facts.places import SYSTEM
 from holdfast import alerts, egress
 from holdfast.host_programs import egress as egress_program
 from holdfast.host_programs.egress import Loaded
@@ -421,7 +422,7 @@ def test_a_users_ids_are_its_own_and_those_it_was_lent() -> None:
 
 
 def test_the_rules_are_in_force_before_the_network_is() -> None:
-    text = egress.unit_files()[f"{egress.SYSTEM}/{egress.SERVICE}"]
+    text = egress.unit_files()[f"{SYSTEM}/{egress.SERVICE}"]
     lines = text.splitlines()
     assert "DefaultDependencies=no" in lines
     assert "Wants=network-pre.target" in lines

@@ -8,9 +8,9 @@ from typing import get_args
 import pytest
 
 from facts.gpu import GpuPicture
+from facts.gpu_picture import DriverState
 from holdfast.gpu import acceptance
 from holdfast.gpu.acceptance import BUS_CHECKS, DRIVER_CHECKS, Check, Difference, Kind, differences
-from holdfast.gpu.picture import DriverState
 from holdfast.settings import PowerSupply
 from operations.gpu_acceptance import accepted
 from tests.unit.gpu_racks import RackName

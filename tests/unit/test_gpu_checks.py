@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from holdfast.checks import gpus
+from holdfast.checks import gpu
 from holdfast.checks.finding import Finding
 from holdfast.settings import HostSettings
 from tests.unit.site_data import good
@@ -47,9 +47,9 @@ def rack(
 
 def findings(settings: HostSettings) -> list[Finding]:
     def all_checks() -> Iterator[Finding]:
-        yield from gpus.cards(settings)
-        yield from gpus.power_supplies(settings)
-        yield from gpus.memory(settings)
+        yield from gpu.cards(settings)
+        yield from gpu.power_supplies(settings)
+        yield from gpu.memory(settings)
 
     return list(all_checks())
 

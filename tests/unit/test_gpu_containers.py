@@ -13,11 +13,16 @@ from pyinfra.api import StringCommand
 from pyinfra.context import ctx_host
 
 from facts.docker import DockerEngine, DockerState
-from facts.gpu_containers import GpuContainerAccess, GpuContainers
+from facts.gpu_containers import (
+    OVERRIDES,
+    ContainersState,
+    GpuContainer,
+    GpuContainerAccess,
+    GpuContainers,
+)
 from holdfast import alerts, docker
-from holdfast.checks import gpu_limits as checks
+from holdfast.checks import gpu_containers as checks
 from holdfast.gpu import containers
-from holdfast.gpu.containers import ContainersState, GpuContainer
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
 from holdfast.settings import Docker, HostSettings
 from operations import gpu_containers
@@ -154,7 +159,7 @@ def test_it_is_made_anew_and_read_back() -> None:
 def test_what_would_be_believed_more_is_removed() -> None:
     (command,) = _specified(replace(GOOD, overridden=True))
     assert command.split()[:2] == ["rm", "-f"]
-    assert command.split()[2:] == containers.OVERRIDES
+    assert command.split()[2:] == OVERRIDES
 
 
 @pytest.mark.parametrize(("kept", "fails"), [([ONE, TWO], False), ([ONE], True)])
@@ -293,11 +298,11 @@ def _settings(**gpus: Any) -> HostSettings:
 def test_a_repository_that_would_not_be_used_is_refused() -> None:
     settings = _settings()
     assert containers.wants_containers(settings)
-    assert list(checks.containers(settings)) == []
+    assert list(checks.repository(settings)) == []
     without_engine = settings.model_copy(update={"docker": None})
     for unused in (_settings(containers=False), without_engine):
         assert not containers.wants_containers(unused)
-        (finding,) = checks.containers(unused)
+        (finding,) = checks.repository(unused)
         assert finding.key == "gpus.container_toolkit_repository.url"
 
 

@@ -27,13 +27,13 @@ from deploys import gpu_driver as deploy
 from facts.framed import answer
 from facts.gpu import GpuPicture
 from facts.gpu_driver import DriverHost, GpuDriverHost
+from facts.gpu_picture import DriverState, PciCard, Picture
 from facts.packages import InstalledPackages
 from facts.units import UnitState, UnitStates
 from holdfast.base import blacklist_patterns
 from holdfast.checks.gpu_driver import driver as check
 from holdfast.gpu import driver
 from holdfast.gpu.driver import DriverPlan, Unplannable, Verdict, plan, verdict
-from holdfast.gpu.picture import DriverState, PciCard, Picture
 from holdfast.refusal import Refused
 from holdfast.render import render
 from holdfast.settings import Distribution, Gpus, HostSettings

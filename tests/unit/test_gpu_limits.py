@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from facts.gpu_limits import GpuLimits, LimitsState
+from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.checks import gpu_limits as checks
 from holdfast.gpu import limits
@@ -457,7 +458,7 @@ def test_the_service_can_run_again_and_is_missed_when_it_fails() -> None:
 
 
 def test_the_service_is_root_for_the_driver_alone() -> None:
-    service = limits.unit_files()[f"{limits.SYSTEM}/{limits.SERVICE}"]
+    service = limits.unit_files()[f"{SYSTEM}/{limits.SERVICE}"]
     assert _values(service, "CapabilityBoundingSet") == ["CAP_SYS_ADMIN"]
     assert _values(service, "DevicePolicy") == ["closed"]
     assert {value.split()[0] for value in _values(service, "DeviceAllow")} == set(limits.DEVICES)

@@ -11,14 +11,13 @@ import pytest
 from facts.gpu_modes import GpuModes, GpuModesState
 from facts.units import UnitState, UnitStates
 from holdfast import registry
+from holdfast.checks import gpu, services
 from holdfast.checks import gpu_modes as checks
-from holdfast.checks import gpus, services
 from holdfast.engines import units
 from holdfast.gpu import limits, modes
 from holdfast.host_programs import gpu_limits
 from holdfast.host_programs import mode as mode_program
-from holdfast.services import LOOPBACK_OF
-from holdfast.settings import HostSettings
+from holdfast.settings import LOOPBACK_OF, HostSettings
 from operations import gpu_modes as operations
 from operations.units import Unit, settle
 from tests.drill.pairs import walk
@@ -69,7 +68,7 @@ def mode(name: str, **changes: Any) -> list[dict[str, Any]]:
 
 def test_modes_that_can_be_are_not_refused() -> None:
     assert list(checks.modes(rack())) == []
-    assert list(gpus.memory(rack())) == []
+    assert list(gpu.memory(rack())) == []
 
 
 @pytest.mark.parametrize(
@@ -160,11 +159,11 @@ def test_cards_and_services_are_of_one_set() -> None:
 
 def test_memory_is_claimed_by_one_mode_at_a_time() -> None:
     crowded = rack(DESK, watcher={"gpu_mib": 5000, "cards": ["slot-0"]})
-    found = [str(finding.wrong) for finding in gpus.memory(crowded)]
+    found = [str(finding.wrong) for finding in gpu.memory(crowded)]
     assert len(found) == 1
     assert "25000 MiB of slot-0 are claimed in mode " in found[0]
     together = DESK | {"modes": mode("agent", services=["chat", "reader"])}
-    (finding,) = gpus.memory(rack(together))
+    (finding,) = gpu.memory(rack(together))
     assert "slot-1 are claimed in mode agent (reader 20000, chat 12288)" in finding.wrong
 
 
@@ -175,7 +174,7 @@ def test_power_supplies_carry_every_mode() -> None:
     for watts, faults in ((1000, 0), (900, 1)):
         data = settings.gpus.model_dump() | {"power_supplies": [supply("a", watts)]}
         changed = settings.model_copy(update={"gpus": type(settings.gpus).model_validate(data)})
-        assert len(list(gpus.power_supplies(changed))) == faults
+        assert len(list(gpu.power_supplies(changed))) == faults
 
 
 def test_a_mode_has_its_own_limits_and_the_rest_the_cards() -> None:

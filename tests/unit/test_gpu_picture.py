@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.gpu.picture import BusErrors, DriverState, PciCard, Picture, Xid, address_of, parse
+from facts.gpu_picture import BusErrors, DriverState, PciCard, Picture, Xid, address_of, parse
 from tests.unit.gpu_racks import (
     SMI_EXIT,
     SMI_HANGS,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from facts.gpu import GpuPicture
-from holdfast.gpu.picture import Picture
+from facts.gpu_picture import Picture
 from holdfast.gpu.proposal import proposal
 from holdfast.settings import Gpus
 from tests.unit.gpu_racks import RackName, lay_out, recorded

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from facts.gpu import GpuPicture
-from holdfast.gpu.picture import Picture
+from facts.gpu_picture import Picture
 from tests.doubles.machine import FakeMachine
 from tests.doubles.rack import known
 from tests.doubles.sysfs import sysfs

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from holdfast import alerts, router
-from holdfast.checks.routers import router_keys, routers
+from holdfast.checks.router import router_keys, routers
 from holdfast.registry import declared_services
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings

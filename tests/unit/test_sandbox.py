@@ -13,7 +13,7 @@ from holdfast.sandbox import (
     allowed,
     sandbox,
 )
-from holdfast.services import DataPath, Listen, Service, Tier
+from holdfast.settings import DataPath, Listen, Service, Tier
 
 
 def _service(tier: Tier = "T1", **values: object) -> Service:

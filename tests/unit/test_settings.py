@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from holdfast import registry, types
+from holdfast import registry, settings, types
 from holdfast.docs import SETTINGS_PAGE, settings_page
 from holdfast.grammar import walk
 from holdfast.settings import HostSettings
@@ -21,6 +24,32 @@ def rack() -> HostSettings:
 
 def test_the_page_of_settings_is_up_to_date() -> None:
     assert SETTINGS_PAGE.read_text() == settings_page(), "run `make docs`"
+
+
+CAPABILITIES = sorted(
+    module.name for module in iter_modules(settings.__path__, "holdfast.settings.")
+)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_example_of_each_capability_is_what_an_inventory_may_say(capability: str) -> None:
+    module = import_module(capability)
+    _, _, example = (module.__doc__ or "").partition("\nFor example::\n")
+    said = ast.literal_eval(f"{{{example.strip()}}}")
+    minimal = {"hostname": "a", "distribution": "debian12", "interfaces": {"eth0": {"role": "lan"}}}
+
+    assert said
+    HostSettings.model_validate({**minimal, **said})
+
+
+def test_what_callers_import_is_every_model_of_the_package() -> None:
+    models = {
+        name
+        for capability in CAPABILITIES
+        for name, value in vars(import_module(capability)).items()
+        if isinstance(value, type) and value.__module__ == capability
+    }
+    assert models <= set(settings.__all__)
 
 
 def test_settings_do_not_change_after_parsing(rack: HostSettings) -> None:

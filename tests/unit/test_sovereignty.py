@@ -8,8 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from facts.egress import Attempt, Attempts, EgressAttempts, OpenSocket
-from holdfast.services import Peer
-from holdfast.settings import Docker, HostSettings, Tailnet
+from holdfast.settings import Docker, HostSettings, Peer, Tailnet
 from holdfast.sovereignty import Row, rows, sockets
 from tests.unit.recorded_facts import read
 from tests.unit.site_data import good

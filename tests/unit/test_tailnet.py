@@ -15,8 +15,7 @@ from pyinfra.context import ctx_host
 from deploys import tailnet
 from facts.tailnet import TailnetAddresses, TailnetNode
 from holdfast.refusal import Refused
-from holdfast.services import Cloud
-from holdfast.settings import Distribution, HostSettings, Tailnet
+from holdfast.settings import Cloud, Distribution, HostSettings, Tailnet
 from holdfast.tailnet import (
     Node,
     Steps,

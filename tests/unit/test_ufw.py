@@ -16,11 +16,10 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from facts.firewall import FamilyState, Firewall, FirewallState
-from facts.tailnet import TailnetNode
+from facts.tailnet import Node, TailnetNode
 from holdfast.firewall import ANYWHERE, LOAD, UNTIL_TAILNET, WITHOUT_TAILNET, Family, Hole
 from holdfast.render import render
 from holdfast.settings import HostSettings
-from holdfast.tailnet import Node
 from operations import apt_repository, ufw
 from tests.unit.local_host import LocalHost
 from tests.unit.recorded_facts import read

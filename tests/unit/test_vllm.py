@@ -12,9 +12,9 @@ import yaml
 from pydantic import SecretStr
 
 from holdfast import alerts
-from holdfast.checks.data import storage
-from holdfast.checks.engines import engines
-from holdfast.checks.gpus import memory
+from holdfast.checks.gpu import memory
+from holdfast.checks.storage import storage
+from holdfast.checks.vllm import engines
 from holdfast.engines import vllm
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.replacement import with_model

@@ -14,6 +14,9 @@ from typing import Literal
 
 Flavour = Literal["open", "proprietary"]
 
+SMI = "timeout --kill-after=5 60 nvidia-smi"
+"""A sick driver hangs it; 60 s is ample for eight cards that have to be woken up."""
+
 # What the deploys ask, and what a host asks itself between them. Debian's own packages call the
 # module nvidia-current[-open]; "libc6,": of this machine's own word size.
 ON_DISK = (

@@ -1,4 +1,4 @@
-"""Docker's networks, and what is said to be on them."""
+"""Docker: its repository, its networks, and what is said to be on them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from holdfast.checks.finding import Finding, Findings, canonical, nearest
+from holdfast.docker_networks import networks as declared_networks
 from holdfast.egress import lies_within
-from holdfast.networks import networks as declared_networks
 from holdfast.registry import declared_services
-from holdfast.services import Service
-from holdfast.settings import DockerNetwork, HostSettings
+from holdfast.sandbox import TAILNET
+from holdfast.settings import DockerNetwork, HostSettings, Service
+
+
+def repository(settings: HostSettings) -> Findings:
+    """A repository that would not be used."""
+    docker = settings.docker
+    if docker and docker.repository and docker.source == "distribution":
+        yield Finding(
+            "docker.repository.url",
+            docker.repository.url,
+            "source is 'distribution', which takes no repository",
+            "remove it, or write source 'vendor'",
+        )
+
 
 DOCKERS_OWN = ("bridge", "container", "default", "host", "none")
 """Words that `docker run --network` reads otherwise."""
@@ -44,7 +57,6 @@ def networks(settings: HostSettings) -> Findings:
 _PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 _DOCKER0 = "172.17.0.0/16"
 """What Docker gives its own bridge."""
-_TAILNET = "fd7a:115c:a1e0::/48"
 _LONGEST_PREFIX = {4: 29, 6: 120}
 """Of what still holds a gateway and some containers."""
 
@@ -52,7 +64,8 @@ _LONGEST_PREFIX = {4: 29, 6: 120}
 def _neighbours(settings: HostSettings) -> Iterator[tuple[str, str]]:
     """Networks and addresses that a host must still reach, each with what it is."""
     yield _DOCKER0, "Docker's own bridge has it"
-    yield _TAILNET, "the tailnet has it"
+    for network in TAILNET:
+        yield network, "the tailnet has it"
     for source in settings.ssh.lan_sources:
         yield source, "ssh.lan_sources names it as the LAN"
     for index, opening in enumerate(settings.firewall.openings):

@@ -1,4 +1,23 @@
-"""A service is declared once; unit sandbox, firewall, backup and checks all derive from this."""
+"""The settings under ``services``.
+
+A service is declared once; unit sandbox, firewall, backup and checks all derive from this.
+
+For example::
+
+    "services": [
+        {
+            "name": "photos",
+            "unit": "photos.service",
+            "user": "photos",
+            "tier": "T1",
+            "listens": [{"port": 2342, "scope": "tailnet", "callers": ["group:family"]}],
+            "peers": [{"network": "192.168.1.30/32", "port": 5432}],
+            "run_paths": ["/run/postgresql"],
+            "data": [{"path": "/srv/photos", "backup": "state"}],
+            "health": {"url": "http://127.0.0.1:2342/health", "contains": "ok"},
+        }
+    ]
+"""
 
 from __future__ import annotations
 
@@ -6,11 +25,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from holdfast.settings.backup import DataPath
+from holdfast.settings.egress import Cloud, Peer, Tier
 from holdfast.types import (
     AbsolutePath,
     Caller,
     Cidr,
-    DnsName,
     Interface,
     LocalUrl,
     Model,
@@ -20,18 +40,6 @@ from holdfast.types import (
     UnitName,
     UserName,
 )
-
-Tier = Literal["T1", "T2", "T3", "T4"]
-"""Sovereignty tier: T1 sovereign, T2 local first, T3 cloud explicit, T4 coordination."""
-
-LOOPBACK_OF: dict[Tier, str] = {
-    "T1": "127.0.0.1",
-    "T2": "127.0.0.2",
-    "T3": "127.0.0.3",
-    "T4": "127.0.0.4",
-}
-"""Where what Holdfast runs for a tier listens on loopback. systemd lets a T1 unit exchange packets
-with the first alone, so not even root in there reaches what leads on to a cloud."""
 
 
 class Listen(Model):
@@ -50,33 +58,6 @@ class Listen(Model):
     """Who on the tailnet may call it, with scope ``tailnet``; empty: every member."""
     container: bool = False
     """The port is published by Docker: it is opened in DOCKER-USER, not in INPUT."""
-
-
-class Peer(Model):
-    """Somebody a service may call; loopback it always may, but for what is of another tier."""
-
-    network: Cidr
-    port: Port | None = None
-    """Every port, and every protocol, when absent."""
-    protocol: Literal["tcp", "udp"] = "tcp"
-
-
-class Cloud(Model):
-    """A name on the internet that a service calls by TCP."""
-
-    name: DnsName
-    port: Port = 443
-
-
-class DataPath(Model):
-    """A directory or file a service owns, and what a backup owes it.
-
-    ``state`` is backed up; ``secret`` is backed up and never world readable; ``derived`` can be
-    made again (models, caches) and is left out.
-    """
-
-    path: AbsolutePath
-    backup: Literal["state", "secret", "derived"]
 
 
 class HealthCheck(Model):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from facts.docker import BridgeNetwork, DockerEngine, DockerState
-from holdfast import networks
+from holdfast import docker_networks
 from holdfast.settings import DockerNetwork, HostSettings
 from operations.docker_engine import networked
 from tests.unit.local_host import LocalHost
@@ -88,30 +88,30 @@ def test_one_that_is_otherwise_is_made_anew(changes: dict[str, Any]) -> None:
     state = replace(STATE, networks={**STATE.networks, "home": other})
     removal, creation = _planned(ALL, state)
     assert removal == "docker network rm home"
-    assert creation == networks.creation(HOME)
+    assert creation == docker_networks.creation(HOME)
 
 
 def test_a_declared_subnet_of_ipv4_counts() -> None:
     (subnet,) = STATE.networks["lab"].subnets
-    assert networks.is_as_declared(
+    assert docker_networks.is_as_declared(
         LAB.model_copy(update={"subnets": [subnet]}), STATE.networks["lab"]
     )
     other = LAB.model_copy(update={"subnets": ["172.30.9.0/24"]})
-    assert not networks.is_as_declared(other, STATE.networks["lab"])
+    assert not docker_networks.is_as_declared(other, STATE.networks["lab"])
 
 
 def test_one_that_containers_use_is_not_taken_from_them() -> None:
-    assert networks.refusals("rack", _settings(*ALL), STATE) == []
-    (gone,) = networks.refusals("rack", _settings(LAB, FREE), STATE)
+    assert docker_networks.refusals("rack", _settings(*ALL), STATE) == []
+    (gone,) = docker_networks.refusals("rack", _settings(LAB, FREE), STATE)
     assert re.search("'home': .* declared no more, and containers use it: two;", str(gone))
     moved = HOME.model_copy(update={"subnets": ["fd00:99::/64"]})
-    (other,) = networks.refusals("rack", _settings(moved, LAB, FREE), STATE)
+    (other,) = docker_networks.refusals("rack", _settings(moved, LAB, FREE), STATE)
     assert re.search("'home': .* is not as declared, and containers use it: two;", str(other))
 
 
 def test_a_bridge_of_somebody_else_is_left_alone() -> None:
     lan = DockerNetwork(name="lan", tier="T2")
     state = replace(STATE, links=STATE.links | {"br-lan"})
-    (refusal,) = networks.refusals("rack", _settings(*ALL, lan), state)
+    (refusal,) = docker_networks.refusals("rack", _settings(*ALL, lan), state)
     assert "an interface br-lan that is no network of Docker's" in str(refusal)
-    assert networks.refusals("rack", _settings(*ALL, lan), STATE) == []
+    assert docker_networks.refusals("rack", _settings(*ALL, lan), STATE) == []

@@ -1,4 +1,4 @@
-"""Ports, addresses and openings."""
+"""The firewall: ports, who may reach them, and openings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from itertools import combinations
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings, nearest
 from holdfast.refusal import MISSING
-from holdfast.services import Listen
-from holdfast.settings import HostSettings, Opening
+from holdfast.settings import HostSettings, Listen, Opening
 
 
 def ports(settings: HostSettings) -> Findings:
@@ -91,14 +90,6 @@ def listens(settings: HostSettings) -> Findings:
                     "this host has no Docker",
                     "declare docker, or remove it",
                 )
-
-
-def tailnet_scope(key: str, scope: str, settings: HostSettings) -> Findings:
-    """A program that is to be reached over a tailnet which the host has not joined."""
-    if scope == "tailnet" and settings.tailnet is None:
-        yield Finding(
-            key, scope, "this host has no tailnet", "declare tailnet, or write 'loopback'"
-        )
 
 
 def _scope(key: str, listen: Listen, settings: HostSettings) -> Findings:

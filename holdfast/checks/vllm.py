@@ -8,10 +8,10 @@ import re
 from pydantic import ValidationError
 
 from holdfast import completion, registry, secrets
-from holdfast.checks.data import WHAT_FILES_DO, description_problem
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
-from holdfast.checks.gpus import own_card
-from holdfast.checks.network import tailnet_scope
+from holdfast.checks.gpu import own_card
+from holdfast.checks.storage import WHAT_FILES_DO, description_problem
+from holdfast.checks.tailnet import tailnet_scope
 from holdfast.engines import vllm
 from holdfast.engines.fit import fit_of
 from holdfast.engines.vllm import lock_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from holdfast import completion, registry, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
-from holdfast.checks.network import tailnet_scope
+from holdfast.checks.tailnet import tailnet_scope
 from holdfast.settings import CallerKey, Engine, HostSettings, Router
 
 _TAKEN = ("floor", "queue")

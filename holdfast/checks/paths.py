@@ -1,0 +1,105 @@
+"""Folders: each has one owner, and none of them is the system's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import PurePosixPath
+
+from facts.places import CONFIGURATION, PROGRAMS, STATE
+from holdfast import registry
+from holdfast.checks.finding import Finding, Findings
+from holdfast.registry import PathClaim
+from holdfast.settings import HostSettings
+from holdfast.storage import unit_name
+
+# Nothing of ours may lie below these.
+_SYSTEM_TREES = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc"),
+    *("/root", "/run", "/sbin", "/sys", "/tmp", "/usr"),  # noqa: S108
+)
+# Below these there is room; they themselves are shared.
+_SYSTEM_FOLDERS = (
+    *_SYSTEM_TREES,
+    *("/", "/home", "/media", "/mnt", "/opt", "/srv", "/var", "/var/lib", "/var/log"),
+)
+OURS = (CONFIGURATION, PROGRAMS, STATE)
+_SYSTEM_STATE = (
+    *("/var/cache", "/var/log", "/var/mail", "/var/run", "/var/lock", "/var/spool", "/var/tmp"),  # noqa: S108
+    *("/var/lib/docker", "/var/lib/containerd", "/var/lib/tailscale", "/var/lib/systemd"),
+    *("/var/lib/apt", "/var/lib/dpkg", "/var/lib/aide", "/var/lib/postgresql", "/var/lib/nfs"),
+    *("/var/lib/private", "/var/lib/ucf", "/var/lib/unattended-upgrades", "/var/lib/snapd"),
+)
+"""What programs of the system keep here: a mount hides it, a folder of ours gets lost in it."""
+
+
+def is_below(path: str, tree: str) -> bool:
+    """Whether ``path`` is ``tree`` or lies in it."""
+    return path == tree or tree in map(str, PurePosixPath(path).parents)
+
+
+def is_below_any(path: str, trees: Iterable[str]) -> bool:
+    """Whether ``path`` is one of ``trees`` or lies in one."""
+    return any(is_below(path, tree) for tree in trees)
+
+
+_LONGEST_UNIT = 255
+
+
+def _reserved(claim: PathClaim, logins: set[str]) -> str | None:
+    path = claim.path
+    if claim.kind != "backup" and is_below_any(path, _SYSTEM_STATE):
+        return "programs of the system keep their state here"
+    if claim.kind == "mount":
+        if is_below_any(path, OURS):
+            return "this folder is Holdfast's own"
+        if path in logins:
+            return "it would hide the keys of a login"
+        if len(unit_name(path, "automount")) > _LONGEST_UNIT:
+            return "systemd's name for this mount would be too long"
+    if claim.kind == "backup":
+        # To back up is not to own: /etc and /home are fair, kernel trees and everything are not.
+        is_system = path == "/" or is_below_any(path, ("/dev", "/proc", "/run", "/sys"))
+    elif claim.kind == "data":
+        is_system = path in _SYSTEM_FOLDERS
+        if claim.key.startswith("services[") and is_below_any(path, OURS):
+            return "this folder is Holdfast's own"
+    else:
+        is_system = path in _SYSTEM_FOLDERS or is_below_any(path, _SYSTEM_TREES)
+    return "this folder is the system's" if is_system else None
+
+
+def _may_overlap(outer: PathClaim, inner: PathClaim) -> bool:
+    if outer.kind == "mount":
+        # The NAS is where data and repositories should be; a mount on a mount hides one. Models
+        # on a mount have a refusal of their own.
+        is_at_home = inner.kind in ("data", "repository", "backup")
+        return inner.kind == "models" or (is_at_home and outer.path != inner.path)
+    return outer.owner == inner.owner
+
+
+def paths(settings: HostSettings) -> Findings:
+    """Folders with two owners, and folders that are the system's."""
+    usable = []
+    users = {*settings.ssh.authorised_keys, settings.ssh_user} - {None}
+    logins = {f"/home/{user}" for user in users} | {f"/home/{user}/.ssh" for user in users}
+    for claim in registry.path_claims(settings):
+        reserved = _reserved(claim, logins)
+        if reserved:
+            yield Finding(claim.key, claim.path, reserved, "choose a folder for this purpose alone")
+        else:
+            usable.append(claim)
+    for one, other in combinations(usable, 2):
+        if is_below(other.path, one.path):
+            outer, inner = one, other
+        elif is_below(one.path, other.path):
+            outer, inner = other, one
+        else:
+            continue
+        if not _may_overlap(outer, inner):
+            yield Finding(
+                other.key,
+                other.path,
+                f"it overlaps {one.path} of {one.owner}",
+                "give each its own folder",
+            )

@@ -1,0 +1,79 @@
+"""SSH: settings that would lock the operator out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.checks.finding import Finding, Findings
+from holdfast.settings import HostSettings
+
+
+def login(settings: HostSettings) -> Findings:
+    """SSH settings that would lock the operator out."""
+    ssh, user = settings.ssh, settings.ssh_user
+    if user == "root" and ssh.root_login == "never":
+        yield Finding(
+            "ssh.root_login",
+            ssh.root_login,
+            "ssh_user is 'root', so the first run would lock you out",
+            "log in as another user, or write 'key'",
+        )
+    if user not in (None, "root") and not settings.sudo:
+        yield Finding(
+            "_sudo",
+            settings.sudo,
+            f"'{user}' may not change a system",
+            "write True, or log in as root",
+        )
+    for name, keys in ssh.authorised_keys.items():
+        if not keys:
+            yield Finding(
+                f"ssh.authorised_keys.{name}",
+                keys,
+                "no key could log in as this user any more",
+                "give a key, or leave the user out",
+            )
+    yield from _own_key(settings)
+    named = settings.ssh_hostname
+    if ssh.lan_access == "until-tailnet" and named and named == settings.lan_address:
+        yield Finding(
+            "ssh_hostname",
+            named,
+            "this is lan_address, too: a login by it would prove nothing of the tailnet, and SSH on"
+            " the LAN would be closed",
+            "write the host's name on the tailnet, or lan_access 'keep'",
+        )
+    if ssh.lan_access == "until-tailnet" and settings.tailnet is None:
+        yield Finding(
+            "ssh.lan_access",
+            ssh.lan_access,
+            "this host has no tailnet, so SSH would have no way in",
+            "write 'keep', or declare tailnet",
+        )
+    for key, path in (("ssh_key", settings.ssh_key), ("ssh_config_file", settings.ssh_config_file)):
+        if path is None:
+            continue
+        if not Path(path).expanduser().is_file():
+            yield Finding(key, path, "there is no such file here", "write an existing path")
+        elif key == "ssh_key" and path.endswith(".pub"):
+            yield Finding(key, path, "this is the public half", "write the private key's path")
+
+
+def _own_key(settings: HostSettings) -> Findings:
+    """Keys that would replace the one that this very login uses."""
+    keys = settings.ssh.authorised_keys.get(settings.ssh_user or "", [])
+    if not keys or settings.ssh_key is None:
+        return
+    public = Path(f"{settings.ssh_key}.pub").expanduser()
+    try:
+        own = public.read_text("utf-8").split()[:2]
+    except (OSError, UnicodeDecodeError):
+        return
+    if own not in [key.split()[:2] for key in keys]:
+        yield Finding(
+            f"ssh.authorised_keys.{settings.ssh_user}",
+            [" ".join(key.split()[2:]) or "a key" for key in keys],
+            f"the key that you log in with, {settings.ssh_key}, is not among them, and others are"
+            " removed",
+            f"add what {public} holds",
+        )

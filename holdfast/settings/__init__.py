@@ -1,0 +1,125 @@
+"""What an inventory may say about a host: every key, its type, unit and default.
+
+An inventory is data; these models are its grammar, a file for each capability. `holdfast.site.load`
+parses every host with them before the first connection and refuses what cannot work.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from holdfast.settings.backup import Backup, DataPath, Repository
+from holdfast.settings.base import Base, DiskCheck, Distribution
+from holdfast.settings.clouds import Clouds, Provider
+from holdfast.settings.docker import Docker, DockerNetwork
+from holdfast.settings.egress import LOOPBACK_OF, Cloud, Peer, Tier
+from holdfast.settings.firewall import Firewall, NetworkInterface, Opening
+from holdfast.settings.floor import Floor
+from holdfast.settings.gpu import GpuCard, Gpus, PowerSupply
+from holdfast.settings.gpu_driver import GpuDriver
+from holdfast.settings.gpu_modes import CardSet, Mode
+from holdfast.settings.router import CallerKey, Queue, Router
+from holdfast.settings.services import HealthCheck, Listen, Service
+from holdfast.settings.sources import AptRepository, Artefact
+from holdfast.settings.ssh import Ssh
+from holdfast.settings.storage import Checkpoint, ModelFile, NfsMount, Storage
+from holdfast.settings.tailnet import Tailnet
+from holdfast.settings.vllm import Engine, Vllm
+from holdfast.types import ControllerPath, HostLabel, Interface, LoginHost, Model, Port, UserName
+
+__all__ = [
+    "LOOPBACK_OF",
+    "AptRepository",
+    "Artefact",
+    "Backup",
+    "Base",
+    "CallerKey",
+    "CardSet",
+    "Checkpoint",
+    "Cloud",
+    "Clouds",
+    "DataPath",
+    "DiskCheck",
+    "Distribution",
+    "Docker",
+    "DockerNetwork",
+    "Engine",
+    "Firewall",
+    "Floor",
+    "GpuCard",
+    "GpuDriver",
+    "Gpus",
+    "HealthCheck",
+    "HostSettings",
+    "Listen",
+    "Mode",
+    "ModelFile",
+    "NetworkInterface",
+    "NfsMount",
+    "Opening",
+    "Peer",
+    "PowerSupply",
+    "Provider",
+    "Queue",
+    "Repository",
+    "Router",
+    "Service",
+    "Ssh",
+    "Storage",
+    "Tailnet",
+    "Tier",
+    "Vllm",
+]
+
+
+class HostSettings(Model):
+    """Everything an inventory says about one host."""
+
+    hostname: HostLabel
+    """The name it gives itself."""
+    distribution: Distribution
+    interfaces: dict[Interface, NetworkInterface] = Field(min_length=1)
+    """Its physical network interfaces, by the name the kernel gives them."""
+    base: Base = Base()
+    ssh: Ssh = Ssh()
+    firewall: Firewall = Firewall()
+    docker: Docker | None = Docker()
+    """None: no container engine."""
+    tailnet: Tailnet | None = Tailnet()
+    """None: no tailnet; then SSH must stay open on the LAN."""
+    gpus: Gpus | None = None
+    """None: no NVIDIA card is managed here."""
+    storage: Storage = Storage()
+    floor: Floor | None = None
+    """None: no floor."""
+    vllm: Vllm | None = None
+    """None: no engine of vLLM."""
+    clouds: Clouds | None = None
+    """None: nothing here asks a model of somebody else's."""
+    routers: list[Router] = []
+    """Addresses for work: what each chain may reach is said by its profile."""
+    backup: Backup | None = None
+    """None: nothing is backed up."""
+    services: list[Service] = []
+    """Services beside those the capabilities declare."""
+
+    lan_address: LoginHost | None = None
+    """Where the host answers before it has joined the tailnet."""
+    ssh_hostname: LoginHost | None = None
+    """Its name on the tailnet; the inventory's name for it when absent."""
+    ssh_user: UserName | None = None
+    """Who logs in; your own SSH configuration decides when absent."""
+    ssh_port: Port | None = None
+    """Where the login knocks, when your SSH configuration does not say."""
+    ssh_key: ControllerPath | None = None
+    """The private key of the login; keys of the agent and of ~/.ssh when absent."""
+    ssh_config_file: ControllerPath | None = None
+    """An SSH configuration in place of ~/.ssh/config."""
+    ssh_known_hosts_file: ControllerPath | None = None
+    """Known host keys in place of ~/.ssh/known_hosts."""
+    ssh_strict_host_key_checking: Literal["yes", "accept-new"] = "accept-new"
+    """``accept-new`` trusts a host it has never seen; a changed key is refused by both."""
+    sudo: bool = Field(default=False, alias="_sudo")
+    """Whether ``ssh_user`` becomes root by sudo, without a password."""

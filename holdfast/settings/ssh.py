@@ -1,0 +1,44 @@
+"""The settings under ``ssh``.
+
+For example::
+
+    "ssh": {
+        "authorised_keys": {
+            "operator": [
+                "ssh-ed25519"
+                " AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f you@desk"
+            ]
+        },
+        "lan_sources": ["192.168.1.0/24"],
+        "callers": ["tag:operator", "alice@example.org"],
+    }
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from holdfast.types import Caller, Cidr, Model, Port, PublicKey, UserName
+
+
+class Ssh(Model):
+    """Who may log in, and from where."""
+
+    port: Port = 22
+    root_login: Literal["never", "key"] = "never"
+    authorised_keys: dict[UserName, list[PublicKey]] = {}
+    """User to the keys that may log in as that user, and no others: they are in root's
+    `/etc/holdfast/ssh`, and sshd does not read `~/.ssh/authorized_keys` of that user any more. A
+    user that is not named keeps what it has."""
+    lan_access: Literal["until-tailnet", "keep"] = "until-tailnet"
+    """``until-tailnet`` closes SSH on the LAN once a tailnet login has succeeded."""
+    lan_return: bool = True
+    """Whether the host opens SSH to ``lan_sources`` again while it has lost its tailnet
+    (``tailnet.lost_minutes``). False: the console is then the only way in."""
+    lan_sources: list[Cidr] = []
+    """Networks SSH is open to while it is open on the LAN; empty means any."""
+    callers: list[Caller] = []
+    """Who may log in over the tailnet; empty: every member who holds a key."""
+    tcp_forwarding: Literal["no", "local", "yes"] = "local"
+    """What a login may tunnel. ``local``, as ``ssh -L`` and jumping need it, lets an operator reach
+    a loopback service and a training tool its job; it gives a user no more than a shell does."""
