@@ -132,7 +132,7 @@ class NativeStage(RackStage):
         """Start the rack and wait until it takes logins; a new one is given its cards."""
         self._rack.start()
         self._rack.wait_for_boot()
-        self._rack.wait_for_ssh()
+        self._rack.wait_for_login()
         if self._rack.execute(f"test -e {guest.DESCRIPTION}")[0] != 0:
             self._give_cards()
 

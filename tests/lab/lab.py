@@ -131,7 +131,7 @@ class Lab:
         return iter(self.machines.values())
 
     def start(self, *names: str, warm: Collection[str] = NOT_ON_TRIAL) -> None:
-        """Start the named machines (all of them without names) and wait until each takes SSH.
+        """Start the named machines (all of them without names) and wait until each takes a login.
 
         A new machine named in `warm` is a copy of a booted one; the others boot.
         """
@@ -144,7 +144,7 @@ class Lab:
             else:
                 machine.start()
                 machine.wait_for_boot()
-            machine.wait_for_ssh()
+            machine.wait_for_login()
 
         with ThreadPoolExecutor(len(chosen)) as pool:
             list(pool.map(bring_up, chosen))

@@ -252,13 +252,27 @@ class Machine(Shell):
 
     def wait_for_ssh(self, timeout_seconds: float = BOOT_TIMEOUT_SECONDS) -> None:
         """Wait until the SSH daemon greets us on the management port."""
+        self._wait(self._greets, "answer SSH", timeout_seconds)
 
-        def greeted() -> bool:
-            with socket.create_connection(("127.0.0.1", self.ssh_port), 5) as connection:
-                connection.settimeout(20)
-                return connection.recv(4) == b"SSH-"
+    def wait_for_login(self, timeout_seconds: float = BOOT_TIMEOUT_SECONDS) -> None:
+        """Wait until a login can succeed: on the management port, or by the tailnet.
 
-        self._wait(greeted, "answer SSH", timeout_seconds)
+        A rack that is a member of its tailnet may have closed SSH to everything else.
+        """
+
+        def taken() -> bool:
+            with contextlib.suppress(OSError):
+                if self._greets():
+                    return True
+            member = "systemctl is-active --quiet ssh.service && tailscale status --peers=false"
+            return self.run(member, timeout_seconds=60).returncode == 0
+
+        self._wait(taken, "take a login", timeout_seconds)
+
+    def _greets(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self.ssh_port), 5) as connection:
+            connection.settimeout(20)
+            return connection.recv(4) == b"SSH-"
 
     def wait_for_unit(self, unit: str, timeout_seconds: float = BOOT_TIMEOUT_SECONDS) -> None:
         """Wait until a systemd unit is active.

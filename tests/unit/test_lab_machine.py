@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.lab import acceleration, agent
+from tests.lab.agent import Completed
 from tests.lab.images import Image, LabError
 from tests.lab.lab import SPECS, Lab, destroy
 from tests.lab.machine import Machine, MachineError
@@ -239,6 +240,31 @@ def test_a_dead_guest_is_not_waited_for(tmp_path: Path, words: str) -> None:
     with pytest.raises(MachineError, match="rack died") as error:
         machine.wait_for_ssh(timeout_seconds=60)
     assert words in str(error.value)
+
+
+class _TailnetAlone(Machine):
+    """A rack that runs, answers commands, and has closed SSH to all but its tailnet."""
+
+    def running(self) -> bool:
+        return True
+
+    def run(self, command: str, **_: object) -> Completed:
+        return Completed(0 if "tailscale status" in command else 1, "", "")
+
+
+def test_a_rack_that_takes_logins_by_the_tailnet_alone_is_not_waited_for(tmp_path: Path) -> None:
+    # A port of the lab's own network takes every call, and hangs up where the rack does not answer.
+    with socket.create_server(("127.0.0.1", 0)) as forward:
+        machine = _TailnetAlone(tmp_path, SPECS["rack"], IMAGE)
+        (tmp_path / "ssh.port").write_text(str(forward.getsockname()[1]))
+
+        def hang_up() -> None:
+            forward.accept()[0].close()
+
+        forwarding = threading.Thread(target=hang_up)
+        forwarding.start()
+        machine.wait_for_login(timeout_seconds=20)
+        forwarding.join()
 
 
 def test_what_killed_an_earlier_boot_is_forgotten(tmp_path: Path) -> None:
