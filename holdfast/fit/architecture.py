@@ -19,6 +19,10 @@ class NotUnderstood(ValueError):
     """This model or setting cannot be planned; the text is one sentence with what to do."""
 
 
+MEND = "serve another model, or teach holdfast/fit/architecture.py this one"
+"""What is left where config.json is whole and says something that is not planned here."""
+
+
 @dataclass(frozen=True)
 class Attends:
     """A layer that keeps keys and values (or one latent) for each token."""
@@ -75,7 +79,8 @@ class Fields:
         value = self.get(*names)
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise NotUnderstood(
-                f"config.json has no usable '{names[0]}' ({value!r}): complete the file"
+                f"config.json of model type '{self.values.get('model_type')}' has no usable"
+                f" '{names[0]}' ({value!r}): copy it again where it is damaged, else {MEND}"
             )
         return int(value)
 
@@ -147,6 +152,12 @@ _HARMLESS = re.compile(
     re.VERBOSE,
 )
 
+# Models of which some layers recur whether config.json says so or leaves it to code.
+_HYBRIDS = (
+    *("bamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "minimax_m1", "minimax_text"),
+    *("nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_next", "qwen4_exp", "zamba"),
+)
+
 _BYTES = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -211,8 +222,7 @@ class _Reader:
         if unread:
             raise NotUnderstood(
                 f"config.json of model type '{self.model_type}' sets {', '.join(unread)}, which"
-                " may change what it caches and is not understood here: take the sizes from the"
-                " engine's own log, or teach holdfast/fit/architecture.py these fields"
+                f" may change what it caches and is not understood here: {MEND}"
             )
 
     # ---- which layer is of which kind ------------------------------------------------------
@@ -240,6 +250,11 @@ class _Reader:
                 return kinds[:count]
         if self.model_type in ("mamba", "falcon_mamba", "mamba2"):
             return ["mamba"] * count
+        if self.model_type.startswith(_HYBRIDS):
+            raise NotUnderstood(
+                f"config.json of model type '{self.model_type}' does not say which layers attend"
+                " and which recur (layer_types): copy it again from where the model was published"
+            )
         return ["both" if self.model_type == "falcon_h1" else "full"] * count
 
     def words(self, words: list[str]) -> list[str]:
@@ -260,11 +275,14 @@ class _Reader:
             "mlp": "none",
             "moe": "none",
         }
+        if self.fields.get("mamba_d_state", "ssm_state_size", "state_size") is not None:
+            # Transformers 5 writes this word for every layer that recurs.
+            known["linear_attention"] = "mamba"
         unknown = sorted(set(words) - set(known))
         if unknown:
             raise NotUnderstood(
-                f"config.json has layers of type {', '.join(unknown)}, which are not understood"
-                " here: take the sizes from the engine's own log"
+                f"config.json of model type '{self.model_type}' has layers of type"
+                f" {', '.join(unknown)}, which are not understood here: {MEND}"
             )
         return [known[word] for word in words]
 
@@ -342,7 +360,7 @@ class _Reader:
         if rank:
             raise NotUnderstood(
                 f"model type '{self.model_type}' compresses keys and values (kv_lora_rank) in a"
-                " way not understood here: take the sizes from the engine's own log"
+                f" way not understood here: {MEND}"
             )
         heads = f.get("num_attention_heads", "n_head", "n_heads", "num_heads")
         kv_heads = f.get(
@@ -354,7 +372,7 @@ class _Reader:
             kv_heads = 1
         head_dim = f.get("head_dim", "attention_head_dim", "kv_channels", "hidden_size_per_head")
         if heads is None:
-            raise NotUnderstood("config.json has no 'num_attention_heads': complete the file")
+            f.need("num_attention_heads")
         head_dim = head_dim or f.need("hidden_size", "n_embd", "d_model") // heads
         value_dim = f.get("v_head_dim", default=head_dim)
         kv_heads = kv_heads or heads
@@ -471,7 +489,11 @@ class _Reader:
     def linear(self) -> list[Layer]:
         """Gated delta net (Qwen 3 Next to 3.8), Kimi's delta attention, or lightning attention."""
         f, drafts = self.fields, self.split.draft_tokens
-        if kimi := f.get("linear_attn_config"):
+        if kimi := f.get("linear_attn_config") or f.get("linear_num_heads"):
+            if not isinstance(kimi, Mapping):
+                # As Transformers 5 writes it.
+                dim, kernel = f.need("linear_head_dim"), f.need("linear_conv_kernel_dim")
+                kimi = {"num_heads": kimi, "head_dim": dim, "short_conv_kernel_size": kernel}
             heads, dim = int(kimi["num_heads"]), int(kimi["head_dim"])
             width = self.divided(3 * heads * dim, "the width of the linear layers")
             kernel = int(kimi["short_conv_kernel_size"])
@@ -491,8 +513,7 @@ class _Reader:
             recurrent = self.divided(heads, "linear heads") * dim * dim
             return [Remembers(recurrent * self.dtype_bytes)]
         raise NotUnderstood(
-            f"the linear attention of model type '{self.model_type}' is not understood here: take"
-            " the sizes from the engine's own log"
+            f"the linear attention of model type '{self.model_type}' is not understood here: {MEND}"
         )
 
     def mamba(self) -> list[Layer]:
@@ -580,18 +601,47 @@ def _kv_dtype(config: Mapping[str, Any], asked: str) -> str:
 _ENCODERS = frozenset(
     {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "embedding_gemma2"}
 )
+# Decoders whose use_bidirectional_attention vLLM reads (`models/config.py`); in PaliGemma's Gemma
+# it speaks of the image alone.
+_TURNED = ("gemma3",)
 
 
 def is_encoder_only(config: Mapping[str, Any]) -> bool:
     """Whether nothing is cached since every token sees every other: embedders and rerankers.
 
-    By the model's type, or because config.json says so of a decoder: is_causal false (`llama.py`,
-    `qwen3.py`), use_bidirectional_attention true (`models/config.py`, `Gemma3TextModelConfig`).
+    By what only such models have: segments of a text (type_vocab_size), words masked in the middle
+    of it. By the model's type, or because config.json says so of a decoder: is_causal false
+    (`llama.py`, `qwen3.py`), an architecture or a contract that is bidirectional, and what
+    `models/config.py` makes of a few.
     """
     text = text_config(config)
-    kind = str(text.get("model_type", ""))
-    both_ways = text.get("use_bidirectional_attention") is True or kind.endswith("_bidirec")
-    return both_ways or kind in _ENCODERS or text.get("is_causal") is False
+    kind = str(text.get("model_type", "")).removesuffix("_text")
+    architectures = " ".join(map(str, config.get("architectures") or ()))
+    return (
+        kind in _ENCODERS
+        or kind.endswith("_bidirec")
+        or "Bidirectional" in architectures
+        or "ForMaskedLM" in architectures
+        or text.get("is_causal") is False
+        or (text.get("type_vocab_size") is not None and text.get("is_decoder") is not True)
+        or (kind.startswith(_TURNED) and text.get("use_bidirectional_attention") is True)
+        or ("JinaEmbeddingsV5Model" in architectures and text.get("is_decoder") is False)
+        or "bidirectional"
+        in (config.get("retrieval_attention_contract"), text.get("retrieval_attention_contract"))
+    )
+
+
+# Heads that draft for a model (vLLM 0.32, `registry.py`, `_SPECULATIVE_DECODING_MODELS`).
+_DRAFTS = re.compile(
+    r"eagle\d*(?!_?2_5_vl)|mtp|dflash|dspark|medusa|draft|speculator", re.IGNORECASE
+)
+
+
+def _drafts_alone(config: Mapping[str, Any]) -> bool:
+    """Whether this is a head that drafts, without the model it drafts for."""
+    return config.get("speculators_model_type") is not None or any(
+        _DRAFTS.search(str(name)) for name in config.get("architectures") or ()
+    )
 
 
 def layers(config: Mapping[str, Any], split: CacheFormat | None = None) -> list[Layer]:
@@ -602,15 +652,20 @@ def layers(config: Mapping[str, Any], split: CacheFormat | None = None) -> list[
     """
     kind = config.get("model_type", "")
     text = text_config(config)
+    if _drafts_alone(config):
+        raise NotUnderstood(
+            f"config.json is that of a head ({', '.join(config.get('architectures') or [kind])})"
+            " that drafts for another model, and vLLM serves none alone: name the model"
+        )
     if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
         raise NotUnderstood(
-            f"'{kind}' is an encoder-decoder model, whose second cache is not planned here: take"
-            " the sizes from the engine's own log"
+            f"'{kind}' is an encoder-decoder model, whose second cache is not planned here: {MEND}"
         )
     if "num_attention_heads" not in text and config.get("text_config") is not None:
         raise NotUnderstood(
-            f"config.json of model type '{kind}' names its language model and leaves the sizes to"
-            " code: take the sizes from the engine's own log"
+            f"config.json of model type '{kind}' names its language model and leaves its"
+            " num_attention_heads to code: write the sizes of the language model into its"
+            " text_config"
         )
     if is_encoder_only(config):
         return []

@@ -38,6 +38,11 @@ from holdfast.fit.reserve import (
 )
 from holdfast.types import Model as Settings
 
+_LENGTHS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    *("max_target_positions", "max_sequence_length", "max_seq_length", "seq_len"),
+)
+"""Keys of config.json that tell the longest context, in tokens."""
 USABLE_SHARE = 0.98
 """What CUDA sees of the memory nvidia-smi shows: 0.982 (3090, vllm#10517), 0.985 (5090, field
 notes 10), 0.990 (A100 80 GB), 0.994 (H100 80 GB); the lowest, rounded down."""
@@ -149,15 +154,22 @@ class Model:
 
     @property
     def longest_tokens(self) -> int:
-        """The context the model was made for, stretched by YaRN and the like; 0 if not told."""
-        names = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
-        positions = int(self.text.get(*names, default=0))
+        """The context the model was made for, stretched by YaRN and the like; 0 if not told.
+
+        The keys are those that vLLM reads (0.32, `model_arch_config_convertor.py`,
+        `derive_max_model_len_and_key`): model_max_length, else the smallest of the others.
+        """
+        told = [int(value) for name in _LENGTHS if (value := self.text.get(name))]
+        positions = int(self.text.get("model_max_length", default=min(told, default=0)))
         rope = self.text.get("rope_scaling", "rope_parameters", default={})
-        kind = rope.get("rope_type") or rope.get("type")
+        kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
         original = rope.get("original_max_position_embeddings")
-        if kind in ("yarn", "linear", "dynamic") and rope.get("factor") and original:
-            return max(positions, int(original * rope["factor"]))
-        return positions
+        if kind not in ("yarn", "linear", "dynamic") or not factor:
+            return positions
+        # Gemma 3 counts its stretched positions.
+        is_counted = "gemma3" in str(self.config.get("model_type"))
+        base = original or (positions / factor if is_counted or kind == "yarn" else positions)
+        return max(positions, int(base * factor))
 
 
 @dataclass(frozen=True)
@@ -204,7 +216,7 @@ class Fit:
     @property
     def longest_tokens(self) -> int:
         """The longest context these settings can serve, in tokens."""
-        limit = max(self.model.longest_tokens, self.context_tokens)
+        limit = self.model.longest_tokens or self.context_tokens
         return self.pool.longest(self.blocks, limit)
 
     @property
@@ -227,12 +239,14 @@ class Fit:
         least = min(self.cards, key=lambda card: card.cache_bytes)
         if least.cache_bytes <= 0:
             return f"weights and reserve are {-least.cache_bytes / GIB:.2f} GiB over the budget"
+        if self.context_tokens > self.longest_tokens:
+            is_models = self.longest_tokens == self.model.longest_tokens
+            what = "the model reads" if is_models else "the cache holds one request of"
+            return f"{what} {self.longest_tokens:,} tokens at most"
         if not self.pool.groups:
             return (
                 f"max_num_seqs: an encoder keeps no cache, {self.engine.max_num_seqs} run at once"
             )
-        if self.context_tokens > self.longest_tokens:
-            return f"the cache holds one request of {self.longest_tokens:,} tokens at most"
         if self.lacks_states:
             return f"{self.engine.max_num_seqs} sequences need a state each, {self.blocks} fit"
         if self.concurrency < self.engine.max_num_seqs:
@@ -364,6 +378,9 @@ def _nearest(fit: Fit, cards: Sequence[Card]) -> tuple[str, ...]:
         words = ", ".join(f"{key} {value}" for key, value in new.items())
         if other.longest_tokens:
             (whole if fits_whole else shorter).append(words)
+    if fit.longest_tokens == fit.model.longest_tokens:
+        # The model itself reads no more, whatever else is changed.
+        return tuple(shorter[:1])
     return (*whole, *shorter[: max(1, 4 - len(whole))])
 
 

@@ -259,6 +259,7 @@ def test_a_depth_may_be_told_by_the_layers_alone() -> None:
         ({"num_attention_heads": None, "num_key_value_heads": None}, "num_attention_heads"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"num_hidden_layers": None}, "'llama' has no usable 'num_hidden_layers'.*serve another"),
     ],
 )
 def test_what_is_not_understood_is_refused_in_a_sentence(
@@ -266,6 +267,76 @@ def test_what_is_not_understood_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(NotUnderstood, match=sentence):
         layers({**DENSE, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 32000},
+        {"architectures": ["DFlashDraftModel"], "model_type": "qwen3"},
+        {"architectures": ["Qwen3DSparkModel"], "model_type": "qwen3"},
+        {"architectures": ["Qwen3_5MTP"], "model_type": "qwen3_5_mtp"},
+        {"architectures": ["NemotronHMTPModel"], "model_type": "nemotron_h_mtp"},
+        {"architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3"},
+    ],
+)
+def test_a_drafting_head_alone_is_no_model_to_serve(change: dict[str, Any]) -> None:
+    with pytest.raises(NotUnderstood, match=r"drafts for another model.*name the model"):
+        layers({**DENSE, **change})
+
+
+MAMBA = {"ssm_state_size": 16, "conv_kernel": 4, "mamba_num_heads": 8, "mamba_head_dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        # Transformers 5 has one word for every layer that recurs.
+        (
+            {**MAMBA, "layer_types": ["mamba", "attention"]},
+            {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
+        ),
+        (
+            {**MAMBA, "layers_block_type": ["mamba", "hybrid"]},
+            {**MAMBA, "layers_block_type": ["linear_attention", "hybrid"]},
+        ),
+        (
+            {
+                "linear_attn_config": {
+                    "num_heads": 4,
+                    "head_dim": 128,
+                    "short_conv_kernel_size": 4,
+                    "full_attn_layers": [2],
+                }
+            },
+            {
+                "linear_num_heads": 4,
+                "linear_head_dim": 128,
+                "linear_conv_kernel_dim": 4,
+                "layer_types": ["linear_attention", "full_attention"],
+            },
+        ),
+    ],
+)
+def test_both_dialects_of_a_hybrid_are_read(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert layers({**DENSE, **theirs}) == layers({**DENSE, **ours})
+    assert any(isinstance(layer, Remembers) for layer in layers({**DENSE, **theirs}))
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3.8-27b", "qwen3-next-80b-a3b", "granite-4-h-small", "jamba-1.5-mini"]
+)
+def test_a_hybrid_that_does_not_name_its_layers_is_never_planned_as_dense(name: str) -> None:
+    said = ("layer_types", "full_attention_interval", "layers_block_type")
+    named = (*said, "attn_layer_period", "attn_layer_offset")
+    inner = {k: v for k, v in text_config(config(name)).items() if k not in named}
+    kept = [k for k in inner if not k.startswith(("linear_", "mamba_"))]
+    for silent in (inner, {k: inner[k] for k in kept}):
+        try:
+            found = layers({"text_config": silent})
+        except NotUnderstood:
+            continue
+        assert any(isinstance(layer, Remembers) for layer in found)
 
 
 @pytest.mark.parametrize(

@@ -405,6 +405,15 @@ def encoder(**change: Any) -> Model:
         {"model_type": "gemma3_text", "use_bidirectional_attention": True, "sliding_window": 512},
         {"model_type": "qwen3", "is_causal": False},
         {"model_type": "llama_bidirec"},
+        {"model_type": "qwen3", "architectures": ["VoyageQwen3BidirectionalEmbedModel"]},
+        {"model_type": "embedding_gemma2_text", "sliding_window": 512},
+        # Known by segments of a text, or by words that are masked in the middle of it.
+        {"model_type": "camembert", "type_vocab_size": 1},
+        {"model_type": "eurobert", "architectures": ["EuroBertForMaskedLM"]},
+        {"model_type": "mpnet", "architectures": ["MPNetForMaskedLM"]},
+        # Jina's smallest embedder; ColQwen's declaration.
+        {"architectures": ["JinaEmbeddingsV5Model"], "model_type": "x", "is_decoder": False},
+        {"model_type": "qwen3_5", "retrieval_attention_contract": "bidirectional"},
     ],
 )
 def test_encoders_keep_no_cache(change: dict[str, Any]) -> None:
@@ -421,6 +430,38 @@ def test_encoders_keep_no_cache(change: dict[str, Any]) -> None:
 def test_a_reranker_that_looks_back_only_keeps_its_cache() -> None:
     fit = plan(encoder(model_type="qwen3"), [Card(total_mib=8192)], EngineSettings())
     assert fit.bytes_per_token == 24 * 2 * 16 * 64 * 2
+
+
+def test_an_image_that_is_seen_both_ways_does_not_make_an_encoder() -> None:
+    # PaliGemma: its Gemma decodes, and vLLM keeps its cache (`gemma.py` reads no such key).
+    gemma = {"model_type": "gemma", "architectures": None, "use_bidirectional_attention": True}
+    model = encoder(**gemma)
+    assert plan(model, [Card(total_mib=8192)], EngineSettings()).bytes_per_token > 0
+
+
+def test_a_context_beyond_the_models_own_does_not_fit() -> None:
+    # vLLM refuses it at start (`config/model.py`, `_get_and_verify_max_len`).
+    fit = planned("llama-3-8b", [Card(total_mib=81920)], max_model_len=32_768)
+    assert not fit.fits
+    assert fit.binds == "the model reads 8,192 tokens at most"
+    assert fit.nearest[0] == "max_model_len 8192"
+
+
+@pytest.mark.parametrize(
+    ("keys", "tokens"),
+    [
+        ({"max_position_embeddings": 8192, "model_max_length": 131_072}, 131_072),
+        ({"max_position_embeddings": None, "n_positions": 1024}, 1024),
+        ({"max_position_embeddings": None, "max_sequence_length": 2048}, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 4 * 40_960),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, 40_960),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, 40_960),
+    ],
+)
+def test_the_longest_context_is_read_where_vllm_reads_it(keys: dict[str, Any], tokens: int) -> None:
+    model = load(DATA / "qwen3-14b", Weights(total_bytes=1))
+    told = {k: v for k, v in {**model.config, **keys}.items() if v is not None}
+    assert replace(model, config=told).longest_tokens == tokens
 
 
 def test_a_decoder_that_caches_nothing_is_refused() -> None:
@@ -443,7 +484,7 @@ def test_an_encoder_may_be_too_large() -> None:
         ({"model_type": "whisper", "is_encoder_decoder": True}, "'whisper' is an encoder-decoder"),
         (
             {"model_type": "openvla", "text_config": {"model_type": "llama", "vocab_size": 32064}},
-            "'openvla' names its language model and leaves the sizes to code",
+            "'openvla' names its language model and leaves its num_attention_heads",
         ),
     ],
 )
