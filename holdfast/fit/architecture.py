@@ -143,7 +143,7 @@ _HARMLESS = re.compile(
     r"""(mtp_.* | mlp_layer_types | layernorm_.* | rescale_.* | .*_?conv_bias
     | .*rope_(interleave|theta|parameters|scaling) | mla_scale_(q|kv)_lora
     | apply_mla_qkv_lora_rescale | dual_chunk_attention_config
-    | compression_config | for_llm_compressor
+    | compression_config | for_llm_compressor | prefix_dense_sliding_window_pattern
     | mamba_(chunk_size|dt_.*|hidden_act|inner_layernorms|norm_before_gate|proj_bias|rms_norm
             |ssm_eps|use_mlp)
     | use_mamba_kernels | ssm_(in_|out_)?multipliers? | chunk_size(_feed_forward)?
@@ -183,7 +183,7 @@ class _Reader:
     def layers(self) -> list[Layer]:
         builders: dict[str, Callable[[], list[Layer]]] = {
             "full": lambda: [*self.attention()],
-            "sliding": lambda: [*self.attention(window=self.fields.need("sliding_window"))],
+            "sliding": lambda: [*self.attention(window=self.window())],
             "linear": self.linear,
             "mamba": self.mamba,
             "conv": self.short_convolution,
@@ -206,6 +206,11 @@ class _Reader:
         self.fields.get("mtp_num_hidden_layers", "num_nextn_predict_layers")
         self.refuse_unknown()
         return layers
+
+    def window(self) -> int:
+        """Tokens of a window; Cohere's holds the token itself too (`commandr.py`)."""
+        itself = int(self.model_type.startswith("cohere2"))
+        return self.fields.need("sliding_window") + itself
 
     def drafting_layers(self) -> int:
         """Layers of the model's own drafting head.
@@ -357,6 +362,12 @@ class _Reader:
         if rank and self.model_type in LATENT_MODELS:
             yield self.latent(rank + f.need("qk_rope_head_dim"))
             return
+        if rank and self.model_type == "minicpm3":
+            # Its weights are compressed, its cache is not (`minicpm3.py`).
+            width = f.need("qk_nope_head_dim") + f.need("qk_rope_head_dim")
+            heads = self.heads_here(f.need("num_attention_heads"))
+            yield Attends(heads * 2 * self.stored(width))
+            return
         if rank:
             raise NotUnderstood(
                 f"model type '{self.model_type}' compresses keys and values (kv_lora_rank) in a"
@@ -374,13 +385,16 @@ class _Reader:
         if heads is None:
             f.need("num_attention_heads")
         head_dim = head_dim or f.need("hidden_size", "n_embd", "d_model") // heads
-        value_dim = f.get("v_head_dim", default=head_dim)
+        value_dim = f.get("v_head_dim") or head_dim
         kv_heads = kv_heads or heads
         if min(heads, kv_heads, head_dim, value_dim) < 1:
             raise NotUnderstood(
                 "config.json has fewer than one head or head size: complete the file"
             )
-        global_dim, global_heads = f.get("global_head_dim"), f.get("num_global_key_value_heads")
+        # Transformers 5's Gemma 4 has heads of 512 where the file does not say.
+        wide = 512 if self.model_type.startswith("gemma4") else None
+        global_dim = f.get("global_head_dim", default=wide)
+        global_heads = f.get("num_global_key_value_heads")
         if window is None:
             # Gemma 4: the layers that see everything have wider, fewer heads.
             head_dim, value_dim = global_dim or head_dim, global_dim or value_dim
@@ -451,11 +465,18 @@ class _Reader:
         return Attends(self.stored(width), is_latent=True)
 
     def indexers(self) -> list[Layer]:
-        """DeepSeek sparse attention: a second cache with the keys that choose the tokens.
+        """Sparse attention: a second cache with the keys that choose the tokens.
 
-        Its numbers are fp8, with one float32 scale for 128 of them (vLLM 0.32, `deepseek_v2.py`).
+        DeepSeek's numbers are fp8, with one float32 scale for 128 of them (vLLM 0.32,
+        `deepseek_v2.py`).
         """
         f = self.fields
+        sparse = self.fields.values.get("sparse_attention_config") or {}
+        if "sparse_attention_freq" in sparse and "sparse_index_dim" in sparse:
+            # MiniMax M3: one key a token in the layers that choose blocks (`minimax_m3/common`).
+            f.get("sparse_attention_config")
+            chosen = sum(map(bool, sparse["sparse_attention_freq"]))
+            return [Attends(2 * int(sparse["sparse_index_dim"]), is_latent=True)] * chosen
         if self.model_type not in LATENT_MODELS or f.get("index_topk") is None:
             return []
         width = f.need("index_head_dim")
@@ -597,9 +618,10 @@ def _kv_dtype(config: Mapping[str, Any], asked: str) -> str:
 
 
 # Models that look at a text from both sides at once (vLLM 0.32: `AttentionType.ENCODER_ONLY` in
-# bert.py, roberta.py, modernbert.py, bert_with_rope.py, embedding_gemma2.py).
+# bert.py, roberta.py, modernbert.py, bert_with_rope.py, embedding_gemma2.py, siglip.py).
 _ENCODERS = frozenset(
     {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "embedding_gemma2"}
+    | {"siglip", "siglip_text_model"}
 )
 # Decoders whose use_bidirectional_attention vLLM reads (`models/config.py`); in PaliGemma's Gemma
 # it speaks of the image alone.

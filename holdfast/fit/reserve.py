@@ -13,7 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.fit.architecture import Fields, is_encoder_only, text_config
+from holdfast.fit.architecture import (
+    Fields,
+    is_encoder_only,
+    quantisation_config,
+    text_config,
+)
 from holdfast.fit.weights import quantisation
 
 MIB = 2**20
@@ -187,6 +192,20 @@ def encoder_bytes(config: Mapping[str, Any], run: Running) -> int:
     return int(tokens * patches * _patch_bytes(f, hidden))
 
 
+def _has_nvfp4_experts(config: Mapping[str, Any]) -> bool:
+    """Whether experts compute in NVFP4, all of them or those of a file of several formats.
+
+    Weights alone in NVFP4 (W4A16_NVFP4) are Marlin's (`quantization/modelopt.py`).
+    """
+    found = quantisation_config(config)
+    inner = found.get("quantization") or found
+    named = inner.get("quantized_layers") or found.get("quantized_layers") or {}
+    if named:
+        algorithms = {layer["quant_algo"] for name, layer in named.items() if "expert" in name}
+        return "NVFP4" in algorithms
+    return "nvfp4" in quantisation(config)
+
+
 def _expert_bytes(config: Mapping[str, Any], hidden: int, dense: int, run: Running) -> int:
     """Both workspaces of a mixture of experts, in 16 bits.
 
@@ -202,7 +221,7 @@ def _expert_bytes(config: Mapping[str, Any], hidden: int, dense: int, run: Runni
     )
     expert = f.largest("moe_intermediate_size", default=dense) // run.cards
     tokens = run.batched_tokens if run.vllm_minor > 16 else min(run.batched_tokens, CHUNK_TOKENS)
-    sorted_bytes = 3 * hidden if "nvfp4" in quantisation(config) else 0
+    sorted_bytes = 3 * hidden if _has_nvfp4_experts(config) else 0
     return 2 * tokens * chosen * (max(2 * expert, hidden) + max(expert, hidden) + sorted_bytes)
 
 

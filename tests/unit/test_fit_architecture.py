@@ -99,6 +99,14 @@ def test_sparse_attention_keeps_its_indexers_keys() -> None:
     assert fp8[0] == Attends(656, is_latent=True)
 
 
+def test_minimax_m3_keeps_the_keys_that_choose_blocks() -> None:
+    sparse = {"sparse_attention_freq": [0, 1], "sparse_index_dim": 128, "sparse_num_index_heads": 4}
+    found = layers({**DENSE, "sparse_attention_config": sparse}, CacheFormat(kv_dtype="fp8"))
+    assert found == [Attends(4 * 2 * 128)] * 2 + [Attends(256, is_latent=True)]
+    with pytest.raises(NotUnderstood, match="sets sparse_attention_config"):
+        layers({**DENSE, "sparse_attention_config": {"sparse_topk_blocks": 16}})
+
+
 def test_nas_models_skip_attention_in_some_layers() -> None:
     blocks = [
         {"attention": {"n_heads_in_group": 2, "no_op": False}},
@@ -283,6 +291,42 @@ def test_what_is_not_understood_is_refused_in_a_sentence(
 def test_a_drafting_head_alone_is_no_model_to_serve(change: dict[str, Any]) -> None:
     with pytest.raises(NotUnderstood, match=r"drafts for another model.*name the model"):
         layers({**DENSE, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        # Cohere's window holds the token itself too.
+        (
+            {
+                "model_type": "cohere2_moe",
+                "sliding_window": 99,
+                "layer_types": ["sliding_attention"],
+            },
+            Attends(4 * 2 * 256, 100),
+        ),
+        # Gemma 4 has wide heads where its file leaves their size to code.
+        ({"model_type": "gemma4_text"}, Attends(4 * 2 * 512 * 2)),
+        # MiniCPM3 compresses its weights and caches whole heads.
+        (
+            {
+                "model_type": "minicpm3",
+                "kv_lora_rank": 256,
+                "qk_nope_head_dim": 64,
+                "qk_rope_head_dim": 32,
+                "v_head_dim": 64,
+            },
+            Attends(8 * 2 * 96 * 2),
+        ),
+        # DeepSeek-VL2 tiny writes 0 for what it has not.
+        ({"v_head_dim": 0, "kv_lora_rank": None, "qk_nope_head_dim": 0}, Attends(4 * 2 * 256)),
+    ],
+)
+def test_heads_as_vllm_keeps_them(change: dict[str, Any], expected: Attends) -> None:
+    # As many layers as are named.
+    depth = len(change.get("layer_types", [1]))
+    one = {**DENSE, "num_hidden_layers": depth, "prefix_dense_sliding_window_pattern": 1}
+    assert layers({**one, **change}) == [expected]
 
 
 MAMBA = {"ssm_state_size": 16, "conv_kernel": 4, "mamba_num_heads": 8, "mamba_head_dim": 64}
