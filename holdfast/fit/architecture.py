@@ -362,7 +362,9 @@ class _Reader:
         if rank and self.model_type in LATENT_MODELS:
             yield self.latent(rank + f.need("qk_rope_head_dim"))
             return
-        if rank and self.model_type == "minicpm3":
+        # The published file names an architecture and no model type.
+        is_minicpm3 = "MiniCPM3ForCausalLM" in (f.values.get("architectures") or ())
+        if rank and (is_minicpm3 or self.model_type == "minicpm3"):
             # Its weights are compressed, its cache is not (`minicpm3.py`).
             width = f.need("qk_nope_head_dim") + f.need("qk_rope_head_dim")
             heads = self.heads_here(f.need("num_attention_heads"))

@@ -310,7 +310,8 @@ def test_a_drafting_head_alone_is_no_model_to_serve(change: dict[str, Any]) -> N
         # MiniCPM3 compresses its weights and caches whole heads.
         (
             {
-                "model_type": "minicpm3",
+                "model_type": None,
+                "architectures": ["MiniCPM3ForCausalLM"],
                 "kv_lora_rank": 256,
                 "qk_nope_head_dim": 64,
                 "qk_rope_head_dim": 32,
