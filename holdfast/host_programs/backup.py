@@ -1038,7 +1038,8 @@ def _start(unit: str) -> None:
             ["/usr/bin/journalctl", "--quiet", "--no-pager", "--output=cat", f"--unit={unit}"]
             + [f"--since=@{started:.0f}"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         raise Failure(f"{unit} failed: {' | '.join(journal.stdout.strip().splitlines()[-5:])}")

@@ -172,7 +172,8 @@ def _smi(*arguments: str) -> tuple[int, str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=SMI_SECONDS,
             check=False,
         )

@@ -34,7 +34,8 @@ def _smi(query: str) -> list[list[str]]:
         done = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader,nounits"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=SMI_SECONDS,
             check=False,
         )
@@ -48,7 +49,8 @@ def _smi(query: str) -> list[list[str]]:
 def _processes(uuid: str) -> list[list[str]]:
     """Number, MiB and name of each process that holds memory of a card."""
     rows = _smi("--query-compute-apps=gpu_uuid,pid,used_memory,name")
-    return [rest for card, *rest in rows if card == uuid]
+    # The name is a path, and may hold commas.
+    return [[pid, memory, ",".join(name)] for card, pid, memory, *name in rows if card == uuid]
 
 
 def _holders(processes: Sequence[Sequence[str]]) -> str:

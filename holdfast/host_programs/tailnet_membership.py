@@ -74,7 +74,8 @@ def tailscale(*words: str) -> subprocess.CompletedProcess[str]:
         ["tailscale", *words],
         capture_output=True,
         env=ENVIRONMENT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=ANSWER_SECONDS,
         check=False,
     )
@@ -163,7 +164,8 @@ def ufw(command: list[str]) -> None:
             command,
             capture_output=True,
             env=ENVIRONMENT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=UFW_SECONDS,
             check=False,
         )

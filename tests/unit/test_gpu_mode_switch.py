@@ -305,3 +305,16 @@ def test_a_switch_that_was_killed_for_good_is_undone_by_the_next(
     status, said = host.run("creative", "--here")
     assert (status, "the switch before this one was killed" in said) == (1, True), said
     assert host.is_as_before
+
+
+def test_words_that_are_no_text_keep_no_mode_from_coming_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last words of a unit are read from the journal, and a service may write any bytes there.
+    host = _fresh(tmp_path / "host", monkeypatch)
+    (host.folder / "bin/journalctl").write_text("#!/bin/sh\nprintf 'no \\377 card\\n'\n")
+    (host.folder / "broken" / mode_program.LIMITS).touch()
+    status, said = host.run("creative", "--here")
+    assert status == 1
+    assert "power limits are not held: no \N{REPLACEMENT CHARACTER} card" in said
+    _is_whole(host, said)

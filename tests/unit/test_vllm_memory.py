@@ -72,6 +72,28 @@ def test_what_the_engine_itself_holds_counts_as_free(
     assert _run(machine, card.uuid) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["/opt/a,b,c", "/opt/\\377"])
+def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(
+        "#!/bin/sh\ncase $1 in\n"
+        "--query-gpu=*) echo 'GPU-1, 24576, 0, 100' ;;\n"
+        f"*) printf 'GPU-1, 41, 20900, {name}\\n' ;;\nesac\n"
+    )
+    driver.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-I", memory_program.__file__, "0", "0.8", "GPU-1"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    shown = name.replace("\\377", "\N{REPLACEMENT CHARACTER}")
+    assert f"process 41 ({shown}" in done.stderr
+    assert "has 20900 MiB" in done.stderr
+
+
 def test_it_waits_for_memory_that_is_being_given_back(machine: FakeMachine) -> None:
     card = machine.rack.cards[0]
     card.memory.used_mib = 20000

@@ -323,6 +323,17 @@ def test_what_fails_later_ends_with_the_old_model(host: Host, fault: str) -> Non
     assert host.told_the_door() == ["maint", "ready"]
 
 
+def test_words_that_are_no_text_are_told_and_go_back(host: Host) -> None:
+    # A process on a card has any name that it likes.
+    host.offer("new")
+    host.memory_says("[ \"$1\" = 0 ] || { printf 'held by \\377\\n' >&2; exit 1; }")
+    status, said = host.run("chat")
+    assert status == 1
+    assert "Traceback" not in said
+    assert "its memory was not released: held by \N{REPLACEMENT CHARACTER}" in said
+    assert (host.serves(), host.step) == ("old", "rolled back")
+
+
 def test_a_second_replacement_at_the_same_time_is_refused(host: Host) -> None:
     host.offer("new")
     host.describe(drain_seconds=60)
