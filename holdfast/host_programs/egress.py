@@ -95,6 +95,8 @@ def _nft(*arguments: str, text: str = "") -> str:
 def ids(user: str, lent: str) -> list[str]:
     """The user ids that are a user's, as nftables writes them; ``lent`` is /etc/subuid's text.
 
+    A line of it that the kernel's helpers would not read lends nothing.
+
     Raises:
         KeyError: there is no such user.
     """
@@ -103,8 +105,10 @@ def ids(user: str, lent: str) -> list[str]:
     for line in lent.splitlines():
         name, _, borrowed = line.partition(":")
         first, _, count = borrowed.partition(":")
-        if name in (user, own) and int(count):
-            found.append(f"{first}-{int(first) + int(count) - 1}")
+        if name not in (user, own) or not (first.isdecimal() and count.isdecimal()):
+            continue
+        if 0 < int(count) < 2**32 - int(first):
+            found.append(f"{int(first)}-{int(first) + int(count) - 1}")
     return found
 
 
@@ -130,10 +134,16 @@ def _joined(ranges: list[tuple[int, int]]) -> list[str]:
     return [f"{first}-{last}" for first, last in merged]
 
 
+def _written(path: str) -> str:
+    """A file that others write, in whichever encoding; empty where there is none."""
+    file = Path(path)
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+
+
 def wanted() -> str:
     """The whole table as it is to be now, for nft."""
     text = Path(RULES).read_text(encoding="utf-8")
-    lent = Path(SUBUID).read_text(encoding="utf-8") if Path(SUBUID).exists() else ""
+    lent = _written(SUBUID)
     for user, service in json.loads(Path(USERS).read_text(encoding="utf-8")).items():
         try:
             own = ", ".join(ids(user, lent))
@@ -158,8 +168,8 @@ def _clouds() -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
 def _resolvers() -> list[str]:
     """Whom this host asks for names, by address."""
     found = []
-    for path in filter(Path.exists, map(Path, RESOLVERS)):
-        for line in path.read_text(encoding="utf-8").splitlines():
+    for path in RESOLVERS:
+        for line in _written(path).splitlines():
             key, _, address = line.partition(" ")
             if key == "nameserver":
                 with contextlib.suppress(ValueError):
@@ -309,8 +319,11 @@ def _record() -> Iterator[Loaded]:
     with path.open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        kept = file.read()
-        loaded = Loaded(**json.loads(kept)) if kept else Loaded()
+        try:
+            loaded = Loaded(**json.loads(file.read()))
+        except (ValueError, TypeError):
+            # There is none yet, its writer was killed, or another release of this program wrote it.
+            loaded = Loaded()
         try:
             yield loaded
         finally:

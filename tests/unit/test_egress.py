@@ -421,6 +421,41 @@ def test_a_users_ids_are_its_own_and_those_it_was_lent() -> None:
         egress_program.ids("nobody-here", lent)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["games", "games:", "games::", "games:100000", "games:x:1", "games:4294967295:9", "\xff"],
+)
+def test_a_line_that_lends_nothing_keeps_no_wall_from_standing(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"RULES": "table inet x {}\n", "USERS": '{"games": "photos"}'}
+    for name, text in {**files, "SUBUID": f"{line}\ngames:100000:65536\n"}.items():
+        (tmp_path / name).write_text(text, encoding="latin-1")
+        monkeypatch.setattr(egress_program, name, str(tmp_path / name))
+    assert "skuid { 5, 100000-165535 } goto from-photos\n" in egress_program.wanted()
+
+
+@pytest.mark.parametrize("kept", ["", '{"text": "half a rec', '{"of": "another release"}', "[]"])
+def test_a_record_that_cannot_be_read_is_none(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress_program, "RECORD", str(tmp_path / "loaded.json"))
+    (tmp_path / "loaded.json").write_text(kept)
+    with egress_program._record() as loaded:
+        assert loaded == Loaded()
+        loaded.text = "rules"
+    with egress_program._record() as loaded:
+        assert loaded.text == "rules"
+
+
+def test_a_file_of_resolvers_may_hold_any_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "resolv.conf").write_bytes(b"# caf\xe9\nnameserver 192.0.2.1\n")
+    monkeypatch.setattr(egress_program, "RESOLVERS", (str(tmp_path / "resolv.conf"), "/nowhere"))
+    assert egress_program._resolvers() == ["192.0.2.1"]
+
+
 def test_the_rules_are_in_force_before_the_network_is() -> None:
     text = egress.unit_files()[f"{SYSTEM}/{egress.SERVICE}"]
     lines = text.splitlines()
