@@ -18,6 +18,13 @@ SILENT = {
 }
 """Units without an alert, each with the reason."""
 
+WAITS = {
+    "/etc/systemd/system/holdfast-replace-undo@.service": "a model loads as long as its engine may",
+    "/etc/systemd/system/holdfast-mode-undo@.service": "the same",
+    "/etc/systemd/system/holdfast-models-verify.service": "it reads every model whole",
+}
+"""Units that may take any time, each with the reason."""
+
 Units = list[tuple[str, str]]
 
 
@@ -44,6 +51,17 @@ def test_every_unit_of_ours_raises_an_alert_when_it_fails(units: Units) -> None:
         path for path, text in units if wanted not in text.partition("[Service]")[0].splitlines()
     ]
     assert set(silent) == set(SILENT)
+
+
+def test_a_unit_that_hangs_fails_too(units: Units) -> None:
+    # For one that does its work and ends, systemd knows no limit; a watch that hangs would never
+    # look again, and raise no alert.
+    endless = [
+        path
+        for path, text in units
+        if "Type=oneshot" in text.splitlines() and not re.search(r"^TimeoutStartSec=\d", text, re.M)
+    ]
+    assert set(endless) == set(WAITS)
 
 
 def test_there_is_a_unit_from_every_template(units: Units) -> None:
