@@ -24,14 +24,15 @@ def apply(settings: HostSettings) -> None:
 
     Raises:
         Refused: a network would have to go that containers use, or daemon.json on the host cannot
-            be merged with ours; nothing was changed on any host.
+            be merged with ours, or how the engine is started there; nothing was changed on any
+            host.
     """
     engine = settings.docker
     if engine is None:
         return
     state = host.get_fact(DockerEngine)
     if refusals := [
-        *docker.refusals(host.name, state.daemon_json),
+        *docker.refusals(host.name, state.daemon_json, state.started_with),
         *docker_networks.refusals(host.name, settings, state),
     ]:
         raise Refused(refusals)

@@ -39,7 +39,8 @@ class DockerState:
     ``containers`` maps those that run and those that do not to their networks; they and
     ``networks`` are empty where the engine does not answer. ``links`` are the host's interfaces,
     ``devices`` those that are a device or made of one, ``until_forwarding`` those that take routes
-    from routers' advertisements for as long as the host does not forward.
+    from routers' advertisements for as long as the host does not forward. ``started_with`` holds
+    the command that starts the engine, and the variables that may bring it options.
     """
 
     daemon_json: str | None
@@ -51,6 +52,7 @@ class DockerState:
     links: frozenset[str] = frozenset()
     devices: frozenset[str] = frozenset()
     until_forwarding: frozenset[str] = frozenset()
+    started_with: str = ""
 
     def users(self, network: str) -> list[str]:
         """The containers on a network, running or not."""
@@ -93,6 +95,11 @@ class DockerEngine(Framed[DockerState]):
                 " && docker ps --all --no-trunc --format '{{.Names}} {{.Networks}}'",
                 "links": LINKS,
                 "until_forwarding": "cd /proc/sys/net/ipv6/conf && grep -lx 1 */accept_ra",
+                # Of the files of variables only what begins with a dash: others may be secret.
+                "started_with": "systemctl show --property=ExecStart,Environment --value"
+                " docker.service; systemctl show --property=EnvironmentFiles --value docker.service"
+                " | sed 's/ (ignore_errors=.*//' | while read -r file; do"
+                """ grep "^[^#]*=[\\"' ]*-" $file; done""",
             }
         )
 
@@ -131,4 +138,5 @@ class DockerEngine(Framed[DockerState]):
             until_forwarding=frozenset(
                 line.partition("/")[0] for line in found["until_forwarding"]
             ),
+            started_with="\n".join(found["started_with"]),
         )

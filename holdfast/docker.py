@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from facts.places import SYSTEM
@@ -138,14 +140,52 @@ def _undoing(theirs: dict[str, Any]) -> Iterator[tuple[str, object, str]]:
             yield f"default-network-opts.bridge.{key}", bridge[key], wrong
 
 
-def refusals(host: str, state_text: str | None) -> list[Refusal]:
-    """Why the daemon.json on a host (its text, None without one) cannot be merged with ours."""
+_SHORT = {"H": "hosts", "b": "bridge", "G": "group"}
+_LONG = {"host": "hosts"} | {key: key for key in _PREMISES}
+
+
+def options(started_with: str) -> dict[str, Any]:
+    """What a command line says of the keys that `merged` refuses, as daemon.json would say it.
+
+    ``started_with`` is `DockerState.started_with`: a unit's command and assignments of variables.
+    """
+    # An option is an option, whichever quotes or name of a variable it follows.
+    words = re.sub(r"\w+=(?=\s*-)|[\"';]", " ", started_with).split()
+    found: dict[str, Any] = {}
+    for word, following in pairwise([*words, ""]):
+        match = re.fullmatch(r"-(?:([HbG])|-([a-z0-9-]+))(?:(?:=|(?<=[HbG]))(.*))?", word)
+        key = _SHORT.get(match[1]) or _LONG.get(match[2]) if match else None
+        if match is None or key is None:
+            continue
+        value = match[3]
+        if isinstance(_PREMISES.get(key, ("", ""))[0], bool):
+            found[key] = value is None or value.lower() in ("true", "t", "1")
+        elif key == "hosts":
+            found[key] = [*found.get(key, []), value or following]
+        else:
+            found[key] = value or following
+    return found
+
+
+def refusals(host: str, state_text: str | None, started_with: str = "") -> list[Refusal]:
+    """Why an engine cannot have ours: by the daemon.json on a host (its text, None without one), or
+    by how it is started there (`DockerState.started_with`).
+    """
     try:
         merged(state_text, {})
     except ValueError as error:
         wrong, _, mend = str(error).rpartition(": ")
         return [Refusal(host, "docker", DAEMON_JSON, wrong, mend)]
-    return []
+    return [
+        Refusal(
+            host,
+            "docker",
+            "docker.service",
+            f"the engine is started with {key} as {value!r}, {wrong}",
+            "take that out of the unit's drop-ins or /etc/default/docker",
+        )
+        for key, value, wrong in _undoing(options(started_with))
+    ]
 
 
 def merged(content: str | None, keys: dict[str, Any]) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def test_recorded_state() -> None:
 
 def test_a_machine_without_an_engine() -> None:
     names = "starting daemon_json version group unruled networks containers links until_forwarding"
+    names += " started_with"
     headings = [f"#= {name}" for name in names.split()]
     assert read(DockerEngine, headings) == DockerEngine.default()
 
@@ -179,6 +182,72 @@ def test_a_refusal_of_the_plan_names_the_host_the_file_and_the_mend() -> None:
     )
     assert not refusals("rack", None)
     assert not refusals("rack", GOOD.daemon_json)
+
+
+STARTED = (
+    "{ path=/usr/sbin/dockerd ; argv[]=/usr/sbin/dockerd -H fd:// $DOCKER_OPTS"
+    " ; ignore_errors=no ; start_time=[n/a] ; pid=0 ; code=(null) ; status=0/0 }\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ('DOCKER_OPTS="--dns 192.168.1.1 --iptables=false"', "iptables as False.*published ports"),
+        ("DOCKER_OPTS=--ip6tables=0", "over IPv6"),
+        ("DOCKER_OPTS='--ip-forward=FALSE'", "forwarding"),
+        ("OPTS=--userland-proxy=false HTTP_PROXY=http://proxy:3128", "loopback"),
+        ("{ argv[]=/usr/bin/dockerd --ip-forward-no-drop ; }", "forwards packets"),
+        ("{ argv[]=/usr/bin/dockerd --allow-direct-routing=true ; }", "past the rules"),
+        ("{ argv[]=/usr/bin/dockerd -H fd:// -H tcp://0.0.0.0:2375 ; }", "root"),
+        ("{ argv[]=/usr/bin/dockerd -Htcp://0.0.0.0:2375 ; }", "root"),
+        ("{ argv[]=/usr/bin/dockerd --host=tcp://127.0.0.1:2375 ; }", "root"),
+        ("{ argv[]=/usr/bin/dockerd -b br0 ; }", "no rule knows"),
+        ("{ argv[]=/usr/bin/dockerd -b=none ; }", "no rule knows"),
+        ("{ argv[]=/usr/bin/dockerd --group users ; }", "are root"),
+        ("{ argv[]=/usr/bin/dockerd --firewall-backend nftables ; }", "no DOCKER-USER"),
+    ],
+)
+def test_an_engine_that_is_started_otherwise_is_refused(more: str, words: str) -> None:
+    (refusal,) = refusals("rack", None, STARTED + more)
+    assert re.search(words, str(refusal))
+    assert "drop-ins or /etc/default/docker" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "OPTS=--iptables=true --ip6tables=1 -H unix:///run/docker.sock --group docker",
+        "{ argv[]=/usr/bin/dockerd -H fd:// --containerd=/run/containerd/containerd.sock ; }",
+    ],
+)
+def test_an_engine_that_is_started_as_usual_is_not(more: str) -> None:
+    assert refusals("rack", None, STARTED + more) == []
+
+
+def test_the_fact_asks_how_the_engine_is_started(tmp_path: Path) -> None:
+    variables = tmp_path / "docker"
+    variables.write_text('# OPTS=--x\nDOCKER_OPTS="--iptables=false"\nHTTP_PROXY=http://u:p@x\n')
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        "#!/bin/sh\ncase $2 in\n"
+        f"*EnvironmentFiles) echo '{variables} (ignore_errors=yes)' ;;\n"
+        "*ExecStart,Environment) echo 'argv[]=/usr/sbin/dockerd $DOCKER_OPTS' ;;\nesac\n"
+    )
+    systemctl.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", DockerEngine().command()],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = DockerEngine().process(done.stdout.splitlines()).started_with
+    assert "argv[]=/usr/sbin/dockerd" in told
+    assert "--iptables=false" in told
+    assert "u:p" not in told
+    assert "OPTS=--x" not in told
 
 
 def test_whom_containers_ask_is_ours_when_declared() -> None:
