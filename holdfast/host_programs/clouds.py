@@ -29,7 +29,7 @@ from decimal import Decimal
 from http.server import BaseHTTPRequestHandler
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LISTEN_FD = 3
 """Where systemd hands over the socket that it holds."""
@@ -720,9 +720,17 @@ def _ready(manager: str) -> None:
         told.send(b"READY=1")
 
 
+async def _unasked(*_: Any, **__: Any) -> NoReturn:
+    raise LookupError("this program asks nothing asynchronously")
+
+
 def have_all_paid(httpx: Any) -> None:
-    """Have every client of this process pay for what it sends, wherever LiteLLM makes it."""
+    """Have every client of this process pay for what it sends, wherever LiteLLM makes it.
+
+    Asynchronous ones, which this program does not ask for, send nothing.
+    """
     httpx.HTTPTransport.handle_request = paid(httpx.HTTPTransport.handle_request)
+    httpx.AsyncClient.send = _unasked
 
 
 def main(path: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import json
 import re
@@ -486,6 +487,25 @@ def test_what_has_no_charge_is_not_sent() -> None:
     with pytest.raises(LookupError):
         contextvars.Context().run(send, None, SimpleNamespace(read=lambda: b"{}"))
     assert sent == []
+
+
+def test_no_client_sends_what_is_not_paid_for() -> None:
+    class Sends:
+        """A transport or client of httpx as LiteLLM finds it."""
+
+        def handle_request(self, request: Any) -> None:
+            raise AssertionError("it was sent")
+
+        async def send(self, request: Any) -> None:
+            raise AssertionError("it was sent")
+
+    httpx = SimpleNamespace(HTTPTransport=Sends, AsyncClient=Sends)
+    clouds_program.have_all_paid(httpx)
+    request = SimpleNamespace(read=lambda: b"{}")
+    with pytest.raises(LookupError):
+        contextvars.Context().run(Sends().handle_request, request)
+    with pytest.raises(LookupError):
+        asyncio.run(Sends().send(request))
 
 
 def bomb(depth: int, width: int = 2) -> dict[str, Any]:
