@@ -1085,6 +1085,8 @@ def _run() -> NoReturn:
         sys.exit(f"holdfast-backup: {failure}.")
     except PermissionError as error:
         sys.exit(f"holdfast-backup: {error}; run it as root.")
+    except OSError as error:
+        sys.exit(f"holdfast-backup: {error}.")
     sys.exit(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -697,6 +698,18 @@ def test_a_disk_without_room_is_not_filled_by_a_check(
     rack.run("backup", "nas")
     monkeypatch.setattr(backup_program, "ROOM", 1 << 60)
     assert "MiB free" in rack.refuses("restore-check", "nas")
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: list[str]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/lib/holdfast/backup")
+
+    monkeypatch.setattr(backup_program, "main", full)
+    with pytest.raises(
+        SystemExit, match=r"^holdfast-backup: .*No space left on device.*backup"
+    ) as end:
+        backup_program._run()
+    assert "\n" not in str(end.value)
 
 
 def test_it_runs_as_a_program_with_an_empty_environment() -> None:
