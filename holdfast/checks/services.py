@@ -16,7 +16,11 @@ _SYSTEM_UNITS = re.compile(
     r"|wpa_supplicant|polkit|cron|anacron|rsyslog|tailscaled|containerd|unattended-upgrades"
     r"|emergency|rescue|debug-shell|snapd|kmod|fstrim|logrotate|dpkg-db-backup|e2scrub_all"
     r"|rc-local|sudo|rpcbind|dailyaidecheck|chrony|ntp|ntpsec|keyboard-setup|console-setup"
-    r"|procps|blk-availability|multipathd|mdmonitor|qemu-guest-agent|open-vm-tools)(@.*)?"
+    r"|procps|blk-availability|multipathd|mdmonitor|qemu-guest-agent|open-vm-tools|avahi-daemon"
+    r"|networkd-dispatcher|dhcpcd|ifupdown-.*|wg-quick|iscsid|open-iscsi|mdadm|zfs-.*|zed|smartd"
+    r"|smartmontools|fwupd.*|packagekit|udisks2|accounts-daemon|irqbalance|thermald|acpid|syslog"
+    r"|plymouth.*|kdump-tools|pve-.*|proxmox-.*|libvirtd"
+    r"|pve(proxy|daemon|statd|scheduler|firewall))(@.*)?"
 )
 
 
@@ -37,8 +41,8 @@ def _unit_of_another(unit: str, *, is_container: bool) -> str | None:
 _SYSTEM_USERS = re.compile(
     r"root|daemon|bin|sys|sync|games|man|lp|mail|news|uucp|backup|list|irc|nobody|nogroup|_.*"
     r"|systemd-.*|messagebus|sshd|syslog|tss|uuidd|polkitd|landscape|fwupd-refresh|usbmux"
-    r"|avahi.*|rtkit|dnsmasq|statd|tcpdump|lxd|sudo|adm|shadow|disk|kmem|tty|kvm|docker|wheel|staff"
-    r"|video|render|utmp|input|sgx|crontab|plugdev|users|netdev|dialout|cdrom|tape|ssl-cert"
+    r"|avahi.*|nvidia-persistenced|dhcpcd|pollinate|rtkit|dnsmasq|statd|tcpdump|lxd|sudo|adm"
+    r"|shadow|disk|kmem|tty|kvm|docker|wheel|staff|video|render|utmp|input|sgx|crontab|plugdev|users|netdev|dialout|cdrom|tape|ssl-cert"
 )
 _OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds)-.*")
 

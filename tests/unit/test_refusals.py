@@ -689,13 +689,16 @@ BAD = [
             "own unit")
         for unit in ("systemd-journald.service", "ufw.service", "holdfast-egress.service",
                      "ssh.service", "docker.service", "dbus.socket", "getty@tty1.service",
-                     "apt-daily.timer", "tailscaled.service", "cron.service", "photos@.service")
+                     "apt-daily.timer", "tailscaled.service", "cron.service", "photos@.service",
+                     "avahi-daemon.socket", "networkd-dispatcher.service", "wg-quick@wg0.service",
+                     "zed.service", "smartd.service", "syslog.socket", "pveproxy.service")
     ),
     *(
         Bad(f"a user of the system: {user}", f"{PHOTOS}/user", user, "services[0].user", user,
             "svc-photos")
         for user in ("systemd-network", "nobody", "daemon", "_apt", "sshd", "docker", "sudo",
-                     "messagebus", "holdfast-floor", "holdfast-ledger", "vllm-chat", "root")
+                     "messagebus", "holdfast-floor", "holdfast-ledger", "vllm-chat", "root",
+                     "nvidia-persistenced", "dhcpcd")
     ),
     Bad("keys for an account of the system", "rack/ssh/authorised_keys",
         {"operator": [KEY], "systemd-network": [KEY]}, "ssh.authorised_keys.systemd-network",
