@@ -82,7 +82,7 @@ def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
     )
     driver.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-I", memory_program.__file__, "0", "0.8", "GPU-1"],
+        [sys.executable, "-I", gpu_memory.__file__, "0", "0.8", "GPU-1"],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
         capture_output=True,
         text=True,
