@@ -145,6 +145,33 @@ BAD = [
         "(missing)",
         "name of a secret"),
     Bad("no interface at all", "rack/interfaces", {}, "interfaces", "{}", "at least 1 long"),
+    *(
+        Bad(f"a key that is {key!r}", "rack/base", {key: 1}, written, value, mend)
+        for key, written, value, mend in ((None, "base.None", "None", "in quotes"),
+            (7, "base.7", "7", "in quotes"),
+            (("a", "b"), """base["('a', 'b')"]""", "('a', 'b')", "in quotes"),
+            ("a\nb", r"base['a\nb']", "1", "remove it"),
+            ("disks ", "base['disks ']", "1", "'disks'"), ("", "base['']", "1", "remove it"))
+    ),
+    Bad("a tuple for a list", "rack/services", (), "services", "()", "a list"),
+    Bad("a set for a list", "rack/tailnet/tags", {"tag:a"}, "tailnet.tags", "{'tag:a'}", "a list"),
+    Bad("a name and its address exchanged", "rack/base/hosts", {"192.168.1.30": "nas.home.arpa"},
+        "base.hosts.192.168.1.30", "192.168.1.30", "a name such as nas.home.arpa"),
+    *(
+        Bad(f"a flag that is {value!r}", "rack", engine(flags={"swap-space": value}),
+            "vllm.engines[0].flags.swap-space", repr(value), "True or False or a whole number")
+        for value in (None, ["a"], {"level": 3}, float("nan"), float("inf"))
+    ),
+    *(
+        Bad(f"{value!r} for {key}", f"rack/{key.replace('.', '/')}", value, key, repr(value), mend)
+        for key, value, mend in (
+            ("floor.memory_max_mib", "8G", "in MiB"),
+            ("firewall.rollback_seconds", "3 minutes", "in seconds"),
+            ("floor.context_tokens", "4k", "in tokens"),
+            ("backup.max_age_hours", "26h", "in hours"),
+            ("floor.memory_max_mib", 4, "in MiB"),
+        )
+    ),
     Bad("unknown distribution", "rack/distribution", "debian11", "distribution", "'debian11'",
         "'debian12'"),
     Bad("port out of range", "rack/floor/port", 70000, "floor.port", "70000", "from 1 to 65535"),
@@ -1147,3 +1174,9 @@ def test_what_is_wide_enough_is_accepted() -> None:
         assert refusals_of(spoiled(f"{OPENINGS}+", opening(sources=sources))) == []
     several = [opening(sources=[f"{n}.0.0.0/8"]) for n in (8, 9)]
     assert refusals_of(spoiled(OPENINGS, several)) != []
+
+
+def test_an_inventory_that_holds_itself_is_refused() -> None:
+    data = good()
+    data["rack"]["base"] = data["rack"]
+    assert refusals_of(data)[0].startswith("rack: base.hostname = 'rack': there is no such key")
