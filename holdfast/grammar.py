@@ -34,6 +34,9 @@ UNITS = {
 }
 """By the last word of a key: its unit, and a number that is meant in another, such as bytes."""
 
+MOST = 2**31 - 1
+"""Of a number without a unit: what every program reads."""
+
 
 def unit_of(key: str) -> str | None:
     """The unit that the numbers of a key are written in; None where it has none."""
