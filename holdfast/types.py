@@ -412,6 +412,10 @@ _SHORT = {
 }
 
 
+_CYCLE_DAYS = 28 * 365 + 7
+"""Then days of the month come on the same days of the week again."""
+
+
 def longest_pause_hours(calendar: str) -> float:
     """The longest time between two moments of a `Calendar`, hours."""
     match = re.fullmatch(_CALENDAR, _SHORT.get(calendar, calendar), re.ASCII)
@@ -424,13 +428,13 @@ def longest_pause_hours(calendar: str) -> float:
     meant = {part: _numbers(parts[part] or "*", *limit) or set() for part, limit in limits.items()}
     minutes = sorted(60 * hour + minute for hour in meant["hours"] for minute in meant["minutes"])
     start = date(2000, 1, 1).toordinal()
-    # Days of the month come on the same day of the week again after 28 years.
     days = [
         ordinal
-        for ordinal, day in ((n, date.fromordinal(n)) for n in range(start, start + 28 * 366))
+        for ordinal, day in ((n, date.fromordinal(n)) for n in range(start, start + _CYCLE_DAYS))
         if day.weekday() in weekdays and day.month in meant["months"] and day.day in meant["days"]
     ]
-    at_night = 24 * 60 * max(b - a for a, b in pairwise(days)) - (minutes[-1] - minutes[0])
+    apart = max((b - a for a, b in pairwise(days)), default=_CYCLE_DAYS)
+    at_night = 24 * 60 * apart - (minutes[-1] - minutes[0])
     return max(at_night, *(b - a for a, b in pairwise(minutes)), 0) / 60
 
 
