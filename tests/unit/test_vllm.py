@@ -117,7 +117,11 @@ WRONG = [
     ("flags.data-parallel-size", {"flags": {"data-parallel-size": 2}}, "one server"),
     ("name", {"name": "more-loopback"}, "rename it"),
     ("flags.no-enable-log-requests", {"flags": {"no-enable-log-requests": True}}, "journal"),
-    ("flags", {"flags": {"max-num-batched-tokens": "8k"}}, "max_num_batched_tokens decides"),
+    (
+        "flags.max-num-batched-tokens",
+        {"flags": {"max-num-batched-tokens": "8k"}},
+        "it decides what fits",
+    ),
     ("context_tokens", {"context_tokens": 131072}, "would fit: "),
 ]
 
