@@ -19,6 +19,30 @@ _KINDS: dict[Any, str] = {
 }
 
 
+_TEN_YEARS_DAYS = 3660
+UNITS = {
+    "mib": ("MiB", 2**26),
+    "gib": ("GiB", 2**20),
+    "days": ("days", _TEN_YEARS_DAYS),
+    "hours": ("hours", 24 * _TEN_YEARS_DAYS),
+    "minutes": ("minutes", 24 * 60 * _TEN_YEARS_DAYS),
+    "seconds": ("seconds", 24 * 3600 * _TEN_YEARS_DAYS),
+    "w": ("W", 10**6),
+    "mhz": ("MHz", 10**6),
+    "usd": ("USD", 10**6),
+    "tokens": ("tokens", 10**8),
+}
+"""By the last word of a key: its unit, and a number that is meant in another, such as bytes."""
+
+MOST = 2**31 - 1
+"""Of a number without a unit: what every program reads."""
+
+
+def unit_of(key: str) -> str | None:
+    """The unit that the numbers of a key are written in; None where it has none."""
+    return UNITS.get(key.rpartition(".")[2].rpartition("_")[2], (None,))[0]
+
+
 def arms(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of a union without None; one alternative where it is no union."""
     if get_origin(annotation) is Annotated:

@@ -41,7 +41,7 @@ def _groups(path: str) -> dict[str, Any]:
     else:
         return found
     wrong = f"Python stops here with {type(cause).__name__}: {cause}"
-    if isinstance(cause, SyntaxError):
+    if isinstance(cause, SyntaxError) and cause.filename in (None, "<string>", path):
         number = cause.lineno
         wrong = f"this is no Python: {cause.msg}"
     elif isinstance(cause, UnicodeDecodeError):
@@ -56,12 +56,27 @@ def _groups(path: str) -> dict[str, Any]:
     _refuse(path, f"line {number}", line, wrong.replace("\n", " "), "mend that line")
 
 
-def _check_entries(path: str, key: str, entries: list[Any] | tuple[Any, ...]) -> None:
+def _no_group(key: str) -> str:
+    """How to say that a list or tuple is no group of hosts, which pyinfra takes it for."""
+    return "" if key == "hosts" else f"; if it lists no hosts, call it _{key}"
+
+
+def _entries(path: str, key: str, group: list[Any] | tuple[Any, ...]) -> list[Any]:
+    """The hosts of a group, which may be a tuple of them and of data that they share."""
+    if isinstance(group, list):
+        return group
+    if len(group) == 2 and isinstance(group[0], list) and isinstance(group[1], dict):
+        return group[0]
+    mend = f"write a list{_no_group(key)}"
+    _refuse(path, key, group, "pyinfra takes a tuple for hosts and their data", mend)
+
+
+def _check_entries(path: str, key: str, entries: list[Any]) -> None:
     """Raise Refused where a group of hosts is not what pyinfra takes, or names a host twice."""
     names: list[str] = []
     for index, entry in enumerate(entries):
         at = f"{key}[{index}]"
-        mend = 'write "@rack/NAME", or ("@rack/NAME", {its settings})'
+        mend = f'write "@rack/NAME", or ("@rack/NAME", {{its settings}}){_no_group(key)}'
         pair = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], dict)
         name = entry[0] if pair else entry
         if not isinstance(name, str):
@@ -70,7 +85,8 @@ def _check_entries(path: str, key: str, entries: list[Any] | tuple[Any, ...]) ->
             wrong = "this names no host of Holdfast's" if "@" in name else "it skips the checks"
             plain = name.removeprefix("@rack").strip("/")
             usual = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plain)
-            _refuse(path, at, name, wrong, f"write @rack/{plain if usual else 'NAME'}")
+            mend = f"write @rack/{plain if usual else 'NAME'}{_no_group(key)}"
+            _refuse(path, at, name, wrong, mend)
         for word in entry[1] if pair else {}:
             if not isinstance(word, str):
                 _refuse(path, f"{at}.{word!r}", word, "a key is text", "write it in quotes")
@@ -95,13 +111,12 @@ def read(path: str) -> Inventory:
             kind = type(said["hosts"]).__name__
             _refuse(path, "hosts", said["hosts"], f"this is a {kind}", "write a list of hosts")
         groups = {
-            name: value[0] if isinstance(value, tuple) and value else value
+            name: _entries(path, name, value)
             for name, value in said.items()
             if not name.startswith("_") and isinstance(value, list | tuple)
         }
         for name, entries in groups.items():
-            if isinstance(entries, list | tuple):
-                _check_entries(path, name, entries)
+            _check_entries(path, name, entries)
         if not any(groups.values()):
             _refuse(path, "hosts", [], "there is no host", "list one as @rack/NAME")
         inventory: Inventory = make_inventory_from_files(path, cwd=str(Path.cwd()))

@@ -45,7 +45,7 @@ def _masked_value(value: object, secrets: frozenset[str]) -> object:
             _masked_value(key, secrets): _masked_value(item, secrets) for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_masked_value(item, secrets) for item in value]
+        return type(value)(_masked_value(item, secrets) for item in value)
     return value
 
 
@@ -71,7 +71,8 @@ class Refusal:
         object.__setattr__(self, "value", _masked_value(self.value, secrets))
 
     def __str__(self) -> str:
-        return f"{self.host}: {self.key} = {self.value!r}: {self.wrong}; {self.mend}."
+        told = f"{self.host}: {self.key} = {self.value!r}: {self.wrong}; {self.mend}."
+        return re.sub(r"\s*\n\s*", " ", told)
 
 
 class Refused(PyinfraError):
@@ -112,15 +113,25 @@ class _Masked:
         return f"'{MASK}'"
 
 
-def shown(value: Any, key: str = "", secrets: frozenset[str] = frozenset()) -> Any:
+_DEEPEST_SHOWN = 8
+
+
+def shown(
+    value: Any, key: str = "", secrets: frozenset[str] = frozenset(), *, depth: int = 0
+) -> Any:
     """``value`` as it may be printed: each value that is, or could be, a secret is masked.
 
-    ``key`` is the name it stands under; ``secrets`` are values known to be secret.
+    ``key`` is the name it stands under; ``secrets`` are values known to be secret. What lies deep
+    is left out: a dict may hold itself.
     """
+    if depth > _DEEPEST_SHOWN:
+        return _Masked()
     if isinstance(value, dict):
-        return {name: shown(item, str(name), secrets) for name, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [shown(item, key, secrets) for item in value]
+        return {
+            name: shown(item, str(name), secrets, depth=depth + 1) for name, item in value.items()
+        }
+    if type(value) in (list, tuple, set):
+        return type(value)(shown(item, key, secrets, depth=depth + 1) for item in value)
     if not isinstance(value, str):
         return _Masked() if is_secret_key(key) and value is not None else value
     is_random = looks_random(value) and "sha256" not in key

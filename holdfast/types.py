@@ -13,6 +13,8 @@ import re
 import zoneinfo
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
+from itertools import pairwise
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -188,6 +190,8 @@ def _check_url(value: str) -> None:
         raise ValueError("this URL has no valid host and port; write https://host[:port]/path")
     if re.search(r"%(?![0-9A-Fa-f]{2})", value):
         raise ValueError("a % in this URL stands for nothing; write %25 for the sign itself")
+    if re.search(r"(?i)(token|key|passw\w*|secret|sig\w*)=", parts.query):
+        raise ValueError("this URL holds a secret; write one that needs none")
     if {".", ".."} & {*parts.path.split("/")}:
         raise ValueError("this URL climbs with . or ..; write its path in full")
 
@@ -207,6 +211,8 @@ def _check_cloud_url(value: str) -> None:
         raise ValueError("this URL leads to the host itself; write the cloud's own name")
     if value.endswith("/"):
         raise ValueError("this URL ends with a slash; write it without")
+    if ending := re.search(r"/(chat/completions|completions|messages|responses|models)$", value):
+        raise ValueError(f"each request brings its own path; write the URL without {ending[0]}")
 
 
 _CPU = r"(0|[1-9]\d{0,3})"
@@ -232,6 +238,8 @@ def _check_pinned_url(value: str) -> None:
     _check_url(value)
     if "0123456789abcdef" in value:
         raise ValueError("this commit is the example's; write that of the release you have tried")
+    if re.match(r"https?://(huggingface\.co|github\.com)/[^/]+/[^/]+/(blob|tree)/", value):
+        raise ValueError("this is a page that shows the file; write the URL that downloads it")
     floating = _FLOATING.intersection(re.split(r"[/?=&@:]", value.partition("://")[2].lower()))
     if floating:
         raise ValueError(
@@ -270,18 +278,26 @@ def _check_sha256(value: str) -> None:
             "this is the checksum of nothing (an empty file); write what sha256sum prints for"
             " the file that you downloaded and tried"
         )
-    if set(value) == {"0"}:
+    if value in (2 * value)[1:-1]:
+        # It repeats itself: zeros, deadbeef.
         raise ValueError("this is no file's checksum; write what sha256sum prints for the file")
+
+
+_UNSAID = re.compile(r"(?i)\b(todo|fixme|tbd|lorem|asdf\w*)\b")
 
 
 def _check_sentence(value: str) -> None:
     words = re.findall(r"[A-Za-z]{2,}", value)
-    if len(words) < 2 or len(set(value.lower()) - {" "}) < 5:
+    if _UNSAID.search(value) or len(words) < 2 or len(set(value.lower()) - {" "}) < 5:
         raise ValueError("this says nothing; write why, in a few words")
 
 
 def _check_reason(value: str) -> None:
-    if len(re.findall(r"[A-Za-z]", value)) < 3 or len(set(value.lower())) < 3:
+    if (
+        _UNSAID.search(value)
+        or len(re.findall(r"[A-Za-z]", value)) < 3
+        or len(set(value.lower())) < 3
+    ):
         raise ValueError("this says nothing; write who needs it and for what")
 
 
@@ -381,6 +397,45 @@ def _check_calendar(value: str) -> None:
         day <= _MONTH_DAYS[month] for month in meant["months"] for day in meant["days"]
     ):
         raise ValueError("this day never comes; write one that its month has")
+
+
+_SHORT = {
+    "minutely": "*:*",
+    "hourly": "*:00",
+    "daily": "00:00",
+    "weekly": "Mon 00:00",
+    "monthly": "*-01 00:00",
+    "quarterly": "01,04,07,10-01 00:00",
+    "semiannually": "01,07-01 00:00",
+    "yearly": "01-01 00:00",
+    "annually": "01-01 00:00",
+}
+
+
+_CYCLE_DAYS = 28 * 365 + 7
+"""Then days of the month come on the same days of the week again."""
+
+
+def longest_pause_hours(calendar: str) -> float:
+    """The longest time between two moments of a `Calendar`, hours."""
+    match = re.fullmatch(_CALENDAR, _SHORT.get(calendar, calendar), re.ASCII)
+    parts = match.groupdict() if match else {}
+    weekdays = set(range(7)) if not parts["weekdays"] else set()
+    for span in (parts["weekdays"] or "").split(",") if parts["weekdays"] else ():
+        first, _, last = span.partition("..")
+        weekdays |= set(range(_DAYS.index(first), _DAYS.index(last or first) + 1))
+    limits = {"months": (1, 12), "days": (1, 31), "hours": (0, 23), "minutes": (0, 59)}
+    meant = {part: _numbers(parts[part] or "*", *limit) or set() for part, limit in limits.items()}
+    minutes = sorted(60 * hour + minute for hour in meant["hours"] for minute in meant["minutes"])
+    start = date(2000, 1, 1).toordinal()
+    days = [
+        ordinal
+        for ordinal, day in ((n, date.fromordinal(n)) for n in range(start, start + _CYCLE_DAYS))
+        if day.weekday() in weekdays and day.month in meant["months"] and day.day in meant["days"]
+    ]
+    apart = max((b - a for a, b in pairwise(days)), default=_CYCLE_DAYS)
+    at_night = 24 * 60 * apart - (minutes[-1] - minutes[0])
+    return max(at_night, *(b - a for a, b in pairwise(minutes)), 0) / 60
 
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from itertools import zip_longest
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from holdfast.grammar import annotation_of, arms, describe, keys_of, names_a_secret
+from holdfast.grammar import annotation_of, arms, describe, keys_of, names_a_secret, unit_of
 from holdfast.refusal import MISSING, Refusal, is_secret_key, shown
 
 
@@ -20,6 +21,12 @@ def _choose(options: tuple[Any, ...], tag: object) -> Any:
         if get_origin(option) is Literal and str(tag).startswith("literal["):
             return option
     return options[0]
+
+
+def _below(key: str, step: int | str) -> str:
+    if not re.fullmatch(r"[\w.:@*+-]+", str(step), re.ASCII):
+        return f"{key}[{step!r}]"
+    return f"{key}.{step}" if key else str(step)
 
 
 def locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any, str]:
@@ -40,10 +47,10 @@ def locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str
         if get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
             kind = arms(kind)[0]
-        if isinstance(step, int):
+        if isinstance(step, int) and get_origin(kind) is list:
             key, annotation = f"{key}[{step}]", get_args(kind)[0]
         else:
-            key = f"{key}.{step}" if key else step
+            key = _below(key, step)
             if get_origin(kind) is dict:
                 # What is wrong may be the name in a dict, not what it names.
                 annotation = get_args(kind)[0 if following == "[key]" else 1]
@@ -87,10 +94,13 @@ def _words(error: ErrorDetails, model: type[BaseModel], expected: Any) -> tuple[
     if kind == "value_error":
         wrong, _, mend = str(error["ctx"]["error"]).partition("; ")
         return wrong, mend
+    if kind == "invalid_key":
+        return "a key is text", "write it in quotes, or remove it"
     if kind == "missing":
         wrong = "this key is required"
     elif kind == "literal_error":
-        choices = [str(value) for arm in arms(expected) for value in get_args(arm)]
+        literals = [arm for arm in arms(expected) if get_origin(arm) is Literal]
+        choices = [str(value) for arm in literals for value in get_args(arm)]
         meant = _nearest(error["input"], choices)
         wrong = "this is not one of the choices" + (f" (is '{meant}' meant?)" if meant else "")
     else:
@@ -99,18 +109,26 @@ def _words(error: ErrorDetails, model: type[BaseModel], expected: Any) -> tuple[
 
 
 def _relevant(errors: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorDetails]:
-    """``errors`` without those of union arms that the value was never meant for."""
+    """``errors`` without those that say of one value again what others say of it."""
+    misnamed = [error["loc"][:-1] for error in errors if error["loc"][-1:] == ("[key]",)]
     kept: list[ErrorDetails] = []
     best: dict[str, list[ErrorDetails]] = {}
     for error in errors:
-        _, _, union = locate(model, error["loc"])
+        key, _, union = locate(model, error["loc"])
+        if error["loc"][-1:] != ("[key]",) and any(
+            error["loc"][: len(name)] == name for name in misnamed
+        ):
+            # What a wrong name stands for may be no better: keys and values were exchanged.
+            continue
         if union:
+            # A value is meant for the arm that looked inside it; else for the whole union.
+            if key == union and error["type"] != "value_error":
+                error["loc"] = error["loc"][:-1]
             best.setdefault(union, []).append(error)
         else:
             kept.append(error)
-    for group in best.values():
-        # A dict is meant for the arm that looked inside it; anything else gets all the choices.
-        inside = [item for item in group if item["type"] not in ("literal_error", "model_type")]
+    for union, group in best.items():
+        inside = [item for item in group if locate(model, item["loc"])[2] == union]
         kept += inside or [next((i for i in group if i["type"] == "literal_error"), group[0])]
     return kept
 
@@ -123,6 +141,8 @@ def refusals_from(
     for item in _relevant(error.errors(), model):
         key, expected, _ = locate(model, item["loc"])
         wrong, mend = _words(item, model, expected)
+        if (unit := unit_of(key)) and "number" in mend:
+            mend += f", in {unit}"
         name = ""
         if names_a_secret(expected):
             # What fails to be the name of a secret is often the secret.

@@ -20,6 +20,7 @@ from holdfast.checks import (
     gpu_limits,
     gpu_modes,
     naming,
+    numbers,
     paths,
     router,
     secrets,
@@ -39,17 +40,20 @@ def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> li
     inventory.
     """
     settings = hosts[host]
-    findings = [
+    # What else is said of a number in another unit is of no use.
+    findings = list(numbers.numbers(settings)) or [
         *naming.duplicates(settings),
         *ssh.login(settings),
         *tailnet.control_server(settings),
         *base.authorities(settings),
+        *sources.artefacts(settings),
         *sources.mirrors(settings),
         *naming.names(host, settings),
         *naming.placeholders(settings),
         *firewall.ports(settings),
         *firewall.listens(settings),
         *firewall.openings(settings),
+        *firewall.sources(settings),
         *tailnet.callers(settings),
         *tailnet.openings(settings),
         *services.services(settings),

@@ -10,6 +10,7 @@ from holdfast.checks.machines import Hosts, is_same, machine_of
 from holdfast.checks.storage import mount_of
 from holdfast.refusal import MISSING
 from holdfast.settings import Backup, HostSettings, Repository
+from holdfast.types import longest_pause_hours
 
 
 def _place(repository: Repository, host: str, hosts: Hosts) -> str:
@@ -46,11 +47,28 @@ def backup(host: str, hosts: Hosts) -> Findings:
             "all copies are in one place",
             "add a repository elsewhere, or say why not in single_place_waiver",
         )
+    yield from _ages(backup)
     kept = [data for service in registry.declared_services(settings) for data in service.data]
     if all(data.backup == "derived" for data in [*kept, *backup.paths]):
         yield Finding(
             "backup.paths", [], "there is nothing to save", "name a path, or remove backup"
         )
+
+
+def _ages(backup: Backup) -> Findings:
+    for key, field, unit_hours in (
+        ("schedule", "max_age_hours", 1),
+        ("restore_check_schedule", "max_restore_age_days", 24),
+    ):
+        age: int = getattr(backup, field)
+        pause = longest_pause_hours(getattr(backup, key))
+        if pause > age * unit_hours:
+            yield Finding(
+                f"backup.{field}",
+                age,
+                f"{key} pauses for {pause:g} hours, and between two of them there is an alert",
+                "write more, or a schedule that comes more often",
+            )
 
 
 def _twice(backup: Backup) -> Findings:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast.checks.finding import Finding, Findings
+from holdfast.checks.finding import Finding, Findings, no_file
 from holdfast.settings import HostSettings
 
 
 def authorities(settings: HostSettings) -> Findings:
     """Authorities that prove nothing."""
     for name, path in settings.base.trusted_cas.items():
-        file = Path(path).expanduser()
-        if not file.is_file():
-            wrong = "there is no such file here"
-        elif "-----BEGIN CERTIFICATE-----" not in file.read_text("utf-8", "replace"):
+        wrong = no_file(path)
+        text = "" if wrong else Path(path).expanduser().read_text("utf-8", "replace")
+        if not wrong and "PRIVATE KEY-----" in text:
+            wrong = "this file holds a private key, which every user of the host could read"
+        elif not wrong and "-----BEGIN CERTIFICATE-----" not in text:
             wrong = "this file holds no PEM certificate"
-        else:
+        if wrong is None:
             continue
         yield Finding(
             f"base.trusted_cas.{name}", path, wrong, "write the path of the authority's .pem"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.checks.finding import Finding, Findings
+from holdfast.checks.paths import is_below_any
 from holdfast.docker_networks import networks
 from holdfast.egress import RESOLVER_PORTS, has_drop_in, is_sovereign
 from holdfast.sandbox import RUN
@@ -11,6 +12,15 @@ from holdfast.settings import DockerNetwork, HostSettings, Service, Tier
 ALLOW_LISTED: tuple[Tier, ...] = ("T3", "T4")
 """Tiers whose services and networks say whom they call."""
 NOBODY, EVERYBODY = "127.0.0.1/32", ("0.0.0.0/0", "::/0")
+
+
+_OTHERS_SOCKETS = (
+    *("/run/docker", "/run/docker.sock", "/run/containerd", "/run/podman", "/run/libvirt"),
+    *("/run/dbus", "/run/systemd", "/run/user", "/run/tailscale", "/run/avahi-daemon"),
+    *("/run/snapd", "/run/snapd.socket", "/run/snapd-snap.socket", "/run/udev", "/run/cups"),
+    *("/run/rpcbind.sock", "/run/nscd", "/run/chrony"),
+)
+"""Of root's programs, and of those that carry what they are told to other machines."""
 
 
 def tiers(settings: HostSettings) -> Findings:
@@ -52,7 +62,14 @@ def _sees(key: str, service: Service) -> Findings:
             "remove it",
         )
     for place, path in enumerate(service.run_paths):
-        if not path.startswith("/run/") or path in (RUN, "/run/systemd"):
+        if is_below_any(path, _OTHERS_SOCKETS):
+            yield Finding(
+                f"{key}.run_paths[{place}]",
+                path,
+                "who opens it becomes root, or calls others by a program that no tier holds",
+                "remove it, or give the service its true tier",
+            )
+        elif not path.startswith("/run/") or path == RUN:
             yield Finding(
                 f"{key}.run_paths[{place}]",
                 path,

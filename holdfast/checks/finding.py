@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,6 +29,20 @@ def nearest(name: str, known: set[str]) -> str:
     """The mend for a name that is not among ``known``."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"write '{close[0]}'" if close else "write one that is declared"
+
+
+def no_file(path: str) -> str | None:
+    """Why a path on this controller is no file that can be read; None where it is one."""
+    try:
+        file = Path(path).expanduser()
+        if not file.is_file():
+            return "there is no such file here"
+        file.open("rb").close()
+    except RuntimeError:
+        return "this machine has no user of the name behind ~"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
 
 
 def canonical(name: str) -> str:

@@ -8,6 +8,7 @@ from itertools import combinations
 
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.grammar import walk
 from holdfast.refusal import MISSING
 from holdfast.settings import HostSettings, Listen, Opening
 
@@ -44,11 +45,15 @@ _MOST_STRANGERS = {4: 2**24, 6: 2**108}
 """Addresses of the internet that may be named: an IPv4 network of /8, an IPv6 network of /20."""
 
 
+def _is_near(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    return network.is_private or network.is_multicast
+
+
 def widest(networks: Iterable[str]) -> str | None:
     """The widest of ``networks`` where they, all together, are so wide that they mean "anyone"."""
     parsed = [ipaddress.ip_network(network) for network in networks]
     for version, most in _MOST_STRANGERS.items():
-        public = [each for each in parsed if each.version == version and not each.is_private]
+        public = [each for each in parsed if each.version == version and not _is_near(each)]
         together = 0
         end = -1
         for network in sorted(public, key=lambda each: int(each.network_address)):
@@ -130,6 +135,19 @@ def _scope(key: str, listen: Listen, settings: HostSettings) -> Findings:
             "this host has no tailnet",
             "declare tailnet, or choose another scope",
         )
+
+
+def sources(settings: HostSettings) -> Findings:
+    """Networks from which no other machine calls, so that no caller could come in."""
+    for key, value, _ in walk(settings, HostSettings):
+        if not key.endswith("sources") or widest(value):
+            continue
+        for place, source in enumerate(value):
+            network = ipaddress.ip_network(source)
+            if network.is_loopback or network.is_multicast:
+                wrong = "no other machine calls from there"
+                mend = "write a network such as 192.168.1.0/24"
+                yield Finding(f"{key}[{place}]", source, wrong, mend)
 
 
 def openings(settings: HostSettings) -> Findings:

@@ -102,7 +102,9 @@ def power_supplies(settings: HostSettings) -> Findings:
         return
     names = [supply.name for supply in gpus.power_supplies]
     moments = modes.every_moment(gpus)
-    for fault in dict.fromkeys(fault for moment in moments for fault in power.faults(moment)):
+    # One cause has one mend, whatever it draws at another moment.
+    found = {(f.supply, f.mend): f for moment in moments for f in power.faults(moment)}
+    for fault in found.values():
         index = names.index(fault.supply)
         yield Finding(f"gpus.power_supplies[{index}]", fault.supply, fault.wrong, fault.mend)
 
@@ -115,6 +117,11 @@ def memory(settings: HostSettings) -> Findings:
                 claim.key, claim.written, "this host declares no card", "declare gpus, or remove it"
             )
         return
+    declared = {service.name for service in settings.services}
+    declared |= {engine.name for engine in registry.engines(settings)}
+    if any(set(mode.services) - declared for one in settings.gpus.card_sets for mode in one.modes):
+        # Who runs at once is not known before the mode's own finding is mended.
+        return
     found = [
         finding
         for modes, claims in registry.gpu_claims_by_mode(settings)
@@ -126,10 +133,12 @@ def memory(settings: HostSettings) -> Findings:
 
 def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
     """What is too much of the cards at one moment; ``modes`` says when, for people."""
+    is_told = False
     for card in gpus.cards:
         own = [claim for claim in claims if claim.card == card.name]
         claimed = sum(claim.mib for claim in own)
         if claimed > card.vram_mib:
+            is_told = True
             yield Finding(
                 own[-1].key,
                 own[-1].written,
@@ -139,7 +148,7 @@ def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
             )
     offered = sum(card.vram_mib for card in gpus.cards if card.role == "compute")
     claimed = sum(claim.mib for claim in claims)
-    if claimed > offered:
+    if claimed > offered and not is_told:
         yield Finding(
             claims[-1].key,
             claims[-1].written,

@@ -81,7 +81,10 @@ def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findi
             for one in (gpus.card_sets if gpus else [])[:index]
             if any(name in other.services for other in one.modes)
         ]
-        outside = [card for card in cards[name] if gpus and card not in gpus.card_sets[index].cards]
+        of_set = set(gpus.card_sets[index].cards) if gpus else set()
+        declared = registry.cards(settings).keys()
+        # A card that is declared nowhere has a finding of its own.
+        outside = [card for card in cards[name] if card in declared - of_set and of_set <= declared]
         if others:
             wrong = f"it is in a mode of {others[0]} too, and each could stop it for the other"
             yield Finding(at, name, wrong, "name it in the modes of one set")

@@ -24,6 +24,13 @@ _SYSTEM_FOLDERS = (
     *("/", "/home", "/media", "/mnt", "/opt", "/srv", "/var", "/var/lib", "/var/log"),
 )
 OURS = (CONFIGURATION, PROGRAMS, STATE)
+_NO_DATA = (
+    *("/bin", "/boot", "/dev", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys"),
+    *("/tmp", "/usr/bin", "/usr/lib", "/usr/sbin", "/etc/group", "/etc/gshadow"),  # noqa: S108
+    *("/etc/pam.d", "/etc/passwd", "/etc/shadow", "/etc/ssh", "/etc/sudoers", "/etc/sudoers.d"),
+    "/etc/systemd",
+)
+"""No service's data lies below these."""
 _SYSTEM_STATE = (
     *("/var/cache", "/var/log", "/var/mail", "/var/run", "/var/lock", "/var/spool", "/var/tmp"),  # noqa: S108
     *("/var/lib/docker", "/var/lib/containerd", "/var/lib/tailscale", "/var/lib/systemd"),
@@ -31,6 +38,10 @@ _SYSTEM_STATE = (
     *("/var/lib/private", "/var/lib/ucf", "/var/lib/unattended-upgrades", "/var/lib/snapd"),
 )
 """What programs of the system keep here: a mount hides it, a folder of ours gets lost in it."""
+_HIDDEN = ("/var/backups", "/snap", "/lost+found")
+"""What a mount would hide besides."""
+_KERNEL_TREES = ("/dev", "/proc", "/run", "/sys")
+_MODELS = f"{STATE}/models"
 
 
 def is_below(path: str, tree: str) -> bool:
@@ -47,26 +58,25 @@ _LONGEST_UNIT = 255
 
 
 def _reserved(claim: PathClaim, logins: set[str]) -> str | None:
-    path = claim.path
-    if claim.kind != "backup" and is_below_any(path, _SYSTEM_STATE):
+    path, kind = claim.path, claim.kind
+    kept = (*_SYSTEM_STATE, *_HIDDEN) if kind == "mount" else _SYSTEM_STATE
+    if kind != "backup" and is_below_any(path, kept):
         return "programs of the system keep their state here"
-    if claim.kind == "mount":
-        if is_below_any(path, OURS):
-            return "this folder is Holdfast's own"
-        if path in logins:
-            return "it would hide the keys of a login"
-        if len(unit_name(path, "automount")) > _LONGEST_UNIT:
-            return "systemd's name for this mount would be too long"
-    if claim.kind == "backup":
-        # To back up is not to own: /etc and /home are fair, kernel trees and everything are not.
-        is_system = path == "/" or is_below_any(path, ("/dev", "/proc", "/run", "/sys"))
-    elif claim.kind == "data":
-        is_system = path in _SYSTEM_FOLDERS
-        if claim.key.startswith("services[") and is_below_any(path, OURS):
-            return "this folder is Holdfast's own"
-    else:
-        is_system = path in _SYSTEM_FOLDERS or is_below_any(path, _SYSTEM_TREES)
-    return "this folder is the system's" if is_system else None
+    no_place_in_ours = {
+        "mount": True,
+        "models": not is_below(path, _MODELS),
+        "data": claim.key.startswith("services["),
+    }
+    if no_place_in_ours.get(kind) and is_below_any(path, OURS):
+        return "this folder is Holdfast's own"
+    if kind in ("mount", "data") and path in logins:
+        return "a person logs in with what lies there"
+    if kind == "mount" and len(unit_name(path, "automount")) > _LONGEST_UNIT:
+        return "systemd's name for this mount would be too long"
+    # To back up is not to own: /etc and /home are fair, kernel trees and everything are not.
+    trees = {"backup": _KERNEL_TREES, "data": _NO_DATA}.get(kind, _SYSTEM_TREES)
+    is_system = path in (("/",) if kind == "backup" else _SYSTEM_FOLDERS)
+    return "this folder is the system's" if is_system or is_below_any(path, trees) else None
 
 
 def _may_overlap(outer: PathClaim, inner: PathClaim) -> bool:

@@ -74,7 +74,7 @@ def services(settings: HostSettings) -> Findings:
                 f"this unit belongs to {own[service.unit]}",
                 "name this service's own unit",
             )
-        ports = [listen.port for listen in service.listens]
+        ports = [listen.port for listen in service.listens if listen.protocol == "tcp"]
         for field, check in (("health", service.health), ("idle", service.idle)):
             if check and (port := urlsplit(check.url).port) not in ports:
                 yield Finding(
@@ -88,10 +88,12 @@ def services(settings: HostSettings) -> Findings:
 def users(settings: HostSettings) -> Findings:
     """Users that more than one program would run as."""
     logins = {settings.ssh_user, *settings.ssh.authorised_keys} - {None}
-    for name in settings.ssh.authorised_keys:
+    named = {"ssh_user": settings.ssh_user or "root"}
+    named |= {f"ssh.authorised_keys.{name}": name for name in settings.ssh.authorised_keys}
+    for key, name in named.items():
         if name != "root" and (_SYSTEM_USERS.fullmatch(name) or _OWN_USERS.fullmatch(name)):
             yield Finding(
-                f"ssh.authorised_keys.{name}",
+                key,
                 name,
                 "no person logs in as this account of the system",
                 "name the user that you log in as",
@@ -100,7 +102,7 @@ def users(settings: HostSettings) -> Findings:
     for claim in registry.user_claims(settings):
         holder = holders.setdefault(claim.user, claim.owner)
         is_own = not claim.key.startswith("services[")
-        if claim.user in logins or (not is_own and _SYSTEM_USERS.fullmatch(claim.user)):
+        if not is_own and (claim.user in logins or _SYSTEM_USERS.fullmatch(claim.user)):
             wrong = "a service must not run as a user that people or other programs use"
         elif holder != claim.owner:
             wrong = f"{holder} runs as this user already and each could read the other's data"

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlsplit
+
 from holdfast.checks.finding import Finding, Findings, is_private_address
-from holdfast.settings import HostSettings
+from holdfast.settings import Artefact, HostSettings
+
+
+def artefacts(settings: HostSettings) -> Findings:
+    """Downloads of another version than they say, or for another system."""
+    restic = settings.backup.restic if settings.backup else None
+    found = {"floor.release": settings.floor.release if settings.floor else None}
+    found["backup.restic"] = restic if isinstance(restic, Artefact) else None
+    for key, artefact in found.items():
+        if artefact is None:
+            continue
+        # Versions that are written as this one is: b7500, 0.16.4.
+        version = artefact.version.removeprefix("v")
+        shape = re.sub(r"\d+", r"\\d+", re.escape(version))
+        others = re.findall(rf"(?<![\d.]){shape}(?!\d)", urlsplit(artefact.url).path)
+        if re.search(r"[a-z.]", version) and others and version not in others:
+            wrong = f"the URL is that of {others[0]}"
+            yield Finding(f"{key}.version", artefact.version, wrong, "write the same in both")
+        if re.search(r"(?i)darwin|macos|windows|-win-|freebsd", artefact.url):
+            wrong = "this is built for another system"
+            yield Finding(f"{key}.url", artefact.url, wrong, "write the URL of the build for Linux")
 
 
 def mirrors(settings: HostSettings) -> Findings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast.checks.finding import Finding, Findings
+from holdfast.checks.finding import Finding, Findings, no_file
 from holdfast.settings import HostSettings
 
 
@@ -50,11 +50,19 @@ def login(settings: HostSettings) -> Findings:
             "this host has no tailnet, so SSH would have no way in",
             "write 'keep', or declare tailnet",
         )
+    roles = {interface.role for interface in settings.interfaces.values()}
+    if ssh.lan_access == "keep" and ssh.lan_sources and roles == {"storage"}:
+        yield Finding(
+            "ssh.lan_sources",
+            ssh.lan_sources,
+            "every interface is for storage, so SSH would be open to any address",
+            "give one the role 'lan' or 'management', or remove the sources",
+        )
     for key, path in (("ssh_key", settings.ssh_key), ("ssh_config_file", settings.ssh_config_file)):
         if path is None:
             continue
-        if not Path(path).expanduser().is_file():
-            yield Finding(key, path, "there is no such file here", "write an existing path")
+        if wrong := no_file(path):
+            yield Finding(key, path, wrong, "write an existing path")
         elif key == "ssh_key" and path.endswith(".pub"):
             yield Finding(key, path, "this is the public half", "write the private key's path")
 
@@ -64,10 +72,10 @@ def _own_key(settings: HostSettings) -> Findings:
     keys = settings.ssh.authorised_keys.get(settings.ssh_user or "", [])
     if not keys or settings.ssh_key is None:
         return
-    public = Path(f"{settings.ssh_key}.pub").expanduser()
     try:
+        public = Path(f"{settings.ssh_key}.pub").expanduser()
         own = public.read_text("utf-8").split()[:2]
-    except (OSError, UnicodeDecodeError):
+    except (OSError, RuntimeError, UnicodeDecodeError):
         return
     if own not in [key.split()[:2] for key in keys]:
         yield Finding(

@@ -90,7 +90,10 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
 def description_problem(checkpoint: Checkpoint) -> str | None:
     """Why a checkpoint's description cannot be read; None where it can."""
     try:
-        folder = Path(checkpoint.description).expanduser()
+        try:
+            folder = Path(checkpoint.description).expanduser()
+        except RuntimeError:
+            return "this machine has no user of the name behind ~"
         if not folder.is_dir():
             return "this is no folder" if folder.exists() else "there is no such folder here"
         planner.load(folder)

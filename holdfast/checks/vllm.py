@@ -8,16 +8,16 @@ import re
 from pydantic import ValidationError
 
 from holdfast import completion, registry, secrets
-from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
+from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest, no_file
 from holdfast.checks.gpu import own_card
 from holdfast.checks.storage import WHAT_FILES_DO, description_problem
 from holdfast.checks.tailnet import tailnet_scope
 from holdfast.engines import vllm
-from holdfast.engines.fit import fit_of
+from holdfast.engines.fit import FLAGS, fit_of
 from holdfast.engines.vllm import lock_of
 from holdfast.fit.architecture import NotUnderstood
 from holdfast.fit.planner import Fit
-from holdfast.refusal import MISSING
+from holdfast.refusal import MISSING, shown
 from holdfast.settings import Engine, HostSettings, Vllm
 
 PROCESSES_BYTES = 2200 * 2**20
@@ -61,12 +61,12 @@ def _lock(wanted: Vllm) -> Findings:
             )
         return
     lock = wanted.lock
-    path = lock_of(wanted)
-    text = path.read_text("utf-8", "replace") if path.is_file() else None
+    wrong = no_file(lock)
+    text = "" if wrong else lock_of(wanted).read_text("utf-8", "replace")
     # A build for another device has the same flags and keeps the same books.
-    pinned = re.search(r"^vllm==([^\s+]+)", text or "", re.MULTILINE)
-    if text is None:
-        wrong = "there is no such file here"
+    pinned = re.search(r"^vllm==([^\s+]+)", text, re.MULTILINE)
+    if wrong:
+        pass
     elif pinned is None or pinned[1] != vllm.VERSION:
         wrong = f"it does not pin vllm {vllm.VERSION}, of which flags and memory are known here"
     elif re.search(r"^\w(?!.*(--hash|\\$)).*$", text, re.MULTILINE):
@@ -132,8 +132,8 @@ def _memory(key: str, engine: Engine) -> Findings:
 
 def _flags(key: str, engine: Engine) -> Findings:
     known = vllm.flags()
-    for name, value in engine.flags.items():
-        at = f"{key}.flags.{name}"
+    for name, written in engine.flags.items():
+        at, value = f"{key}.flags.{name}", shown(written, name)
         plain = name.removeprefix("no-")
         if plain in vllm.HELD:
             yield Finding(at, value, "this flag is not an inventory's to set", vllm.HELD[plain])
@@ -144,7 +144,7 @@ def _flags(key: str, engine: Engine) -> Findings:
         elif name not in known:
             wrong = f"vLLM {vllm.VERSION} has no such flag"
             yield Finding(at, value, wrong, nearest(name, set(known) - set(vllm.HELD)))
-        elif problem := vllm.flag_problem(name, value):
+        elif problem := vllm.flag_problem(name, written):
             yield Finding(at, value, problem, "write one that it takes")
 
 
@@ -176,8 +176,9 @@ def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
         return
     except ValidationError as error:
         (said, *_) = error.errors()
-        wrong = f"{said['loc'][0]} decides what fits, and this is none: {said['msg']}"
-        yield Finding(f"{key}.flags", said["input"], wrong, "write it as the planner counts it")
+        flag = next((flag for flag, name in FLAGS.items() if name == said["loc"][0]), "")
+        wrong = f"it decides what fits, and nothing can be counted with it: {said['msg']}"
+        yield Finding(f"{key}.flags.{flag}", said["input"], wrong, "write a value that vLLM takes")
         return
     except WHAT_FILES_DO as error:
         yield Finding(

@@ -13,7 +13,7 @@ from holdfast.registry import cards as declared_cards
 from holdfast.registry import checkpoint_of
 from holdfast.settings import Engine, HostSettings
 
-_FLAGS = {
+FLAGS = {
     "block-size": "block_tokens",
     "enable-prefix-caching": "prefix_caching",
     "enforce-eager": "enforce_eager",
@@ -51,7 +51,7 @@ def settings_of(engine: Engine, cards: list[Card]) -> EngineSettings:
         said["block_tokens"] = _CPU_BLOCK_TOKENS
     elif min(card.total_mib for card in cards) >= _LARGE_CARD_MIB:
         said["max_num_batched_tokens"] = _LARGE_BATCH_TOKENS
-    said |= {_FLAGS[flag]: value for flag, value in engine.flags.items() if flag in _FLAGS}
+    said |= {FLAGS[flag]: value for flag, value in engine.flags.items() if flag in FLAGS}
     said["takes_videos"] = _takes_videos(engine.flags.get("limit-mm-per-prompt"))
     return EngineSettings(
         max_model_len=engine.context_tokens,

@@ -37,9 +37,9 @@ class Provider(Model):
     model: Text
     """What the cloud calls it; callers do not choose it."""
     api_key: SecretName
-    input_usd: float = Field(gt=0, allow_inf_nan=False)
+    input_usd: float = Field(ge=0.001, le=10000, allow_inf_nan=False)
     """Price of a million tokens of the prompt, USD."""
-    output_usd: float = Field(gt=0, allow_inf_nan=False)
+    output_usd: float = Field(ge=0.001, le=10000, allow_inf_nan=False)
     """Price of a million tokens of the answer, USD."""
     max_tokens: int = Field(default=4096, ge=1)
     """Longest answer, tokens: what a request without a limit gets, and no request gets more."""

@@ -210,7 +210,11 @@ def settings_of(stand_ins: list[StandIn], declared: dict[str, Any], **more: Any)
         for name, port in ports.items()
         if name != "floor"
     ]
-    release = {"version": "1", "url": "https://x.example/l.tgz", "sha256": "ab" * 32}
+    release = {
+        "version": "1",
+        "url": "https://x.example/l.tgz",
+        "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    }
     floor = {"release": release, "model": "small", "port": ports.get("floor", 8080)}
     common = {"name": "work", "profile": "private", "port": 8200, "api_key": "CALLERS_KEY"}
     return HostSettings.model_validate(

@@ -25,7 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # What the file holds, and what the one sentence says: key, value, mend.
 FILES: dict[str, tuple[str, str, str]] = {
     "hosts = []": ("hosts", "[]", "list one as @rack/NAME"),
-    "hosts = ()": ("hosts", "[]", "write a list"),
+    "hosts = ()": ("hosts", "()", "write a list"),
+    "hosts = {'@rack/a'}": ("hosts", "{'@rack/a'}", "write a list"),
+    "hosts = (['@rack/a'], {})": ("hosts", "(['@rack/a'], {})", "write a list"),
+    "nets = ['192.168.1.0/24']": ("nets[0]", "192.168.1.0/24", "call it _nets"),
+    "ports = [1]": ("ports[0]", "1", "call it _ports"),
+    "net = ('192.168.1.0/24', 'home')": ("net", "('192.168.1.0/24', 'home')", "call it _net"),
+    "net = ()": ("net", "()", "call it _net"),
+    "x = 1\nimport broken_inventory": ("line 2", "broken_inventory.py, line 3", "mend that line"),
     "": ("hosts", "[]", "list one as @rack/NAME"),
     "x = 1": ("hosts", "[]", "list one as @rack/NAME"),
     "_hosts = ['@rack/a']": ("hosts", "[]", "list one as @rack/NAME"),
@@ -84,10 +91,13 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     for index, text in enumerate(FILES):
         (folder / f"{index}.py").write_text(text)
     (folder / "latin.py").write_bytes(b"hosts = ['\xff']")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "broken_inventory.py").write_text("x = 1\ny = 2\nhosts = [(")
     (folder / "folder").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, *map(str, folder.iterdir())],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(elsewhere)},
         capture_output=True,
         text=True,
         timeout=240,

@@ -15,7 +15,7 @@ from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
 
 RELEASE = "/opt/holdfast/llama.cpp/1"
-SHA256 = "ab" * 32
+SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 def _settings(**values: Any) -> HostSettings:

@@ -145,6 +145,33 @@ BAD = [
         "(missing)",
         "name of a secret"),
     Bad("no interface at all", "rack/interfaces", {}, "interfaces", "{}", "at least 1 long"),
+    *(
+        Bad(f"a key that is {key!r}", "rack/base", {key: 1}, written, value, mend)
+        for key, written, value, mend in ((None, "base.None", "None", "in quotes"),
+            (7, "base.7", "7", "in quotes"),
+            (("a", "b"), """base["('a', 'b')"]""", "('a', 'b')", "in quotes"),
+            ("a\nb", r"base['a\nb']", "1", "remove it"),
+            ("disks ", "base['disks ']", "1", "'disks'"), ("", "base['']", "1", "remove it"))
+    ),
+    Bad("a tuple for a list", "rack/services", (), "services", "()", "a list"),
+    Bad("a set for a list", "rack/tailnet/tags", {"tag:a"}, "tailnet.tags", "{'tag:a'}", "a list"),
+    Bad("a name and its address exchanged", "rack/base/hosts", {"192.168.1.30": "nas.home.arpa"},
+        "base.hosts.192.168.1.30", "192.168.1.30", "a name such as nas.home.arpa"),
+    *(
+        Bad(f"a flag that is {value!r}", "rack", engine(flags={"swap-space": value}),
+            "vllm.engines[0].flags.swap-space", repr(value), "True or False or a whole number")
+        for value in (None, ["a"], {"level": 3}, float("nan"), float("inf"))
+    ),
+    *(
+        Bad(f"{value!r} for {key}", f"rack/{key.replace('.', '/')}", value, key, repr(value), mend)
+        for key, value, mend in (
+            ("floor.memory_max_mib", "8G", "in MiB"),
+            ("firewall.rollback_seconds", "3 minutes", "in seconds"),
+            ("floor.context_tokens", "4k", "in tokens"),
+            ("backup.max_age_hours", "26h", "in hours"),
+            ("floor.memory_max_mib", 4, "in MiB"),
+        )
+    ),
     Bad("unknown distribution", "rack/distribution", "debian11", "distribution", "'debian11'",
         "'debian12'"),
     Bad("port out of range", "rack/floor/port", 70000, "floor.port", "70000", "from 1 to 65535"),
@@ -710,6 +737,77 @@ BAD = [
     Bad("a key that lost its beginning", "rack/ssh/authorised_keys/operator",
         [f"ssh-ed25519 {KEY.split()[1][4:]}"], "ssh.authorised_keys.operator[0]", "'...'",
         "whole line of the .pub file"),
+    # What a careless hand wrote next.
+    *(
+        Bad(f"careless: {put} = {value!r}"[:90], f"rack/{put}", value, key, told, mend)
+        for put, value, key, told, mend in (
+            # Files on the controller.
+            ("ssh_key", "~nosuchuser/.ssh/id", "ssh_key", "~nosuchuser", "no user of the name"),
+            ("ssh_key", "/" + "a" * 5000, "ssh_key", "/aaa", "too long"),
+            ("base/trusted_cas", {"home": "~nosuchuser/ca.pem"}, "base.trusted_cas.home",
+                "~nosuchuser", "no user of the name"),
+            ("storage/checkpoints", checkpoint(description="~nosuchuser/x"),
+                "storage.checkpoints[0].description", "~nosuchuser", "no user of the name"),
+            # Who comes in.
+            ("ssh_user", "nobody", "ssh_user", "nobody", "you log in as"),
+            ("ssh_user", "holdfast-floor", "ssh_user", "holdfast-floor", "you log in as"),
+            ("ssh/lan_sources", ["127.0.0.0/8"], "ssh.lan_sources[0]", "127.0.0.0/8", "192.168"),
+            ("ssh/lan_sources", ["224.0.0.0/4"], "ssh.lan_sources[0]", "224.0.0.0/4", "192.168"),
+            ("firewall/openings/0/sources", ["ff02::/16"], "firewall.openings[0].sources[0]",
+                "ff02::/16", "192.168"),
+            # What a T1 service opens.
+            *(("services/0/run_paths", [path], "services[0].run_paths[0]", path, "true tier")
+              for path in ("/run/docker.sock", "/run/dbus", "/run/containerd", "/run/user",
+                           "/run/tailscale", "/run/systemd/resolve")),
+            # Whose folder it is.
+            *(("services/0/data/0/path", path, "services[0].data[0].path", path, "purpose alone")
+              for path in ("/etc/shadow", "/etc/ssh", "/usr/bin", "/proc/1", "/home/operator",
+                           "/home/operator/.ssh")),
+            *(("storage/models_path", path, "storage.models_path", path, "purpose alone")
+              for path in ("/var/lib/holdfast", "/var/lib/holdfast/floor", "/opt/holdfast/x")),
+            # Numbers in another unit.
+            ("floor/memory_max_mib", 8 * 2**30, "floor.memory_max_mib", "8589934592", "in MiB"),
+            ("storage/models/0/size_mib", 491_400_032, "storage.models[0].size_mib", "491400032",
+                "in MiB"),
+            ("base/disks", [{"path": "/", "free_gib": 42_949_672_960}], "base.disks[0].free_gib",
+                "42949672960", "in GiB"),
+            ("backup/max_age_hours", 10**9, "backup.max_age_hours", "1000000000", "in hours"),
+            ("backup/keep_daily", 10**18, "backup.keep_daily", "1000000000000000000", "less"),
+            ("clouds", clouds(input_usd=5e-7), "clouds.providers[0].input_usd", "5e-07",
+                "from 0.001 to 10000, in USD"),
+            # Schedules that leave an alert standing.
+            ("backup/schedule", "weekly", "backup.max_age_hours", "26", "write more"),
+            ("backup/schedule", "*-02-29 03:00", "backup.max_age_hours", "26", "write more"),
+            ("backup/restore_check_schedule", "yearly", "backup.max_restore_age_days", "15",
+                "write more"),
+            # What was pasted.
+            ("storage/models/0/sha256", "deadbeef" * 8, "storage.models[0].sha256", "deadbeef",
+                "sha256sum"),
+            ("storage/models/0/sha256", "f" * 64, "storage.models[0].sha256", "ffff", "sha256sum"),
+            ("storage/models/0/source", "https://huggingface.co/a/b/blob/9217f5db/small.gguf",
+                "storage.models[0].source", "/blob/", "that downloads it"),
+            ("storage/models/0/source", "https://files.example/v1/small.gguf?token=hf_abcdefgh1",
+                "storage.models[0].source", "?token=...", "needs none"),
+            ("floor/release/version", "b9999", "floor.release.version", "b9999", "b7500"),
+            ("floor/release/url", "https://files.example/b7500/llama-macos.tar.gz",
+                "floor.release.url", "macos", "for Linux"),
+            ("clouds", clouds(base_url="https://one.example/v1/chat/completions"),
+                "clouds.providers[0].base_url", "/chat/completions", "without /chat/completions"),
+            ("backup/single_place_waiver", "TODO write this later", "backup.single_place_waiver",
+                "TODO", "in a few words"),
+        )
+    ),
+    *(
+        Bad(f"careless: flags {flags}", "rack", engine(flags=flags), key, told, mend)
+        for flags, key, told, mend in (
+            ({"api-key": "sk-geheim-1234567890"}, "vllm.engines[0].flags.api-key", "'...'",
+                "the engine's api_key"),
+            ({"max-num-batched-tokens": -1}, "vllm.engines[0].flags.max-num-batched-tokens", "-1",
+                "that vLLM takes"),
+        )
+    ),
+    Bad("careless: a card that is not", "rack", engine(cards=["two"]), "vllm.engines[0].cards[0]",
+        "two", "one that is declared"),
     Bad("a port of health that is none", f"{PHOTOS}/health/url", "http://127.0.0.1:99999/",
         "services[0].health.url", "99999", "host[:port]"),
     Bad("a control server called 127", "rack/tailnet/control_server", "http://127.evil.example",
@@ -1150,3 +1248,9 @@ def test_what_is_wide_enough_is_accepted() -> None:
         assert refusals_of(spoiled(f"{OPENINGS}+", opening(sources=sources))) == []
     several = [opening(sources=[f"{n}.0.0.0/8"]) for n in (8, 9)]
     assert refusals_of(spoiled(OPENINGS, several)) != []
+
+
+def test_an_inventory_that_holds_itself_is_refused() -> None:
+    data = good()
+    data["rack"]["base"] = data["rack"]
+    assert refusals_of(data)[0].startswith("rack: base.hostname = 'rack': there is no such key")

@@ -310,3 +310,23 @@ def test_keys_are_written_as_an_operator_would(rack: HostSettings) -> None:
         "_sudo",
         "ssh.authorised_keys.operator[0]",
     } <= keys
+
+
+@pytest.mark.parametrize(
+    ("calendar", "hours"),
+    [
+        ("*:0/15", 0.25),
+        ("hourly", 1),
+        ("daily", 24),
+        ("*-*-* 03:30:00", 24),
+        ("*-*-* 01,13:00", 12),
+        ("Mon..Fri 03:00", 72),
+        ("Sat,Sun *-*-* 12:00", 144),
+        ("weekly", 168),
+        ("*-*-01 04:00:00", 744),
+        ("yearly", 8784),
+        ("*-02-29 03:00", 35064),
+    ],
+)
+def test_how_long_a_calendar_pauses(calendar: str, hours: float) -> None:
+    assert types.longest_pause_hours(calendar) == hours

@@ -24,7 +24,7 @@ from holdfast.registry import declared_services
 from holdfast.sandbox import AS_ROOT
 from holdfast.settings import HostSettings
 
-SHA256 = "ab" * 32
+SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 UUIDS = [f"GPU-00000000-0000-0000-0000-00000000000{index}" for index in range(2)]
 ENVIRONMENT = "/opt/holdfast/vllm/0123456789ab"
 LLAMA = {
@@ -117,7 +117,11 @@ WRONG = [
     ("flags.data-parallel-size", {"flags": {"data-parallel-size": 2}}, "one server"),
     ("name", {"name": "more-loopback"}, "rename it"),
     ("flags.no-enable-log-requests", {"flags": {"no-enable-log-requests": True}}, "journal"),
-    ("flags", {"flags": {"max-num-batched-tokens": "8k"}}, "max_num_batched_tokens decides"),
+    (
+        "flags.max-num-batched-tokens",
+        {"flags": {"max-num-batched-tokens": "8k"}},
+        "it decides what fits",
+    ),
     ("context_tokens", {"context_tokens": 131072}, "would fit: "),
 ]
 

@@ -1,0 +1,24 @@
+"""Numbers: of the unit that their key names."""
+
+from __future__ import annotations
+
+from holdfast.checks.finding import Finding, Findings
+from holdfast.grammar import MOST, UNITS, unit_of, walk
+from holdfast.settings import HostSettings
+
+
+def numbers(settings: HostSettings) -> Findings:
+    """Numbers so large that they are meant in another unit, such as bytes."""
+    for key, value, _ in walk(settings, HostSettings):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        unit = unit_of(key)
+        most = next((most for name, most in UNITS.values() if name == unit), MOST)
+        if value > most:
+            counted = f" {unit}" if unit else ""
+            yield Finding(
+                key,
+                value,
+                f"this is more than {most:,}{counted}",
+                f"write it in {unit}, as the key says" if unit else "write less",
+            )
