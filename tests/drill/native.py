@@ -59,6 +59,7 @@ class NativeDrill(Drill):
     """Whether its acts sabotage the rack."""
     least_survived = 25
     """So many faults the rack must survive in it."""
+    untaken = ()
     silent_seconds = 8
     packets_per_second = 20000
     stage: NativeStage

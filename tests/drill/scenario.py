@@ -6,7 +6,7 @@ import random
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +56,12 @@ class Drill(Rehearsal):
 
     kind = "virtual"
     stage: RackStage
+    untaken: Collection[str] = (
+        *("Cards on the bus", "GPU driver", "Cards as driven", "GPU limits", "Cards accepted"),
+        *("GPU containers", "Ledger", "GPU modes, their services", "vLLM, its engines"),
+        "GPU containers, a last look",
+    )
+    """Steps in which its rack, which has no card, does nothing: the power cannot be cut there."""
     silent_seconds = 45
     """How long what is dropped must be silent: several times what such a rack takes to answer."""
     packets_per_second = 4000
@@ -81,7 +87,8 @@ class Drill(Rehearsal):
         self.sabotage = sabotage
         self._kept = ""
         self._chance = random.Random(seed)  # noqa: S311
-        self._step = self._chance.choice(steps())
+        taken = [step for step in steps() if step not in self.untaken]
+        self._step = self._chance.choice(taken)
         self.record.notes.append(f"seed {seed}: the power is cut in the step {self._step}")
 
     def acts(self) -> Sequence[Act]:

@@ -15,6 +15,7 @@ from tests.drill.every import EVERY, Result, summary
 from tests.drill.native import CutsDrill, NativeDrill, ShortDrill
 from tests.drill.not_here import ELSEWHERE
 from tests.drill.sabotage import Sabotage
+from tests.drill.scenario import Drill
 from tests.drill.site import HOST_TESTS
 
 
@@ -81,6 +82,12 @@ def test_a_seed_chooses_one_step_and_another_another() -> None:
 
     assert step(3) == step(3)
     assert len({step(seed).partition(":")[2] for seed in range(200)}) == len(steps())
+
+
+def test_the_power_of_a_virtual_machine_is_cut_in_steps_that_it_takes() -> None:
+    plan = (ROOT / "tests/unit/recorded/plans/drill-rack.txt").read_text()
+    taken = {line[3:].partition(" | ")[0] for line in plan.splitlines() if line.startswith("== ")}
+    assert sorted(Drill.untaken) == sorted(set(steps()) - taken)
 
 
 def test_the_steps_are_those_of_the_site() -> None:
