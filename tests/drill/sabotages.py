@@ -41,6 +41,10 @@ _NAS = f"{backup.STATE}/nas.json"
 _LOOSE_DOCKER = rewritten(DAEMON_JSON, "value |= {'ip': '0.0.0.0', 'log-opts': {}}")
 
 
+_ALL_STOPPED = (
+    "docker ps --quiet >> /root/running && xargs --no-run-if-empty docker stop < /root/running"
+)
+"""A running container keeps the bridge as it was made, over a restart of the engine."""
 _SEALED = DockerNetwork(name="sealed-net", tier="T1", subnets=["fd99:8::/64"])
 """As `inventories/drill.py` declares it."""
 
@@ -463,11 +467,10 @@ DOCKER = (
             "docker::a_port_without_an_address_is_published_to_this_host_only",
             "docker::the_logs_of_every_container_are_bounded",
         ),
-        # A running container keeps the bridge as it was made.
-        "docker ps --quiet > /root/running && xargs --no-run-if-empty docker stop < /root/running"
+        f"rm -f /root/running && {_ALL_STOPPED}"
         f" && cp -a {DAEMON_JSON} /root/daemon.json && {_LOOSE_DOCKER} && systemctl restart docker"
         f" && docker run --detach --name stray {IMAGE}",
-        "docker rm --force stray"
+        f"docker rm --force stray && {_ALL_STOPPED}"
         f" && cp -a /root/daemon.json {DAEMON_JSON} && systemctl restart docker"
         " && xargs --no-run-if-empty docker start < /root/running",
     ),
