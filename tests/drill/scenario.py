@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from holdfast import integrity
+from holdfast import egress, integrity
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import TIMER, WATCH
 from tests.drill import attack, audit, sabotage, sabotages
@@ -154,6 +154,8 @@ class Drill(Rehearsal):
     def _publish(self) -> None:
         load_probe_image(self.stage.rack)
         attack.publish_containers(self.stage.rack, container.IMAGE)
+        # What a container sends as it starts is not told of among what the host tests try.
+        self.stage.rack.wait_until_succeeds(f"{egress.PROGRAM} watch", timeout_seconds=60)
 
     def _attack_serving(self) -> None:
         self._attack("serving")

@@ -160,8 +160,8 @@ def behind(host: Host, settings: HostSettings) -> Answers:
         questions[wall.name] = f"python3 -c {shlex.quote(_BEHIND)} {shlex.join(words)}"
     questions |= {
         "by hand": f"{egress.PROGRAM} watch 2>&1; echo $?",
-        # What it had to report before may have left it failed; this look has nothing to report.
-        "by its unit": f"systemctl start {egress.WATCH}; echo $?",
+        # A container that has just started may have tried something, too; that is an alert by now.
+        "by its unit": f"systemctl start {egress.WATCH}; systemctl reset-failed {egress.WATCH}",
         "log": f"journalctl --dmesg --quiet --since=@$since --grep='{LOG_PREFIX} ' --output=cat",
     }
     done = host.run(f"PATH=$PATH:/usr/sbin:/sbin; {_REST}; {sections.probe(questions)}")
