@@ -23,8 +23,8 @@ from holdfast.shipping import path_of
 
 PROGRAM = path_of(backup_program)
 RESTORE = "/usr/local/sbin/holdfast-restore"
-CACHE = "/var/cache/holdfast-backup"
-JOBS = f"{CONFIGURATION}/backup"
+CACHE = str(backup_program.Places.cache)
+JOBS = str(backup_program.Places.jobs)
 
 ROOTS = (places.STATE,)
 """Everything in here must be declared as state, secret or derived."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -20,27 +20,37 @@ _KINDS: dict[Any, str] = {
 
 
 _TEN_YEARS_DAYS = 3660
-UNITS = {
-    "mib": ("MiB", 2**26),
-    "gib": ("GiB", 2**20),
-    "days": ("days", _TEN_YEARS_DAYS),
-    "hours": ("hours", 24 * _TEN_YEARS_DAYS),
-    "minutes": ("minutes", 24 * 60 * _TEN_YEARS_DAYS),
-    "seconds": ("seconds", 24 * 3600 * _TEN_YEARS_DAYS),
-    "w": ("W", 10**6),
-    "mhz": ("MHz", 10**6),
-    "usd": ("USD", 10**6),
-    "tokens": ("tokens", 10**8),
+
+
+class Unit(NamedTuple):
+    """What the numbers of a key are written in; a larger one than ``most`` is of another unit."""
+
+    name: str
+    """Empty for numbers without a unit."""
+    most: int
+
+
+_UNITS = {
+    "mib": Unit("MiB", 2**26),
+    "gib": Unit("GiB", 2**20),
+    "days": Unit("days", _TEN_YEARS_DAYS),
+    "hours": Unit("hours", 24 * _TEN_YEARS_DAYS),
+    "minutes": Unit("minutes", 24 * 60 * _TEN_YEARS_DAYS),
+    "seconds": Unit("seconds", 24 * 3600 * _TEN_YEARS_DAYS),
+    "w": Unit("W", 10**6),
+    "mhz": Unit("MHz", 10**6),
+    "usd": Unit("USD", 10**6),
+    "tokens": Unit("tokens", 10**8),
 }
-"""By the last word of a key: its unit, and a number that is meant in another, such as bytes."""
+"""By the last word of a key."""
 
-MOST = 2**31 - 1
-"""Of a number without a unit: what every program reads."""
+_NO_UNIT = Unit("", 2**31 - 1)
+"""Every program reads numbers up to this one."""
 
 
-def unit_of(key: str) -> str | None:
-    """The unit that the numbers of a key are written in; None where it has none."""
-    return UNITS.get(key.rpartition(".")[2].rpartition("_")[2], (None,))[0]
+def unit_of(key: str) -> Unit:
+    """The unit that the last word of a key names."""
+    return _UNITS.get(key.rpartition(".")[2].rpartition("_")[2], _NO_UNIT)
 
 
 def arms(annotation: Any) -> tuple[Any, ...]:

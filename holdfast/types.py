@@ -378,13 +378,20 @@ def _numbers(text: str, least: int, most: int) -> set[int] | None:
     return found
 
 
+_LIMITS = {
+    "hours": (0, 23),
+    "minutes": (0, 59),
+    "seconds": (0, 59),
+    "months": (1, 12),
+    "days": (1, 31),
+}
+
+
 def _check_calendar(value: str) -> None:
     match = re.fullmatch(_CALENDAR, value, re.ASCII)
     parts = match.groupdict() if match else {}
-    limits = {"hours": (0, 23), "minutes": (0, 59), "seconds": (0, 59)}
-    limits |= {"months": (1, 12), "days": (1, 31)}
     meant: dict[str, set[int]] = {}
-    for part, (least, most) in limits.items():
+    for part, (least, most) in _LIMITS.items():
         if text := parts.get(part):
             numbers = _numbers(text, least, most)
             if numbers is None:
@@ -420,18 +427,19 @@ def longest_pause_hours(calendar: str) -> float:
     """The longest time between two moments of a `Calendar`, hours."""
     match = re.fullmatch(_CALENDAR, _SHORT.get(calendar, calendar), re.ASCII)
     parts = match.groupdict() if match else {}
-    weekdays = set(range(7)) if not parts["weekdays"] else set()
-    for span in (parts["weekdays"] or "").split(",") if parts["weekdays"] else ():
+    weekdays: set[int] = set()
+    for span in (parts["weekdays"] or "Mon..Sun").split(","):
         first, _, last = span.partition("..")
         weekdays |= set(range(_DAYS.index(first), _DAYS.index(last or first) + 1))
-    limits = {"months": (1, 12), "days": (1, 31), "hours": (0, 23), "minutes": (0, 59)}
-    meant = {part: _numbers(parts[part] or "*", *limit) or set() for part, limit in limits.items()}
+    meant = {part: _numbers(parts[part] or "*", *limit) or set() for part, limit in _LIMITS.items()}
     minutes = sorted(60 * hour + minute for hour in meant["hours"] for minute in meant["minutes"])
     start = date(2000, 1, 1).toordinal()
     days = [
         ordinal
-        for ordinal, day in ((n, date.fromordinal(n)) for n in range(start, start + _CYCLE_DAYS))
-        if day.weekday() in weekdays and day.month in meant["months"] and day.day in meant["days"]
+        for ordinal in range(start, start + _CYCLE_DAYS)
+        if (day := date.fromordinal(ordinal)).weekday() in weekdays
+        and day.month in meant["months"]
+        and day.day in meant["days"]
     ]
     apart = max((b - a for a, b in pairwise(days)), default=_CYCLE_DAYS)
     at_night = 24 * 60 * apart - (minutes[-1] - minutes[0])

@@ -141,7 +141,7 @@ def refusals_from(
     for item in _relevant(error.errors(), model):
         key, expected, _ = locate(model, item["loc"])
         wrong, mend = _words(item, model, expected)
-        if (unit := unit_of(key)) and "number" in mend:
+        if (unit := unit_of(key).name) and "number" in mend:
             mend += f", in {unit}"
         name = ""
         if names_a_secret(expected):

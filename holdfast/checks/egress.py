@@ -20,7 +20,7 @@ _OTHERS_SOCKETS = (
     *("/run/snapd", "/run/snapd.socket", "/run/snapd-snap.socket", "/run/udev", "/run/cups"),
     *("/run/rpcbind.sock", "/run/nscd", "/run/chrony"),
 )
-"""Of root's programs, and of those that carry what they are told to other machines."""
+"""Sockets of programs that run as root, or that send data to other machines for their callers."""
 
 
 def tiers(settings: HostSettings) -> Findings:

@@ -24,6 +24,9 @@ Findings = Iterator[Finding]
 NEW_SECRET = "replace it, for instance by what 'openssl rand -hex 24' prints"  # noqa: S105
 """The mend for a secret that will not do."""
 
+NO_USER = "this machine has no user of the name behind ~"
+"""What is wrong with a path of the controller that begins with such a name."""
+
 
 def nearest(name: str, known: set[str]) -> str:
     """The mend for a name that is not among ``known``."""
@@ -39,7 +42,7 @@ def no_file(path: str) -> str | None:
             return "there is no such file here"
         file.open("rb").close()
     except RuntimeError:
-        return "this machine has no user of the name behind ~"
+        return NO_USER
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     return None

@@ -102,7 +102,7 @@ def power_supplies(settings: HostSettings) -> Findings:
         return
     names = [supply.name for supply in gpus.power_supplies]
     moments = modes.every_moment(gpus)
-    # One cause has one mend, whatever it draws at another moment.
+    # A supply with the same mend at two moments is reported once, though the watts differ.
     found = {(f.supply, f.mend): f for moment in moments for f in power.faults(moment)}
     for fault in found.values():
         index = names.index(fault.supply)

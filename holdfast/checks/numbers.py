@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.checks.finding import Finding, Findings
-from holdfast.grammar import MOST, UNITS, unit_of, walk
+from holdfast.grammar import unit_of, walk
 from holdfast.settings import HostSettings
 
 
@@ -12,8 +12,7 @@ def numbers(settings: HostSettings) -> Findings:
     for key, value, _ in walk(settings, HostSettings):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        unit = unit_of(key)
-        most = next((most for name, most in UNITS.values() if name == unit), MOST)
+        unit, most = unit_of(key)
         if value > most:
             counted = f" {unit}" if unit else ""
             yield Finding(

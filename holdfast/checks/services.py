@@ -42,7 +42,8 @@ _SYSTEM_USERS = re.compile(
     r"root|daemon|bin|sys|sync|games|man|lp|mail|news|uucp|backup|list|irc|nobody|nogroup|_.*"
     r"|systemd-.*|messagebus|sshd|syslog|tss|uuidd|polkitd|landscape|fwupd-refresh|usbmux"
     r"|avahi.*|nvidia-persistenced|dhcpcd|pollinate|rtkit|dnsmasq|statd|tcpdump|lxd|sudo|adm"
-    r"|shadow|disk|kmem|tty|kvm|docker|wheel|staff|video|render|utmp|input|sgx|crontab|plugdev|users|netdev|dialout|cdrom|tape|ssl-cert"
+    r"|shadow|disk|kmem|tty|kvm|docker|wheel|staff|video|render|utmp|input|sgx|crontab|plugdev"
+    r"|users|netdev|dialout|cdrom|tape|ssl-cert"
 )
 _OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds)-.*")
 

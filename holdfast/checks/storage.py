@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.checks.finding import NO_USER, Finding, Findings, nearest
 from holdfast.checks.machines import Hosts, machine_of
 from holdfast.checks.paths import OURS, is_below, is_below_any
 from holdfast.fit import NotUnderstood, planner
@@ -87,31 +87,31 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
         )
 
 
-def description_problem(checkpoint: Checkpoint) -> str | None:
-    """Why a checkpoint's description cannot be read; None where it can."""
+def described(checkpoint: Checkpoint) -> planner.Model | str:
+    """The model of a checkpoint's description, or why the description cannot be read."""
     try:
         try:
             folder = Path(checkpoint.description).expanduser()
         except RuntimeError:
-            return "this machine has no user of the name behind ~"
+            return NO_USER
         if not folder.is_dir():
             return "this is no folder" if folder.exists() else "there is no such folder here"
-        planner.load(folder)
+        return planner.load(folder)
     except (NotUnderstood, OSError, RuntimeError) as error:
         return str(error)
     except WHAT_FILES_DO as error:
         return f"it is not the description of a model ({type(error).__name__}: {error})"
-    return None
 
 
 def _description(index: int, checkpoint: Checkpoint) -> Findings:
-    if wrong := description_problem(checkpoint):
+    model = described(checkpoint)
+    if isinstance(model, str):
         mend = "write the path of a folder with config.json and model.safetensors.index.json"
         yield Finding(
-            f"storage.checkpoints[{index}].description", checkpoint.description, wrong, mend
+            f"storage.checkpoints[{index}].description", checkpoint.description, model, mend
         )
         return
-    held = planner.load(Path(checkpoint.description).expanduser()).weights.total_bytes
+    held = model.weights.total_bytes
     if held > 1.05 * 2**20 * checkpoint.size_mib:
         yield Finding(
             f"storage.checkpoints[{index}].size_mib",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from holdfast import completion, registry, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest, no_file
 from holdfast.checks.gpu import own_card
-from holdfast.checks.storage import WHAT_FILES_DO, description_problem
+from holdfast.checks.storage import WHAT_FILES_DO, described
 from holdfast.checks.tailnet import tailnet_scope
 from holdfast.engines import vllm
 from holdfast.engines.fit import FLAGS, fit_of
@@ -165,7 +165,7 @@ def _in_keys(sentence: str) -> str:
 
 def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
     checkpoint = registry.checkpoint_of(settings, engine)
-    if checkpoint is None or description_problem(checkpoint):
+    if checkpoint is None or isinstance(described(checkpoint), str):
         # The checkpoint's own finding says it.
         return
     try:

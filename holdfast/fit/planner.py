@@ -379,7 +379,7 @@ def _nearest(fit: Fit, cards: Sequence[Card]) -> tuple[str, ...]:
         if other.longest_tokens:
             (whole if fits_whole else shorter).append(words)
     if fit.longest_tokens == fit.model.longest_tokens:
-        # The model itself reads no more, whatever else is changed.
+        # The model sets this limit, so only a shorter context can help.
         return tuple(shorter[:1])
     return (*whole, *shorter[: max(1, 4 - len(whole))])
 

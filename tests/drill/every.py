@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.drill.converge import ROOT
+from tests.drill.native import revision
 from tests.lab.process import output_of
 
 DRILL = ("-m", "tests.drill")
@@ -97,9 +98,8 @@ class Kept:
 
 def commit() -> str:
     """The commit that is checked out; empty where the working tree has changes."""
-    git = ["git", "-C", str(ROOT)]
-    changed = output_of([*git, "status", "--porcelain"]).strip()
-    return "" if changed else output_of([*git, "rev-parse", "HEAD"]).strip()
+    changed = output_of(["git", "-C", str(ROOT), "status", "--porcelain"]).strip()
+    return "" if changed else revision()
 
 
 def run(name: str, arguments: tuple[str, ...], folder: Path) -> Result:

@@ -154,7 +154,7 @@ class Drill(Rehearsal):
     def _publish(self) -> None:
         load_probe_image(self.stage.rack)
         attack.publish_containers(self.stage.rack, container.IMAGE)
-        # What a container sends as it starts is not told of among what the host tests try.
+        # Containers send packets as they start: the watch reports those before any host test.
         self.stage.rack.wait_until_succeeds(f"{egress.PROGRAM} watch", timeout_seconds=60)
 
     def _attack_serving(self) -> None:
