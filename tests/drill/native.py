@@ -172,7 +172,7 @@ class NativeDrill(Drill):
         record.figures["reboot until containers answer"] = f"{time.monotonic() - began:.0f} s"
         self.engines.wait_until_serving()
         record.figures["reboot until engines complete"] = f"{time.monotonic() - began:.0f} s"
-        self.private.wait_for_health()
+        self.private.wait_until_ready()
 
     def _lose_a_card(self) -> None:
         # Without the kernel's log there is no Xid that would say more.

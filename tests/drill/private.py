@@ -174,7 +174,7 @@ class Private:
         """Have no router that leads to a cloud."""
         self.stage.declare_routers(self.routers)
         self.site.converge("private work", fatal=True)
-        self.wait_for_health()
+        self.wait_until_ready()
 
     def kill(self) -> None:
         """Take engine, floor and queue away in every combination."""
@@ -274,6 +274,15 @@ class Private:
         text, engine, status, seconds = said.rsplit("\n", 3)
         return int(status), engine, text, float(seconds)
 
+    def wait_until_ready(self) -> None:
+        """Wait until each router knows of an engine that answers.
+
+        Each asks the engines on its own: what one has seen, another may still have to see.
+        """
+        for router in self.stage.settings.routers:
+            if router.engines:
+                self.wait_for_health(router.port)
+
     def wait_for_health(self, port: int = WORK, status: int = 200) -> None:
         self.stage.rack.wait_until_succeeds(
             "curl --silent --output /dev/null --write-out '%{http_code}'"
@@ -307,6 +316,7 @@ class Private:
                 self.stage.start_engines(["chat"])
                 self._wait_until_told(1, True)
         rack.succeed(f"systemctl start {floor.UNIT} {units}")
+        self.wait_until_ready()
 
     def _wait_until_told(self, rung: int, up: bool) -> None:
         """Wait until the router's checks see a rung of its ladder as it is."""

@@ -172,7 +172,7 @@ class RoutingDrill(Rehearsal):
         with self.private.nothing_leaves("over a reboot"):
             self.stage.rack.reboot()
             self.stage.start_engines()
-            self.private.wait_for_health()
+            self.private.wait_until_ready()
             self.site.verify("of private work, after a reboot")
 
     def _sabotage(self) -> None:
@@ -181,5 +181,5 @@ class RoutingDrill(Rehearsal):
     def _reboot(self) -> None:
         self.stage.rack.reboot()
         self.stage.start_engines()
-        self.private.wait_for_health()
+        self.private.wait_until_ready()
         self.site.verify("after a reboot")
