@@ -19,7 +19,7 @@ BLOCK_END = "# END holdfast DOCKER-USER"
 GUARD = "HOLDFAST-FORWARD"
 """Our chain in the mangle table."""
 ROLLBACK_STATE = firewall.STATE
-"""Where the last proved firewall is kept while a change waits for its proof, and what it was."""
+"""Whether a change waits for its proof, and what was proved last."""
 PROGRAM = path_of(firewall)
 """Undoes what no login proves, and keeps in force what was proved."""
 

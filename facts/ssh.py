@@ -11,7 +11,7 @@ from facts.sections import answers, probe
 from facts.units import seconds_of
 
 ROLLBACK_STATE = f"{STATE}/ssh"
-"""Where the last proved configuration is kept while a change waits for its proof."""
+"""Which files a change that waits for its proof has to bring back."""
 
 
 @dataclass(frozen=True)

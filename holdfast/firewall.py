@@ -335,7 +335,7 @@ def unit_files() -> dict[str, str]:
             Directive("ReadWritePaths", f"-{path}", why)
             for path, why in (
                 ("/etc/default", "what it restores"),
-                (ROLLBACK_STATE, "where it is kept"),
+                (ROLLBACK_STATE, "whether a change waits for its proof"),
                 ("/proc/sys/net", "the settings that ufw makes"),
             )
         ),

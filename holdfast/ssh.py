@@ -121,7 +121,7 @@ def rollback_unit() -> str:
     relaxed = [
         Directive("ReadWritePaths", "/etc/ssh", "what it restores"),
         Directive("ReadWritePaths", f"-{KEYS}", "what it restores"),
-        Directive("ReadWritePaths", f"-{ROLLBACK_STATE}", "where it is kept"),
+        Directive("ReadWritePaths", f"-{ROLLBACK_STATE}", "what it is to bring back"),
     ]
     return render(
         f"ssh/{ROLLBACK_UNIT}.j2",

@@ -39,7 +39,7 @@ UFW_INIT = "/lib/ufw/ufw-init"
 UFW_LOCK = "/run/ufw.lock"
 """What ufw's own command holds while it works."""
 STATE = "/var/lib/holdfast/firewall"
-"""Where the last proved firewall is kept while a change waits for its proof, and what it was."""
+"""Whether a change waits for its proof, and what was proved last."""
 RUN = "/run/holdfast/firewall"
 MEMBERSHIP = "/etc/holdfast/tailnet-membership.json"
 """Which rules the watch over the tailnet may add, and how each looks in force."""
@@ -134,6 +134,17 @@ def _start() -> None:
         _run(DOCKER_USER)
 
 
+@contextmanager
+def _stopped() -> Iterator[None]:
+    """ufw has no rules in force meanwhile; then it loads its files, also where a step failed."""
+    with _shut():
+        try:
+            _run(UFW_INIT, "force-stop")
+            yield
+        finally:
+            _start()
+
+
 def _is_held(line: str) -> bool:
     """Whether a line of ``iptables -S`` must stay as it was proved.
 
@@ -202,8 +213,31 @@ def _armed() -> Path:
     return Path(STATE, "armed")
 
 
+def _copy_of(file: Path) -> Path:
+    """Where a file is kept: in its own folder, so that a full disk cannot hold up its return.
+
+    A sandbox makes each folder that its unit may write a mount of its own, and nothing is renamed
+    from one to another.
+    """
+    return file.with_name(f".{file.name}.kept")
+
+
+def _copies() -> dict[Path, Path]:
+    """Each file that is kept, and its copy."""
+    folders = [
+        Path(DEFAULTS).parent.glob(f".{Path(DEFAULTS).name}.kept"),
+        Path(UFW).glob(".*.kept"),
+    ]
+    return {copy.with_name(copy.name[1:-5]): copy for folder in folders for copy in folder}
+
+
+def _forget() -> None:
+    for copy in _copies().values():
+        copy.unlink()
+
+
 def _sync() -> None:
-    _run("/bin/sync", "-f", STATE)
+    _run("/bin/sync", "-f", STATE, UFW, str(Path(DEFAULTS).parent))
 
 
 def _end_deadline() -> None:
@@ -218,9 +252,9 @@ def keep() -> None:
     if _armed().exists():
         return
     Path(STATE).mkdir(mode=0o700, parents=True, exist_ok=True)
-    shutil.rmtree(f"{STATE}/ufw", ignore_errors=True)
-    _run("/bin/cp", "-a", UFW, f"{STATE}/ufw")
-    _run("/bin/cp", "-a", DEFAULTS, f"{STATE}/default")
+    _forget()
+    for file in [Path(DEFAULTS), *filter(Path.is_file, Path(UFW).iterdir())]:
+        shutil.copy2(file, _copy_of(file))
     _sync()
     _armed().touch()
     _sync()
@@ -248,6 +282,7 @@ def disarm() -> None:
     _armed().unlink()
     # Without this a power cut could bring the mark back, and a boot would undo what was proved.
     _sync()
+    _forget()
     _end_deadline()
 
 
@@ -256,11 +291,9 @@ def restore() -> None:
     if not _armed().exists():
         return
     _say(4, "No login proved the last firewall change in time: restoring the former firewall.")
-    with _shut():
-        _run(UFW_INIT, "force-stop")
-        _run("/bin/cp", "-a", f"{STATE}/ufw/.", UFW)
-        _run("/bin/cp", "-a", f"{STATE}/default", DEFAULTS)
-        _start()
+    with _stopped():
+        for file, copy in _copies().items():
+            copy.replace(file)
     _armed().unlink()
 
 
@@ -283,10 +316,8 @@ def _begin_again() -> None:
 
 def load() -> None:
     """Have the kernel take ufw's files again, without an open moment."""
-    with _shut():
-        _run(UFW_INIT, "force-stop")
+    with _stopped():
         _begin_again()
-        _start()
 
 
 def _unproved() -> Iterator[str]:

@@ -19,6 +19,7 @@ OLD, NEW = "-A ufw-user-input -p tcp --dport 22 -j ACCEPT\n", "# nothing gets in
 _UFW_INIT = """#!/bin/sh
 # What ufw-init does to the kernel: nothing of ufw's is in force, or what its files say; where
 # something is in force already it says so and does nothing.
+ulimit -S -f unlimited
 [ ! -e {root}/ufw-init-fails ] || exit 1
 [ -e {root}/shut ] || [ ! -s {root}/in-force ] || echo "$1" >> {root}/open
 case $1 in
@@ -37,6 +38,7 @@ _SYSTEMCTL = """#!/bin/sh
 [ "$1" = stop ] && rm {root}/timer
 """
 _DOCKER_USER = """#!/bin/sh
+ulimit -S -f unlimited
 echo guarded >> {root}/in-force
 """
 _IPTABLES = """#!/bin/sh
@@ -112,19 +114,19 @@ class Host:
         """Whether a deadline runs."""
         return (self.root / "timer").exists()
 
-    def run_out(self) -> int:
-        """The deadline passes."""
+    def run_out(self, room: str = "unlimited") -> int:
+        """The deadline passes; ``room`` is what may be written to a file then, in 512 bytes."""
         timer = self.root / "timer"
         assert timer.read_text().strip() == ROLLBACK_UNIT
         timer.unlink()
-        return self._start_unit()
+        return self._start_unit(room)
 
     def boot(self) -> None:
         """After a power cut: no timer is left, and what the unit of the rollback says is done."""
         (self.root / "timer").unlink(missing_ok=True)
         assert self._start_unit() == 0
 
-    def _start_unit(self) -> int:
+    def _start_unit(self, room: str = "unlimited") -> int:
         """What systemd does for the unit; the exit status of its command."""
         unit = unit_files()[f"/etc/systemd/system/{ROLLBACK_UNIT}"]
         lines = (line.split("=", 1) for line in unit.splitlines() if "=" in line)
@@ -133,7 +135,8 @@ class Host:
         command = told["ExecStart"].replace(PROGRAM, f"{self.root}/rollback")
         if not Path(condition).exists():
             return 0
-        return self._call(*shlex.split(command)).returncode
+        limited = f'ulimit -S -f {room}; exec "$@"'
+        return self._call("sh", "-c", limited, "sh", *shlex.split(command)).returncode
 
     @property
     def in_force(self) -> str:
@@ -188,6 +191,7 @@ def test_what_was_proved_stays(host: Host) -> None:
     host.boot()
     assert host.rollback("restore") == 0
     assert host.in_force == f"{NEW}IPV6=no\n"
+    assert not [*(host.root / "etc").rglob("*.kept")]
 
 
 def test_what_was_proved_is_what_the_next_change_leads_back_to(host: Host) -> None:
@@ -208,8 +212,7 @@ def test_a_proof_that_comes_too_late_is_none(host: Host) -> None:
 
 
 def test_a_copy_that_a_power_cut_left_half_made_is_made_again(host: Host) -> None:
-    (host.root / "kept/ufw").mkdir(parents=True)
-    (host.root / "kept/ufw/user.rules").write_text("half of a ru")
+    (host.root / "etc/ufw/.user.rules.kept").write_text("half of a ru")
     host.change()
     assert host.run_out() == 0
     assert host.in_force == FORMER
@@ -223,6 +226,25 @@ def test_a_way_back_that_fails_is_tried_again_at_boot(host: Host) -> None:
     (host.root / "ufw-init-fails").unlink()
     host.boot()
     assert host.in_force == FORMER
+
+
+def test_a_full_disk_does_not_hold_up_the_way_back(host: Host) -> None:
+    host.change()
+    assert host.run_out(room="0") == 0
+    assert host.in_force == FORMER
+
+
+def test_a_file_that_cannot_be_restored_leaves_no_host_without_a_firewall(host: Host) -> None:
+    host.change()
+    rules = host.root / "etc/ufw/before.rules"
+    (host.root / "etc/ufw/.before.rules.kept").write_text("# proved\n")
+    rules.mkdir()
+    assert host.run_out() != 0
+    assert "guarded" in host.in_force
+    rules.rmdir()
+    host.boot()
+    assert host.in_force == FORMER
+    assert rules.read_text() == "# proved\n"
 
 
 def test_the_way_back_has_no_open_moment(host: Host) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,7 +280,7 @@ _SYSTEMCTL = """#!/bin/sh
 case "$*" in
 "is-active --quiet ssh.socket" | "is-enabled --quiet ssh.socket") exit 1 ;;
 "stop holdfast-ssh-rollback.timer") rm {0}/timer ;;
-*"reload-or-restart ssh.service") cp {0}/00-holdfast.conf {0}/in-force ;;
+*"reload-or-restart ssh.service") ulimit -S -f unlimited; cp {0}/00-holdfast.conf {0}/in-force ;;
 esac
 """
 _SSHD = """#!/bin/sh
@@ -296,6 +295,8 @@ class Armed(LocalHost):
     folder: Path = Path()
     connector: Any = None
     data: dict[str, Any] = field(default_factory=dict)
+    room: str = "unlimited"
+    """How much a command of the unit may write to a file, in blocks of 512 bytes."""
 
     def __post_init__(self) -> None:
         self.programs = self.folder / "bin"
@@ -380,7 +381,8 @@ class Armed(LocalHost):
         condition = said["ConditionPathExists"].replace(ROLLBACK_STATE, str(self.kept))
         assert {"ssh.service", "ssh.socket"} <= {*said["Before"].split()}
         if Path(condition).exists():
-            self.sh(said["ExecStart"].replace(STANDARD_SCRIPT, ssh.ROLLBACK_SCRIPT))
+            command = said["ExecStart"].replace(STANDARD_SCRIPT, ssh.ROLLBACK_SCRIPT)
+            self.sh(f"ulimit -S -f {self.room}; {command}")
 
     @property
     def is_as_before(self) -> bool:
@@ -417,10 +419,10 @@ def test_what_no_login_proves_is_undone_by_the_next_boot(armed: Armed) -> None:
 
 
 def test_a_copy_that_a_power_cut_left_half_made_is_made_again(armed: Armed) -> None:
-    half = armed.kept / str(armed.drop_in).lstrip("/")
-    half.parent.mkdir(parents=True)
+    half = armed.drop_in.with_name(".00-holdfast.conf.kept")
     half.write_text("half a dir")
-    (armed.kept / "files").write_text(f"{armed.drop_in}\n")
+    armed.kept.mkdir()
+    (armed.kept / "kept").write_text(f"{armed.drop_in}\n")
     armed.change("new")
     armed.boot()
     assert armed.is_as_before
@@ -428,12 +430,20 @@ def test_a_copy_that_a_power_cut_left_half_made_is_made_again(armed: Armed) -> N
 
 def test_a_way_back_that_fails_is_tried_again_at_boot(armed: Armed) -> None:
     armed.change("new")
-    in_the_way = armed.drop_in.with_suffix(".conf.former")
-    in_the_way.mkdir()
+    armed.drop_in.unlink()
+    armed.drop_in.mkdir()
     with pytest.raises(AssertionError):
         armed.run_out()
-    shutil.rmtree(in_the_way)
+    armed.drop_in.rmdir()
     armed.boot()
+    assert armed.is_as_before
+
+
+def test_a_full_disk_does_not_hold_up_the_way_back(armed: Armed) -> None:
+    armed.change("new")
+    armed.room = "0"
+    armed.run_out()
+    armed.room = "unlimited"
     assert armed.is_as_before
 
 
@@ -458,7 +468,8 @@ def test_what_was_proved_stays(armed: Armed) -> None:
     armed.change("new")
     assert armed.prove(("new", "directive"))
     assert not (armed.folder / "timer").exists()
-    assert not armed.kept.exists(), "a copy of keys was left behind"
+    assert not armed.kept.exists()
+    assert not [*armed.folder.glob("*.kept")], "a copy of keys was left behind"
     armed.boot()
     assert armed.drop_in.read_text() == "new directive\n"
 
