@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import ipaddress
+import locale
 import re
 import zoneinfo
 from collections.abc import Callable
@@ -81,6 +83,25 @@ def _check_path(value: str) -> None:
         raise ValueError(
             f"this path has {len(value)} characters; write one of at most {_LONGEST_PATH}"
         )
+
+
+_LOCALES = (
+    {name.partition(".")[0].partition("@")[0] for name in locale.locale_alias.values()}
+    # What Python leaves out, and what it knows of X11 and of countries that are gone.
+    | {"dsb_DE", "mnw_MM", "rif_MA", "sah_RU"}
+) - {
+    *("ar_AA", "ee_EE", "en_BE", "en_DL", "en_EN", "en_ZS", "eo_EO", "eo_US", "eo_XX", "iw_IL"),
+    *("no_NO", "ny_NO", "pap_AN", "pd_DE", "pd_US", "ph_PH", "pp_AN", "sd_PK", "sh_HR", "sl_CS"),
+    "sr_CS",
+}
+"""Languages and countries of glibc's locales (its file SUPPORTED, 2.36)."""
+
+
+def _check_locale(value: str) -> None:
+    name = value.partition(".")[0]
+    if name not in _LOCALES:
+        close = difflib.get_close_matches(name, sorted(_LOCALES), n=1)
+        raise ValueError(f"there is no such locale; write one such as {(close or ['C'])[0]}.UTF-8")
 
 
 def _check_cidr(value: str) -> None:
@@ -596,7 +617,8 @@ Timezone = Annotated[
     ),
 ]
 Locale = Annotated[
-    str, Word("a UTF-8 locale", "C.UTF-8", r"(C|[a-z]{2,3}_[A-Z]{2})\.UTF-8(@[a-z]+)?")
+    str,
+    Word("a UTF-8 locale", "C.UTF-8", r"(C|[a-z]{2,3}_[A-Z]{2})\.UTF-8(@[a-z]+)?", _check_locale),
 ]
 Suite = Annotated[
     str,
@@ -660,7 +682,7 @@ GpuUuid = Annotated[
     Word(
         "a GPU's UUID as `nvidia-smi -L` prints it",
         "GPU-8f1c3a52-...",
-        r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        r"GPU-(?!0{8}(-0{4}){3}-0{12})[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
     ),
 ]
 DriverBranch = Annotated[str, Word("an NVIDIA driver branch", "580", r"[3-9][0-9]{2}")]

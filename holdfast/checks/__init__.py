@@ -46,6 +46,7 @@ def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> li
         *ssh.login(settings),
         *tailnet.control_server(settings),
         *base.authorities(settings),
+        *base.time(host, hosts),
         *sources.artefacts(settings),
         *sources.mirrors(settings),
         *naming.names(host, settings),
@@ -71,6 +72,7 @@ def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> li
         *gpu_containers.repository(settings),
         *vllm.engines(settings),
         *router.routers(settings),
+        *router.clouds(settings),
         *paths.paths(settings),
         *storage.storage(host, hosts, names),
         *backup.backup(host, hosts),
@@ -81,6 +83,7 @@ def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> li
 def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
     """What is wrong with the secrets one host needs, where `.env` can be read."""
     findings = list(secrets.secrets_set(settings)) or [
+        *tailnet.auth_key(settings),
         *floor.floor_key(settings),
         *vllm.engine_keys(settings),
         *router.router_keys(settings),

@@ -1,10 +1,11 @@
-"""The ground: private authorities."""
+"""The ground: private authorities, and who tells the time."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from holdfast.checks.finding import Finding, Findings, no_file
+from holdfast.checks.machines import Hosts, machine_of
 from holdfast.settings import HostSettings
 
 
@@ -22,3 +23,15 @@ def authorities(settings: HostSettings) -> Findings:
         yield Finding(
             f"base.trusted_cas.{name}", path, wrong, "write the path of the authority's .pem"
         )
+
+
+def time(host: str, hosts: Hosts) -> Findings:
+    """A host that would ask itself for the time."""
+    for index, server in enumerate(hosts[host].base.ntp_servers):
+        if machine_of(server, host, hosts) == host:
+            yield Finding(
+                f"base.ntp_servers[{index}]",
+                server,
+                "this is the host itself",
+                "write a server of the LAN, or none for the distribution's pool",
+            )

@@ -132,6 +132,18 @@ def _sovereign(key: str, router: Router) -> Findings:
         )
 
 
+def clouds(settings: HostSettings) -> Findings:
+    """URLs to which LiteLLM would append the wrong path."""
+    for index, cloud in enumerate(settings.clouds.providers if settings.clouds else ()):
+        if cloud.api == "anthropic" and cloud.base_url.endswith("/v1"):
+            yield Finding(
+                f"clouds.providers[{index}].base_url",
+                cloud.base_url,
+                "/v1/messages is appended to this URL",
+                "write it without /v1",
+            )
+
+
 def _leads_to_clouds(key: str, router: Router, settings: HostSettings) -> Findings:
     declared = {each.name for each in settings.clouds.providers} if settings.clouds else set()
     taken = {*_TAKEN, *(engine.name for engine in registry.engines(settings))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from holdfast.checks.finding import NO_USER, Finding, Findings, nearest
@@ -47,6 +48,7 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
                 "no host of the inventory and no name in base.hosts is called so",
                 f"{nearest(mount.server, names | set(settings.base.hosts))}, or its address",
             )
+    yield from _same_exports(storage.mounts, host, hosts)
     sources = [(f"models[{index}]", model.source) for index, model in enumerate(storage.models)]
     sources += [(f"checkpoints[{index}]", c.source) for index, c in enumerate(storage.checkpoints)]
     for key, source in sources:
@@ -85,6 +87,20 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
             f"this is on the mount {mount_below.name}, and models are served from local disk",
             "write a local folder",
         )
+
+
+def _same_exports(mounts: Sequence[NfsMount], host: str, hosts: Hosts) -> Findings:
+    exports: dict[tuple[str, str], str] = {}
+    for index, mount in enumerate(mounts):
+        export = machine_of(mount.server, host, hosts), mount.export
+        holder = exports.setdefault(export, mount.name)
+        if holder != mount.name:
+            yield Finding(
+                f"storage.mounts[{index}].export",
+                mount.export,
+                f"the mount {holder} is the same export",
+                "mount each export once",
+            )
 
 
 def described(checkpoint: Checkpoint) -> planner.Model | str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from itertools import combinations
 
-from holdfast import registry
+from holdfast import registry, secrets
 from holdfast.checks.finding import Finding, Findings, is_loopback, nearest
 from holdfast.egress import lies_within
 from holdfast.refusal import Refusal
@@ -33,6 +34,25 @@ def control_server(settings: HostSettings) -> Findings:
             "a control server must not be trusted over plain http",
             "write its https URL",
         )
+
+
+def auth_key(settings: HostSettings) -> Findings:
+    """A key of another kind, or of another control server, than the one that joins the host."""
+    tailnet = settings.tailnet
+    secret = secrets.read(tailnet.auth_key) if tailnet and tailnet.auth_key else None
+    if tailnet is None or secret is None:
+        return
+    kind = re.match(r"(tskey|hskey)-(?!auth-|client-)[a-z]+-", secret.get_secret_value())
+    server = (tailnet.control_server or "").rpartition("://")[2].partition("/")[0]
+    tailscale = not server or server.endswith(".tailscale.com")
+    maker = {"tskey": True, "hskey": False}.get(secret.get_secret_value().partition("-")[0])
+    if kind:
+        wrong = f"a key that begins with {kind[0]} joins no machine"
+        yield Finding("tailnet.auth_key", tailnet.auth_key, wrong, "make an auth key")
+    elif maker is not None and maker is not tailscale:
+        made = "Tailscale's own control server" if maker else "a headscale"
+        wrong = f"{made} has made this key, and tailnet.control_server names another"
+        yield Finding("tailnet.auth_key", tailnet.auth_key, wrong, "make one there")
 
 
 def tailnet_scope(key: str, scope: str, settings: HostSettings) -> Findings:
