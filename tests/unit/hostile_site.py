@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -45,6 +45,7 @@ from deploys import (
     gpu_modes,
     ledger,
     router,
+    ssh,
     storage,
     tailnet,
     vllm,
@@ -56,8 +57,8 @@ from holdfast import base as ground
 from holdfast import firewall as walls
 from holdfast import grammar, types
 from holdfast import render as rendering
-from holdfast import ssh as sshd
-from holdfast.registry import declared_services
+from holdfast.engines import throughput as bench
+from holdfast.registry import declared_services, engines
 from holdfast.settings import HostSettings
 from holdfast.types import Word
 from operations.host_files import HostFile
@@ -67,13 +68,25 @@ from tests.unit.hostile_text import accepted, shape
 from tests.unit.site_data import SHA256, good
 
 DEPLOYS: tuple[Callable[..., Any], ...] = (
-    *(base.apply, firewall.apply, egress.apply, gpu_driver.apply, gpu_modes.declare),
+    *(base.apply, ssh.apply, firewall.apply, egress.apply, gpu_driver.apply, gpu_modes.declare),
     *(gpu_limits.apply, docker.apply, gpu_containers.apply, tailnet.apply, storage.apply),
     *(floor.apply, vllm.apply, ledger.apply, router.apply, backup.apply, vllm.settle),
 )
 UNITS = ("service", "socket", "timer", "mount", "automount", "slice", "target")
-KEPT = (types.ControllerPath, types.PublicKey, types.PciDevice, types.DriverBranch)
-"""Words that stay as they are: files that must exist here, keys, and what NVIDIA's data knows."""
+_POLICY = "it is in the tailnet's policy alone, which is written as JSON"
+_ONE_FORM = "its pattern has no room for hostile text"
+UNTRIED: Mapping[Any, str] = {
+    types.ControllerPath: "it names a file of this machine, and reaches no host",
+    types.Sentence: "it is for readers of the inventory, and reaches no host",
+    types.Caller: _POLICY,
+    types.TailnetUser: _POLICY,
+    types.TailnetGroup: _POLICY,
+    types.Fingerprint: _ONE_FORM,
+    types.PciDevice: _ONE_FORM,
+    types.DriverBranch: _ONE_FORM,
+    types.PublicKey: "its base64 must be a key's; `sshd` reads it from a file of its own",
+}
+"""Words in which no hostile text is tried, and why."""
 EVERYTHING: dict[str, Any] = {
     "base": {
         "timezone": "Europe/Berlin",
@@ -319,13 +332,31 @@ def make(settings: HostSettings) -> Made:
     finally:
         HostFile.__init__ = begin  # type: ignore[method-assign]
         Host.get_fact = asked  # type: ignore[method-assign]
-    made.templates["ssh/sshd.conf.j2"] = rendering.render(
-        "ssh/sshd.conf.j2",
-        directives=sshd.directives(settings, [settings.ssh.port]),
-        keyed=sshd.keyed(settings, []),
-        key_file=sshd.KEY_FILE,
-    )
     return made
+
+
+def _texts_of(kind: Any) -> bool:
+    return get_origin(kind) is Annotated and get_args(kind)[0] is str
+
+
+def _word(kind: Any) -> int:
+    return next(id(each) for each in get_args(kind) if isinstance(each, Word))
+
+
+def unreached(words_reached: set[int], templates: set[str]) -> list[str]:
+    """What this trial leaves out without a reason: words and templates, a sentence each."""
+    texts = {path: path.read_text() for path in rendering.TEMPLATES.rglob("*.j2")}
+    parts = {part for text in texts.values() for part in re.findall(r'% include "(.+?)"', text)}
+    names = {str(path.relative_to(rendering.TEMPLATES)) for path in texts}
+    untried = {_word(kind) for kind in UNTRIED}
+    return [
+        *(
+            f"no text was tried in the word {name}"
+            for name, kind in sorted(vars(types).items())
+            if _texts_of(kind) and _word(kind) not in words_reached | untried
+        ),
+        *(f"no site rendered {name}" for name in sorted(names - parts - templates)),
+    ]
 
 
 def _plan(settings: HostSettings, made: Made) -> None:
@@ -339,6 +370,8 @@ def _plan(settings: HostSettings, made: Made) -> None:
         state.set_stage(StateStage.Prepare)
         (host,) = inventory
         with ctx_config.use(state.config.copy()), ctx_host.use(host):
+            for engine in engines(settings):
+                made.commands.append(("a bench", bench.script(settings, engine, bench.Load())))
             for deploy in DEPLOYS:
                 try:
                     deploy(settings=settings)
@@ -498,10 +531,9 @@ def words(dice: random.Random, many: int) -> dict[int, list[str]]:
     """Texts by word, of every word that stands for text and can be written otherwise."""
     found = {}
     for kind in vars(types).values():
-        if get_origin(kind) is Annotated and get_args(kind)[0] is str and kind not in KEPT:
-            word = next(each for each in get_args(kind) if isinstance(each, Word))
+        if _texts_of(kind) and kind not in UNTRIED:
             # The checks refuse / for every purpose.
-            found[id(word)] = [each for each in accepted(kind, dice, many) if each != "/"]
+            found[_word(kind)] = [each for each in accepted(kind, dice, many) if each != "/"]
     return found
 
 
@@ -558,11 +590,13 @@ def main(arguments: list[str]) -> int:
                 bad += 1
                 print(f"round {number} of seed {asked.seed}:", *wrong, sep="\n  ")
     kinds = {word for word, _ in used}
+    for line in (left := unreached(kinds, templates)):
+        print(line)
     print(
         f"{len(kinds)} words x {len(templates)} templates x {len(used)} hostile texts in"
         f" {asked.rounds} sites: {bad} sites that a program refused"
     )
-    return 1 if bad else 0
+    return 1 if bad or left else 0
 
 
 if __name__ == "__main__":

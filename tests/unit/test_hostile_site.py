@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from holdfast import types
+from holdfast.render import TEMPLATES
+from tests.unit import hostile_site
 from tests.unit.hostile_text import shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +28,19 @@ def test_hostile_text_does_no_harm_in_a_whole_site() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 sites: 0 sites that a program refused" in done.stdout
+
+
+def test_a_word_or_a_template_that_is_not_tried_fails_the_trial() -> None:
+    texts = {
+        hostile_site._word(kind) for kind in vars(types).values() if hostile_site._texts_of(kind)
+    }
+    names = {str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2")}
+    assert hostile_site.unreached(texts, names) == []
+    less = texts - {hostile_site._word(types.Cidr)}, names - {"ssh/ssh-rollback.j2"}
+    assert hostile_site.unreached(*less) == [
+        "no text was tried in the word Cidr",
+        "no site rendered ssh/ssh-rollback.j2",
+    ]
 
 
 def test_a_text_that_ends_a_command_changes_its_shape() -> None:
