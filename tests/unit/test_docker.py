@@ -196,6 +196,7 @@ STARTED = (
         ('DOCKER_OPTS="--dns 192.168.1.1 --iptables=false"', "iptables as False.*published ports"),
         ("DOCKER_OPTS=--ip6tables=0", "over IPv6"),
         ("DOCKER_OPTS='--ip-forward=FALSE'", "forwarding"),
+        ("OPTS=--ip-masq=0", "under addresses that no rule knows"),
         ("OPTS=--userland-proxy=false HTTP_PROXY=http://proxy:3128", "loopback"),
         ("{ argv[]=/usr/bin/dockerd --ip-forward-no-drop ; }", "forwards packets"),
         ("{ argv[]=/usr/bin/dockerd --allow-direct-routing=true ; }", "past the rules"),
