@@ -37,6 +37,8 @@ RULES = egress_program.RULES
 USERS = egress_program.USERS
 CLOUDS = egress_program.CLOUDS
 NETWORKS = egress_program.NETWORKS
+OWN_MARK = 0x5AFD
+"""On what this machine itself sends to groups on a bridge. None of its bits is Tailscale's."""
 TAILSCALED_MARK = "meta mark & 0xff0000 == 0x80000"
 """What tailscaled, which is root, sends itself, in the words of nftables."""
 PROGRAM = path_of(egress_program)
@@ -218,6 +220,7 @@ def rules(settings: HostSettings) -> str:
         unknown_users=egress_program.UNKNOWN_USERS,
         multicast=MULTICAST,
         door_mark=f"{MARK:#x}",
+        own_mark=f"{OWN_MARK:#x}",
         walls=every_wall(settings),
         bridges=bridges(settings),
         other_tiers=other_tiers(settings),

@@ -331,6 +331,54 @@ def join(*groups: str) -> Callable[[], None]:
     return attempt
 
 
+def multicast_on_a_bridge(stage: Stage) -> dict[str, int]:
+    """How often the T1 network was kept from leaving by what comes to a group on its bridge.
+
+    From this machine itself, and from a container that says it is this machine.
+    """
+    bridge = socket.if_nametoindex("br-home")
+    groups = {4: "224.0.0.251", 6: "ff02::fb"}
+    members = []
+    for version, group in groups.items():
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        member = socket.socket(family, socket.SOCK_DGRAM)
+        number = socket.inet_pton(family, group)
+        if version == 6:
+            wanted = number + struct.pack("@I", bridge)
+            member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, wanted)
+            member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, bridge)
+        else:
+            wanted = number + struct.pack("@4si", bytes(4), bridge)
+            member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, wanted)
+            member.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, wanted)
+        members.append((member, group))
+
+    def denied() -> int:
+        said = json.loads(sh(f"nft --json list counter inet {egress_program.TABLE} denied-home"))
+        return int(said["nftables"][1]["counter"]["packets"])
+
+    def forge() -> None:
+        address = container_address("home", 6)[:-1] + "1"
+        sh(f"ip -6 address add {address}/128 dev eth0 nodad")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            sender.bind((address, 0))
+            link = struct.pack("@I", socket.if_nametoindex("eth0"))
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, link)
+            sender.sendto(b"secret", (groups[6], 5353))
+        sh(f"ip -6 address delete {address}/128 dev eth0")
+
+    found, before = {}, denied()
+    for member, group in members:
+        member.sendto(b"hello", (group, 5353))
+    found["of this machine"] = denied() - before
+    before = denied()
+    as_user("root", forge, stage.containers["home"])
+    found["of a container"] = denied() - before
+    for member, _ in members:
+        member.close()
+    return found
+
+
 def memberships(stage: Stage) -> dict[str, Any]:
     """The groups that the far side hears of: of a T1 user's choice, and of a new address.
 
@@ -586,6 +634,7 @@ def main(folder: str, far_pid: str, wall: str) -> None:
     said["memberships"] = memberships(stage)
     said["handed"] = {name: answers(stage, source, handed=True) for name, source in CALLERS.items()}
     if wall == "wall":
+        said["to a group on a bridge"] = multicast_on_a_bridge(stage)
         said["attempts"] = watch()
         said |= tampered(stage, watch)
     for process in stage.processes:

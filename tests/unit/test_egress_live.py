@@ -198,6 +198,11 @@ def test_what_neighbours_ask_each_other_is_not_forwarded(walled: Said, unwalled:
     assert (walled["away as neighbours"], unwalled["away as neighbours"]) == (0, 4)
 
 
+def test_what_this_machine_sends_to_a_group_is_no_attempt_of_a_network(walled: Said) -> None:
+    assert walled["to a group on a bridge"]["of this machine"] == 0
+    assert walled["to a group on a bridge"]["of a container"] > 0
+
+
 def test_a_connection_from_before_the_wall_carries_nothing_more(walled: Said) -> None:
     assert walled["away from an open connection"] == 0
 
