@@ -41,7 +41,7 @@ class Word:
     ``what`` and ``example`` complete "this is not ...; write one such as ...". The whole value
     must match ``pattern``; ``check`` then raises ValueError for what a pattern cannot tell.
     ``secret`` marks names of secrets: what is written there by mistake is never shown. ``machine``
-    marks what leads to a machine: names, addresses and URLs.
+    marks what leads to a machine or a person by a domain: names, addresses, URLs and users.
     """
 
     what: str
@@ -525,7 +525,9 @@ Interface = Annotated[
 _TAG, _GROUP = r"tag:[a-z][a-z0-9-]*", r"group:[a-z][a-z0-9-]*"
 _TAILNET_USER = rf"[a-z0-9][a-z0-9._+-]*@({_DNS})?"
 Tag = Annotated[str, Word("a tailnet tag", "tag:rack", _TAG)]
-TailnetUser = Annotated[str, Word("a lower-case tailnet user", "alice@example.org", _TAILNET_USER)]
+TailnetUser = Annotated[
+    str, Word("a lower-case tailnet user", "alice@example.org", _TAILNET_USER, machine=True)
+]
 TailnetGroup = Annotated[str, Word("a tailnet group", "group:family", _GROUP)]
 Caller = Annotated[
     str,
@@ -533,6 +535,7 @@ Caller = Annotated[
         "a tailnet tag, group or user",
         "tag:office",
         f"{_TAG}|{_GROUP}|{_TAILNET_USER}",
+        machine=True,
     ),
 ]
 SecretName = Annotated[

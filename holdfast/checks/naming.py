@@ -65,12 +65,12 @@ def placeholders(settings: HostSettings) -> Findings:
     for key, value, annotation in walk(settings, HostSettings):
         if not isinstance(value, str) or not names_a_machine(annotation):
             continue
-        name = urlsplit(value).hostname if "://" in value else value
+        name = urlsplit(value).hostname if "://" in value else value.rpartition("@")[2]
         if name and _EXAMPLES.fullmatch(canonical(name)):
             yield Finding(
                 key,
                 value,
-                "this name is an example's, and nothing answers there",
+                "this name is an example's, and nothing is there",
                 "write your own",
             )
 

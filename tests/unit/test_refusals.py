@@ -182,6 +182,8 @@ BAD = [
     Bad("artefact without checksum", "rack/backup/restic",
         {"version": "0.19.1", "url": "https://files.example/v1/restic.bz2"},
         "backup.restic.sha256", "(missing)", "sha256sum"),
+    Bad("a caller of an example", "rack/ssh/callers", ["alice@example.org"], "ssh.callers[0]",
+        "'alice@example.org'", "write your own"),
     Bad("the host asks itself for the time", "rack/base/ntp_servers", ["192.168.1.40"],
         "base.ntp_servers[0]", "192.168.1.40", "a server of the LAN"),
     Bad("one export, mounted twice", "rack/storage/mounts+",
