@@ -531,11 +531,11 @@ def by_tailscaled() -> dict[str, str]:
 
 
 def away_as_neighbours(stage: Stage) -> int:
-    """Packets that a T1 container gets away as what neighbours ask each other, four kinds."""
+    """Packets that a T1 container gets away as what neighbours say to each other, six kinds."""
 
     def attempt() -> None:
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
-            for kind in (133, 135, 136, 143):
+            for kind in (131, 132, 133, 135, 136, 143):
                 sender.sendto(bytes([kind, 0, 0, 0]) + b"secret" * 8, (WORLD[6], 0))
 
     as_user("root", attempt, stage.containers["home"])
