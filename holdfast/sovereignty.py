@@ -45,7 +45,7 @@ class Row:
     tried: str
 
 
-def _without_network(settings: HostSettings) -> set[str]:
+def without_network(settings: HostSettings) -> set[str]:
     """Services whose unit has no network (`PrivateNetwork=yes`)."""
     queues = [queue_service(router) for router in settings.routers]
     return {
@@ -66,7 +66,7 @@ def _called(peers: list[Peer], clouds: list[Cloud]) -> list[str]:
 
 
 def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
-    if service.name in _without_network(settings):
+    if service.name in without_network(settings):
         return "nothing: it has no network"
     if service.unit == "tailscaled.service" and service.name in held and settings.tailnet:
         called = ", ".join(_called([], tailnet.called(settings.tailnet)))

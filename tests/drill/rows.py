@@ -49,6 +49,7 @@ ROWS_OF_FILES = {
     "base": (1,),
     "hardening": (1,),
     "sandbox": (1,),
+    "services": (1,),
     "ssh": (1, 8),
     "firewall": (6, 7),
     "docker": (7,),

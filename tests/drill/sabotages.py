@@ -655,7 +655,7 @@ _OPEN = ["ProtectSystem=no", "CapabilityBoundingSet=~", "SystemCallFilter=", "Pr
 CLOUDS = (
     Sabotage(
         "nobody asks clouds",
-        ("clouds::each_runs_as_a_user_of_its_own",),
+        ("services::each_runs_as_its_user",),
         # With its socket: its router asks how it is, and would start it again.
         f"systemctl stop {_HOME}.socket {_HOME}.service",
         f"systemctl start {_HOME}.socket {_HOME}.service",
@@ -673,7 +673,7 @@ CLOUDS = (
     ),
     Sabotage(
         "anyone may read the clouds' keys",
-        ("clouds::its_keys_are_the_declared_clouds_and_root_alone_reads_them",),
+        ("clouds::its_keys_are_the_declared_clouds",),
         f"chmod 644 /etc/holdfast/credentials/{_HOME}-keys",
         f"chmod 600 /etc/holdfast/credentials/{_HOME}-keys",
     ),
@@ -694,13 +694,8 @@ CLOUDS = (
         "rm /opt/holdfast/litellm/*/lib/python3*/site-packages/stray.pth",
     ),
     Sabotage(
-        "its sandbox is open",
-        ("clouds::systemd_finds_each_as_closed_as_declared",),
-        *configured(f"{_HOME}.service", ["User=root", *_OPEN]),
-    ),
-    Sabotage(
         "the ledger has a network",
-        ("ledger::it_listens_on_no_port",),
+        ("services::what_is_isolated_has_no_network",),
         f"nsenter --target $(systemctl show -P MainPID {_LEDGER}) --net"
         " ip link add stray type veth",
         f"nsenter --target $(systemctl show -P MainPID {_LEDGER}) --net ip link delete stray",
@@ -737,11 +732,6 @@ CLOUDS = (
             "s/pg_dump/pg_dumb/",
             f"systemctl daemon-reload; systemctl reset-failed {ledger.DUMP}; true",
         ),
-    ),
-    Sabotage(
-        "the ledger's sandbox is open",
-        ("ledger::systemd_finds_it_as_closed_as_declared",),
-        *configured(_LEDGER, ["User=root", "PrivateNetwork=no", "IPAddressDeny=", *_OPEN]),
     ),
 )
 """For a rack of `make drill-routing` with the routers of `personal.py`."""
@@ -810,13 +800,13 @@ FLOOR = (
     ),
     Sabotage(
         "the floor's key can be read",
-        ("floor::its_key_is_read_by_root_alone_and_is_nowhere_else",),
+        ("services::secrets_are_roots_alone_and_nowhere_else",),
         f"chmod 644 {floor.KEY_FILE}",
         f"chmod 600 {floor.KEY_FILE}",
     ),
     Sabotage(
         "somebody else listens on the floor's port",
-        ("floor::it_listens_only_where_it_is_declared",),
+        ("services::each_listens_only_where_it_is_declared",),
         "systemd-run --quiet --unit=stray --socket-property=ListenStream=8080"
         " --socket-property=BindToDevice=eth1 cat",
         "systemctl stop stray.socket",
@@ -833,7 +823,7 @@ FLOOR = (
     Sabotage(
         "the floor's unit is let loose",
         (
-            "floor::the_engine_has_no_network",
+            "services::what_is_isolated_has_no_network",
             "floor::its_weights_stay_in_memory",
             "floor::it_comes_back_when_it_is_killed",
         ),
@@ -878,7 +868,7 @@ BACKUP = (
     ),
     Sabotage(
         "a repository's password can be read",
-        ("backup::its_secrets_are_read_by_root_alone_and_are_nowhere_else",),
+        ("services::secrets_are_roots_alone_and_nowhere_else",),
         f"chmod 644 {CREDENTIALS}/backup-nas-password",
         f"chmod 600 {CREDENTIALS}/backup-nas-password",
     ),
@@ -1008,20 +998,20 @@ ENGINES = (
     ),
     Sabotage(
         "something else listens on its port",
-        ("vllm::each_listens_only_where_it_is_declared",),
+        ("services::each_listens_only_where_it_is_declared",),
         "systemd-run --quiet --unit=stray python3 -m http.server --bind 127.0.0.2 8100"
         " && until ss -Hltn 'sport = :8100' | grep -q 127.0.0.2; do sleep 0.2; done",
         "systemctl stop stray",
     ),
     Sabotage(
         "an engine has a way out",
-        ("vllm::no_process_of_an_engine_has_a_network",),
+        ("services::what_is_isolated_has_no_network",),
         f"{_IN_CHAT} ip link add stray type veth",
         f"{_IN_CHAT} ip link delete stray",
     ),
     Sabotage(
         "anyone may read its key",
-        ("vllm::its_key_is_read_by_root_alone",),
+        ("services::secrets_are_roots_alone_and_nowhere_else",),
         f"chmod 644 /etc/holdfast/credentials/{_CHAT}-key",
         f"chmod 600 /etc/holdfast/credentials/{_CHAT}-key",
     ),
@@ -1030,17 +1020,6 @@ ENGINES = (
         ("vllm::each_is_the_pinned_environments_alone",),
         "echo 'import os' > /opt/holdfast/vllm/stray.pth && chmod 666 /opt/holdfast/vllm/stray.pth",
         "rm /opt/holdfast/vllm/stray.pth",
-    ),
-    Sabotage(
-        "its sandbox is open",
-        ("vllm::systemd_finds_it_as_closed_as_declared",),
-        *configured(
-            f"{_CHAT}.service",
-            [
-                *("User=root", "ProtectSystem=no", "CapabilityBoundingSet=~"),
-                *("PrivateNetwork=no", "SystemCallFilter=", "IPAddressDeny="),
-            ],
-        ),
     ),
 )
 """For a rack of `make drill-serving`."""
@@ -1077,7 +1056,7 @@ ROUTERS = (
     ),
     Sabotage(
         "something else listens on its port",
-        ("router::each_listens_only_where_it_is_declared",),
+        ("services::each_listens_only_where_it_is_declared",),
         "systemd-run --quiet --unit=stray python3 -m http.server --bind 127.0.0.2 8200"
         " && until ss -Hltn 'sport = :8200' | grep -q 127.0.0.2; do sleep 0.2; done",
         "systemctl stop stray",
@@ -1096,7 +1075,7 @@ ROUTERS = (
     ),
     Sabotage(
         "anyone may read its keys",
-        ("router::its_keys_are_read_by_root_alone",),
+        ("services::secrets_are_roots_alone_and_nowhere_else",),
         f"chmod 644 {_WORK_KEYS}",
         f"chmod 600 {_WORK_KEYS}",
     ),
@@ -1109,7 +1088,7 @@ ROUTERS = (
     ),
     Sabotage(
         "the queue has a way out",
-        ("router::the_queue_has_no_network",),
+        ("services::what_is_isolated_has_no_network",),
         f"{_IN_QUEUE} ip link add stray type veth",
         f"{_IN_QUEUE} ip link delete stray",
     ),
@@ -1124,17 +1103,6 @@ ROUTERS = (
         ("router::the_age_of_the_queue_is_watched",),
         f"systemctl stop {_QUEUE}-age.timer",
         f"systemctl start {_QUEUE}-age.timer",
-    ),
-    Sabotage(
-        "the queue's sandbox is open",
-        ("router::systemd_finds_each_as_closed_as_declared",),
-        *configured(
-            f"{_QUEUE}.service",
-            [
-                *("User=root", "ProtectSystem=no", "CapabilityBoundingSet=~"),
-                *("PrivateNetwork=no", "SystemCallFilter=", "IPAddressDeny="),
-            ],
-        ),
     ),
 )
 """For a rack of `python -m tests.drill --routing`."""
@@ -1176,9 +1144,44 @@ MODES = (
 )
 """For a rack of `make drill-serving` in its mode creative."""
 
+SERVICES = (
+    Sabotage(
+        "the floor runs as root",
+        ("services::each_runs_as_its_user",),
+        *configured(floor.UNIT, ["User=root"]),
+    ),
+    Sabotage(
+        "a key is in an environment",
+        ("services::secrets_are_roots_alone_and_nowhere_else",),
+        f"systemd-run --quiet --unit=stray --setenv=KEY=$(cat {floor.KEY_FILE}) sleep infinity",
+        "systemctl stop stray",
+    ),
+    Sabotage(
+        "the floor stays away when it ends",
+        ("services::each_comes_back_when_it_ends",),
+        *configured(floor.UNIT, ["Restart=no"]),
+    ),
+    Sabotage(
+        "an alert leaves nothing behind",
+        ("services::a_unit_that_fails_leaves_an_alert",),
+        *configured("holdfast-notify@.service", ["ExecStart=", "ExecStart=/bin/true"]),
+    ),
+)
+"""For a rack with a floor and other services."""
+
+SANDBOXES = tuple(
+    Sabotage(
+        f"the sandbox of {unit} is open",
+        ("sandbox::systemd_finds_every_unit_as_closed_as_declared",),
+        *configured(unit, ["User=root", "PrivateNetwork=no", "IPAddressDeny=", *_OPEN]),
+    )
+    for unit in (f"{_HOME}.service", _LEDGER, f"{_CHAT}.service", f"{_QUEUE}.service")
+)
+"""For a rack with engines, routers and clouds."""
+
 SITE = (
     *(*BASE, *HARDENING, *SANDBOX, *SSH, *FIREWALL, *EGRESS, *DOCKER),
-    *(*TAILNET, *MOUNTS, *MODELS, *FLOOR, *BACKUP),
+    *(*TAILNET, *MOUNTS, *MODELS, *FLOOR, *SERVICES, *BACKUP),
 )
 """For a rack of `inventories/drill.py`."""
 
@@ -1193,6 +1196,8 @@ NATIVE = tuple(
             *MODELS,
             *CHECKPOINTS,
             *FLOOR,
+            *SERVICES,
+            *SANDBOXES,
             *ENGINES,
             *ROUTERS,
             *CLOUDS,

@@ -27,7 +27,7 @@ from tests.lab.artefacts import archive, tiny_llama, vllm_cpu
 
 FOLDER = ROOT / ".lab" / "serving"
 DEPLOY = "tests/drill/serving_site.py"
-JUDGED = frozenset({"test_vllm.py", "test_storage.py", "test_gpu_modes.py"})
+JUDGED = frozenset({"test_services.py", "test_vllm.py", "test_storage.py", "test_gpu_modes.py"})
 """Not the floor's: this machine enforces no memory limits."""
 SECRETS = ("CHAT_KEY", "EMBED_KEY", "FLOOR_API_KEY")
 EMBED: dict[str, object] = {"port": 8101, "task": "embed"}
@@ -145,7 +145,9 @@ class ServingDrill(Rehearsal):
         self.record.versions |= versions(self.stage.rack, VERSIONS)
 
     def _sabotage(self) -> None:
-        mine = (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES)
+        mine = (
+            *(*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES, *sabotages.SERVICES),
+        )
         sabotage.commit(self.site, self.stage.rack, mine)
 
     def _declare_modes(self) -> None:

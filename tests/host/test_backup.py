@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-from facts.places import CREDENTIALS
 from holdfast import backup
 from holdfast.settings import Backup, HostSettings
 
@@ -70,28 +69,6 @@ def test_what_is_declared_is_what_is_in_the_snapshot(
     for repository in wanted.repositories:
         held = set(records[repository.name]["backup"]["paths"])
         assert set(backup.snapshot_paths(settings, repository)) <= held
-
-
-def test_its_secrets_are_read_by_root_alone_and_are_nowhere_else(
-    host: Host, wanted: Backup
-) -> None:
-    files = " ".join(
-        f"{CREDENTIALS}/backup-{repository.name}-{kind}"
-        for repository in wanted.repositories
-        for kind in ("password", "location")
-    )
-    modes = host.check_output(f"stat --format='%a %U' {files}").splitlines()
-    assert set(modes) == {"600 root"}
-    passwords = " ".join(
-        f"--file={CREDENTIALS}/backup-{repository.name}-password"
-        for repository in wanted.repositories
-    )
-    leaks = host.run(
-        f"grep --files-with-matches --no-messages --text --fixed-strings {passwords}"
-        " /proc/[0-9]*/cmdline /proc/[0-9]*/environ;"
-        f" journalctl --no-pager --output=cat | grep --fixed-strings {passwords}"
-    )
-    assert leaks.stdout == ""
 
 
 def test_nothing_of_a_restore_check_is_left_on_disk(host: Host, wanted: Backup) -> None:

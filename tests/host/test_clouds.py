@@ -9,7 +9,6 @@ from testinfra.host import Host
 
 from holdfast import clouds, registry
 from holdfast.python_environment import directory
-from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings, Router
 
 
@@ -23,14 +22,6 @@ def routers(settings: HostSettings) -> list[Router]:
 
 def _unit(router: Router) -> str:
     return f"{clouds.stem(router)}.service"
-
-
-def test_each_runs_as_a_user_of_its_own(host: Host, routers: list[Router]) -> None:
-    for router in routers:
-        shown = host.check_output(
-            f"systemctl show --property=ActiveState,User --value {_unit(router)}"
-        )
-        assert sorted(shown.splitlines()) == ["active", f"clouds-{router.name}"]
 
 
 def test_each_is_told_what_is_declared(
@@ -50,21 +41,13 @@ def test_only_its_router_may_ask_it(host: Host, routers: list[Router]) -> None:
         assert host.run(f"ss -Hltunp | grep 'pid={pid},'").stdout == ""
 
 
-def test_its_keys_are_the_declared_clouds_and_root_alone_reads_them(
+def test_its_keys_are_the_declared_clouds(
     host: Host, settings: HostSettings, routers: list[Router]
 ) -> None:
     for router in routers:
         path = clouds.key_file(router)
-        assert host.check_output(f"stat --format='%a %U' {path}") == "600 root"
         names = host.check_output(f"python3 -c 'import json; print(*json.load(open(\"{path}\")))'")
         assert names.split() == [each.name for each in registry.providers(settings, router)]
-        only = f"grep --only-matching '\"[^\"]*\"[,}}]' {path} | tr --delete '\",}}'"
-        leaks = host.run(
-            f"{only} | grep --files-with-matches --no-messages --text --fixed-strings --file=-"
-            " /proc/[0-9]*/cmdline /proc/[0-9]*/environ /etc/holdfast/clouds/*;"
-            f" journalctl --no-pager --output=cat | grep --fixed-strings --file=<({only})"
-        )
-        assert leaks.stdout == ""
 
 
 def test_no_variable_of_the_host_reaches_it(host: Host, routers: list[Router]) -> None:
@@ -94,13 +77,3 @@ def test_its_environment_is_the_pinned_one_and_roots_alone(
     assert installed - pinned == set()
     # Lines that Python runs at every start.
     assert host.check_output(f"find {folder} -name '*.pth' ! -name '_virtualenv.pth'") == ""
-
-
-def test_systemd_finds_each_as_closed_as_declared(host: Host, routers: list[Router]) -> None:
-    for router in routers:
-        verdict = host.check_output(
-            f"systemd-analyze security --no-pager {_unit(router)} | tail -n 1"
-        )
-        score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
-        assert score is not None, verdict
-        assert float(score[1]) <= EXPOSURE_MAX, verdict

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from testinfra.host import Host
 
 from holdfast import ledger
 from holdfast.registry import LEDGER_DUMPS, ledger_service
-from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings, Service
 
 
@@ -26,14 +23,6 @@ def _psql(user: str, more: str = "", asked: str = "SELECT 1") -> str:
         f"runuser --user {user} -- psql --no-psqlrc --tuples-only --no-align {more}"
         f" --host={ledger.SOCKET_FOLDER} --command='{asked}'"
     )
-
-
-def test_it_listens_on_no_port(host: Host, service: Service) -> None:
-    pid = host.check_output(f"systemctl show --property=MainPID --value {service.unit}")
-    links = host.check_output(f"nsenter --target {pid} --net ip -brief link").splitlines()
-    assert [line.split()[0] for line in links] == ["lo"]
-    listening = host.run(f"nsenter --target {pid} --net ss -Hltn")
-    assert listening.stdout == ""
 
 
 def test_each_writer_gets_into_its_own_database_and_no_other(
@@ -71,11 +60,3 @@ def test_it_can_be_written_out_for_the_backup(
         dump = f"{LEDGER_DUMPS}/{name}.sql"
         assert "COPY public.charge" in host.check_output(f"grep '^COPY' {dump}")
         assert host.check_output(f"find {dump} -mmin -5") == dump
-
-
-def test_systemd_finds_it_as_closed_as_declared(host: Host, service: Service) -> None:
-    for unit in (service.unit, ledger.DUMP):
-        verdict = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -n 1")
-        score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
-        assert score is not None, verdict
-        assert float(score[1]) <= EXPOSURE_MAX, verdict

@@ -6,7 +6,6 @@ Whether one comes back is the drill's to try: on a rack it would be minutes with
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 from testinfra.host import Host
@@ -15,9 +14,8 @@ from holdfast.engines.server import paths, questions
 from holdfast.engines.units import EngineNames
 from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.python_environment import directory
-from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.settings import HostSettings
-from tests.host.doors import engine_is_wanted, listens_only_as_declared
+from tests.host.doors import engine_is_wanted
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +41,6 @@ def _ask(
     )
     text, _, status = answer.rpartition("\n")
     return int(status), text
-
-
-def _processes(host: Host, engine: EngineNames) -> list[str]:
-    group: str = host.check_output(f"systemctl show --property=ControlGroup --value {engine.unit}")
-    processes: list[str] = host.check_output(f"cat /sys/fs/cgroup{group}/cgroup.procs").split()
-    return processes
 
 
 def test_each_answers_who_holds_its_key(host: Host, engines: list[EngineNames]) -> None:
@@ -115,30 +107,6 @@ def test_its_health_and_its_metrics_are_there(host: Host, engines: list[EngineNa
         assert VLLM.waiting_metric in text
 
 
-def test_each_listens_only_where_it_is_declared(host: Host, engines: list[EngineNames]) -> None:
-    for engine in engines:
-        listens_only_as_declared(host, engine.engine.port, engine.engine.scope)
-
-
-def test_no_process_of_an_engine_has_a_network(host: Host, engines: list[EngineNames]) -> None:
-    for engine in engines:
-        for pid in _processes(host, engine):
-            links = host.check_output(f"nsenter --target {pid} --net ip -brief link").splitlines()
-            assert [line.split()[0] for line in links] == ["lo"]
-
-
-def test_its_key_is_read_by_root_alone(host: Host, engines: list[EngineNames]) -> None:
-    for engine in engines:
-        modes = host.check_output(f"stat --format='%a %U' {engine.key} {engine.probe}")
-        assert set(modes.splitlines()) == {"600 root"}
-        leaks = host.run(
-            "grep --files-with-matches --no-messages --text --fixed-strings"
-            f" --file={engine.key} /proc/[0-9]*/cmdline {engine.configuration};"
-            f" journalctl --no-pager --output=cat | grep --fixed-strings --file={engine.key}"
-        )
-        assert leaks.stdout == ""
-
-
 def test_each_is_the_pinned_environments_alone(
     host: Host, settings: HostSettings, engines: list[EngineNames]
 ) -> None:
@@ -151,13 +119,3 @@ def test_each_is_the_pinned_environments_alone(
         assert f"{environment}/bin/vllm" in arguments
         writable = host.check_output("find /opt/holdfast/vllm ! -user root -o -perm /022 ! -type l")
         assert writable == ""
-
-
-def test_systemd_finds_it_as_closed_as_declared(host: Host, engines: list[EngineNames]) -> None:
-    for engine in engines:
-        watch = f"{engine.watch}.service"
-        for unit in (engine.unit, watch, *(door.service for door in engine.doors)):
-            verdict = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -n 1")
-            score = re.search(r"exposure level for \S+: ([\d.]+)", verdict)
-            assert score is not None, verdict
-            assert float(score[1]) <= EXPOSURE_MAX, verdict

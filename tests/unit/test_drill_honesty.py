@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.drill import expected, sabotages
+from tests.drill import expected, routing, sabotages
 from tests.drill.__main__ import perform
 from tests.drill.gpu import GpuDrill
 from tests.drill.native import CutsDrill, NativeDrill, ShortDrill
@@ -458,15 +458,15 @@ DRILLS: dict[str, Callable[[], Rehearsal]] = {
     "serving": ServingDrill,
 }
 SABOTAGES = {
-    ("debian-13 --audit --sabotage", "sabotage"): (sabotages.SITE, 11),
-    ("native-13 --sabotage", "sabotage"): (sabotages.NATIVE, 16),
+    ("debian-13 --audit --sabotage", "sabotage"): (sabotages.SITE, 12),
+    ("native-13 --sabotage", "sabotage"): (sabotages.NATIVE, 17),
     ("gpu", "sabotage"): (sabotages.CARDS, 1),
     ("serving", "sabotage"): (
-        (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES),
-        2,
+        (*sabotages.MODELS, *sabotages.CHECKPOINTS, *sabotages.ENGINES, *sabotages.SERVICES),
+        3,
     ),
     ("serving", "stay in another mode, then reboot"): (sabotages.MODES, 8),
-    ("routing-13", "sabotage"): ((*sabotages.ROUTERS, *sabotages.CLOUDS), 3),
+    ("routing-13", "sabotage"): (routing.SABOTAGES, 3),
 }
 """Drill and phase -> what is done, and how many other checks there are."""
 

@@ -1,0 +1,130 @@
+"""What every service of ours promises, whichever capability declares it.
+
+What only one of them promises is in that capability's file. Whether an engine comes back after a
+kill is the drill's to try: on a rack it would be minutes without an answer.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from testinfra.host import Host
+
+from facts.places import CONFIGURATION, CREDENTIALS
+from holdfast import alerts
+from holdfast.registry import declared_services, engine_service, engines
+from holdfast.settings import HostSettings, Service
+from holdfast.sovereignty import without_network
+from tests.host.doors import engine_is_wanted, listens_only_as_declared
+
+
+@pytest.fixture(scope="module")
+def services(host: Host, settings: HostSettings) -> list[Service]:
+    """The services of ours that are to run in the mode that is in force."""
+    away = {
+        engine_service("vllm", engine).name
+        for engine in engines(settings)
+        if not engine_is_wanted(host, settings, engine.name)
+    }
+    ours = [each for each in declared_services(settings) if each.unit.startswith("holdfast-")]
+    found = [each for each in ours if each.name not in away]
+    if not found:
+        pytest.skip("this host runs no service of ours")
+    return found
+
+
+def test_each_runs_as_its_user(host: Host, services: list[Service]) -> None:
+    for service in services:
+        shown = host.check_output(
+            f"systemctl show --property=ActiveState,User --value {service.unit}"
+        )
+        assert sorted(shown.splitlines()) == sorted(["active", service.user]), service.name
+
+
+def test_each_listens_only_where_it_is_declared(host: Host, services: list[Service]) -> None:
+    for service in services:
+        for listen in service.listens:
+            listens_only_as_declared(host, listen.port, listen.scope, service.tier)
+
+
+def test_what_is_isolated_has_no_network(
+    host: Host, settings: HostSettings, services: list[Service]
+) -> None:
+    isolated = without_network(settings)
+    for service in services:
+        if service.name in isolated:
+            group = host.check_output(f"systemctl show -P ControlGroup {service.unit}")
+            pids = host.check_output(f"cat /sys/fs/cgroup{group}/cgroup.procs").split()
+            assert pids, service.name
+            for pid in pids:
+                links = host.check_output(f"nsenter --target {pid} --net ip -brief link")
+                assert [line.split()[0] for line in links.splitlines()] == ["lo"], service.name
+
+
+# Prints each file whose secrets it does not find, and each place that holds one. A secret is never
+# in an argument of a program.
+_LEAKS = r"""
+import json, re, subprocess, sys
+from pathlib import Path
+
+credentials, configuration = map(Path, sys.argv[1:])
+secrets = set()
+for file in sorted(credentials.iterdir()):
+    text = file.read_text()
+    found = re.findall(r"Bearer ([^\s\"\\]+)", text)
+    found += re.findall(r"://[^:/@\s]*:([^@\s]+)@", text)
+    if text.startswith("{"):
+        found += json.loads(text).values()
+    if re.fullmatch(r"[^\s/]+\n?", text):
+        found.append(text.strip())
+    # Of callers who each have a key a router knows digests, and a folder of the NAS has no login.
+    if not found and not re.match(r"[0-9A-Fa-f]{64} |/", text):
+        print("no secret was found in", file)
+    secrets |= set(found)
+places = [*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ")]
+places += [each for each in configuration.rglob("*") if credentials not in each.parents]
+# One that matches nothing, where there is no secret.
+secret = re.compile(b"|".join(re.escape(each.encode()) for each in secrets) or b"(?!)")
+for place in places:
+    try:
+        held = b"" if place.is_dir() else place.read_bytes()
+        # vLLM reads its key from its own environment, which its own user and root can see.
+        held = re.sub(rb"(^|\0)VLLM_API_KEY=[^\0]*", b"", held)
+    except OSError:
+        continue
+    if secret.search(held):
+        print(place)
+read = ["journalctl", "--no-pager", "--output=cat"]
+with subprocess.Popen(read, stdout=subprocess.PIPE) as journal:
+    if any(secret.search(line) for line in journal.stdout):
+        print("the journal")
+"""
+
+
+def test_secrets_are_roots_alone_and_nowhere_else(host: Host, services: list[Service]) -> None:
+    modes = host.check_output(f"stat --format='%n %a %U' {CREDENTIALS} {CREDENTIALS}/*")
+    own, *files = [line.split() for line in modes.splitlines()]
+    assert own[1:] == ["700", "root"]
+    assert [name for name, *mode in files if mode != ["600", "root"]] == []
+    assert files or not services
+    words = shlex.join(["python3", "-I", "-c", _LEAKS, CREDENTIALS, CONFIGURATION])
+    assert host.check_output(words) == ""
+
+
+def test_each_comes_back_when_it_ends(host: Host, services: list[Service]) -> None:
+    for service in services:
+        restart = host.check_output(f"systemctl show -P Restart {service.unit}")
+        assert restart in ("always", "on-failure"), service.name
+
+
+def test_a_unit_that_fails_leaves_an_alert(host: Host, services: list[Service]) -> None:
+    unit = "holdfast-verify-alert.service"
+    alert = f"{alerts.ALERTS}/{unit}"
+    told = host.run(
+        f"rm -f {alert}; systemd-run --quiet --wait --unit={unit}"
+        f" --property=OnFailure={alerts.ON_FAILURE.replace('%n', unit)} /bin/false;"
+        f" timeout 30 sh -c 'until test -s {alert}; do sleep 0.2; done'; status=$?;"
+        f" rm -f {alert}; systemctl reset-failed {unit}; exit $status"
+    )
+    assert told.succeeded, services
