@@ -7,18 +7,18 @@ from pyinfra.api.deploy import deploy
 from holdfast import alerts, clouds, ledger
 from holdfast.host_programs import clouds as clouds_program
 from holdfast.host_programs import queue as queue_program
-from holdfast.registry import clouds_service, queue_service
+from holdfast.registry import clouds_service
 from holdfast.router import (
-    QUEUE_PROGRAM,
     SYSTEM,
     RouterNames,
     files,
     keys,
+    queue_programs,
     secrets_needed,
 )
 from holdfast.secrets import require
 from holdfast.settings import Clouds, HostSettings, Router
-from operations import host_files, packages, python_environment, router, units
+from operations import host_files, packages, program, python_environment, router, units
 from operations.host_files import HostFile
 from operations.units import Unit
 
@@ -55,17 +55,15 @@ def _units(settings: HostSettings, declared: Router) -> list[Unit]:
     if clouds_service(settings, declared):
         # What a router needs is there before the router.
         return [*_clouds_units(declared), *wanted]
-    queue = queue_service(declared)
-    if queue is None:
+    queue = queue_programs(declared)
+    if not queue:
         return wanted
-    drain, socket = f"{names.drain_stem}.service", f"{names.queue_stem}.socket"
+    drain = f"{names.drain_stem}.service"
     read = [f"{SYSTEM}/{drain}", names.configuration("drain"), names.key_file]
     return [
         Unit(f"{names.drain_stem}.socket", restart_after=[f"{SYSTEM}/{names.drain_stem}.socket"]),
         Unit(drain, restart_after=read),
-        Unit(socket, restart_after=[f"{SYSTEM}/{socket}"]),
-        Unit(queue.unit, restart_after=[f"{SYSTEM}/{queue.unit}", QUEUE_PROGRAM]),
-        Unit(f"{names.queue_stem}-age.timer"),
+        *program.settled(queue),
         *wanted,
     ]
 

@@ -1,0 +1,12 @@
+"""Every program of ours on a host, by its declaration."""
+
+from __future__ import annotations
+
+from holdfast import router
+from holdfast.service import Program
+from holdfast.settings import HostSettings
+
+
+def programs(settings: HostSettings) -> list[Program]:
+    """The programs that a host's settings declare, in the order of the capabilities."""
+    return [program for declared in settings.routers for program in router.queue_programs(declared)]
