@@ -9,4 +9,5 @@ from holdfast.settings import HostSettings
 
 def programs(settings: HostSettings) -> list[Program]:
     """The programs that a host's settings declare, in the order of the capabilities."""
-    return [program for declared in settings.routers for program in router.queue_programs(declared)]
+    behind_routers = [router.behind(settings, declared) for declared in settings.routers]
+    return [program for programs in behind_routers for program in programs]

@@ -217,8 +217,13 @@ def files(settings: HostSettings, router: Router) -> dict[str, str]:
         found[names.configuration(door.name)] = configuration(
             settings, router, "fd@3", f"{RUN}/{door.stem}"
         )
-    found |= _drain_files(settings, names, service) | texts(queue_programs(router))
-    return found | clouds.files(settings, router)
+    return found | _drain_files(settings, names, service) | texts(behind(settings, router))
+
+
+def behind(settings: HostSettings, router: Router) -> list[Program]:
+    """What answers for a router when no rung of its ladder does: a queue or clouds."""
+    asks = clouds.program(settings, router)
+    return [*([asks] if asks else []), *queue_programs(router)]
 
 
 def _drain_files(settings: HostSettings, names: RouterNames, service: Service) -> dict[str, str]:

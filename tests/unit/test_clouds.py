@@ -654,7 +654,7 @@ def running(settings: HostSettings) -> Iterator[tuple[Running, Clouds, Charges]]
     asks, account = Clouds(), Charges()
     told = json.loads(clouds.configuration(settings, declared))
     known, callers = clouds_program.read(told)
-    keys = json.loads(clouds.keys(settings, declared, SECRETS))
+    keys = json.loads(clouds.keys(settings, declared, SECRETS.__getitem__))
     made = clouds_program.handler(Asker(asks, known, keys, account, 60), callers, told["serves"])
     log = Path(folder, "log")
     with _Server(f"{folder}/clouds.sock", made) as server, log.open("wb") as sink:
@@ -866,7 +866,7 @@ def test_each_key_is_where_it_is_needed_and_nowhere_else() -> None:
     assert [name for name, value in values.items() if any(value in text for text in texts)] == []
     own = router.keys(settings, declared, SECRETS)
     assert {name for name, value in values.items() if value in own} == {"A_KEY", "FLOOR_API_KEY"}
-    theirs = clouds.keys(settings, declared, SECRETS)
+    theirs = clouds.keys(settings, declared, SECRETS.__getitem__)
     assert {name for name, value in values.items() if value in theirs} == {"ONE_KEY", "TWO_KEY"}
 
 
