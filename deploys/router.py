@@ -74,7 +74,7 @@ def apply(settings: HostSettings) -> None:
     # First, for its port may be wanted by another.
     router.only(
         name="Have no other router",
-        declared=[*texts, *private, *service.paths(needed), *ledger.files(settings)],
+        declared=[*texts, *private, *service.paths([*needed, *ledger.programs(settings)])],
     )
     if not declared:
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from holdfast import router
+from itertools import chain
+
+from holdfast import ledger, router
 from holdfast.service import Program
 from holdfast.settings import HostSettings
 
@@ -10,4 +12,4 @@ from holdfast.settings import HostSettings
 def programs(settings: HostSettings) -> list[Program]:
     """The programs that a host's settings declare, in the order of the capabilities."""
     behind_routers = [router.behind(settings, declared) for declared in settings.routers]
-    return [program for programs in behind_routers for program in programs]
+    return [*ledger.programs(settings), *chain(*behind_routers)]

@@ -21,7 +21,6 @@ from holdfast.registry import (
     declared_services,
     engine_service,
     engines,
-    ledger_service,
 )
 from holdfast.sandbox import LOOPBACK, NOTIFY_SOCKET
 from holdfast.settings import Cloud, DockerNetwork, HostSettings, Peer, Service, Tier
@@ -51,7 +50,6 @@ def _without_network(settings: HostSettings) -> set[str]:
         *(["floor"] if settings.floor else []),
         *(engine_service("vllm", engine).name for engine in engines(settings)),
         *(program.service.name for program in programs(settings) if program.isolated),
-        *(["ledger"] if ledger_service(settings) else []),
     }
 
 

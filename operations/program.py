@@ -18,10 +18,19 @@ from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
 
-def have(what: str, programs: Sequence[Program]) -> None:
-    """Place the files of ``programs`` and have their units running; ``what`` names them."""
-    place(what, programs)
-    settle(f"Have {what} running", programs)
+def have(
+    what: str,
+    programs: Sequence[Program],
+    files: Sequence[HostFile] = (),
+    directories: Sequence[HostDirectory] = (),
+    together: bool = False,
+) -> None:
+    """Place the files of ``programs`` and have their units running; ``what`` names them.
+
+    ``files`` and ``directories`` are placed beside; for ``together`` see `operations.units.settle`.
+    """
+    place(what, programs, files, directories)
+    settle(f"Have {what} running", programs, together)
 
 
 def place(
@@ -39,6 +48,13 @@ def place(
     )
 
 
+def settle(
+    name: str, programs: Sequence[Program], together: bool = False, wait: bool = True
+) -> None:
+    """Have the units of ``programs`` as declared; the rest is as in `operations.units.settle`."""
+    units.settle(name=name, units=settled(programs), together=together, wait=wait)
+
+
 def placed(programs: Sequence[Program]) -> list[HostFile]:
     """Every file of ``programs`` as it should be, once.
 
@@ -53,13 +69,6 @@ def placed(programs: Sequence[Program]) -> list[HostFile]:
     sources = [host_files.program(program.source) for program in programs if program.source]
     written = [HostFile(file.path, file.text) for file in service.files(programs)]
     return list(dict.fromkeys([*sources, *credentials, *written]))
-
-
-def settle(
-    name: str, programs: Sequence[Program], together: bool = False, wait: bool = True
-) -> None:
-    """Have the units of ``programs`` as declared; the rest is as in `operations.units.settle`."""
-    units.settle(name=name, units=settled(programs), together=together, wait=wait)
 
 
 def settled(programs: Sequence[Program]) -> list[Unit]:
