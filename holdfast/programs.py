@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-from holdfast import ledger, router
+from holdfast import floor, ledger, router
 from holdfast.service import Program
 from holdfast.settings import HostSettings
 
@@ -12,4 +12,5 @@ from holdfast.settings import HostSettings
 def programs(settings: HostSettings) -> list[Program]:
     """The programs that a host's settings declare, in the order of the capabilities."""
     behind_routers = [router.behind(settings, declared) for declared in settings.routers]
-    return [*ledger.programs(settings), *chain(*behind_routers)]
+    serves = floor.program(settings)
+    return [*([serves] if serves else []), *ledger.programs(settings), *chain(*behind_routers)]

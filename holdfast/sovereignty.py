@@ -47,7 +47,6 @@ class Row:
 def _without_network(settings: HostSettings) -> set[str]:
     """Services whose unit has no network (`PrivateNetwork=yes`)."""
     return {
-        *(["floor"] if settings.floor else []),
         *(engine_service("vllm", engine).name for engine in engines(settings)),
         *(program.service.name for program in programs(settings) if program.isolated),
     }
