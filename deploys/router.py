@@ -4,37 +4,20 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
-from holdfast import alerts, clouds, ledger
-from holdfast.host_programs import clouds as clouds_program
-from holdfast.host_programs import queue as queue_program
-from holdfast.registry import clouds_service, queue_service
+from holdfast import alerts, clouds, ledger, service
 from holdfast.router import (
-    QUEUE_PROGRAM,
     SYSTEM,
     RouterNames,
+    behind,
     files,
     keys,
     secrets_needed,
 )
 from holdfast.secrets import require
 from holdfast.settings import Clouds, HostSettings, Router
-from operations import host_files, packages, python_environment, router, units
+from operations import host_files, packages, program, python_environment, router, units
 from operations.host_files import HostFile
 from operations.units import Unit
-
-
-def _clouds_units(declared: Router) -> list[Unit]:
-    socket, service = f"{clouds.stem(declared)}.socket", f"{clouds.stem(declared)}.service"
-    read = [
-        f"{SYSTEM}/{service}",
-        clouds.PROGRAM,
-        clouds.configuration_path(declared),
-        clouds.key_file(declared),
-    ]
-    return [
-        Unit(socket, restart_after=[f"{SYSTEM}/{socket}"]),
-        Unit(service, restart_after=read),
-    ]
 
 
 def _units(settings: HostSettings, declared: Router) -> list[Unit]:
@@ -52,20 +35,16 @@ def _units(settings: HostSettings, declared: Router) -> list[Unit]:
         for door in names.doors
         for unit in (door.socket, door.service)
     ]
-    if clouds_service(settings, declared):
-        # What a router needs is there before the router.
-        return [*_clouds_units(declared), *wanted]
-    queue = queue_service(declared)
-    if queue is None:
-        return wanted
-    drain, socket = f"{names.drain_stem}.service", f"{names.queue_stem}.socket"
+    # What a router needs is there before the router.
+    needed = program.settled(behind(settings, declared))
+    if declared.queue is None:
+        return [*needed, *wanted]
+    drain = f"{names.drain_stem}.service"
     read = [f"{SYSTEM}/{drain}", names.configuration("drain"), names.key_file]
     return [
         Unit(f"{names.drain_stem}.socket", restart_after=[f"{SYSTEM}/{names.drain_stem}.socket"]),
         Unit(drain, restart_after=read),
-        Unit(socket, restart_after=[f"{SYSTEM}/{socket}"]),
-        Unit(queue.unit, restart_after=[f"{SYSTEM}/{queue.unit}", QUEUE_PROGRAM]),
-        Unit(f"{names.queue_stem}-age.timer"),
+        *needed,
         *wanted,
     ]
 
@@ -85,16 +64,18 @@ def _install_litellm(settings: HostSettings, wanted: Clouds) -> None:
 def apply(settings: HostSettings) -> None:
     """Have every declared router at its port, and no other."""
     declared = settings.routers
+    needed = [each for one in declared for each in behind(settings, one)]
     texts: dict[str, str] = {}
     private: dict[str, str] = {}
     for each in declared:
         texts |= files(settings, each)
         read = {name: require(name) for name in secrets_needed(settings, each)}
         private[RouterNames(each).key_file] = keys(settings, each, read)
-        if each.clouds:
-            private[clouds.key_file(each)] = clouds.keys(settings, each, read)
     # First, for its port may be wanted by another.
-    router.only(name="Have no other router", declared=[*texts, *private, *ledger.files(settings)])
+    router.only(
+        name="Have no other router",
+        declared=[*texts, *private, *service.paths([*needed, *ledger.programs(settings)])],
+    )
     if not declared:
         return
     asked = settings.clouds if any(each.clouds for each in declared) else None
@@ -109,9 +90,9 @@ def apply(settings: HostSettings) -> None:
         ],
         files=[
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            host_files.program(queue_program),
-            *(HostFile(path, text) for path, text in texts.items()),
-            *([host_files.program(clouds_program)] if asked else []),
+            *dict.fromkeys(
+                [*(HostFile(path, text) for path, text in texts.items()), *program.placed(needed)]
+            ),
             *(HostFile(path, text, mode="600") for path, text in private.items()),
         ],
     )

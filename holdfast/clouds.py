@@ -7,25 +7,24 @@ that may call the declared clouds, and the only one that holds their keys.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from facts.places import CREDENTIALS, SYSTEM
+from facts.places import CREDENTIALS
 from facts.router import CLOUDS_CONFIGURATIONS as CONFIGURATIONS
-from holdfast import alerts, registry
+from holdfast import registry
 from holdfast.completion import CHAT_PATH
-from holdfast.doors import unix_socket_unit
 from holdfast.host_programs import clouds as clouds_program
 from holdfast.ledger import SOCKET_FOLDER
 from holdfast.python_environment import directory
-from holdfast.render import render
-from holdfast.sandbox import RUN, sandbox
+from holdfast.sandbox import RUN, Directive
 from holdfast.secrets import Secret
+from holdfast.service import Credential, File, Program, UnixSocket
 from holdfast.settings import HostSettings, Router
 from holdfast.shipping import path_of
 
 LITELLM = "litellm"
 LOCK = Path(__file__).resolve().parent.parent / "locks" / "litellm.txt"
-PROGRAM = path_of(clouds_program)
 PATH = CHAT_PATH
 """The one thing that clouds are asked."""
 
@@ -88,33 +87,46 @@ def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
     return {each.name: each.api_key for each in registry.providers(settings, router)}
 
 
-def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str:
-    """The text of its credential; ``read`` holds the secrets by their names."""
+def keys(settings: HostSettings, router: Router, read: Callable[[str], Secret]) -> str:
+    """The text of its credential; ``read`` returns a secret by its name."""
     names = secret_names(settings, router)
-    return json.dumps({cloud: read[name].get_secret_value() for cloud, name in names.items()})
+    return json.dumps({cloud: read(name).get_secret_value() for cloud, name in names.items()})
 
 
-def files(settings: HostSettings, router: Router) -> dict[str, str]:
-    """Path to text of its units and configuration; nothing for a router without clouds."""
+def program(settings: HostSettings, router: Router) -> Program | None:
+    """What asks clouds for a router; None for a router without clouds."""
     service = registry.clouds_service(settings, router)
     if service is None:
-        return {}
-    said = f"Holdfast: clouds of the router {router.name}"
+        return None
     environment = directory(LITELLM, LOCK.read_text(), settings.distribution)
-    return {
-        f"{SYSTEM}/{stem(router)}.socket": unix_socket_unit(
-            said, stem(router), registry.router_service(router).user
+    path = configuration_path(router)
+    # No variable of this host means anything to it, and LiteLLM fetches nothing when it starts.
+    variables = (
+        "CREDENTIALS_DIRECTORY=%d",
+        "NOTIFY_SOCKET=${NOTIFY_SOCKET}",
+        "LITELLM_MODE=PRODUCTION",
+        "LITELLM_LOCAL_MODEL_COST_MAP=True",
+        "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
+    )
+    start = ("/usr/bin/env", "--ignore-environment", *variables)
+    return Program(
+        service=service,
+        description=f"Holdfast: clouds of the router {router.name}",
+        # LiteLLM takes seconds to be read.
+        kind="notify",
+        source=clouds_program,
+        command=(*start, f"{environment}/bin/python", "-I", path_of(clouds_program), path),
+        credentials=(
+            Credential("keys", key_file(router), lambda read: keys(settings, router, read)),
         ),
-        f"{SYSTEM}/{service.unit}": render(
-            "router/clouds.service.j2",
-            said=said,
-            stem=stem(router),
-            python=f"{environment}/bin/python",
-            program=PROGRAM,
-            configuration=configuration_path(router),
-            key_file=key_file(router),
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(service),
+        files=(File(path, configuration(settings, router)),),
+        start_seconds=300,
+        restart="always",
+        restart_seconds=2,
+        at_boot=True,
+        order=(
+            Directive("Wants", registry.LEDGER_UNIT, "what it spends is recorded there"),
+            Directive("After", registry.LEDGER_UNIT),
         ),
-        configuration_path(router): configuration(settings, router),
-    }
+        socket=UnixSocket(socket(router), registry.router_service(router).user),
+    )

@@ -8,7 +8,7 @@ that breaks out of the program can call anyone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from facts.places import SYSTEM
 from holdfast import alerts
@@ -53,6 +53,8 @@ class Door:
     wanted_by: str
     peers: tuple[str, ...]
     is_open: bool = True
+    dependency: ClassVar[str] = "BindsTo"
+    """What the unit behind it does when its socket goes: it ends."""
 
     @property
     def stem(self) -> str:
@@ -116,5 +118,9 @@ def proxy_units(door: Door, service: Service, configuration: str) -> dict[str, s
 
 def unix_socket_unit(description: str, stem: str, user: str) -> str:
     """The text of a unit for ``stem``'s Unix socket below `RUN`, which ``user`` may connect to."""
-    path = f"{RUN}/{stem}.sock"
-    return render("router/unix.socket.j2", description=description, stem=stem, path=path, user=user)
+    return render(
+        "service/unix.socket.j2",
+        description=description,
+        unit=f"{stem}.service",
+        socket={"path": f"{RUN}/{stem}.sock", "user": user},
+    )

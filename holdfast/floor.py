@@ -7,15 +7,15 @@ as long as its request comes in; so the proxy meets it with requests that are th
 
 from __future__ import annotations
 
-from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
-from holdfast import alerts, completion
-from holdfast.doors import PATIENCE, Door, proxy_units
-from holdfast.doors import doors as of_program
+from facts.places import CONFIGURATION, CREDENTIALS
+from holdfast import completion
+from holdfast.artefact import directory
+from holdfast.doors import doors
 from holdfast.registry import floor_model, floor_service
-from holdfast.render import render
-from holdfast.sandbox import sandbox
+from holdfast.sandbox import Directive
 from holdfast.secrets import Secret
-from holdfast.settings import Floor, HostSettings
+from holdfast.service import Credential, Program, Proxied, Slice
+from holdfast.settings import HostSettings
 from holdfast.storage import model_path
 
 PROGRAM = "llama.cpp"
@@ -28,16 +28,7 @@ SOCKET = f"/run/{RUNTIME_DIRECTORY}/http.sock"
 KEY_FILE = f"{CREDENTIALS}/floor-api-key"
 PROBE_FILE = f"{CREDENTIALS}/floor-probe"
 """A curl configuration that asks for one token; it holds the key, so that no argv has to."""
-
-
-def doors(floor: Floor) -> list[Door]:
-    """Where the floor can be reached, and where it could be."""
-    return of_program("holdfast-floor", floor.port, floor.scope)
-
-
-def configuration(door: Door) -> str:
-    """The file that tells a door's proxy what to do."""
-    return f"{CONFIGURATION}/floor/{door.name}.cfg"
+_HEALTH = f"curl --fail --silent --output /dev/null --unix-socket {SOCKET} http://floor/health"
 
 
 def key_problem(key: Secret) -> str | None:
@@ -51,42 +42,72 @@ def key_problem(key: Secret) -> str | None:
     return completion.key_problem(key)
 
 
-def unit_files(settings: HostSettings, release_directory: str) -> dict[str, str]:
-    """Path to text of every unit that the floor needs, and of the configuration of its doors.
-
-    ``release_directory`` holds ``llama-server``.
-
-    Raises:
-        ValueError: the host has no floor, or its model is not declared.
-    """
+def program(settings: HostSettings) -> Program | None:
+    """The floor; None where the host has none, or its model is not declared."""
     floor, service, model = settings.floor, floor_service(settings), floor_model(settings)
     if floor is None or service is None or model is None:
-        raise ValueError(f"{settings.hostname} declares no floor with a declared model")
-    found = {
-        f"{SYSTEM}/{UNIT}": render(
-            "floor/holdfast-floor.service.j2",
-            floor=floor,
-            model=model_path(settings.storage, model),
-            release_directory=release_directory,
-            runtime_directory=RUNTIME_DIRECTORY,
-            socket=SOCKET,
-            key_file=KEY_FILE,
-            probe_file=PROBE_FILE,
-            on_failure=alerts.ON_FAILURE,
-            slice=SLICE,
-            sandbox=sandbox(service, isolated=True),
+        return None
+    path = model_path(settings.storage, model)
+    key, memory = floor.api_key, f"{floor.memory_max_mib}M"
+    # Weights stay in memory. The name of this setting differs between releases; each reads its own.
+    locked = {"LLAMA_ARG_MLOCK": "1", "LLAMA_ARG_LOAD_MODE": "mmap+mlock"}
+    alive = f"until {_HEALTH}; do kill -0 $MAINPID && sleep 1 || exit 1; done"
+    return Program(
+        service=service,
+        description=f"Holdfast floor: {floor.model} on the CPU",
+        documentation="https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
+        command=(
+            f"{directory(PROGRAM, floor.release)}/llama-server",
+            *("--host", SOCKET),
+            *("--api-key-file", "%d/floor-api-key"),
+            *("--model", path),
+            *("--alias", floor.model),
+            *("--ctx-size", str(floor.context_tokens)),
+            *("--threads", str(floor.threads)),
+            *("--cache-ram", "0"),
+            *("--offline", "--no-webui", "--no-slots", "--metrics"),
         ),
-        f"{SYSTEM}/{SLICE}": render("floor/floor.slice.j2", floor=floor),
-    }
-    for door in doors(floor):
-        found |= proxy_units(door, service, configuration(door))
-        found[configuration(door)] = told()
-    return found
-
-
-def told() -> str:
-    """Configuration of each door's proxy. It lets every path in: llama-server checks the key."""
-    return render("service/door.cfg.j2", posted=[], socket=SOCKET, admin="", patience=PATIENCE)
+        # First that the model is loaded, then a completion. An engine that has died is not waited
+        # for.
+        ready=(("/bin/sh", "-c", alive), ("/usr/bin/curl", "--config", "%d/floor-probe")),
+        environment=locked,
+        credentials=(
+            Credential("floor-api-key", KEY_FILE, lambda read: f"{read(key).get_secret_value()}\n"),
+            Credential("floor-probe", PROBE_FILE, lambda read: probe(read(key))),
+        ),
+        reads=(path,),
+        runtime=RUNTIME_DIRECTORY,
+        state="holdfast/floor",
+        start_seconds=900,
+        stop_seconds=30,
+        restart="always",
+        restart_seconds=5,
+        starts=(10, 600),
+        at_boot=True,
+        slice=Slice(
+            SLICE,
+            "Holdfast: what the floor has before everything else on this machine",
+            (
+                Directive("MemoryMin", memory, "a unit is promised no more than its slice"),
+                Directive("CPUWeight", "400"),
+            ),
+        ),
+        order=(Directive("RequiresMountsFor", path),),
+        tuned=(
+            Directive("LimitMEMLOCK", "infinity", "its weights stay in memory"),
+            Directive("KillMode", "mixed"),
+            Directive("MemoryMin", memory, "it answers when nothing else does"),
+            Directive("OOMScoreAdjust", "-500", "it is killed last"),
+            Directive("MemorySwapMax", "0"),
+        ),
+        isolated=True,
+        # It lets every path in: llama-server checks the key.
+        proxied=Proxied(
+            doors=tuple(doors("holdfast-floor", floor.port, floor.scope)),
+            socket=SOCKET,
+            configuration=f"{CONFIGURATION}/floor/",
+        ),
+    )
 
 
 def probe(key: Secret) -> str:

@@ -6,13 +6,13 @@ user gets into no other: PostgreSQL asks the kernel who connects, so there is no
 
 from __future__ import annotations
 
-from facts.places import SYSTEM
+from facts.places import STATE
 from facts.router import LEDGER_FOLDER as FOLDER
-from holdfast import alerts
 from holdfast.registry import LEDGER_DUMPS, clouds_service, ledger_service
 from holdfast.render import render
-from holdfast.sandbox import RUN, Directive, sandbox
-from holdfast.settings import Distribution, HostSettings
+from holdfast.sandbox import RUN, Directive
+from holdfast.service import File, Program, Words
+from holdfast.settings import Distribution, HostSettings, Service
 
 DUMP = "holdfast-ledger-dump.service"
 SOCKET_FOLDER = f"{RUN}/holdfast-ledger"
@@ -38,29 +38,104 @@ def databases(settings: HostSettings) -> list[str]:
     return [service.user for service in services if service]
 
 
-def files(settings: HostSettings) -> dict[str, str]:
-    """Path to text of what the ledger needs; nothing where no router asks clouds."""
+def programs(settings: HostSettings) -> list[Program]:
+    """The ledger, and the job that writes it out for a backup; none where no router asks clouds."""
     service = ledger_service(settings)
     if service is None:
-        return {}
+        return []
+    major = MAJOR[settings.distribution]
+    binaries = f"/usr/lib/postgresql/{major}/bin"
+    configuration = {
+        f"{FOLDER}/{name}": render(
+            f"ledger/{name}.j2",
+            user=service.user,
+            folder=FOLDER,
+            run=SOCKET_FOLDER,
+            timezone=settings.base.timezone,
+        )
+        for name in ("postgresql.conf", "pg_hba.conf")
+    }
     peers = Directive("PrivateUsers", "no", "it asks the kernel which user connects")
-    values = {
-        "major": MAJOR[settings.distribution],
-        "programs": f"/usr/lib/postgresql/{MAJOR[settings.distribution]}/bin",
-        "user": service.user,
-        "folder": FOLDER,
-        "run": SOCKET_FOLDER,
-        "dumps": LEDGER_DUMPS,
-        "databases": databases(settings),
-        "timezone": settings.base.timezone,
-        "on_failure": alerts.ON_FAILURE,
-        "sandbox": sandbox(service, isolated=True, relaxed=[peers]),
-    }
-    units = (service.unit, DUMP)
-    return {
-        **{f"{SYSTEM}/{unit}": render(f"ledger/{unit}.j2", **values) for unit in units},
-        **{
-            f"{FOLDER}/{name}": render(f"ledger/{name}.j2", **values)
-            for name in ("postgresql.conf", "pg_hba.conf")
-        },
-    }
+    names = databases(settings)
+    return [
+        Program(
+            service=service,
+            description=f"Holdfast ledger: PostgreSQL {major}, what was spent on clouds",
+            kind="notify",
+            before=(_sh(_OTHER_MAJOR.format(major=major)), _sh(_made(binaries, service, major))),
+            command=(
+                f"{binaries}/postgres",
+                *("-D", f"{STATE}/ledger/{major}"),
+                *("-c", f"config_file={FOLDER}/postgresql.conf"),
+            ),
+            ready=tuple(_sh(_with_database(binaries, name)) for name in names),
+            files=tuple(File(path, text) for path, text in configuration.items()),
+            runtime=SOCKET_FOLDER.removeprefix("/run/"),
+            runtime_mode="0755",
+            state="holdfast/ledger",
+            working_directory=f"{STATE}/ledger",
+            start_seconds=300,
+            stop_seconds=120,
+            restart="on-failure",
+            restart_seconds=2,
+            at_boot=True,
+            tuned=(
+                Directive("KillSignal", "SIGINT", "fast: clients are disconnected, all is on disk"),
+                Directive("KillMode", "mixed"),
+            ),
+            isolated=True,
+            relaxed=(peers,),
+        ),
+        Program(
+            service=service.model_copy(update={"unit": DUMP}),
+            description="Holdfast ledger: written out for the backup",
+            kind="oneshot",
+            command=_sh("; ".join(_dumped(binaries, name) for name in names)),
+            # The backup waits for it.
+            start_seconds=3600,
+            order=(Directive("Requires", service.unit), Directive("After", service.unit)),
+            isolated=True,
+            relaxed=(peers,),
+        ),
+    ]
+
+
+def _sh(script: str) -> Words:
+    return ("/bin/sh", "-euc", script)
+
+
+_OTHER_MAJOR = (
+    "test -e {major} && exit; for other in [1-9]*; do test ! -e $other"
+    ' || {{ echo "<3>the ledger is of PostgreSQL $other, and this is {major}:'
+    ' docs/routing.md says how to take it along" >&2; exit 1; }}; done'
+)
+"""After an upgrade of the distribution: a new and empty ledger would forget what was spent."""
+
+
+def _made(binaries: str, service: Service, major: int) -> str:
+    # Made aside first: what a power cut left half done is not taken for a ledger.
+    return (
+        f"test -e {major} || {{ rm -rf new; {binaries}/initdb --pgdata=new"
+        f" --username={service.user} --auth=peer --encoding=UTF8 --locale=C --data-checksums >&2;"
+        f" sync -f new; mv new {major}; }}"
+    )
+
+
+def _with_database(binaries: str, name: str) -> str:
+    asked = f"{binaries}/psql --host={SOCKET_FOLDER} --dbname=postgres --tuples-only --no-align"
+    # The name is that of a user in the grammar of inventories, and ends no quote.
+    return (
+        f'ask="{asked} --command";'  # noqa: S608
+        f' test -n "$($ask "SELECT 1 FROM pg_roles WHERE rolname = \'{name}\'")"'
+        f" || {binaries}/createuser --host={SOCKET_FOLDER} {name};"
+        f' test -n "$($ask "SELECT 1 FROM pg_database WHERE datname = \'{name}\'")"'
+        f" || {binaries}/createdb --host={SOCKET_FOLDER} --owner={name} {name}"
+    )
+
+
+def _dumped(binaries: str, name: str) -> str:
+    new = f"{LEDGER_DUMPS}/new"
+    return (
+        f"{binaries}/pg_dump --host={SOCKET_FOLDER} --clean --if-exists --no-owner --file={new}"
+        f" {name}; sync {new}; mv {new} {LEDGER_DUMPS}/{name}.sql"
+    )

@@ -37,6 +37,7 @@ from holdfast.storage import model_path
 
 FLOOR_USER = "holdfast-floor"
 FLOOR_STATE = f"{STATE}/floor"
+LEDGER_UNIT = "holdfast-ledger.service"
 LEDGER_DUMPS = "/var/backups/holdfast-ledger"
 TIER_OF_PROFILE: dict[str, Tier] = {
     **{"private": "T1", "client": "T1"},
@@ -147,7 +148,7 @@ def ledger_service(settings: HostSettings) -> Service | None:
         return None
     return Service(
         name="ledger",
-        unit="holdfast-ledger.service",
+        unit=LEDGER_UNIT,
         user="holdfast-ledger",
         tier="T1",
         data=[

@@ -19,8 +19,9 @@ from holdfast.engines.server import GENERATE_PATHS, paths
 from holdfast.host_programs import queue as queue_program
 from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
-from holdfast.sandbox import RUN, sandbox
+from holdfast.sandbox import RUN, Directive, sandbox
 from holdfast.secrets import Secret
+from holdfast.service import Program, Timer, UnixSocket, texts
 from holdfast.settings import LOOPBACK_OF, Engine, HostSettings, Listen, Router, Service, Tier
 from holdfast.shipping import path_of
 
@@ -216,37 +217,69 @@ def files(settings: HostSettings, router: Router) -> dict[str, str]:
         found[names.configuration(door.name)] = configuration(
             settings, router, "fd@3", f"{RUN}/{door.stem}"
         )
-    return found | _queue_files(settings, names, service) | clouds.files(settings, router)
+    return found | _drain_files(settings, names, service) | texts(behind(settings, router))
 
 
-def _queue_files(settings: HostSettings, names: RouterNames, service: Service) -> dict[str, str]:
-    router, queue = names.router, queue_service(names.router)
-    if queue is None or router.queue is None:
+def behind(settings: HostSettings, router: Router) -> list[Program]:
+    """What answers for a router when no rung of its ladder does: a queue or clouds."""
+    asks = clouds.program(settings, router)
+    return [*([asks] if asks else []), *queue_programs(router)]
+
+
+def _drain_files(settings: HostSettings, names: RouterNames, service: Service) -> dict[str, str]:
+    queue = queue_service(names.router)
+    if queue is None:
         return {}
-    said = f"Holdfast: the queue of the router {router.name}"
-    values = {
-        "said": said,
-        "program": QUEUE_PROGRAM,
-        "queue": router.queue,
-        "stem": names.queue_stem,
-        "state": f"holdfast/queue/{router.name}",
-        "drain": names.drain_socket,
-        "on_failure": alerts.ON_FAILURE,
-        "sandbox": sandbox(queue, isolated=True),
-    }
+    said = f"Holdfast: the queue of the router {names.router.name}"
     drain = _process(
         names, service, names.drain_stem, "drain", f"{said}, its way back to the engines"
     )
     return {
-        f"{SYSTEM}/{names.queue_stem}.socket": unix_socket_unit(
-            said, names.queue_stem, service.user
-        ),
-        f"{SYSTEM}/{queue.unit}": render("router/queue.service.j2", **values),
-        f"{SYSTEM}/{names.queue_stem}-age.service": render("router/queue-age.service.j2", **values),
-        f"{SYSTEM}/{names.queue_stem}-age.timer": render("router/queue-age.timer.j2", **values),
         f"{SYSTEM}/{names.drain_stem}.socket": unix_socket_unit(said, names.drain_stem, queue.user),
         f"{SYSTEM}/{names.drain_stem}.service": drain,
         names.configuration("drain"): configuration(
-            settings, router, "fd@3", f"{RUN}/{names.drain_stem}", drains=True
+            settings, names.router, "fd@3", f"{RUN}/{names.drain_stem}", drains=True
         ),
     }
+
+
+def queue_programs(router: Router) -> list[Program]:
+    """The queue behind a router, and the job that raises an alert when a request waits too long.
+
+    None where the router has no queue.
+    """
+    names, queue, service = RouterNames(router), router.queue, queue_service(router)
+    if queue is None or service is None:
+        return []
+    description = f"Holdfast: the queue of the router {router.name}"
+    state = f"holdfast/queue/{router.name}"
+    database = f"/var/lib/{state}/queue.db"
+    entries, at_once, hours, minutes = map(
+        str, (queue.entries, queue.concurrent_requests, queue.keep_hours, queue.max_age_minutes)
+    )
+    serve = (QUEUE_PROGRAM, "serve", database, "--ask", names.drain_socket, "--entries", entries)
+    age = service.model_copy(update={"unit": f"{names.queue_stem}-age.service"})
+    return [
+        Program(
+            service=service,
+            description=description,
+            source=queue_program,
+            command=(*serve, "--concurrent-requests", at_once, "--keep-hours", hours),
+            state=state,
+            restart="always",
+            restart_seconds=1,
+            isolated=True,
+            socket=UnixSocket(names.queue_socket, router_service(router).user),
+        ),
+        Program(
+            service=age,
+            description=f"{description}: has anyone waited too long",
+            kind="oneshot",
+            source=queue_program,
+            command=(QUEUE_PROGRAM, "age", database, "--max-age-minutes", minutes),
+            state=state,
+            start_seconds=120,
+            isolated=True,
+            timer=Timer("every five minutes", (Directive("OnCalendar", "*:0/5"),)),
+        ),
+    ]

@@ -16,12 +16,11 @@ from facts.egress import Attempts, EgressAttempts
 from holdfast import tailnet
 from holdfast.docker_networks import networks
 from holdfast.egress import LOG_SOCKETS, every_wall, has_drop_in
+from holdfast.programs import programs
 from holdfast.registry import (
     declared_services,
     engine_service,
     engines,
-    ledger_service,
-    queue_service,
 )
 from holdfast.sandbox import LOOPBACK, NOTIFY_SOCKET
 from holdfast.settings import Cloud, DockerNetwork, HostSettings, Peer, Service, Tier
@@ -47,12 +46,9 @@ class Row:
 
 def without_network(settings: HostSettings) -> set[str]:
     """Services whose unit has no network (`PrivateNetwork=yes`)."""
-    queues = [queue_service(router) for router in settings.routers]
     return {
-        *(["floor"] if settings.floor else []),
         *(engine_service("vllm", engine).name for engine in engines(settings)),
-        *(queue.name for queue in queues if queue),
-        *(["ledger"] if ledger_service(settings) else []),
+        *(program.service.name for program in programs(settings) if program.isolated),
     }
 
 

@@ -15,6 +15,7 @@ from pyinfra.api import StringCommand, operation
 
 from facts.artefacts import MARKER, InstalledVersion, InstalledVersions
 from facts.places import PROGRAMS
+from holdfast.artefact import directory
 from holdfast.settings import Artefact
 
 PACKAGES = ["bzip2", "ca-certificates", "curl"]
@@ -27,11 +28,6 @@ CURL = (
     " --retry 3 --speed-limit 1024 --speed-time 60"
 )
 """A download that ends: it fails on an error page and gives up after a minute below 1 KiB/s."""
-
-
-def directory(program: str, artefact: Artefact) -> str:
-    """Where ``installed`` puts this version of ``program``."""
-    return f"{PROGRAMS}/{program}/{artefact.version}"
 
 
 def _unpack_command(unpack: Unpack, file: str | None, strip_components: int) -> str:

@@ -18,6 +18,7 @@ from holdfast import alerts, egress, floor
 from holdfast.host_programs import egress as egress_program
 from holdfast.render import render
 from holdfast.sandbox import NOTIFY_SOCKET, sandbox
+from holdfast.service import texts
 from holdfast.settings import HostSettings, Service
 from holdfast.shipping import text_of
 from holdfast.storage import model_path
@@ -205,14 +206,17 @@ def test_our_own_t1_units_open_nothing_and_have_what_they_need(
 def test_a_door_finds_its_program_again_after_a_restart(box: ContainerMachine) -> None:
     settings = rack()
     assert settings.floor is not None
-    write(box, "/opt/llama/llama-server", _LLAMA, "755")
-    for path, text in floor.unit_files(settings, "/opt/llama").items():
+    program = floor.program(settings)
+    assert program is not None
+    assert program.proxied is not None
+    write(box, program.command[0], _LLAMA, "755")
+    for path, text in texts([program]).items():
         write(box, path, text)
     for path in (floor.KEY_FILE, floor.PROBE_FILE):
         write(box, path, f'url = "http://floor/"\nunix-socket = "{floor.SOCKET}"\n', "600")
     model = settings.storage.models[0]
     write(box, model_path(settings.storage, model), "weights\n")
-    loopback, *_ = floor.doors(settings.floor)
+    loopback, *_ = program.proxied.doors
     box.succeed(f"systemctl daemon-reload && systemctl start {floor.UNIT} {loopback.socket}")
     ask = f"curl --fail --silent --max-time 10 http://127.0.0.1:{settings.floor.port}/health"
     assert box.succeed(ask) == "ok\n"

@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from holdfast import floor, router
 from holdfast.engines import units, vllm
+from holdfast.service import texts
 from holdfast.settings import HostSettings
 
 SECRETS = {
@@ -210,11 +211,10 @@ def settings_of(stand_ins: list[StandIn], declared: dict[str, Any], **more: Any)
         for name, port in ports.items()
         if name != "floor"
     ]
-    release = {
-        "version": "1",
-        "url": "https://x.example/l.tgz",
-        "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-    }
+    sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    release = {"version": "1", "url": "https://x.example/l.tgz", "sha256": sha256}
+    source = {"source": "https://x.example/small.gguf", "sha256": sha256, "size_mib": 100.0}
+    model = {"name": "small", "filename": "small.gguf", **source}
     floor = {"release": release, "model": "small", "port": ports.get("floor", 8080)}
     common = {"name": "work", "profile": "private", "port": 8200, "api_key": "CALLERS_KEY"}
     return HostSettings.model_validate(
@@ -223,6 +223,7 @@ def settings_of(stand_ins: list[StandIn], declared: dict[str, Any], **more: Any)
             "distribution": "debian13",
             "interfaces": {"eth0": {"role": "lan"}},
             "floor": floor if "floor" in ports else None,
+            "storage": {"models": [model]},
             "vllm": {"engines": engines} if engines else None,
             "routers": [common | declared],
         }
@@ -347,7 +348,10 @@ def door(stand_in: StandIn) -> Iterator[Running]:
 @contextmanager
 def floor_door(stand_in: StandIn) -> Iterator[Running]:
     """The same of the floor."""
-    with _proxied(stand_in, floor.told(), floor.SOCKET) as found:
+    program = floor.program(settings_of([StandIn("floor")], {"floor": True}))
+    assert program is not None
+    text = texts([program])["/etc/holdfast/floor/loopback.cfg"]
+    with _proxied(stand_in, text, floor.SOCKET) as found:
         yield found
 
 

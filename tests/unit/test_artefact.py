@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import facts.artefacts
+import holdfast.artefact
 import operations.artefact
 from holdfast.settings import Artefact
 from operations.artefact import installed
@@ -42,7 +43,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where programs are installed."""
     folder = tmp_path / "opt"
-    for module in (facts.artefacts, operations.artefact):
+    for module in (facts.artefacts, holdfast.artefact, operations.artefact):
         monkeypatch.setattr(module, "PROGRAMS", str(folder))
     return folder
 

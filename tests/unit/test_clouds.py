@@ -41,6 +41,7 @@ from holdfast.host_programs.clouds import (
 )
 from holdfast.registry import clouds_service, declared_services, ledger_service
 from holdfast.sandbox import EXPOSURE_MAX
+from holdfast.service import texts as texts_of
 from holdfast.settings import HostSettings
 from tests.unit.fake_upstreams import (
     SECRETS as LOCAL_SECRETS,
@@ -654,7 +655,7 @@ def running(settings: HostSettings) -> Iterator[tuple[Running, Clouds, Charges]]
     asks, account = Clouds(), Charges()
     told = json.loads(clouds.configuration(settings, declared))
     known, callers = clouds_program.read(told)
-    keys = json.loads(clouds.keys(settings, declared, SECRETS))
+    keys = json.loads(clouds.keys(settings, declared, SECRETS.__getitem__))
     made = clouds_program.handler(Asker(asks, known, keys, account, 60), callers, told["serves"])
     log = Path(folder, "log")
     with _Server(f"{folder}/clouds.sock", made) as server, log.open("wb") as sink:
@@ -854,7 +855,7 @@ def test_its_tiers_and_whom_it_may_call_follow_from_the_declaration() -> None:
 
 def _units(settings: HostSettings) -> dict[str, str]:
     (declared,) = settings.routers
-    texts = {**router.files(settings, declared), **ledger.files(settings)}
+    texts = {**router.files(settings, declared), **texts_of(ledger.programs(settings))}
     return {Path(path).name: text for path, text in texts.items() if "/systemd/" in path}
 
 
@@ -862,11 +863,14 @@ def test_each_key_is_where_it_is_needed_and_nowhere_else() -> None:
     settings = host()
     (declared,) = settings.routers
     values = {name: secret.get_secret_value() for name, secret in SECRETS.items()}
-    texts = [*router.files(settings, declared).values(), *ledger.files(settings).values()]
+    texts = [
+        *router.files(settings, declared).values(),
+        *texts_of(ledger.programs(settings)).values(),
+    ]
     assert [name for name, value in values.items() if any(value in text for text in texts)] == []
     own = router.keys(settings, declared, SECRETS)
     assert {name for name, value in values.items() if value in own} == {"A_KEY", "FLOOR_API_KEY"}
-    theirs = clouds.keys(settings, declared, SECRETS)
+    theirs = clouds.keys(settings, declared, SECRETS.__getitem__)
     assert {name for name, value in values.items() if value in theirs} == {"ONE_KEY", "TWO_KEY"}
 
 
@@ -882,14 +886,14 @@ def test_the_socket_to_the_clouds_is_the_routers_alone() -> None:
 
 
 def test_the_ledger_has_no_network_and_no_password() -> None:
-    texts = {Path(path).name: text for path, text in ledger.files(host()).items()}
+    texts = {Path(path).name: text for path, text in texts_of(ledger.programs(host())).items()}
     assert "PrivateNetwork=yes" in texts["holdfast-ledger.service"].splitlines()
     assert "listen_addresses = ''" in texts["postgresql.conf"].splitlines()
     rules = [line for line in texts["pg_hba.conf"].splitlines() if not line.startswith("#")]
     assert rules == ["local all holdfast-ledger peer", "local sameuser all peer"]
     without = host(clouds=[], keys=[caller("child")])
     assert ledger_service(without) is None
-    assert ledger.files(without) == {}
+    assert ledger.programs(without) == []
 
 
 def test_the_ledger_is_written_out_before_each_backup() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from holdfast import floor, router
+from holdfast import doors, router
 from holdfast.doors import PATIENCE
 from holdfast.engines import units
 from tests.unit.fake_upstreams import (
@@ -73,7 +73,7 @@ def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Fronts with another patience than the real one."""
     monkeypatch.setattr(router, "PATIENCE", request.param)
     monkeypatch.setattr(units, "PATIENCE", request.param)
-    monkeypatch.setattr(floor, "PATIENCE", request.param)
+    monkeypatch.setattr(doors, "PATIENCE", request.param)
 
 
 few = pytest.mark.parametrize("patience", [FEW], indirect=True, ids=["few"])

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from holdfast import alerts, floor
 from holdfast.sandbox import EXPOSURE_MAX
+from holdfast.service import Program, texts
 from holdfast.settings import HostSettings
 
-RELEASE = "/opt/holdfast/llama.cpp/1"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
@@ -45,8 +45,13 @@ def _settings(**values: Any) -> HostSettings:
 
 
 def _units(**values: Any) -> dict[str, str]:
-    files = floor.unit_files(_settings(**values), RELEASE)
-    return {Path(path).name: text for path, text in files.items()}
+    return {Path(path).name: text for path, text in texts([_program(**values)]).items()}
+
+
+def _program(**values: Any) -> Program:
+    program = floor.program(_settings(**values))
+    assert program is not None
+    return program
 
 
 def _values(text: str, name: str) -> list[str]:
@@ -73,9 +78,9 @@ def test_every_port_is_bound_to_an_interface() -> None:
 
 @pytest.mark.parametrize(("scope", "is_open"), [("loopback", False), ("tailnet", True)])
 def test_the_tailnet_door_is_open_only_where_the_scope_says_so(scope: str, is_open: bool) -> None:
-    declared = _settings(scope=scope).floor
-    assert declared is not None
-    assert {door.name: door.is_open for door in floor.doors(declared)} == {
+    proxied = _program(scope=scope).proxied
+    assert proxied is not None
+    assert {door.name: door.is_open for door in proxied.doors} == {
         "loopback": True,
         "tailnet": is_open,
     }
@@ -115,10 +120,9 @@ def test_a_key_that_would_not_protect_is_refused(key: str, problem: str | None) 
     assert (found is None) if problem is None else (problem in (found or ""))
 
 
-def test_a_host_without_a_floor_has_no_floor_units() -> None:
+def test_a_host_without_a_floor_has_no_program_of_one() -> None:
     settings = _settings().model_copy(update={"floor": None})
-    with pytest.raises(ValueError, match="declares no floor"):
-        floor.unit_files(settings, RELEASE)
+    assert floor.program(settings) is None
 
 
 def test_systemd_judges_the_sandbox_as_declared(tmp_path: Path) -> None:

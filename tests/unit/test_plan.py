@@ -91,12 +91,10 @@ def test_every_template_is_in_a_plan(tmp_path: Path) -> None:
 
 
 def test_a_byte_of_a_template_changes_the_plans_that_use_it(tmp_path: Path) -> None:
-    done = _plan(tmp_path, "--only", "example", "--mark", "floor/holdfast-floor.service.j2")
+    done = _plan(tmp_path, "--only", "example", "--mark", "service/program.slice.j2")
     assert done.returncode == 0, done.stderr
-    file = "file /etc/systemd/system/holdfast-floor.service 644 root:root"
-    changed = _differences("example-rack.txt", tmp_path)[
-        "== Floor | Write the floor's units and key"
-    ]
+    file = "file /etc/systemd/system/floor.slice 644 root:root"
+    changed = _differences("example-rack.txt", tmp_path)["== Floor | Write the files of the floor"]
     assert {f"-{file}", f"+{file}"} <= {line.rpartition(" ")[0] for line in changed}
     # The other machine has no floor.
     assert not any("Floor" in each for each in _differences("example-workstation.txt", tmp_path))
