@@ -1,4 +1,4 @@
-"""Pinned downloads as they are on a host: which versions of a program are unpacked."""
+"""Pinned downloads on a host: the unpacked versions of a program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from facts.framed import Framed
 from facts.places import PROGRAMS
 
 MARKER = ".sha256"
-"""Written last, with the checksum of the download that the directory was made from."""
+"""Written last; contains the checksum of the unpacked download."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class InstalledVersions(Framed[list[InstalledVersion]]):
         return []
 
     def process(self, output: list[str]) -> list[InstalledVersion]:
-        """Parse the probe's output; a marker that holds no checksum is no version."""
+        """Parse the probe's output; a marker without a checksum is ignored."""
         versions = []
         for line in output:
             fields = line.split()

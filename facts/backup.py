@@ -1,4 +1,4 @@
-"""What is on record about each backup repository, in one command."""
+"""The records of each backup repository, in one command."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ STATE = f"{places.STATE}/backup"
 class BackupState:
     """Records by repository, as `holdfast.host_programs.backup` writes them, and stale units.
 
-    ``unread`` holds the backup units whose file changed since systemd read it: a timer would start
-    the old one.
+    ``unread`` lists the backup units whose file changed since systemd read it: a timer would start
+    the old version.
     """
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class BackupState:
 
 
 class BackupStates(Framed[BackupState]):
-    """The host's backups as they are. One command."""
+    """The state of the host's backups. One command."""
 
     def command(self) -> str:
         """Build the probe."""
@@ -37,7 +37,7 @@ class BackupStates(Framed[BackupState]):
 
     @staticmethod
     def default() -> BackupState:
-        """Nothing was ever backed up."""
+        """No backup was ever made."""
         return BackupState()
 
     def process(self, output: list[str]) -> BackupState:

@@ -1,4 +1,4 @@
-"""The ground of a host, read in one command: what it is and how it is set up."""
+"""The basic state of a host, in one command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from facts.framed import Framed
 from facts.sections import answers, probe
 
 AUTHORITIES = "/usr/local/share/ca-certificates/holdfast"
-"""Holds the private authorities of the inventory and nothing else."""
+"""Contains only the private authorities of the inventory."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class BaseState:
     """What `Ground` found.
 
     ``distribution`` is ID and VERSION_ID without dots ("debian13", "ubuntu2404").
-    ``free_mib`` is by the asked path, of the file system it lies on or will lie on.
-    ``boot_free_mib`` is None where /boot is no file system of its own.
-    ``sysctls`` are by path below /proc/sys. ``modes`` are octal, of the asked paths that exist.
+    ``free_mib`` maps each requested path to the free space of its present or future file system.
+    ``boot_free_mib`` is None if /boot is not a separate file system. ``sysctls`` are by path below
+    /proc/sys. ``modes`` are octal, for the requested paths that exist.
     """
 
     distribution: str
@@ -37,7 +37,7 @@ class BaseState:
     interfaces: frozenset[str]
     root_read_only: bool
     begun: bool
-    """A converge has been here before."""
+    """Whether Holdfast has been deployed before."""
     free_mib: dict[str, int]
     boot_free_mib: int | None
     sysctls: dict[str, str]
@@ -45,7 +45,7 @@ class BaseState:
     hosts_file: str
     timezone: str
     legacy_timezone: str | None
-    """The content of /etc/timezone, where the distribution still has it."""
+    """The content of /etc/timezone, if the distribution still has it."""
     locale: str
     authorities: frozenset[str]
     authorities_outdated: bool
@@ -56,7 +56,7 @@ class BaseState:
 
 
 class Ground(Framed[BaseState]):
-    """Everything `base` asks of a host, in one remote command."""
+    """Everything that `base` needs to know of a host, in one remote command."""
 
     def command(
         self, disks: list[str], accounts: list[str], sysctls: list[str], modes: list[str]
@@ -64,10 +64,10 @@ class Ground(Framed[BaseState]):
         """Build the probe.
 
         Args:
-            disks: paths whose free space is wanted; they need not exist.
+            disks: paths whose free space is requested; they need not exist.
             accounts: user names.
             sysctls: paths below /proc/sys, shell patterns allowed.
-            modes: paths whose modes are wanted.
+            modes: paths whose modes are requested.
         """
         wanted_disks = " ".join(map(shlex.quote, disks)) or "/"
         wanted_accounts = " ".join(map(shlex.quote, accounts)) or "root"
@@ -81,7 +81,7 @@ class Ground(Framed[BaseState]):
             "interfaces": "ls /sys/class/net",
             "mounts": "cat /proc/mounts",
             "begun": "ls -d /etc/holdfast",
-            # What is asked for may not exist yet: its nearest ancestor tells where it will lie.
+            # The path may not exist yet: its nearest ancestor shows the file system.
             "disks": (
                 f"set --; for p in {wanted_disks}; do echo $p;"
                 ' until [ -e "$p" ]; do p=${p%/*}; p=${p:-/}; done; set -- "$@" "$p"; done;'
@@ -114,7 +114,7 @@ class Ground(Framed[BaseState]):
         release = dict(line.split("=", 1) for line in sections["os"] if "=" in line)
         mounts = [line.split() for line in sections["mounts"]]
         boot = sections["boot"][-1].split() if sections["boot"] else []
-        # The asked paths, a heading, then the free space of each.
+        # The requested paths, a heading, then the free space of each.
         asked = len(sections["disks"]) // 2
         disks, free = sections["disks"][:asked], sections["disks"][asked + 1 :]
         accounts = (line.split(":") for line in sections["accounts"])

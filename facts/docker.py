@@ -13,14 +13,14 @@ from facts.firewall import LINKS, external_interfaces
 from facts.framed import Framed
 
 STARTING_SECONDS = 120
-"""How long a starting engine is waited for; after a boot an emulated machine takes some 25 s."""
+"""Limit for a starting engine; after a boot an emulated machine needs about 25 s."""
 
 
 @dataclass(frozen=True)
 class BridgeNetwork:
-    """A network of driver bridge; ``ours`` tells that it carries Holdfast's label.
+    """A network with the driver bridge; ``ours``: it has Holdfast's label.
 
-    ``bridge`` is its interface, "" where Docker names it; ``subnets`` are of both IP versions.
+    ``bridge`` is its interface, "" if Docker chose the name; ``subnets`` are of both IP versions.
     """
 
     bridge: str
@@ -31,16 +31,14 @@ class BridgeNetwork:
 
 @dataclass(frozen=True)
 class DockerState:
-    """The engine as it is.
-
-    ``daemon_json`` is the text of the user's and our configuration, None where there is none;
-    ``package_version`` that of the engine's package, None where none is installed. ``unruled``
-    tells that the engine runs and its firewall chains are gone: something flushed them.
-    ``containers`` maps those that run and those that do not to their networks; they and
-    ``networks`` are empty where the engine does not answer. ``links`` are the host's interfaces,
-    ``devices`` those that are a device or made of one, ``until_forwarding`` those that take routes
-    from routers' advertisements for as long as the host does not forward. ``started_with`` holds
-    the command that starts the engine, and the variables that may bring it options.
+    """The state of the engine. ``daemon_json`` is the text of the configuration, the user's and
+    ours, None if there is none. ``package_version`` is None if no engine is installed. ``unruled``:
+    the engine runs, but its firewall chains are gone, because another program flushed them.
+    ``containers`` maps all containers, running or not, to their networks; it and ``networks`` are
+    empty if the engine does not answer. ``links`` are the host's interfaces, ``devices`` those with
+    a device behind them, ``until_forwarding`` those that accept routes from router advertisements
+    only while the host does not forward. ``started_with`` contains the engine's start command, and
+    the variables that may add options to it.
     """
 
     daemon_json: str | None
@@ -60,7 +58,7 @@ class DockerState:
 
 
 def _network(told: dict[str, Any]) -> BridgeNetwork:
-    # What was not given is empty or null, as the network's maker wrote it.
+    # A value that was not set is empty or null, depending on the program that created the network.
     options, labels = told["Options"] or {}, told["Labels"] or {}
     return BridgeNetwork(
         bridge=options.get("com.docker.network.bridge.name", ""),
@@ -77,7 +75,7 @@ class DockerEngine(Framed[DockerState]):
         """Build the probe."""
         return sections.probe(
             {
-                # Until it answers, its bridges look like interfaces of somebody else.
+                # Until it answers, its bridges look like interfaces of another program.
                 "starting": f"left={STARTING_SECONDS};"
                 f" while {sections.is_starting('docker.service')}; do"
                 ' [ "$left" -gt 0 ] || { echo yes; break; }; left=$((left - 1)); sleep 1; done',
@@ -88,14 +86,14 @@ class DockerEngine(Framed[DockerState]):
                 "group": "getent group docker",
                 "unruled": "systemctl --quiet is-active docker.service"
                 " && ! iptables -w -t nat -n -L DOCKER >/dev/null && echo yes",
-                # Who asks an engine that is stopped starts it.
+                # A query would start a stopped engine.
                 "networks": "systemctl --quiet is-active docker.service && docker network inspect"
                 " $(docker network ls --quiet --filter driver=bridge)",
                 "containers": "systemctl --quiet is-active docker.service"
                 " && docker ps --all --no-trunc --format '{{.Names}} {{.Networks}}'",
                 "links": LINKS,
                 "until_forwarding": "cd /proc/sys/net/ipv6/conf && grep -lx 1 */accept_ra",
-                # Of the files of variables only what begins with a dash: others may be secret.
+                # Only values that begin with a dash: others may be secret.
                 "started_with": "systemctl show --property=ExecStart,Environment --value"
                 " docker.service; systemctl show --property=EnvironmentFiles --value docker.service"
                 " | sed 's/ (ignore_errors=.*//' | while read -r file; do"
@@ -112,7 +110,7 @@ class DockerEngine(Framed[DockerState]):
         """Parse the probe's output.
 
         Raises:
-            FactProcessError: the engine does not come up, so what it has cannot be known.
+            FactProcessError: the engine does not start, so its state is unknown.
         """
         found = sections.answers(output)
         if found["starting"]:
@@ -122,7 +120,7 @@ class DockerEngine(Framed[DockerState]):
             )
         versions = [line.split()[1] for line in found["version"] if line.startswith("installed ")]
         members = found["group"][0].rpartition(":")[2] if found["group"] else ""
-        # The first line only says that the file is there: it may be empty.
+        # The first line only shows that the file exists: it may be empty.
         content = found["daemon_json"]
         networks = json.loads("".join(found["networks"]) or "[]")
         containers = [line.partition(" ")[::2] for line in found["containers"]]

@@ -1,4 +1,4 @@
-"""Which units were given a drop-in for their tier, and who tried to leave."""
+"""The units with a drop-in for their tier, and the refused calls of services."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from facts.places import SYSTEM
 from holdfast.host_programs.egress import COUNTER, LOG_PREFIX, TABLE
 
 DROP_IN = "50-holdfast-tier.conf"
-"""systemd's own wall, for a service whose unit file is not ours."""
+"""systemd's own restriction, for a service whose unit file is not ours."""
 
 
 class TierDropIns(Framed[list[str]]):
-    """Paths of the drop-ins that hold units to their tier."""
+    """Paths of the drop-ins that enforce the tier of units."""
 
     def command(self) -> str:
         """Build the probe."""
@@ -35,7 +35,7 @@ class TierDropIns(Framed[list[str]]):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A call that was refused; ``at`` as journalctl writes it, port None where there is none."""
+    """A refused call; ``at`` as journalctl writes it, port None if there is none."""
 
     service: str
     at: str
@@ -48,8 +48,8 @@ class Attempt:
 class OpenSocket:
     """A Unix socket that any user of the host may open.
 
-    ``path`` begins with @ where it is a name and no file. ``kind`` is one of Python's ``SOCK_``.
-    ``program`` listens there, as the user ``runs_as``.
+    ``path`` begins with @ if the socket has a name but no file. ``kind`` is one of Python's
+    ``SOCK_``. ``program`` listens on it as the user ``runs_as``.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class OpenSocket:
 _KINDS = {"u_str": "SOCK_STREAM", "u_dgr": "SOCK_DGRAM", "u_seq": "SOCK_SEQPACKET"}
 _HOLDER = re.compile(r'"([^"]*)",pid=(\d+)')
 _ANY_USER = "setpriv --reuid=65534 --regid=65534 --clear-groups"
-"""Runs a command as the account of Debian that owns no file (65534)."""
+"""Runs a command as Debian's account that owns no file (65534)."""
 _LISTEN = "ss --no-header --all --unix --processes"
 _OPENS = 'while read -r path; do if [ -w "$path" ]; then echo "$path"; fi; done'
 _SOCKET_QUESTIONS = {
@@ -73,16 +73,17 @@ _SOCKET_QUESTIONS = {
 
 
 def _open_sockets(found: dict[str, list[str]]) -> Iterator[OpenSocket]:
-    """Where programs listen for every user, from the answers to those questions."""
+    """The sockets that every user may open, from the answers to those queries."""
     owners = dict(line.split(maxsplit=1) for line in found.get("programs", []))
     opened = set(found.get("may be opened", []))
     for line in sorted(set(found.get("sockets", []))):
         kind, state, _, _, path, *rest = line.split()
-        # Datagrams have no listeners. A name that is no file has no owner to keep others out.
+        # Datagram sockets have no listeners. A socket without a file has no owner and is open to
+        # all.
         listens = kind in _KINDS and (state == "LISTEN" or kind == "u_dgr")
         if listens and (path in opened or path.startswith("@")):
             holders = _HOLDER.findall(rest[-1])
-            # systemd holds the sockets of others, too.
+            # systemd also owns sockets of other programs.
             own = [each for each in holders if each[1] != "1"] or holders or [("", "")]
             program, pid = own[0]
             yield OpenSocket(_KINDS[kind], path, program, owners.get(pid, ""))
@@ -90,10 +91,9 @@ def _open_sockets(found: dict[str, list[str]]) -> Iterator[OpenSocket]:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Refused packets by service since the rules were loaded, and the calls the journal holds.
-
-    ``enforced`` tells that the rules are in the kernel. The journal has at most twelve calls a
-    minute of each service, of the last seven days. ``sockets`` are those of any user to open.
+    """Refused packets by service since the rules were loaded, and the refused calls in the journal.
+    ``enforced``: the rules are in the kernel. The journal has at most twelve calls a minute for
+    each service, from the last seven days. ``sockets`` are those that any user may open.
     """
 
     enforced: bool = False
@@ -106,7 +106,7 @@ _CALL = re.compile(rf"^(\S+) .*{LOG_PREFIX} (\S+): .*DST=(\S+) .*PROTO=(\S+)(?:.
 
 
 class EgressAttempts(Framed[Attempts]):
-    """Who tried to leave, and by which sockets any user may ask a program to. One command."""
+    """Refused calls, and sockets through which any user can reach a program. One command."""
 
     def command(self) -> str:
         """Build the probe."""

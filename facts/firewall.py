@@ -1,4 +1,4 @@
-"""The whole firewall in one command: what ufw would load, what the kernel has, what is outside.
+"""The whole firewall in one command: ufw's files, the kernel's rules, the external interfaces.
 
 `ufw status` hides its rules while it is inactive, so the rules are read from ufw's own files.
 """
@@ -19,9 +19,9 @@ BLOCK_END = "# END holdfast DOCKER-USER"
 GUARD = "HOLDFAST-FORWARD"
 """Our chain in the mangle table."""
 ROLLBACK_STATE = firewall.STATE
-"""Whether a change waits for its proof, and what was proved last."""
+"""Whether a change waits for a confirming login, and the rules that were confirmed last."""
 PROGRAM = path_of(firewall)
-"""Undoes what no login proves, and keeps in force what was proved."""
+"""Undoes a change that no login confirms, and restores confirmed rules."""
 
 
 LINKS = (
@@ -30,17 +30,17 @@ LINKS = (
     ' for lower in "$link"/lower_*;'
     ' do [ -e "$lower" ] && printf " %s" "${lower##*/lower_}"; done; echo; done'
 )
-"""Prints what `external_interfaces` reads of each link."""
+"""Prints the input of `external_interfaces` for each link."""
 
 
 @dataclass(frozen=True)
 class FamilyState:
     """One address family.
 
-    ``rules`` are the tuples of ufw's rules file without their marker, ``lets`` the lines of its
-    before.rules and after.rules that let something in or through, ``block`` the lines of our
-    marker block in its after.rules, ``live`` the filter table as ``iptables -S`` prints it and
-    ``user_input_lines`` the number of rules that ufw's file has for its user input chain.
+    ``rules`` are the tuples of ufw's rules file without their marker, ``lets`` the accepting lines
+    of its before.rules and after.rules, ``block`` the lines of our marker block in its after.rules,
+    ``live`` the filter table as ``iptables -S`` prints it and ``user_input_lines`` the number of
+    rules that ufw's file has for its user input chain.
     """
 
     rules: tuple[str, ...] = ()
@@ -52,11 +52,11 @@ class FamilyState:
 
 @dataclass(frozen=True)
 class FirewallState:
-    """The firewall as it is.
+    """The state of the firewall.
 
     ``options`` are the assignments in ufw's two configuration files, unquoted; empty without ufw.
-    ``external`` names the interfaces that lead off this machine; ``armed`` tells that a change
-    was applied and never proved, ``proved`` that the rules in force are those that a login proved.
+    ``external`` names the interfaces that lead off this machine. ``armed``: a change was applied
+    and not confirmed by a login. ``proved``: the rules in force are the confirmed ones.
     """
 
     options: dict[str, str]
@@ -86,9 +86,9 @@ def _questions(suffix: str) -> dict[str, str]:
 def external_interfaces(links: list[str], routes: list[str]) -> frozenset[str]:
     """Interfaces that lead off the machine.
 
-    Those with a device behind them, those built on one (VLAN, bond, bridge) and those that carry
-    a default route. Tailscale's is not: what comes from there was admitted by the tailnet.
-    ``links`` are lines ``name [device] [lower interface]...``, ``routes`` default routes.
+    These are interfaces with a device, those built on one (VLAN, bond, bridge) and those with a
+    default route. Tailscale's is not included: the tailnet admitted its traffic. ``links`` are
+    lines ``name [device] [lower interface]...``, ``routes`` default routes.
     """
     lowers = {name: rest for name, *rest in map(str.split, links)}
     found = {name for name, rest in lowers.items() if "device" in rest}
@@ -102,7 +102,7 @@ def external_interfaces(links: list[str], routes: list[str]) -> frozenset[str]:
 
 
 class Firewall(Framed[FirewallState]):
-    """The firewall of this machine, ufw installed or not."""
+    """The firewall of this machine, with or without ufw."""
 
     def command(self) -> str:
         """Build the probe."""
@@ -121,7 +121,7 @@ class Firewall(Framed[FirewallState]):
 
     @staticmethod
     def default() -> FirewallState:
-        """No firewall at all."""
+        """No firewall."""
         return FirewallState({}, FamilyState(), FamilyState(), True, frozenset(), False, False)
 
     def process(self, output: list[str]) -> FirewallState:

@@ -1,8 +1,8 @@
-"""A command's answer, apart from what a login prints around it.
+"""A command's output, separated from the output of the login.
 
-What `.bashrc`, `.profile`, a file of /etc/profile.d or a trap that one of them sets prints comes
-with the output of each command that runs over SSH. So a command prints one line before its answer
-and one after it, and only what is between the two is read.
+Over SSH, each command's output includes what `.bashrc`, `.profile`, a file of /etc/profile.d or a
+trap prints. So a command prints one line before its answer and one after it, and only the lines
+between them are read.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ T = TypeVar("T")
 
 BEGIN = "=== holdfast: the answer begins ==="
 END = "=== holdfast: the answer ends ==="
-# Programs answer in the language of the login otherwise, and so would stat.
+# Otherwise programs, also stat, answer in the language of the login.
 _HEAD = f"export LC_ALL=C; printf '\\n{BEGIN}\\n'; ("
 _TAIL = f"); status=$?; printf '\\n{END}\\n'; exit $status"
 
 
 class Unanswered(FactProcessError):
-    """A command's answer did not arrive whole."""
+    """A command's answer is incomplete."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the answer of a command did not arrive whole: it was killed, or a start file of the"
-            " login (.bashrc, .profile, /etc/profile.d) ends the shell or redirects its output"
+            "the output of a command is incomplete: the command was killed, or a login file"
+            " (.bashrc, .profile, /etc/profile.d) ends the shell or redirects its output"
         )
 
 
 def framed(command: str) -> str:
-    """``command`` with the two lines around what it prints, and its exit status.
+    """``command`` with the two lines around its output, and its exit status.
 
     It runs in a subshell, and in the C locale.
     """
@@ -46,14 +46,14 @@ def is_framed(command: str) -> bool:
 
 
 def answer(output: list[str]) -> list[str]:
-    """The lines that a framed command printed, in the lines that came with them.
+    """The output of a framed command, taken from all received lines.
 
     Raises:
         Unanswered: one of the two lines around them is missing.
     """
     text = "\n".join(["", *output, ""])
     _, begun, rest = text.partition(f"\n{BEGIN}\n")
-    # The line break before the last line ends the command's own, if that one has not done so.
+    # The line break before the last line ends the command's last line, if it has none.
     lines, ended, _ = rest.rpartition(f"\n{END}\n")
     if not begun or not ended:
         raise Unanswered
@@ -61,10 +61,10 @@ def answer(output: list[str]) -> list[str]:
 
 
 class Framed(FactBase[T]):
-    """A fact that only its own command's output changes; the base of every fact.
+    """A fact that reads only its own command's output; the base of every fact.
 
     A subclass defines ``command`` and ``process`` as pyinfra documents them, without the frame. An
-    answer of no lines gives its default; an answer that is missing is an error.
+    empty answer gives the default; a missing answer is an error.
     """
 
     def __init_subclass__(cls) -> None:

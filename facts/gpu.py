@@ -1,4 +1,4 @@
-"""A machine's NVIDIA cards in two commands: the picture of them, and how they run while watched."""
+"""A machine's NVIDIA cards in two commands: their state, and samples over time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DEVICE_FILES = (
 
 
 class GpuPicture(Framed[Picture]):
-    """Everything about the cards that needs no load on them, installed driver or not."""
+    """All data of the cards that needs no load, with or without a driver."""
 
     def command(self, root: str = "") -> str:
         """Build the probe.
@@ -41,8 +41,8 @@ class GpuPicture(Framed[Picture]):
         root = root and quote(root)
         fields = " ".join(SMI_FIELDS.values())
         questions = {
-            # Asked first: it loads the driver where it is installed and not loaded yet. Only what
-            # its own help lists is asked for; one unknown field and it answers nothing.
+            # This runs first: it loads an installed driver. It requests only fields that its own
+            # help lists, because one unknown field makes it fail.
             "smi": (
                 "command -v nvidia-smi >/dev/null && {"
                 ' known=$(timeout --kill-after=5 20 nvidia-smi --help-query-gpu); fields="";'
@@ -71,7 +71,7 @@ class GpuPicture(Framed[Picture]):
             "nouveau": f"ls -d {root}/sys/module/nouveau",
             "secure-boot": f"od -An -tu1 {root}/sys/firmware/efi/efivars/{_SECURE_BOOT}",
             "boot": f"cat {root}/proc/sys/kernel/random/boot_id",
-            # Not --dmesg, which means this boot alone.
+            # Not --dmesg, which means this boot only.
             "journal": (
                 "timeout --kill-after=5 30 journalctl --quiet --no-pager --output=json"
                 f" --output-fields=MESSAGE,_BOOT_ID --since={_HISTORY} _TRANSPORT=kernel"
@@ -79,12 +79,12 @@ class GpuPicture(Framed[Picture]):
                 f" | tail -n {_HISTORY_LINES}"
             ),
         }
-        # A login that is not root's may lack the directories of modinfo and ldconfig.
+        # The PATH of a login other than root may lack the directories of modinfo and ldconfig.
         return f"PATH=$PATH:/usr/sbin:/sbin; {sections.probe(questions)}"
 
     @staticmethod
     def default() -> Picture:
-        """Nothing of NVIDIA's is there."""
+        """The machine has nothing of NVIDIA."""
         return Picture()
 
     def process(self, output: list[str]) -> Picture:
@@ -93,10 +93,10 @@ class GpuPicture(Framed[Picture]):
 
 
 class GpuSamples(Framed[Samples]):
-    """How the cards run while they are watched: ask while a load is on them, or idle.
+    """Samples of the cards over some seconds, under load or idle.
 
-    The program and the NVML bindings that this controller has travel in the command, so that the
-    host needs Python 3 and nothing else.
+    The command contains the program and this controller's NVML bindings, so that the host needs
+    only Python 3.
     """
 
     def command(self, seconds: float = 5.0) -> str:
@@ -109,7 +109,7 @@ class GpuSamples(Framed[Samples]):
     @staticmethod
     def default() -> Samples:
         """Nothing could be read."""
-        return Samples(error="the probe said nothing")
+        return Samples(error="the probe printed nothing")
 
     def process(self, output: list[str]) -> Samples:
         """Parse the probe's output."""

@@ -1,4 +1,4 @@
-"""What containers are given with a card, and whether those that run still have theirs."""
+"""The CDI specification for containers, and whether running containers still reach their cards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVICE = "holdfast-gpu-cdi.service"
 SPECIFICATION_FOLDER = "/etc/cdi"
 SPECIFICATION = f"{SPECIFICATION_FOLDER}/nvidia.yaml"
 OVERRIDES = ["/run/cdi/nvidia.yaml", "/run/cdi/nvidia.json"]
-"""What the engine would believe more: CDI takes /run/cdi before /etc/cdi."""
+"""Files with precedence: CDI prefers /run/cdi to /etc/cdi."""
 
 _UUID = "GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _PROBE_SECONDS = 30
@@ -22,12 +22,10 @@ _PROBE_SECONDS = 30
 
 @dataclass(frozen=True)
 class ContainersState:
-    """What containers would be given, and what there is.
-
-    ``uuids`` are the cards that the driver shows and that are not split by MIG, None where it shows
-    none; ``specified`` the UUIDs in the specification, None where there is no such file, and
-    ``specified_driver`` the version of its libraries. ``overridden`` tells that another file is
-    believed more. ``unread``: the unit's file is newer than what systemd knows.
+    """The specification, and the actual cards. ``uuids`` are the driver's cards that MIG does not
+    split, None if it shows none; ``specified`` the UUIDs in the specification, None if there is no
+    such file; ``specified_driver`` the version of its libraries. ``overridden``: another file has
+    precedence. ``unread``: the unit's file changed since systemd read it.
     """
 
     uuids: frozenset[str] | None = None
@@ -40,14 +38,14 @@ class ContainersState:
 
 @dataclass(frozen=True)
 class GpuContainer:
-    """A running container that was given cards. ``lost`` is what its nvidia-smi says without."""
+    """A running container with cards. ``lost`` is the error of its nvidia-smi if it lost them."""
 
     name: str
     lost: str | None = None
 
 
 class GpuContainers(Framed[ContainersState]):
-    """The CDI specification beside the cards and the driver it should be made for. One command."""
+    """The CDI specification, and the cards and driver that it should match. One command."""
 
     def command(self, specification: str = SPECIFICATION) -> str:
         """Build the probe; ``specification`` is another path in tests only."""
@@ -65,7 +63,7 @@ class GpuContainers(Framed[ContainersState]):
 
     @staticmethod
     def default() -> ContainersState:
-        """Nothing is there."""
+        """No files."""
         return ContainersState()
 
     def process(self, output: list[str]) -> ContainersState:
@@ -79,7 +77,7 @@ class GpuContainers(Framed[ContainersState]):
         words = found.get("specification", [])
         versions = [word.split(".so.")[1] for word in words if word.startswith("libcuda")]
         unit = found.get("unit", [])
-        # A card that is split by MIG is handed out in parts, under other names.
+        # The parts of a card that MIG splits have other names.
         whole = frozenset(uuid for uuid, _, mig in rows if mig != "Enabled")
         return ContainersState(
             uuids=whole if rows else None,
@@ -92,12 +90,12 @@ class GpuContainers(Framed[ContainersState]):
 
 
 class GpuContainerAccess(Framed[list[GpuContainer]]):
-    """The running containers that were given cards, and whether they reach them. One command.
+    """The running containers with cards, and whether they reach them. One command.
 
-    A daemon-reload can take a card's device file away from a running container, which notices
-    when it next opens it (NVIDIA/nvidia-container-toolkit#48, #1227). So the file is opened, by
-    the container's own nvidia-smi, or by its shell where it has none; a container that has
-    neither is taken for well.
+    A daemon-reload can remove a running container's access to a device file, which shows when the
+    container next opens the file (NVIDIA/nvidia-container-toolkit#48, #1227). So the container's
+    own nvidia-smi opens the file, or its shell if it has none; a container with neither counts as
+    good.
     """
 
     def command(self) -> str:

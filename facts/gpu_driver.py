@@ -1,4 +1,4 @@
-"""What of a host's GPU driver packages and services is not as it must be, in one command."""
+"""The state of a host's GPU driver packages and services, in one command."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from facts.framed import Framed
 from facts.places import STATE
 
 REBOOT_MARKER = f"{STATE}/gpu-reboot"
-"""Says for what this host was rebooted last, until that reboot is seen to have helped."""
+"""Contains the reason for the last reboot, until a deploy sees that the reboot has helped."""
 
 
 @dataclass(frozen=True)
 class DriverHost:
     """Packages and services of the driver.
 
-    ``versions`` are of the installed ones among the packages asked for. ``idle`` are those of the
-    services asked for that do not run or would not after a boot. ``stale_initramfs``: the newest
-    kernel's is older than the module configuration asked for. ``rebooted_for`` is what the marker
-    says, empty where there is none.
+    ``versions`` are those of the requested packages that are installed. ``idle`` are the requested
+    services that do not run, or would not run after a boot. ``stale_initramfs``: the newest
+    kernel's initramfs is older than the module configuration. ``rebooted_for`` is the text of the
+    marker, empty if there is none.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
@@ -43,9 +43,9 @@ class GpuDriverHost(Framed[DriverHost]):
         """Build the probe.
 
         Args:
-            packages: whose versions are asked for.
+            packages: whose versions are requested.
             units: services that should run, now and after a boot.
-            configuration: a file of /etc/modprobe.d that the initramfs holds a copy of.
+            configuration: a file of /etc/modprobe.d that is copied into the initramfs.
             root: prefix of /boot and the marker; for tests.
         """
         root = root and shlex.quote(root)
@@ -62,7 +62,7 @@ class GpuDriverHost(Framed[DriverHost]):
                 f' [ "$newest" ] && [ {root}{shlex.quote(configuration)} -nt "$newest" ]'
                 " && echo stale",
                 "marker": f"cat {root}{REBOOT_MARKER}",
-                # Where DKMS keeps its key in Debian, and in Ubuntu.
+                # DKMS's key in Debian, and in Ubuntu.
                 "key": "for key in /var/lib/dkms/mok.pub /var/lib/shim-signed/mok/MOK.der; do"
                 ' mokutil --test-key "$key" | grep "already enrolled"; done',
             }

@@ -1,4 +1,4 @@
-"""The cards' limits as they are now, and how the unit that holds them fares."""
+"""The present limits of the cards, and the state of the unit that sets them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SERVICE = "holdfast-gpu-limits.service"
 
 @dataclass(frozen=True)
 class LimitsState:
-    """What is in force.
+    """The limits in force.
 
     ``modes`` maps sets of cards to the modes they are in.
     ``locked`` maps the UUID of a card to the highest clock (MHz) the unit locked it to since boot;
-    the driver itself does not tell. ``has_run`` is since boot, ``succeeded`` the last run's end.
-    ``unread`` tells that the unit's file is newer than what systemd knows.
+    the driver itself does not report it. ``has_run``: since boot; ``succeeded``: the last run.
+    ``unread``: the unit's file changed since systemd read it.
     """
 
     cards: tuple[Seen, ...] = ()
@@ -66,8 +66,8 @@ class GpuLimits(Framed[LimitsState]):
         found = sections.answers(output)
         cards, _ = seen_in("\n".join(found.get("cards", [])))
         unit = dict(line.split("=", 1) for line in found.get("unit", []) if "=" in line)
-        # Its timer starts it each minute. A run that is under way has no result yet, and the cards
-        # themselves were read above.
+        # Its timer starts it each minute. A current run has no result yet, and the cards themselves
+        # were read above.
         running = unit.get("ActiveState") == "activating"
         return LimitsState(
             cards=tuple(cards),

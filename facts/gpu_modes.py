@@ -1,4 +1,4 @@
-"""What the cards are for now, and what of modes lies on a host, declared or not."""
+"""The active modes, and all files of modes on a host, declared or not."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ DROP_IN = "60-holdfast-mode.conf"
 
 @dataclass(frozen=True)
 class GpuModesState:
-    """``modes`` maps sets of cards to the modes in force; ``files`` are paths of ours."""
+    """``modes`` maps sets of cards to their active modes; ``files`` are paths of ours."""
 
     modes: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
 
 def modes_in(lines: list[str]) -> dict[str, str]:
-    """Set to mode, in what grep says of the files that record it."""
+    """Set to mode, from grep's output for the files that record it."""
     told = (line.partition(":") for line in lines)
     return {path.rpartition("/")[2]: mode.strip() for path, _, mode in told}
 
 
 class GpuModes(Framed[GpuModesState]):
-    """The modes in force, and every file that belongs to modes. One command."""
+    """The active modes, and every file that belongs to modes. One command."""
 
     def command(self) -> str:
         """Build the probe."""

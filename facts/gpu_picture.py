@@ -1,4 +1,4 @@
-"""What a machine shows of its NVIDIA cards: one typed picture from sysfs, driver and journal.
+"""The state of a machine's NVIDIA cards, typed, from sysfs, driver and journal.
 
 The types are what acceptance and the deploys decide on; the parsers below them turn the output of
 `facts.gpu` into them and touch no machine.
@@ -15,9 +15,9 @@ from typing import Literal
 Flavour = Literal["open", "proprietary"]
 
 SMI = "timeout --kill-after=5 60 nvidia-smi"
-"""A sick driver hangs it; 60 s is ample for eight cards that have to be woken up."""
+"""A faulty driver makes it hang; 60 s is enough to wake eight cards."""
 
-# What the deploys ask, and what a host asks itself between them. Debian's own packages call the
+# Used by deploys, and by a host between them. Debian's own packages call the
 # module nvidia-current[-open]; "libc6,": of this machine's own word size.
 ON_DISK = (
     "for module in nvidia nvidia-current nvidia-current-open; do"
@@ -65,11 +65,11 @@ class PciCard:
 
 @dataclass(frozen=True)
 class SmiCard:
-    """A card as ``nvidia-smi`` tells it; None where the driver or the card does not know.
+    """A card in ``nvidia-smi``; None where the driver or the card has no value.
 
     Power in W, memory in MiB. ``address`` is lower case with a four-digit domain, as in sysfs.
-    ``throttle`` is the bit mask of ``clocks_event_reasons.active``. ``recovery_action`` is the
-    driver's word, which is ``"None"`` where nothing is to be done.
+    ``throttle`` is the bit mask of ``clocks_event_reasons.active``. ``recovery_action`` is
+    the driver's text, ``"None"`` if no action is needed.
     """
 
     index: int
@@ -102,11 +102,11 @@ class SmiCard:
 
 @dataclass(frozen=True)
 class DriverState:
-    """The driver in memory, on disk and in user space, and what the machine would boot next.
+    """The driver in memory, on disk and in user space, and the kernel that boots next.
 
-    ``on_disk`` and ``on_disk_flavour`` are of the module that ``newest_kernel`` would load; None
-    where it has none. ``library`` is the version of libnvidia-ml. ``secure_boot`` is None where
-    the firmware has no such thing.
+    ``on_disk`` and ``on_disk_flavour`` are of the module that ``newest_kernel`` would load; None if
+    it has none. ``library`` is the version of libnvidia-ml. ``secure_boot`` is None if the firmware
+    does not support it.
     """
 
     loaded: str | None = None
@@ -142,14 +142,13 @@ class BusErrors:
 
 @dataclass(frozen=True)
 class Picture:
-    """Everything about the cards of one machine.
-
-    ``smi`` is None where ``nvidia-smi`` is not installed or failed before it had listed a card;
-    ``smi_exit`` its exit status (nvidia-smi(1): 6 no such device, 8 external power missing, 9
-    driver not loaded, 12 library not found, 15 fell off the bus, 18 driver and library versions
-    differ; 124 and 137: it hung), None where it is not installed; ``smi_said`` its error text.
-    ``links`` is ``nvidia-smi topo -m`` between cards: two addresses, and ``NV12``, ``PIX``,
-    ``PHB``, ``SYS`` or the like. ``nvswitches`` counts NVSwitch bridges in sysfs.
+    """All data of the cards of one machine. ``smi`` is None if ``nvidia-smi`` is not installed or
+    failed before it listed a card; ``smi_exit`` its exit status (nvidia-smi(1): 6 no such device, 8
+    external power missing, 9 driver not loaded, 12 library not found, 15 fell off the bus, 18
+    driver and library versions differ; 124 and 137: it hung), None where it is not installed;
+    ``smi_said`` its error text. ``links`` is ``nvidia-smi topo -m`` between cards: two addresses,
+    and ``NV12``, ``PIX``, ``PHB``, ``SYS`` or the like. ``nvswitches`` counts NVSwitch bridges in
+    sysfs.
     """
 
     pci: tuple[PciCard, ...] = ()
@@ -192,7 +191,7 @@ SMI_FIELDS = {
     "remapped_rows_pending": "remapped_rows.pending",
     "remapped_rows_failed": "remapped_rows.failure",
 }
-"""What ``nvidia-smi --query-gpu`` is asked for, by the name it has here, where it knows it."""
+"""Fields of ``nvidia-smi --query-gpu``, by their names here; requested if it supports them."""
 
 _ADDRESS = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?")
 _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),? *(.*)")
@@ -201,9 +200,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def parse(answers: dict[str, list[str]]) -> Picture:
-    """The picture in the answers to the questions of `facts.gpu.GpuPicture`, by question.
+    """The picture from the answers to the queries of `facts.gpu.GpuPicture`, by query.
 
-    Never raises: what cannot be read is None, and a card that cannot be read is not listed.
+    Never raises: an unreadable value is None, and an unreadable card is not listed.
     """
     devices = _devices(answers.get("pci", []))
     smi, smi_exit, smi_said = _smi(answers.get("smi", []))
@@ -221,7 +220,7 @@ def parse(answers: dict[str, list[str]]) -> Picture:
 
 
 def address_of(text: str) -> str | None:
-    """The PCI address in ``text`` as sysfs writes it; None where there is none.
+    """The PCI address in ``text`` as sysfs writes it; None if there is none.
 
     The driver writes eight digits of domain, upper-case hex, and leaves the function out at times:
     ``00000000:2D:00.0`` and ``0000:2D:00`` are both ``0000:2d:00.0``.
@@ -238,7 +237,7 @@ def _first(answers: dict[str, list[str]], name: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    """A number of sysfs or nvidia-smi, with any unit behind it; None where it is no number."""
+    """A number of sysfs or nvidia-smi, with or without a unit; None if it is not a number."""
     match = re.match(r"-?\d+(\.\d+)?", text.strip())
     return float(match.group()) if match else None
 
@@ -270,7 +269,7 @@ def _devices(lines: list[str]) -> list[dict[str, str]]:
             devices.append({"address": line.removeprefix("device="), "class": ""})
         elif devices:
             name, _, value = line.partition(":")
-            # Of the lines of an AER file the last one, which is the total, remains.
+            # The last line of an AER file is the total, and is kept.
             devices[-1][name] = value.strip()
     return devices
 
@@ -308,7 +307,7 @@ def _bus_errors(device: dict[str, str]) -> BusErrors:
 
 
 def _smi(lines: list[str]) -> tuple[tuple[SmiCard, ...] | None, int | None, str]:
-    """Cards, exit status and what nvidia-smi printed besides."""
+    """Cards, exit status and other output of nvidia-smi."""
     fields: list[str] = []
     status: int | None = None
     cards: list[SmiCard] = []
@@ -404,7 +403,7 @@ def _xids(lines: list[str], boot: str) -> Iterator[Xid]:
             address, code, text = match.groups()
             yield Xid(address_of(address) or address, int(code), text, this_boot)
         elif fell_off:
-            # While it is probed, a card that falls off the bus is named without an Xid.
+            # The log names a card that falls off the bus during probing without an Xid.
             address = fell_off.group(1)
             text = "fallen off the bus, found when the driver was loaded"
             yield Xid(address_of(address) or address, 79, text, this_boot)

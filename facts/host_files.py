@@ -1,4 +1,4 @@
-"""Files and directories as they are, many in one command."""
+"""The state of files and directories, many in one command."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class PathStates(Framed[dict[str, PathState]]):
     def command(self, paths: list[str]) -> str:
         """Build the probe for ``paths``."""
         quoted = " ".join(shlex.quote(path) for path in paths) or "/nonexistent"
-        # stat and sha256sum fail on what is absent, which here is an answer and not an error.
+        # stat and sha256sum fail on an absent path, which is an answer here, not an error.
         return (
             f"stat --printf='S|%F|%a|%U|%G|%n|%N\\n' -- {quoted} 2>/dev/null; "
-            # Ended by NUL, else it escapes a backslash, which the names of systemd units may hold.
+            # Ended by NUL: otherwise it escapes a backslash, which names of systemd units may
+            # contain.
             f"sha256sum -z -- {quoted} 2>/dev/null | tr '\\0' '\\n'; true"
         )
 

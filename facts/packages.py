@@ -8,12 +8,12 @@ from facts.framed import Framed
 
 
 class InstalledPackages(Framed[dict[str, str]]):
-    """Versions of those of the named packages that are completely installed, by name."""
+    """Versions of the named packages that are completely installed, by name."""
 
     def command(self, packages: list[str]) -> str:
         """Build the probe for ``packages``."""
         quoted = " ".join(map(shlex.quote, packages))
-        # dpkg-query fails when one is unknown, which here is an answer and not an error.
+        # dpkg-query fails if a package is unknown, which is an answer here, not an error.
         return (
             "dpkg-query --show --showformat='${db:Status-Status} ${Package} ${Version}\\n'"
             f" {quoted} 2>/dev/null; true"

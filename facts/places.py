@@ -1,4 +1,4 @@
-"""Where things lie on every host, said once: facts look there and deploys write there."""
+"""The paths on every host, which facts read and deploys write."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ SYSTEM = "/etc/systemd/system"
 CONFIGURATION = "/etc/holdfast"
 """Configuration files, in a folder for each capability."""
 CREDENTIALS = f"{CONFIGURATION}/credentials"
-"""Secrets, of root alone; systemd hands each unit its own."""
+"""Secrets, readable by root only; systemd passes each unit its own."""
 PROGRAMS = "/opt/holdfast"
-"""Programs live in ``<PROGRAMS>/<program>/<version>``."""
+"""Programs are in ``<PROGRAMS>/<program>/<version>``."""
 STATE = "/var/lib/holdfast"
 """State that outlives a restart, in a folder for each capability."""

@@ -1,4 +1,4 @@
-"""What of routers, and of what stands behind them, lies on a host, declared or not."""
+"""All files of routers, queues, clouds and the ledger on a host, declared or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RouterFiles(Framed[list[str]]):
     def command(self) -> str:
         """Build the probe."""
         return (
-            # Drop-ins are their owner's.
+            # Drop-ins belong to their owner.
             f"ls -dp {SYSTEM}/holdfast-router-*.* {SYSTEM}/holdfast-queue-*.*"
             f" {SYSTEM}/holdfast-clouds-*.* {SYSTEM}/holdfast-ledger*.*"
             f" {CREDENTIALS}/holdfast-router-* {CREDENTIALS}/holdfast-clouds-*"
@@ -27,7 +27,7 @@ class RouterFiles(Framed[list[str]]):
 
     @staticmethod
     def default() -> list[str]:
-        """Nothing is there."""
+        """No files."""
         return []
 
     def process(self, output: list[str]) -> list[str]:

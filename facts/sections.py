@@ -1,4 +1,4 @@
-"""One remote command that answers many questions: a heading before each answer."""
+"""One remote command that answers many queries, with a heading before each answer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ def is_starting(unit: str) -> str:
 
 
 def probe(questions: dict[str, str]) -> str:
-    """One shell command that asks all ``questions``, from name to command.
-
-    A failing question is an empty answer: what is absent is a finding and not an error.
+    """One shell command for all ``questions``, from name to command. A failed query gives an empty
+    answer: an absent thing is a finding, not an error.
     """
     asked = "; ".join(f"echo '{_HEADING}{name}'; {command}" for name, command in questions.items())
     return f"{{ {asked}; }} 2>/dev/null; true"
 
 
 def answers(output: list[str]) -> dict[str, list[str]]:
-    """The lines of each answer, by the name of its question."""
+    """The lines of each answer, by the name of its query."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in output:

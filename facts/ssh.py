@@ -1,4 +1,4 @@
-"""sshd as it is: what it would obey, what it has read, who could log in with what."""
+"""The state of sshd: its files, its loaded configuration, and the keys that can log in."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from facts.sections import answers, probe
 from facts.units import seconds_of
 
 ROLLBACK_STATE = f"{STATE}/ssh"
-"""Which files a change that waits for its proof has to bring back."""
+"""The files that an unconfirmed change must restore."""
 
 
 @dataclass(frozen=True)
 class SshState:
     """What `Sshd` found.
 
-    ``effective`` are the pairs ``sshd -T`` prints; empty when the configuration is broken.
-    ``came_by`` is the port of sshd that this very login used; None where there was no SSH.
+    ``effective`` are the pairs of ``sshd -T``; empty if the configuration is invalid. ``came_by``
+    is the port of sshd that this login uses; None without SSH.
     """
 
     effective: frozenset[tuple[str, str]]
     is_outdated: bool
     """A file that sshd reads at start is newer than its last start or reload."""
     is_unproved: bool
-    """A change was made and no login has proved it yet."""
+    """A change was made and no login has confirmed it yet."""
     came_by: int | None
     has_host_key: bool
     has_strong_moduli: bool
     passwordless: frozenset[str]
     """Accounts whose password is empty."""
     keyed: dict[str, int]
-    """Users who have a file of keys in root's folder for them, to its size in bytes."""
+    """Users with a file of keys in root's folder, to its size in bytes."""
     key_files: dict[str, str]
-    """Each of them and of the users asked for, to where sshd looks for that user's keys."""
+    """Each of them and of the requested users, to the files where sshd looks for the user's
+    keys."""
 
 
 class Sshd(Framed[SshState]):
-    """Everything `ssh` asks of a host, in one remote command."""
+    """Everything that `ssh` needs to know of a host, in one remote command."""
 
     def command(self, host_key: str, moduli: str, keys: str, users: list[str]) -> str:
         """Build the probe for this host key, file of moduli, folder of keys, and these users."""
         people = " ".join(map(shlex.quote, users))
-        # A name that is no user's is none of ours.
+        # Files whose name is not a user name are not ours.
         listed = f"(cd {keys} && stat --format='%n %s' * | grep -x '[a-z_][a-z0-9_-]* [0-9]*')"
         questions = {
             "effective": "sshd -T",
             "read": "systemctl show --timestamp=us+utc --property=StateChangeTimestamp --value ssh",
             "files": f"cd /etc/ssh && stat --format=%.6Y sshd_config sshd_config.d/* {host_key}",
             "rollback": f"[ -e {ROLLBACK_STATE}/armed ] && echo yes",
-            # sudo forgets where the login came from; the process that called it does not.
+            # sudo drops the variable with the login's origin; its parent process still has it.
             "came-by": (
                 "p=$$; while [ $p -gt 1 ]; do"
                 " c=$(grep -zm1 ^SSH_CONNECTION= /proc/$p/environ) && { echo $c; break; };"

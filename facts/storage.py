@@ -11,17 +11,17 @@ from facts.places import SYSTEM
 
 CHECK_SERVICE = "holdfast-models-verify.service"
 PROOFS = ".verified"
-"""Directory beside the models; one file a model: checksum, size and mtime when it was proved. A
-checkpoint's holds its checksum and what `LISTING` printed."""
+"""Directory beside the models; one file for each model, with checksum, size and mtime at its
+verification. A checkpoint's file has its checksum and the output of `LISTING`."""
 LISTING = r"find . -mindepth 1 -printf '%P|%y|%s|%T@\n' | LC_ALL=C sort | sha256sum | cut -c1-64"
 """Shell text that prints a digest of names, types, sizes and mtimes in the working directory."""
 ACCESS = r"find . -printf '%y %m %u:%g\n' | sort -u | paste -sd,"
-"""Shell text that prints type, mode and owner of the working directory and what is in it."""
+"""Shell text that prints type, mode and owner of the working directory and its content."""
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model file, and the checksum it was proved to have while it looked as it does now."""
+    """A model file, and its verified checksum if it has not changed since."""
 
     size_bytes: int
     mode: str
@@ -31,9 +31,9 @@ class ModelState:
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """A checkpoint's folder, and the checksum it was proved to have while it looked as it does now.
+    """A checkpoint's folder, and its verified checksum if it has not changed since.
 
-    ``access`` is what `ACCESS` printed there.
+    ``access`` is the output of `ACCESS` there.
     """
 
     access: str
@@ -44,9 +44,8 @@ class CheckpointState:
 class StorageState:
     """``models`` by file name, ``checkpoints`` by folder.
 
-    ``guarded`` holds the mount points that nothing can be written in; ``mount_units`` are the
-    automount unit files that Holdfast wrote, declared or not. ``check_failed`` says that the
-    regular check found something that is not what it was.
+    ``guarded`` are the write-protected mount points; ``mount_units`` are the automount unit files
+    that Holdfast wrote, declared or not. ``check_failed``: the regular check found a changed file.
     """
 
     models: dict[str, ModelState] = field(default_factory=dict)
@@ -59,8 +58,8 @@ class StorageState:
 def beneath(mount_point: str, command: str) -> str:
     """Shell text that runs ``command`` where ``$bare`` is the directory under ``mount_point``.
 
-    In a mount namespace of its own the parent is bound elsewhere without what is mounted in it, so
-    a NAS that is away cannot hang the look, and no other process sees anything of it.
+    It binds the parent without its mounts in a separate mount namespace. So an unreachable NAS
+    cannot block the query, and no other process is affected.
     """
     parent, name = posixpath.split(mount_point)
     script = f"mount --bind {shlex.quote(parent)} /tmp && bare={shlex.quote(f'/tmp/{name}')} && "  # noqa: S108
@@ -68,7 +67,7 @@ def beneath(mount_point: str, command: str) -> str:
 
 
 class StorageStates(Framed[StorageState]):
-    """What `StorageState` says. It never touches a mounted file system."""
+    """The `StorageState` of a host. It never accesses a mounted file system."""
 
     def command(
         self, models_path: str, filenames: list[str], folders: list[str], mount_points: list[str]
@@ -100,11 +99,11 @@ class StorageStates(Framed[StorageState]):
 
     @staticmethod
     def default() -> StorageState:
-        """Nothing is there."""
+        """No files."""
         return StorageState()
 
     def process(self, output: list[str]) -> StorageState:
-        """Parse the probe's output; a proof that no longer fits its file proves nothing."""
+        """Parse the probe's output; a record that does not match its file is ignored."""
         rows = [line.split("|") for line in output]
         proofs = {row[1]: row[2].split() for row in rows if row[0] == "proof" and len(row) == 3}
 

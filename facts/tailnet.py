@@ -19,10 +19,10 @@ _RELAYS = "-- relays --"
 
 @dataclass(frozen=True)
 class Node:
-    """A host as its own ``tailscaled`` and the control server see it.
+    """The state of a host in its own ``tailscaled`` and at the control server.
 
-    ``backend`` is empty where no daemon answers. ``name`` is the label the tailnet knows the host
-    by, ``hostname`` the one it asks for. ``relays`` are names and ports of the tailnet's DERP map.
+    ``backend`` is empty if no daemon answers. ``name`` is the host's label on the tailnet,
+    ``hostname`` the requested one. ``relays`` are names and ports of the tailnet's DERP map.
     ``expires`` is when its node key ends, None for never.
     """
 
@@ -46,7 +46,7 @@ class Node:
 
     @property
     def joined(self) -> bool:
-        """Whether the host is a member, be its link up or down."""
+        """Whether the host is a member, with its connection up or down."""
         return self.has_key and not self.expired and self.backend not in ("", "NeedsLogin")
 
 
@@ -75,12 +75,11 @@ def _expiry(text: str | None) -> datetime | None:
 
 
 class TailnetNode(Framed[Node]):
-    """The host as a node; an empty ``Node`` where no ``tailscaled`` answers. One command."""
+    """The host as a node; an empty ``Node`` if no ``tailscaled`` answers. One command."""
 
     def command(self) -> str:
-        """Build the probe; a daemon that hangs is one that does not answer.
-
-        One that is starting, or has just been started, is given half a minute to say what it is.
+        """Build the probe; a daemon that hangs counts as one that does not answer. A daemon that is
+        starting has half a minute to report its state.
         """
         return (
             "command -v tailscale >/dev/null || exit 0; for second in $(seq 30); do"
@@ -111,7 +110,7 @@ class TailnetNode(Framed[Node]):
             status, prefs = json.loads(status_text), json.loads(prefs_text)
             me = status.get("Self") or {}
             expires = _expiry(me.get("KeyExpiry"))
-            # One that is no member yet has no map, and says so in words.
+            # A daemon that is not a member yet has no map, and prints a sentence instead.
             relays = json.loads(relays_text) if relays_text.strip().startswith("{") else {}
         except ValueError as error:
             raise FactProcessError(f"tailscale did not print its JSON: {error}") from None
@@ -139,14 +138,15 @@ class TailnetNode(Framed[Node]):
 
 @dataclass(frozen=True)
 class Addresses:
-    """The host's own addresses on the tailnet; None where it has none."""
+    """The host's own addresses on the tailnet; None if it has none."""
 
     v4: IPv4Address | None
     v6: IPv6Address | None
 
 
 class TailnetAddresses(Framed[Addresses]):
-    """Where tailnet peers reach this host. Ask inside an operation: a bare host has none yet."""
+    """The host's addresses for tailnet peers. Use it inside an operation: a bare host has none
+    yet."""
 
     def command(self) -> str:
         """Build the probe; it prints one address a line."""

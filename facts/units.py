@@ -1,4 +1,4 @@
-"""systemd units as they are, many in one command."""
+"""The state of systemd units, many in one command."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from facts.framed import Framed
 
 @dataclass(frozen=True)
 class UnitState:
-    """One unit as systemd sees it, and the newest change among the files it was asked about.
+    """The state of one unit, and the newest change of its requested files.
 
-    Times are seconds since the epoch; None where it never happened.
+    Times are seconds since the epoch; None if it never happened.
     """
 
     load: str
@@ -35,7 +35,8 @@ def seconds_of(timestamp: str) -> float | None:
 
 
 class UnitStates(Framed[dict[str, UnitState]]):
-    """State of each named unit, by name. ``watched`` maps a unit to the files it reads at start."""
+    """State of each named unit, by name. ``watched`` maps a unit to the files that it reads at
+    start."""
 
     def command(self, watched: dict[str, list[str]]) -> str:
         """Build the probe for the units in ``watched``."""
@@ -43,7 +44,7 @@ class UnitStates(Framed[dict[str, UnitState]]):
         names = " ".join(map(shlex.quote, watched))
         files = " ".join(shlex.quote(path) for paths in watched.values() for path in paths)
         parts = [
-            # Its own question goes before the answer, in which systemd uses names of its own.
+            # The requested names come first, because systemd may use other names in its answer.
             f"printf '%s\\n' {' '.join(asked)}",
             "systemctl show --timestamp=us+utc --property="
             "LoadState,ActiveState,UnitFileState,NeedDaemonReload,"
@@ -59,7 +60,8 @@ class UnitStates(Framed[dict[str, UnitState]]):
         return {}
 
     def process(self, output: list[str]) -> dict[str, UnitState]:
-        """Parse the probe's output: questions, one block of properties a unit, times of files."""
+        """Parse the probe's output: names, one block of properties for each unit, times of
+        files."""
         watched: dict[str, set[str]] = {}
         mtimes: dict[str, float] = {}
         blocks: list[dict[str, str]] = []

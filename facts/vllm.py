@@ -1,4 +1,4 @@
-"""What of vLLM's engines lies on a host, declared or not."""
+"""All files of vLLM's engines on a host, declared or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EngineFiles(Framed[list[str]]):
 
     @staticmethod
     def default() -> list[str]:
-        """Nothing is there."""
+        """No files."""
         return []
 
     def process(self, output: list[str]) -> list[str]:

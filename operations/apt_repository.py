@@ -1,7 +1,7 @@
-"""Add a signed APT repository: key, source and package lists, or nothing when they are there.
+"""Add a signed APT repository: key, source and package lists.
 
-The key and the lists are fetched before the source takes its name, so that a source that exists
-is one that works; a run that died on the way is simply repeated.
+The key and the lists are fetched before the source gets its name, so an existing source works. An
+interrupted run can be repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from holdfast.settings import AptRepository
 
 
 def key_path(label: str, settings: AptRepository) -> str:
-    """Where the key lies: apt tells an armoured key from a binary one by the file's suffix."""
+    """Path of the key: apt distinguishes an armoured key from a binary one by the file's suffix."""
     suffix = "gpg" if settings.key_url.endswith(".gpg") else "asc"
     return f"/etc/apt/keyrings/{label}.{suffix}"
 
@@ -31,13 +31,18 @@ def source_path(label: str) -> str:
 
 @operation()
 def repository(label: str, settings: AptRepository) -> Generator[StringCommand, None, None]:
-    """Let apt know the repository ``settings``, under the file name ``label``.
+    """Add the repository ``settings`` to apt, with the file name ``label``. One remote command if
+    it is there. The host fetches the key itself, with apt's own client and proxy. A key whose URL
+    ends in ``.gpg`` must be binary, any other armoured.
 
-    One remote command when it does already. The host fetches the key itself, with apt's own
-    client and proxy. A key whose URL ends in ``.gpg`` must be binary, any other armoured.
+    Fails if the key cannot be fetched, is not the pinned one or is of the other kind, or if the
+    repository's lists cannot be fetched or are not signed with that key.
 
-    Fails when the key cannot be fetched, is not the pinned one or is of the other kind, and when
-    the repository's lists cannot be fetched or are not signed by that key.
+    For example::
+
+        apt_repository.repository(
+            name="Know Docker's repository", label="docker", settings=settings.docker.repository
+        )
     """
     key, source = key_path(label, settings), source_path(label)
     content = render("apt/repository.sources.j2", repository=settings, key=key)
@@ -57,9 +62,9 @@ def _fetch_key(key: str, settings: AptRepository) -> str:
     digest = f" SHA256:{settings.key_sha256}" if settings.key_sha256 else ""
     armoured = key.endswith(".asc")
     mend = (
-        "is not armoured: give it a URL that ends in .gpg"
+        "is not armoured: use a URL that ends in .gpg"
         if armoured
-        else "is not binary: give it a URL that ends in .asc"
+        else "is not binary: use a URL that ends in .asc"
     )
     # apt-helper is part of apt: a bare machine has neither curl nor wget.
     return (

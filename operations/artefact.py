@@ -1,7 +1,7 @@
-"""Install a pinned download: fetched, proved by its checksum, unpacked beside, then renamed.
+"""Install a pinned download: fetch it, verify its checksum, unpack it beside the target, rename it.
 
-A version has a directory of its own, so a unit that names it is rewritten, and restarted, when the
-version changes; the one before is kept for a quick way back and older ones are removed.
+Each version has its own directory. So a new version changes the unit that names it, and the unit
+restarts. The previous version is kept for a quick return; older ones are removed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CURL = (
     "curl --fail --silent --show-error --location --proto '=http,https' --connect-timeout 20"
     " --retry 3 --speed-limit 1024 --speed-time 60"
 )
-"""A download that ends: it fails on an error page and gives up after a minute below 1 KiB/s."""
+"""A download with limits: it fails on an HTTP error, and gives up after a minute below 1 KiB/s."""
 
 
 def _unpack_command(unpack: Unpack, file: str | None, strip_components: int) -> str:
@@ -38,7 +38,7 @@ def _unpack_command(unpack: Unpack, file: str | None, strip_components: int) -> 
             f" --strip-components={strip_components}"
         )
     if file is None:
-        raise ValueError(f"unpack={unpack!r} makes one file; name it with file=")
+        raise ValueError(f"unpack={unpack!r} yields one file; name it with file=")
     target = f'"$work/tree/"{shlex.quote(file)}'
     if unpack == "bz2":
         return f'bzip2 -dc "$work/download" > {target} && chmod 755 {target}'
@@ -48,8 +48,8 @@ def _unpack_command(unpack: Unpack, file: str | None, strip_components: int) -> 
 def _install_script(program: str, artefact: Artefact, unpack: str) -> str:
     parent, target = f"{PROGRAMS}/{program}", directory(program, artefact)
     refusal = shlex.quote(
-        f"{program} {artefact.version}: {artefact.url} has sha256 %s and the inventory wants"
-        f" {artefact.sha256}; nothing was installed\\n"
+        f"{program} {artefact.version}: {artefact.url} has sha256 %s but the inventory"
+        f" declares {artefact.sha256}; nothing was installed\\n"
     )
     return "\n".join(
         [
@@ -78,13 +78,23 @@ def installed(
     file: str | None = None,
     strip_components: int = 0,
 ) -> Generator[StringCommand, None, None]:
-    """Have ``artefact`` unpacked in ``/opt/holdfast/<program>/<version>``, owned by root.
+    """Unpack ``artefact`` in ``/opt/holdfast/<program>/<version>``, owned by root.
 
-    ``tar.gz`` and ``tar.bz2`` unpack an archive, less ``strip_components`` leading folders; ``bz2``
-    and ``none`` make the one executable called ``file``. See `PACKAGES` for what the host needs.
+    ``tar.gz`` and ``tar.bz2`` unpack an archive without ``strip_components`` leading folders;
+    ``bz2`` and ``none`` create one executable, ``file``. The host needs `PACKAGES`.
 
     Raises:
-        ValueError: one file is to be made and ``file`` does not name it.
+        ValueError: ``file`` is missing for ``bz2`` or ``none``.
+
+    For example::
+
+        artefact.installed(
+            name="Install llama.cpp",
+            program="llama.cpp",
+            artefact=settings.floor.release,
+            unpack="tar.gz",
+            strip_components=1,
+        )
     """
     versions: list[InstalledVersion] = host.get_fact(InstalledVersions, program=program)
     others = [version for version in versions if version.version != artefact.version]

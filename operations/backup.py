@@ -1,4 +1,4 @@
-"""Have every repository hold a snapshot that was restored and compared."""
+"""Make sure that every repository has a snapshot that was restored and compared."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from holdfast.backup import PROGRAM, unproved
 
 @operation()
 def proved(paths: dict[str, list[str]]) -> Generator[StringCommand, None, None]:
-    """Take and restore the first snapshot of each repository that has no such record.
+    """Take and restore the first snapshot of each repository that has no such record. ``paths``
+    maps a repository to the required paths of its snapshots. If one repository fails, the others
+    are still tried, and then the operation fails.
 
-    ``paths`` maps a repository to what its snapshots must hold. One repository that fails does not
-    keep the others from being tried, and fails the operation in the end.
+    For example::
+
+        backup.proved(name="Take a first snapshot", paths={"nas": ["/srv/photos"]})
     """
     state = host.get_fact(BackupStates)
     if state.unread:

@@ -1,4 +1,4 @@
-"""The container engine's configuration: ours merged into the user's, never over it."""
+"""The container engine's configuration: our keys, merged into the user's file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from operations.refusal import stop
 
 
 def rewritten(state: DockerState, keys: dict[str, Any]) -> StringCommand | None:
-    """The command that merges ``keys`` into daemon.json; None where they are there.
-
-    The engine itself judges the new file before it takes its name.
+    """The command that merges ``keys`` into daemon.json; None if they are there. The engine itself
+    validates the new file before it gets its name.
 
     Raises:
         ValueError: the present file cannot be merged.
@@ -28,7 +27,7 @@ def rewritten(state: DockerState, keys: dict[str, Any]) -> StringCommand | None:
     if content is None:
         return None
     new = f"{DAEMON_JSON}.holdfast-new"
-    # Docker has been able to judge a file since version 23.
+    # Docker can validate a file since version 23.
     judge = f" && dockerd --validate --config-file {new}" if major_of(state) >= 23 else ""
     return StringCommand(
         f"umask 077; mkdir -p -m 755 /etc/docker && cat > {new}{judge}"
@@ -47,11 +46,16 @@ def major_of(state: DockerState) -> int:
 def configured(
     settings: Docker, links: list[str]
 ) -> Generator[StringCommand | FunctionCommand, None, None]:
-    """Have our keys in daemon.json, no user in the docker group, and the engine's chains in place.
+    """Ensure our keys in daemon.json, an empty docker group, and the engine's chains. The machine's
+    own ``links``, and those that are found there, keep the advertised routes when the engine turns
+    forwarding on. One remote command if nothing changes. Stops without a change if the present file
+    cannot be merged.
 
-    The machine's own ``links``, and those that are found there, keep the routes that routers
-    advertise when the engine has the host forward. One remote command when all is so. Stops, with
-    nothing changed, when the present file cannot be merged.
+    For example::
+
+        docker_engine.configured(
+            name="Merge the engine's configuration", settings=settings.docker, links=["enp5s0"]
+        )
     """
     state = host.get_fact(DockerEngine)
     try:
@@ -68,16 +72,20 @@ def configured(
     if state.until_forwarding & {*state.devices, *links}:
         yield StringCommand(LINKS_SCRIPT)
 
-    # A user who may talk to the engine is root.
+    # Access to the engine is access as root.
     for member in state.group_members:
         yield StringCommand(f"gpasswd --delete {shlex.quote(member)} docker")
 
 
 @operation()
 def networked(declared: list[DockerNetwork]) -> Generator[StringCommand, None, None]:
-    """Have the declared networks as they are declared, and no other of ours.
+    """Create the declared networks as declared, and remove other networks of ours.
 
     Expects that `holdfast.docker_networks.refusals` finds nothing.
+
+    For example::
+
+        docker_engine.networked(name="Have the declared networks", declared=networks(settings))
     """
     for command in docker_networks.commands(declared, host.get_fact(DockerEngine)):
         yield StringCommand(command)

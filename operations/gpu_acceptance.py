@@ -1,4 +1,4 @@
-"""Believe the declared cards only where the machine shows them."""
+"""Compare the declared cards with the machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from operations.refusal import stop
 def accepted(
     gpus: Gpus, moment: Moment, memory_claimed: bool
 ) -> Generator[FunctionCommand, None, None]:
-    """Stop the run where the machine differs from ``gpus``, with every difference at once.
-
-    Looks when it runs, for a driver may have been installed a moment ago; changes nothing.
+    """Stop the run if the machine differs from ``gpus``, and report every difference. It reads the
+    state when it runs, because a driver may have just been installed, and changes nothing.
 
     Args:
         gpus: the declared cards.
-        moment: how far the run has come; decides what is judged.
-        memory_claimed: whether services of this host may hold GPU memory.
+        moment: the stage of the run, which decides what is checked.
+        memory_claimed: whether services of this host may use GPU memory.
+
+    For example::
+
+        gpu_acceptance.accepted(
+            name="Accept the cards", gpus=settings.gpus, moment="after_driver", memory_claimed=True
+        )
     """
     present = host.get_fact(GpuModes).modes if gpus.card_sets else {}
     expected = modes.in_force(gpus, present)

@@ -1,4 +1,5 @@
-"""Give containers the cards: the engine's keys, a fresh specification, and a last look."""
+"""Give containers access to the cards: the engine's keys, a current specification, and a last
+check."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from operations.refusal import stop
 def engine_knows() -> Generator[StringCommand | FunctionCommand, None, None]:
     """Merge the runtime and CDI into daemon.json; every other key stays as it is.
 
-    Stops, with nothing changed, when the present file cannot be merged.
+    Stops without a change if the present file cannot be merged.
+
+    For example::
+
+        gpu_containers.engine_knows(name="Let the engine know the cards")
     """
     state = host.get_fact(DockerEngine)
     try:
@@ -34,10 +39,14 @@ def engine_knows() -> Generator[StringCommand | FunctionCommand, None, None]:
 
 @operation()
 def specified() -> Generator[StringCommand, None, None]:
-    """Have the CDI specification made for the cards and the driver that are there.
+    """Generate the CDI specification for the present cards and driver.
 
-    Expects the toolkit and the unit in place. Fails with what the toolkit said, or where the new
-    specification still lacks a card or the driver's libraries.
+    Expects the toolkit and the unit. Fails with the toolkit's error, or if the new specification
+    still lacks a card or the driver's libraries.
+
+    For example::
+
+        gpu_containers.specified(name="Have the cards specified as they are")
     """
     state = host.get_fact(GpuContainers)
     if state.unread:
@@ -54,18 +63,20 @@ def _read_back(uuids: list[str], driver: str | None) -> str:
     return (
         f"for word in {' '.join(map(shlex.quote, wanted))}; do"
         f' grep -qF -- "$word" {containers.SPECIFICATION} || {{'
-        f' echo "{containers.SPECIFICATION} was written again and lacks $word:"'
-        " 'run `nvidia-ctk cdi generate` by hand and read what it warns of.' >&2;"
+        f' echo "{containers.SPECIFICATION} was regenerated, but lacks $word:"'
+        " 'run `nvidia-ctk cdi generate` by hand and read its warnings.' >&2;"
         " exit 1; }; done"
     )
 
 
 @operation()
 def still_reached() -> Generator[FunctionCommand, None, None]:
-    """Stop with their names where running containers have lost their cards.
+    """Stop with their names if running containers have lost their cards. Any daemon-reload can
+    cause that. Changes nothing: the owner of a container restarts it.
 
-    Any daemon-reload, ours or another's, can do that. Changes nothing: a container is its owner's
-    to restart.
+    For example::
+
+        gpu_containers.still_reached(name="See that containers reach their cards")
     """
     running: list[GpuContainer] = host.get_fact(GpuContainerAccess)
     if complaint := containers.complaint(running):

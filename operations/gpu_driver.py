@@ -1,4 +1,4 @@
-"""Install the planned GPU driver and have it run, with one announced reboot where it takes one."""
+"""Install and load the planned GPU driver, with one announced reboot if needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from operations.units import Unit, settle
 Commands = Generator[StringCommand | FunctionCommand, None, None]
 
 _BOOT_SECONDS = 1200
-"""A server with much memory and many cards counts and trains them for up to 15 minutes."""
+"""A server with much memory and many cards needs up to 15 minutes to boot."""
 _POLL_SECONDS = 5
 _COMMAND_SECONDS = 30
 
@@ -40,16 +40,26 @@ def running(
     picture: Picture,
     touched: Callable[[], bool],
 ) -> Commands:
-    """Have the planned packages installed, their module loaded, and every card persistent.
+    """Ensure the planned packages, their loaded module, and persistence on every card.
 
-    One remote command when all is so. Reboots at most once for the same situation, and never into
-    a kernel that has no module. Stops with one sentence where it cannot go on.
+    One remote command if nothing changes. Reboots at most once for the same situation, and never
+    into a kernel without the module. Stops with one sentence if it cannot continue.
 
     Args:
         plan: what to install and bind.
         reboot: whether it may; as `holdfast.settings.GpuDriver.reboot`.
-        picture: the machine as it was when the plan was made.
-        touched: whether anything was changed on it since.
+        picture: the machine's state when the plan was made. touched: whether the machine was
+        changed since.
+
+    For example::
+
+        gpu_driver.running(
+            name="Install the driver",
+            plan=plan(settings.gpus, settings.distribution),
+            reboot="when-needed",
+            picture=picture,
+            touched=lambda: False,
+        )
     """
     state = state_of_host(plan)
     yield from _install(plan, state)
@@ -100,7 +110,7 @@ def _is_installed(plan: DriverPlan, state: DriverHost) -> bool:
 
 
 def _install(plan: DriverPlan, state: DriverHost) -> Commands:
-    """The missing groups, each after a look at the lists that the group before it changed."""
+    """The missing groups; each one uses the package lists that the previous group changed."""
     if _is_installed(plan, state):
         return
     # The archive's further components and the pins have just been written.
@@ -118,21 +128,22 @@ def _is_well(plan: DriverPlan, state: DriverHost, picture: Picture) -> bool:
 
 
 def _forgetful(plan: DriverPlan, picture: Picture) -> bool:
-    """Whether a card would lose its settings with its last client."""
+    """Whether a card would lose its settings when its last client ends."""
     return plan.source is not None and any(card.persistence is False for card in picture.smi or ())
 
 
 def _no_reboot(verdict: Verdict, reboot: str, state: DriverHost) -> str | None:
-    """Why a reboot is due and not to be had, or None."""
+    """Why a required reboot is not possible, or None."""
     if state.rebooted_for == verdict.situation:
         return (
-            f"{verdict.reboot}, and a reboot for that has not helped; look at `journalctl --boot"
-            f" --dmesg --grep 'nvidia|NVRM|vfio'`, mend it, remove {REBOOT_MARKER} and deploy again"
+            f"{verdict.reboot}, and a reboot has not fixed it; look at `journalctl --boot"
+            f" --dmesg --grep 'nvidia|NVRM|vfio'`, fix the cause, remove {REBOOT_MARKER} and"
+            " deploy again"
         )
     if reboot == "never":
         return (
-            f"{verdict.reboot}, and driver.reboot is 'never'; reboot this host when it suits you"
-            " and deploy again, for no service can use its cards before"
+            f"{verdict.reboot}, and driver.reboot is 'never'; reboot this host and deploy"
+            " again: until then no service can use its cards"
         )
     return None
 
@@ -159,18 +170,17 @@ def _serve(plan: DriverPlan, picture: Picture) -> Commands:
     )
     yield from settled
     if not settled and _forgetful(plan, picture):
-        # Somebody turned it off by hand; the daemon sets it when it starts.
+        # An operator turned it off by hand; the daemon sets it at its start.
         yield StringCommand(f"systemctl restart {driver.PERSISTENCE_UNIT}")
 
 
 def reboot_once(state: State, host: Host, sentence: str, situation: str) -> bool:
-    """Reboot ``host`` for ``situation`` and wait until a new login finds another boot.
-
-    False, with the reason logged, when it does not come back in time.
+    """Reboot ``host`` for ``situation`` and wait until a new login finds a new boot. Log the reason
+    and return False if it does not come back in time.
     """
     before = _boot_id(host)
     host.log_styled(f"{sentence}: rebooting this host once", fg="yellow", log_func=logger.warning)
-    # The timer lets this command return before the connection goes.
+    # The timer lets this command return before the connection closes.
     folder = REBOOT_MARKER.rpartition("/")[0]
     asked = _answer(
         host,
@@ -187,8 +197,8 @@ def reboot_once(state: State, host: Host, sentence: str, situation: str) -> bool
             if _log_in_anew(host) and _boot_id(host) not in (None, before):
                 return True
     host.log_styled(
-        f"{sentence}: it was rebooted and has not come back for {_BOOT_SECONDS // 60} minutes;"
-        " look at its console",
+        f"{sentence}: it was rebooted, but did not come back within {_BOOT_SECONDS // 60}"
+        " minutes; look at its console",
         fg="red",
         log_func=logger.error,
     )
@@ -197,7 +207,7 @@ def reboot_once(state: State, host: Host, sentence: str, situation: str) -> bool
 
 @contextmanager
 def _paramiko_silent() -> Iterator[None]:
-    """No traceback for each login that a machine does not answer while it boots."""
+    """Avoid a traceback for each failed login while the machine boots."""
     log = logging.getLogger("paramiko.transport")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -226,7 +236,7 @@ def _boot_id(host: Host) -> str | None:
 
 
 def _answer(host: Host, command: str) -> str | None:
-    """The first line a command prints, None where it failed or the connection did."""
+    """The first line of a command's output, None if the command or the connection failed."""
     try:
         okay, output = host.run_shell_command(
             StringCommand(framed(command)),

@@ -1,4 +1,4 @@
-"""Have every card at its declared limits now; the unit on the host keeps it there."""
+"""Set every card to its declared limits; the unit on the host keeps them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ _SAY_WHY = (
     " journalctl --quiet --no-pager --output=cat --priority=err _SYSTEMD_INVOCATION_ID=$run >&2;"
     " exit 1; }"
 )
-"""What the unit's own program said in its last run, and not systemd about it."""
+"""The output of the unit's own program in its last run, without systemd's."""
 
 
 def run_unit(name: str) -> str:
-    """The command that reruns a oneshot unit and, where it fails, says what its program said."""
+    """The command that reruns a oneshot unit and, if it fails, prints the program's output."""
     return f"systemctl restart {name} || {_SAY_WHY % name}"
 
 
 @operation()
 def held(gpus: Gpus) -> Generator[StringCommand, None, None]:
-    """Run the unit where a card has not its declared limits, or the last run has failed.
+    """Run the unit if a card lacks its declared limits, or the last run failed. Expects the
+    program, its configuration and its units. Fails with the program's sentence for each card that
+    is gone, out of range or does not keep its limit.
 
-    Expects the program, its configuration and its units in place. Fails with the program's
-    sentence for each card that is gone, out of range or does not keep what it was set to.
+    For example::
+
+        gpu_limits.held(name="Have every card at its limits", gpus=settings.gpus)
     """
     state = host.get_fact(GpuLimits)
     if state.unread:

@@ -1,4 +1,4 @@
-"""Modes on a host: those that are not declared go, and one of each set is in force."""
+"""Modes on a host: remove undeclared ones, and keep one of each set active."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from operations.units import Unit
 
 @operation()
 def only(declared: list[str]) -> Generator[StringCommand, None, None]:
-    """Remove every file of modes that is not among the ``declared`` paths.
+    """Remove every file of modes that is not in ``declared``. A service that is no longer in a mode
+    keeps running.
 
-    A service that is in no mode any more runs on.
+    For example::
+
+        gpu_modes.only(name="Have no other mode", declared=[file.path for file in files])
     """
     stray = sorted(set(host.get_fact(GpuModes).files) - set(declared))
     if not stray:
@@ -38,14 +41,22 @@ def only(declared: list[str]) -> Generator[StringCommand, None, None]:
 
 @operation()
 def in_force(card_sets: list[CardSet], services: list[str]) -> Generator[StringCommand, None, None]:
-    """Have one mode of each set in force: the one that is, or the default.
+    """Keep the active mode of each set, or activate the default.
 
-    Expects the units written. ``services`` are the units of all services in modes, there already
-    or not; none of them is started or stopped by name.
+    Expects the units on disk. ``services`` are the units of all services in modes, whether they
+    exist or not; none of them is started or stopped by name.
+
+    For example::
+
+        gpu_modes.in_force(
+            name="Have one mode in force",
+            card_sets=settings.gpus.card_sets,
+            services=["chat.service"],
+        )
     """
     states = host.get_fact(UnitStates, watched={name: [] for name in services})
     if any(state.needs_reload for state in states.values()):
-        # Read at once: what makes a service part of a mode is no reason to restart it.
+        # Reload now: a service does not restart because it became part of a mode.
         yield StringCommand("systemctl daemon-reload")
     found = host.get_fact(GpuModes).modes
     wanted = []

@@ -1,4 +1,4 @@
-"""Names, accounts and kernel settings of a host: read in one command, mended one by one."""
+"""Names, accounts and kernel settings of a host: read in one command, corrected one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIRST_HUMAN_UID = 1000
 
 
 def ground_of_host(settings: HostSettings) -> BaseState:
-    """What `base` needs to know of the present host."""
+    """The state that `base` needs of the present host."""
     state: BaseState = host.get_fact(
         Ground,
         disks=[disk.path for disk in settings.base.disks],
@@ -31,9 +31,12 @@ def ground_of_host(settings: HostSettings) -> BaseState:
 
 @operation()
 def settled(settings: HostSettings) -> Generator[StringCommand, None, None]:
-    """Bring names, time zone, locale, authorities, accounts, modes and sysctls to the settings.
+    """Set names, time zone, locale, authorities, accounts, modes and sysctls as declared. Expects
+    the files and packages of `base`.
 
-    Expects the files and packages of `base` in place.
+    For example::
+
+        ground.settled(name="Settle names and accounts", settings=settings)
     """
     state = ground_of_host(settings)
     yield from _names(settings, state)
@@ -54,7 +57,7 @@ def settled(settings: HostSettings) -> Generator[StringCommand, None, None]:
 
 def _names(settings: HostSettings, state: BaseState) -> Generator[StringCommand, None, None]:
     wanted_hosts = base.hosts_file(state.hosts_file, settings)
-    # Before the host's name changes, else sudo complains that it cannot resolve it.
+    # Before the host's name changes: otherwise sudo warns that it cannot resolve it.
     if state.hosts_file.rstrip("\n") != wanted_hosts.rstrip("\n"):
         # Written in place: in a container the file is a mount point.
         yield StringCommand("cat > /etc/hosts", _stdin=wanted_hosts)

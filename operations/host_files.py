@@ -1,7 +1,7 @@
-"""Place files on a host: many in one operation, one remote command when nothing has changed.
+"""Place files on a host: many in one operation, one remote command if nothing changes.
 
-Content travels on standard input, so it is in no argv, no log and no temporary file that others
-can read; a file is complete and has its mode before it takes its name.
+Content is sent on standard input, so it is in no argv, no log and no temporary file that others can
+read. A file is complete and has its mode before it gets its name.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from holdfast.shipping import path_of, text_of
 
 @dataclass(frozen=True)
 class HostFile:
-    """A file as it should be.
+    """The wanted state of a file.
 
-    Missing parents are made with mode 755. ``mode`` is octal ("644"). ``validate`` is a shell
+    Missing parents are created with mode 755. ``mode`` is octal ("644"). ``validate`` is a shell
     command in which ``{}`` stands for the new content's temporary path; the file is replaced only
     when it exits 0.
     """
@@ -42,9 +42,8 @@ class HostFile:
 
 
 def program(module: ModuleType) -> HostFile:
-    """A program of `holdfast.host_programs` as it should be on the host.
-
-    Anyone may start it, except one that an environment of its own starts: that has no ``#!`` line.
+    """The file of a program of `holdfast.host_programs` on the host. Every user may execute it,
+    except a program without a ``#!`` line, which its own environment starts.
     """
     text = text_of(module)
     return HostFile(path_of(module), text, mode="755" if text.startswith("#!") else "644")
@@ -52,7 +51,7 @@ def program(module: ModuleType) -> HostFile:
 
 @dataclass(frozen=True)
 class HostDirectory:
-    """A directory as it should be; parents are made with mode 755."""
+    """The wanted state of a directory; parents are created with mode 755."""
 
     path: str
     mode: str = "755"
@@ -61,7 +60,7 @@ class HostDirectory:
 
 
 CONFIGURATION = HostDirectory(places.CONFIGURATION)
-"""Has to be there before what lies in it."""
+"""Listed first, because it contains other paths."""
 CREDENTIALS = HostDirectory(places.CREDENTIALS, mode="700")
 """The same, for what root alone may read."""
 
@@ -72,7 +71,17 @@ def place(
     directories: list[HostDirectory] | None = None,
     absent: list[str] | None = None,
 ) -> Generator[StringCommand, None, None]:
-    """Make directories and files as given, and remove the ``absent`` paths (files or links)."""
+    """Create directories and files as given, and remove the ``absent`` paths (files or links).
+
+    For example::
+
+        host_files.place(
+            name="Write the units",
+            files=[HostFile("/etc/systemd/system/photos.service", text)],
+            directories=[HostDirectory("/etc/holdfast/photos", mode="700")],
+            absent=["/etc/systemd/system/old.service"],
+        )
+    """
     files, directories, absent = files or [], directories or [], absent or []
     paths = [*(d.path for d in directories), *(f.path for f in files), *absent]
     states = host.get_fact(PathStates, paths=paths)

@@ -1,4 +1,4 @@
-"""Install distribution packages: one remote command when they are there."""
+"""Install distribution packages: one remote command if they are there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyinfra.api import StringCommand, operation
 from facts.packages import InstalledPackages
 
 PYTHON = "python3"
-"""Runs the programs of ours that lie on a host."""
+"""Needed by our programs on a host."""
 
 APT_GET = (
     "DEBIAN_FRONTEND=noninteractive APT_LISTCHANGES_FRONTEND=none NEEDRESTART_SUSPEND=holdfast"
@@ -19,13 +19,12 @@ APT_GET = (
     " -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0"
     " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
 )
-"""apt-get that asks nothing, waits five minutes for another one and keeps files edited here.
-
-apt-listchanges and needrestart look after upgrades; what Holdfast installs, it starts itself.
+"""apt-get without questions; it waits five minutes for another one and keeps locally edited files.
+apt-listchanges and needrestart are for upgrades; Holdfast starts what it installs itself.
 """
 
-# A package that was torn while it was unpacked can be configured only once it is unpacked
-# again, which apt-get does only when asked to; what else can be configured is.
+# An interrupted package must be unpacked again before it can be configured, which apt-get only does
+# on request. All other packages are configured.
 _MEND = (
     "DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure -a;"
     f" {APT_GET} update && dpkg-query --show --showformat='${{db:Status-Eflag}} ${{Package}}\\n'"
@@ -35,12 +34,17 @@ _MEND = (
 
 @operation()
 def present(packages: list[str]) -> Generator[StringCommand, None, None]:
-    """Have ``packages`` installed, in the version that the host's sources offer."""
+    """Install ``packages``, in the version of the host's sources.
+
+    For example::
+
+        packages.present(name="Install the proxy", packages=["haproxy"])
+    """
     installed = host.get_fact(InstalledPackages, packages=packages)
     missing = [package for package in packages if package not in installed]
     if missing:
         install = f"{APT_GET} install {' '.join(map(shlex.quote, missing))}"
-        # A first attempt fails on package lists that are absent or older than the archive, and on
-        # packages that a power cut left unpacked. It waits for the holder of dpkg's lock, such as
-        # the upgrades of a machine that has just booted; dpkg itself would give up at once.
+        # A first attempt fails if package lists are absent or outdated, or if a power cut left
+        # packages unpacked. It waits for dpkg's lock, which upgrades may hold after a boot; dpkg
+        # itself would give up at once.
         yield StringCommand(f"{install} || {{ {_MEND}; {install}; }}")

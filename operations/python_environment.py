@@ -1,7 +1,7 @@
-"""Install a locked Python environment: every package by version and hash, beside the one before.
+"""Install a locked Python environment: every package by version and hash, beside the previous one.
 
-An environment has the checksum of its lock for a name, so a unit that names it is rewritten, and
-restarted, when the lock changes; the one before is kept for a quick way back.
+The name of an environment is the checksum of its lock. So a new lock changes the unit that names
+it, and the unit restarts. The previous environment is kept for a quick return.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ PACKAGES = ["ca-certificates", "python3", "python3-venv"]
 def installed(
     program: str, lock: str, distribution: str, index: str | None = None
 ) -> Generator[StringCommand, None, None]:
-    """Have what ``lock`` pins in ``/opt/holdfast/<program>/<checksum>``, owned by root.
+    """Install the packages of ``lock`` in ``/opt/holdfast/<program>/<checksum>``, owned by root.
 
     ``lock`` is the text of requirements with hashes, ``index`` the URL of a package index in place
-    of PyPI's; it is believed no further than the hashes go. The interpreter is the distribution's.
+    of PyPI; the hashes verify its files. The interpreter is the distribution's.
+
+    For example::
+
+        python_environment.installed(
+            name="Install vLLM", program="vllm", lock=lock, distribution=settings.distribution
+        )
     """
     versions: list[InstalledVersion] = host.get_fact(InstalledVersions, program=program)
     wanted = digest(lock, distribution)
@@ -51,9 +57,14 @@ def installed(
 
 @operation()
 def pruned(program: str, lock: str, distribution: str) -> Generator[StringCommand, None, None]:
-    """Remove all environments of ``program`` but that of ``lock`` and the newest of the others.
+    """Remove all environments of ``program`` except that of ``lock`` and the newest other one. Use
+    it at the end of a deploy: until then units may run from an older one.
 
-    For the end of a deploy: until then units may still run from an older one.
+    For example::
+
+        python_environment.pruned(
+            name="Keep one older environment", program="vllm", lock=lock, distribution="debian13"
+        )
     """
     versions: list[InstalledVersion] = host.get_fact(InstalledVersions, program=program)
     wanted = digest(lock, distribution)

@@ -16,9 +16,7 @@ def _say(state: State, host: Host, sentence: str) -> bool:
 
 
 def stop(sentence: str) -> FunctionCommand:
-    """A command that fails with ``sentence``; what the operation yields after it does not run.
-
-    An exception in an operation would take the other hosts of the run down with it, and print a
-    traceback where one sentence is wanted.
+    """A command that fails with ``sentence``; later commands of the operation do not run. An
+    exception in an operation would also stop the other hosts of the run, and print a traceback.
     """
     return FunctionCommand(_say, [sentence], {})

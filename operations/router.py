@@ -1,4 +1,4 @@
-"""Routers: those that are not declared go."""
+"""Routers: remove undeclared ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from operations import units
 
 @operation()
 def only(declared: list[str]) -> Generator[StringCommand, None, None]:
-    """Stop and remove every router and queue of which a file is not among the ``declared`` paths.
+    """Stop and remove every router and queue with a file that is not in ``declared``. The content
+    of a queue stays on disk.
 
-    What a queue still holds stays on disk.
+    For example::
+
+        router.only(name="Have no other router", declared=[file.path for file in files])
     """
     present: list[str] = host.get_fact(RouterFiles)
     yield from units.without(sorted(set(present) - set(declared)))

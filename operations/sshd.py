@@ -1,8 +1,8 @@
-"""Configure sshd without locking anybody out.
+"""Configure sshd without a lock-out.
 
-A change is validated by ``sshd -t``, armed with a deadline at which the former files come back,
-read by sshd, and proved by a new login; only then is it disarmed and the run goes on. A boot before
-the proof restores the former files as well.
+A change is validated by ``sshd -t``. A timer is started that restores the previous files at a
+deadline. Then sshd loads the change, and a new login must confirm it before the timer is stopped
+and the run continues. A boot before that login also restores the previous files.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from operations.host_files import CONFIGURATION, HostDirectory, HostFile, place
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-holdfast.conf"
 
-_BACK = "the former configuration is back in force"
+_BACK = "the previous configuration is back in force"
 
-# sshd -t knows no "what if": it is given a copy of the whole configuration with the new drop-in.
+# sshd -t cannot test a single file: it gets a copy of the whole configuration with the new drop-in.
 _VALIDATE = (
     "d=$(mktemp -d) && trap 'rm -rf $d' EXIT && install -d /run/sshd"
     " && cp /etc/ssh/sshd_config.d/*.conf $d 2>/dev/null; cp {} $d/00-holdfast.conf"
@@ -46,10 +46,13 @@ _RELOAD = (
 
 @operation()
 def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand, None, None]:
-    """Bring host keys, configuration and the declared users' keys to the settings.
+    """Set host keys, configuration and the declared users' keys. If the new configuration is
+    invalid, is overridden by the host's main file, or a new login fails, it restores the previous
+    one and fails.
 
-    Fails, with the former configuration back in force, when the new one is invalid, is overruled
-    by the host's main file, or a new login does not succeed.
+    For example::
+
+        sshd.settled(name="Configure sshd and prove a new login", settings=settings)
     """
     state = state_of(host, settings)
     yield from _materials(state)
@@ -62,7 +65,7 @@ def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand
         keyed=keyed,
         key_file=ssh.KEY_FILE,
     )
-    # Keys before what has sshd read them; sshd reads them as the user.
+    # Keys first, then the configuration that names them; sshd reads them as the user.
     keys = [
         HostFile(f"{ssh.KEYS}/{user}", "".join(f"{key}\n" for key in own))
         for user, own in settings.ssh.authorised_keys.items()
@@ -80,19 +83,19 @@ def settled(settings: HostSettings) -> Generator[StringCommand | FunctionCommand
     for user, size in sorted(state.keyed.items()):
         if size and user not in settings.ssh.authorised_keys:
             logger.warning(
-                "%s: ssh.authorised_keys does not name %s any more, who can still log in by the"
-                " keys in %s/%s: empty that file to end that",
+                "%s: ssh.authorised_keys no longer names %s, who can still log in with the"
+                " keys in %s/%s: empty that file to prevent it",
                 *(host.name, user, ssh.KEYS, user),
             )
 
 
 def _elsewhere(keyed: list[str], key_files: dict[str, str]) -> list[str]:
-    """The users whose keys sshd does not look for in root's folder, or not there alone."""
+    """The users whose keys sshd does not read from root's folder only."""
     return [user for user in keyed if key_files.get(user) != ssh.KEY_FILE]
 
 
 def state_of(host: Host, settings: HostSettings) -> SshState:
-    """What sshd and the declared users' keys are on a host."""
+    """The state of sshd and of the declared users' keys on a host."""
     found: SshState = host.get_fact(
         Sshd,
         host_key=ssh.HOST_KEY,
@@ -116,7 +119,7 @@ def _materials(state: SshState) -> Generator[StringCommand, None, None]:
 
 
 def _arm(paths: list[str], seconds: int) -> str:
-    """Keep the files as they are, and have them put back after ``seconds``, or by a boot."""
+    """Save the present files, and restore them after ``seconds`` or at a boot."""
     return f"{ssh.ROLLBACK_SCRIPT} keep {shlex.join(paths)} && {ssh.ROLLBACK_SCRIPT} arm {seconds}"
 
 
@@ -127,15 +130,14 @@ def _prove(
     wanted: set[tuple[str, str]],
     moved: list[str],
 ) -> bool:
-    """Log in once more; disarm the rollback on success, run it at once otherwise.
-
+    """Log in again; stop the rollback timer on success, otherwise run the rollback at once.
     ``moved`` are the users whose keys were in their homes before.
     """
     failure = _failure(host, settings, wanted)
     if failure is not None:
-        # The script leaves the reload to systemd; the run goes on when it is done.
+        # The script leaves the reload to systemd; the run continues afterwards.
         wrong = _run(host, f"{ssh.ROLLBACK_SCRIPT} restore && {_RELOAD}")
-        back = f"to restore the former configuration failed: {wrong}" if wrong else _BACK
+        back = f"restoring the previous configuration failed: {wrong}" if wrong else _BACK
         logger.error("%s: ssh: %s; %s", host.name, failure, back)
         return False
     if late := _run(host, f"{ssh.ROLLBACK_SCRIPT} disarm"):
@@ -143,8 +145,8 @@ def _prove(
         return False
     for user in moved:
         logger.warning(
-            "%s: ssh: sshd reads the keys of %s in %s/%s now, and ~%s/.ssh/authorized_keys no"
-            " longer: a key that is only there does not log in any more",
+            "%s: ssh: sshd now reads the keys of %s in %s/%s and ignores"
+            " ~%s/.ssh/authorized_keys: a key that is only there no longer works",
             *(host.name, user, ssh.KEYS, user, user),
         )
     return True
@@ -158,14 +160,14 @@ def _failure(host: Host, settings: HostSettings, wanted: set[tuple[str, str]]) -
     if overruled := sorted(wanted - effective):
         keyword, value = overruled[0]
         return (
-            f"sshd does not obey {DROP_IN}: {keyword} is not {value};"
-            " let /etc/ssh/sshd_config begin with Include /etc/ssh/sshd_config.d/*.conf"
+            f"{DROP_IN} has no effect: {keyword} is not {value}; /etc/ssh/sshd_config must"
+            " start with Include /etc/ssh/sshd_config.d/*.conf"
         )
     found = state_of(host, settings)
     if elsewhere := _elsewhere(ssh.keyed(settings, found.keyed), found.key_files):
         return (
-            f"sshd looks for keys of {elsewhere[0]} in other places than {ssh.KEYS}:"
-            f" remove AuthorizedKeysFile from what it reads before {DROP_IN}"
+            f"sshd looks for keys of {elsewhere[0]} outside {ssh.KEYS}: remove"
+            f" AuthorizedKeysFile from the files that it reads before {DROP_IN}"
         )
     if not isinstance(host.connector, RackConnector):
         return None
@@ -180,8 +182,7 @@ def _effective(host: Host) -> set[tuple[str, ...]]:
     """The pairs of keyword and value that ``sshd -T`` prints.
 
     Raises:
-        Unanswered: its answer did not arrive whole.
-        ValueError: it rejects the configuration.
+        Unanswered: its answer is incomplete. ValueError: it rejects the configuration.
     """
     okay, output = host.run_shell_command(
         StringCommand(framed("sshd -T")), _sudo=bool(host.data.get("_sudo"))
@@ -192,7 +193,7 @@ def _effective(host: Host) -> set[tuple[str, ...]]:
 
 
 def _run(host: Host, command: str) -> str:
-    """What a command has to say where it fails; empty where it succeeds."""
+    """The error of a failed command; empty if it succeeded."""
     okay, output = host.run_shell_command(
         StringCommand(framed(command)), _sudo=bool(host.data.get("_sudo"))
     )

@@ -1,4 +1,4 @@
-"""Keep what is local: mount points that hold nothing, models that are what they claim to be."""
+"""Local storage: write-protected mount points, and verified models."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from holdfast.storage import (
 from operations.artefact import CURL
 
 _SLOWEST_MIB_PER_SECOND = 1
-"""A copy slower than this has stalled: a hard mount whose server is gone never returns."""
+"""A slower copy counts as stalled: a hard mount without its server never returns."""
 _READABLE = "d 755 root:root,f 644 root:root"
-"""Access to a checkpoint: anyone may read it, root alone may change it."""
+"""Access to a checkpoint: every user may read it, only root may change it."""
 
 
 def _place_script(storage: Storage, wanted: ModelFile | Checkpoint, kind: str, target: str) -> str:
@@ -55,15 +55,19 @@ def _place_script(storage: Storage, wanted: ModelFile | Checkpoint, kind: str, t
 
 @operation()
 def kept(storage: Storage) -> Generator[StringCommand, None, None]:
-    """Make every mount point immutable beneath its mount, and every declared model right.
+    """Make every mount point immutable beneath its mount, and install every declared model.
 
-    A mount that is no longer declared is unmounted and its units removed. A model is copied or
-    downloaded at low priority, resumed where it stopped, proved by its checksum, then renamed into
-    place. The checksum is taken again only when the file's size or mtime changed since, or when the
-    regular check failed: what it found is then mended. A checkpoint is a folder of such files with
-    nothing else in it; one of another checksum is another folder, and is never touched.
+    A mount that is no longer declared is unmounted and its units are removed. A model is copied or
+    downloaded at low priority, resumed after an interruption, verified by its checksum, then
+    renamed into place. The checksum is computed again only if the file's size or mtime changed, or
+    if the regular check failed; a wrong file is then replaced. A checkpoint is a folder that
+    contains only such files. A checkpoint with another checksum is in another folder, which is not
+    changed. Fails with one sentence if a source cannot be read, space is short or a checksum is
+    wrong.
 
-    Fails with one sentence when a source cannot be read, space is short or a checksum is wrong.
+    For example::
+
+        storage.kept(name="Keep the models", storage=settings.storage)
     """
     state = host.get_fact(
         StorageStates,

@@ -1,4 +1,4 @@
-"""Join a tailnet and stay on it as declared; silent, and keyless, when nothing is to be done."""
+"""Join a tailnet and keep the membership as declared; without a change no key is read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from holdfast.tailnet import complaint, join_flags, plan, relays_missing
 from operations.refusal import stop
 
 RUN = "/run"
-"""Memory, not disk: the key is never written to one."""
+"""In memory: the key is never written to a disk."""
 STATE = "/var/lib/tailscale/tailscaled.state"
-"""What tailscaled knows of itself, its keys among it."""
+"""The state of tailscaled, with its keys."""
 
 # `up` returns when the daemon runs; the control server sees it online a moment later.
 _UNTIL_ONLINE = (
@@ -34,7 +34,7 @@ def _join_script(settings: Tailnet, hostname: str) -> str:
             "set -eu; umask 077",
             f"directory=$(mktemp -d {RUN}/holdfast-join.XXXXXX)",
             "trap 'rm -rf \"$directory\"' EXIT; trap 'exit 1' HUP INT TERM",
-            # A power cut may leave it empty, and tailscaled then refuses to work at all.
+            # A power cut may leave it empty, and then tailscaled does not start.
             f"if [ -e {STATE} ] && [ ! -s {STATE} ]; then"
             f" systemctl stop tailscaled; rm {STATE}; systemctl start tailscaled; fi",
             'cat > "$directory/key"',
@@ -49,11 +49,14 @@ def _join_script(settings: Tailnet, hostname: str) -> str:
 def joined(
     settings: Tailnet, hostname: str
 ) -> Generator[StringCommand | FunctionCommand, None, None]:
-    """Be a member called ``hostname``, with the declared tags, control server and DNS setting.
+    """Join as ``hostname``, with the declared tags, control server and DNS setting. The auth key is
+    read only if the host is not a member. Fails with one sentence if the key is missing then, if
+    the host is a member of another tailnet, if the join fails, or if the control server grants
+    other tags.
 
-    The auth key is read, and needed, only when the host is not a member. Fails with one sentence
-    when it is missing then, when the host is a member elsewhere, when the join fails, or when the
-    control server grants other tags.
+    For example::
+
+        tailscale.joined(name="Join the tailnet", settings=settings.tailnet, hostname="rack")
     """
     node = host.get_fact(TailnetNode)
     steps = plan(settings, hostname, node)
@@ -64,13 +67,13 @@ def joined(
         key = secrets.read(settings.auth_key) if settings.auth_key else None
         if key is None:
             yield stop(
-                f"tailnet.auth_key: the host is not a member yet and {settings.auth_key} is not"
-                " set; have the control server make a key and put it into .env"
+                f"tailnet.auth_key: the host is not a member yet and {settings.auth_key} is"
+                " not set; create a key at the control server and put it into .env"
             )
             return
         yield StringCommand(_join_script(settings, hostname), _stdin=key.get_secret_value())
     if steps.connect:
-        # Without flags it means "as you were"; with any, tailscale wants all of them repeated.
+        # Without flags it keeps all settings; with one flag, tailscale requires all of them.
         yield StringCommand(
             f"timeout {settings.join_timeout_seconds} tailscale up && {_UNTIL_ONLINE}"
         )

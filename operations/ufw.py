@@ -1,7 +1,7 @@
-"""UFW as declared, changed in such a way that a mistake cannot lock anybody out.
+"""UFW as declared, changed so that a mistake cannot lock the operator out.
 
-Before anything changes the host arms a timer that restores the firewall as it was, even
-if this run dies. It is disarmed by a login that is made after the change, and by nothing else.
+Before a change the host starts a timer that restores the previous firewall, even if this run dies.
+Only a new login after the change stops the timer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _try_login(host: Host, path: Path | None, otherwise: str) -> bool:
     login = _new_login(host)
     try:
         if login is None:
-            raise ConnectError("a new login is needed, and only the @rack connector opens one")
+            raise ConnectError("this needs a new login, and only the @rack connector opens one")
         login(path)
     except (ConnectError, OSError) as error:
         _complain(host, f"{error}; {otherwise}.")
@@ -60,18 +60,18 @@ def _complain(host: Host, sentence: str) -> None:
 def _prove(
     state: State, host: Host, path: Path | None, settings: HostSettings, declared: list[Hole]
 ) -> bool:
-    """Log in once more and read the firewall back; only then may the change stay."""
+    """Log in again and read the firewall back; only then is the change kept."""
     seconds = settings.firewall.rollback_seconds
     if not _try_login(
-        host, path, f"the host restores its former firewall within {seconds} seconds"
+        host, path, f"the host restores its previous firewall within {seconds} seconds"
     ):
         return False
     left = plan(settings, declared, host.get_fact(Firewall)).commands
     if left:
         _complain(
             host,
-            f"The firewall did not become what was asked; still to do: {'; '.join(left)}."
-            f" The host restores its former firewall within {seconds} seconds.",
+            f"The firewall is not as declared; still missing: {'; '.join(left)}."
+            f" The host restores its previous firewall within {seconds} seconds.",
         )
     return not left
 
@@ -80,12 +80,14 @@ def _change(
     settings: HostSettings, declared: list[Hole], found: FirewallState, path: Path | None
 ) -> Commands:
     wanted = plan(settings, declared, found)
-    # What an earlier run applied and did not live to prove is proved now, and so are rules that are
-    # as declared and yet not those that the host was told to keep.
+    # This also confirms a change of an earlier run that died, and rules that are as declared but
+    # are not the recorded ones.
     if not wanted.commands and not found.armed and found.proved:
         return
     for rule in wanted.foreign:
-        logger.warning(f"{this_host.print_prefix}Removing a rule the inventory lacks: {rule}")
+        logger.warning(
+            f"{this_host.print_prefix}Removing a rule that the inventory does not declare: {rule}"
+        )
     yield StringCommand(f"{PROGRAM} keep")
     for command in wanted.preparation:
         yield StringCommand(command)
@@ -98,10 +100,13 @@ def _change(
 
 @operation()
 def enforce(settings: HostSettings) -> Commands:
-    """Make ufw and DOCKER-USER what ``settings`` declares, and remove every rule they do not.
+    """Set ufw and DOCKER-USER as declared in ``settings``, and remove every other rule. One remote
+    command if nothing changes. Fails if no new login succeeds afterwards; then the host restores
+    the previous rules.
 
-    One remote command when they already are. Fails, and the host then restores what it had, when
-    no new login succeeds afterwards.
+    For example::
+
+        ufw.enforce(name="Enforce the firewall", settings=settings)
     """
     found = this_host.get_fact(Firewall)
     lan_ssh = lan_ssh_wanted(settings, found)
@@ -111,11 +116,14 @@ def enforce(settings: HostSettings) -> Commands:
 
 @operation()
 def withdraw_lan_ssh(settings: HostSettings) -> Commands:
-    """Close SSH on the LAN, once a login over the tailnet has succeeded in this run.
+    """Close SSH on the LAN after a login over the tailnet has succeeded in this run. One remote
+    command if it is closed. Fails and leaves SSH open on the LAN if a login over the tailnet fails,
+    or will fail because the node key has an expiry. If the host opened SSH itself because it lost
+    the tailnet, the host also closes it: this is reported and not changed.
 
-    One remote command when it is closed. Fails, with SSH still open on the LAN, when the tailnet
-    does not carry a login, or will not when the node key has ended. What the host has opened
-    itself, because it was no member, it closes itself: that is said and left alone.
+    For example::
+
+        ufw.withdraw_lan_ssh(name="Withdraw SSH from the LAN", settings=settings)
     """
     tailnet = settings.tailnet
     found = this_host.get_fact(Firewall)
@@ -138,4 +146,6 @@ def withdraw_lan_ssh(settings: HostSettings) -> Commands:
 
 
 def _try_tailnet(state: State, host: Host) -> bool:
-    return _try_login(host, "tailnet", "SSH stays open on the LAN until the tailnet carries it")
+    return _try_login(
+        host, "tailnet", "SSH stays open on the LAN until a login over the tailnet succeeds"
+    )

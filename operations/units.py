@@ -1,7 +1,8 @@
-"""Bring systemd units to a state: enabled, running, and started after their files last changed.
+"""Set the state of systemd units: enabled, running, and started after the last change of their
+files.
 
-The decision is taken from the host's state, not from what this run changed: a run that died
-between writing a file and restarting its service is mended by the next one.
+It depends on the host's state, not on the changes of this run. So the next run completes a run that
+died between writing a file and restarting its service.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from facts.units import UnitState, UnitStates
 from holdfast.doors import Door
 
 _FORGIVE = "systemctl reset-failed {} 2>/dev/null"
-"""A start that is ours does not count towards the unit's start limit."""
+"""A start by a deploy does not count towards the unit's start limit."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit as it should be.
+    """The wanted state of a unit.
 
-    ``restart_after`` names files that are read at start: the unit is restarted when one is newer
-    than its last start. ``reload`` reloads instead, where the unit can. ``masked`` overrides all.
-    None for ``enabled`` and ``running`` leaves a unit that is not ours as its owner has it.
-    ``along_with`` names targets: the unit runs while one of them does, and is not enabled itself.
+    ``restart_after`` names files that are read at start: the unit is restarted if one is newer than
+    its last start. ``reload`` reloads it instead, if the unit supports it. ``masked`` overrides
+    all. None for ``enabled`` and ``running`` does not change the unit. ``along_with`` names
+    targets: the unit runs while one of them runs, and is not enabled itself.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Unit:
 
 
 NO_OTHER_PROXY = Unit("haproxy.service", masked=True)
-"""HAProxy's own unit: ours are the only proxies, and the package's would run with nothing to do."""
+"""HAProxy's own unit, masked because only our own proxies are used."""
 
 
 def of_door(door: Door, configuration: str) -> list[Unit]:
@@ -59,7 +60,7 @@ def of_door(door: Door, configuration: str) -> list[Unit]:
 
 
 def _outdated(unit: Unit, state: UnitState) -> bool:
-    # A reload leaves the start time as it was, but it is a change of state.
+    # A reload keeps the start time, but it is a change of state.
     read_at = state.changed if unit.reload else state.started
     return read_at is not None and (state.newest_watched or 0) > read_at
 
@@ -77,13 +78,13 @@ def _must_restart(unit: Unit, state: UnitState) -> bool:
 
 
 def _unread(unit: Unit, state: UnitState) -> bool:
-    # A unit file that was just written is unknown until systemd looks again.
+    # systemd does not know a new unit file before a reload.
     wanted = (unit.enabled or unit.running) and not unit.masked
     return state.needs_reload or (bool(wanted) and state.load == "not-found")
 
 
 def without(stray: list[str]) -> Generator[StringCommand, None, None]:
-    """Remove files that are not declared; units among them are stopped and disabled before."""
+    """Remove undeclared files; units among them are stopped and disabled first."""
     if not stray:
         return
     paths = " ".join(map(shlex.quote, stray))
@@ -92,7 +93,7 @@ def without(stray: list[str]) -> Generator[StringCommand, None, None]:
         yield StringCommand(f"rm -f {paths}")
         return
     names = " ".join(map(shlex.quote, units))
-    # Read again first: what was written and never read can be neither stopped nor disabled.
+    # Reload first: an unread unit cannot be stopped or disabled.
     yield StringCommand(
         f"systemctl daemon-reload && systemctl stop {names} && systemctl disable {names}"
         f" && rm -f {paths} && systemctl daemon-reload"
@@ -108,7 +109,12 @@ def _with_its_targets(unit: Unit, states: dict[str, UnitState]) -> Unit:
 
 @operation()
 def absent(files: list[str]) -> Generator[StringCommand, None, None]:
-    """Have none of these files; units among them are stopped and disabled before."""
+    """Remove these files; units among them are stopped and disabled first.
+
+    For example::
+
+        units.absent(name="Stop the old unit", files=["/etc/systemd/system/old.service"])
+    """
     states = host.get_fact(PathStates, paths=files)
     yield from without([path for path in files if path in states])
 
@@ -117,16 +123,22 @@ def absent(files: list[str]) -> Generator[StringCommand, None, None]:
 def settle(
     units: list[Unit], together: bool = False, wait: bool = True
 ) -> Generator[StringCommand, None, None]:
-    """Reload systemd when a unit file changed, then enable, start, restart or stop each unit.
+    """Reload systemd if a unit file changed, then enable, start, restart or stop each unit.
 
-    ``together`` stops all that must be restarted before the first of them starts again: for units
-    that may have to give each other a port or memory. Without ``wait`` their starts are requested
-    at once and go on beside what the deploy does next; a later `settle` of the same units waits
-    for them, and fails where one of them does.
+    ``together`` stops all units that must restart before the first of them starts, so that ports
+    and memory can move between them. Without ``wait`` the starts continue in the background during
+    the deploy; a later `settle` of the same units waits for them, and fails if one of them fails.
+
+    For example::
+
+        units.settle(
+            name="Run the service",
+            units=[Unit("photos.service", restart_after=["/etc/holdfast/photos/photos.cfg"])],
+        )
     """
     block = "" if wait else "--no-block "
     watched = {unit.name: unit.restart_after for unit in units}
-    # An automount is restarted for its mount's file, which systemd must have read before.
+    # An automount restarts for a change of its mount's file, which systemd must have read.
     beside = {
         path.rpartition("/")[2]
         for paths in watched.values()
@@ -142,7 +154,7 @@ def settle(
     ):
         yield StringCommand("systemctl daemon-reload")
 
-    # What must not run goes before anything comes that may want its port or its memory.
+    # Stop units before others start, which may need their port or memory.
     ending = [
         unit.name
         for unit in units
@@ -171,5 +183,5 @@ def settle(
             verb = "reload-or-restart" if unit.reload and not state.needs_reload else "restart"
             yield StringCommand(f"{_FORGIVE.format(name)}; systemctl {verb} {block}{name}")
         elif unit.running and wait and state.active == _ON_ITS_WAY:
-            # Joins the start that is under way, and fails with it.
+            # Waits for the running start, and fails with it.
             yield StringCommand(f"systemctl start {name}")

@@ -1,4 +1,4 @@
-"""Engines: those that are not declared go, and a new model comes with a way back."""
+"""Engines: remove undeclared ones, and replace models with a rollback."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from operations import units
 
 @operation()
 def only(declared: list[str]) -> Generator[StringCommand, None, None]:
-    """Stop and remove every engine of which a file is not among the ``declared`` paths.
+    """Stop and remove every engine with a file that is not in ``declared``.
 
     Models and caches stay.
+
+    For example::
+
+        vllm.only(name="Have no other engine", declared=[file.path for file in files])
     """
     present: list[str] = host.get_fact(EngineFiles)
     yield from units.without(sorted(set(present) - set(declared)))
@@ -29,11 +33,14 @@ def only(declared: list[str]) -> Generator[StringCommand, None, None]:
 
 @operation()
 def configured(engines: list[tuple[EngineNames, str]]) -> Generator[StringCommand, None, None]:
-    """Have each engine told its configuration (the text beside it).
+    """Give each engine its configuration (the text in each pair). For a running engine
+    `holdfast-replace` drains it, tests the new model and restores the old one if a step fails; then
+    the operation fails with its sentence. An engine that does not run gets the declared
+    configuration directly.
 
-    One that serves is given another by `holdfast-replace`, which drains it, proves the new model
-    and otherwise brings the old one back; the operation then fails with its sentence. One that does
-    not serve has nothing to go back to, and is started with what is declared.
+    For example::
+
+        vllm.configured(name="Tell each engine what to serve", engines=[(names, text)])
     """
     states = host.get_fact(PathStates, paths=[names.configuration for names, _ in engines])
     running = host.get_fact(UnitStates, watched={names.unit: [] for names, _ in engines})
@@ -44,7 +51,7 @@ def configured(engines: list[tuple[EngineNames, str]]) -> Generator[StringComman
             continue
         place = f"umask 022 && mkdir -p $(dirname {path}) && base64 -d > {path}.next"
         if present and running[names.unit].active == "active":
-            # It works in a unit of its own, which does not end with the login that asked for it.
+            # It runs in its own unit, which outlives the login that started it.
             yield StringCommand(
                 f"{place} && {REPLACE_PROGRAM} {names.engine.name} < /dev/null", _stdin=packed
             )

@@ -184,20 +184,20 @@ def page(folder: Path = DATA) -> str:
     lines = [
         "# The fit planner against published figures",
         "",
-        "Written by `python -m holdfast.fit.cases`, which prints the result of the judging half; a"
-        " test fails when it is not up to date.",
+        "Written by `python -m holdfast.fit.cases`, which also prints the result of the"
+        " judging half; a test fails when this page is out of date.",
         "",
         "## Memory for the cache, from the card alone",
         "",
-        "tests/unit/data/fit/logs.json holds starts of vLLM that others published. The planner is"
-        " given card, settings and the weights as loaded (gpt-oss 120B: the files') and says what"
-        " is left for the cache; errors are per cent of the budget (utilisation x card), above"
-        " 0 where it promises too much. A hash of its name puts each log into one of the halves;"
-        " the split was committed before anything was fitted.",
+        "tests/unit/data/fit/logs.json contains published logs of vLLM starts. The planner"
+        " gets the card, the settings and the weights as loaded (gpt-oss 120B: the size of the"
+        " files) and computes the memory for the cache. Errors are per cent of the budget"
+        " (utilisation x card), above 0 if it promises too much. A hash of its name assigns"
+        " each log to one of the halves; the split was committed before anything was fitted.",
         "",
         *_judged("Judging half", judged("judging", folder)),
-        "No constant was fitted to this half. Its worst logs were twice the reason to read vLLM's"
-        " source again, and the planner takes from there what it had wrong:",
+        "No constant was fitted to this half. Twice its worst logs were the reason to read"
+        " vLLM's source again, and the planner was corrected from the source:",
         "",
         '- At the commit "the reserve is measured as vLLM measures it" (23 logs, median 1.6 %,'
         " worst 20.5 %): the second runner's sampler needs less.",
@@ -206,44 +206,46 @@ def page(folder: Path = DATA) -> str:
         " of 16,384 tokens where its preprocessor_config.json allows 1,280. On the laptop card"
         " (-7.9 %) logits were planned as four copies where vLLM holds one, and what the sampler"
         " keeps for penalties was taken for memory of CUDA.",
-        "- The same reading showed what other logs had hidden: what the first runner samples in,"
+        "- The same reading corrected figures that no log had shown: what the first runner"
+        " samples in,"
         " the version that first takes the graphs off the budget, what NVFP4 experts keep, and the"
         " videos of Qwen2-VL and Qwen2.5-VL.",
         "",
-        "So these are not the figures of logs that were never looked at. Nine logs were sought"
-        " after the first fitting and judged as they were found: six because no start that vLLM"
+        "So these are not figures of unseen logs. Nine logs were searched for after the first"
+        " fitting and judged as found: six because no start that vLLM"
         " refused had fallen into this half, Qwen2.5-VL because its video was planned 13 GiB short"
         " before, and two of Qwen3 8B on a 4090 to check what the sampler keeps.",
         "",
         *_judged("Fitting half", judged("fitting", folder)),
-        "The constants of `reserve.py` were fitted to this half: it proves nothing.",
+        "The constants of `reserve.py` were fitted to this half, so it proves nothing.",
         "",
-        "Left out, by rules made before: memory that processor and card share (GB10), other makers"
+        "Left out, by rules made in advance: memory that processor and card share (GB10),"
+        " other makers"
         " than NVIDIA, LoRA, GGUF, patched builds, pipeline parallel, logs that do not name the"
-        " flags that decide, models that the planner refuses. Texts found without the address of"
-        " their repository are cited by title, with the line of the log in logs.json.",
+        " flags that decide, models that the planner refuses. Texts without a known"
+        " repository address are cited by title, with the line of the log in logs.json.",
         "",
-        "## Blocks, tokens and concurrency, from the memory that was logged",
+        "## Blocks, tokens and concurrency, from the logged memory",
         "",
         "Figures are those of vLLM's own log, or of its refusal, in the thread named, planned for"
         " the version that logged them. From the memory that vLLM logged for its cache the planner"
         ' computes blocks, tokens and concurrency. vLLM rounds that memory to 0.01 GiB: "within'
-        ' rounding" says that the published figure lies where such a memory leads. With several'
-        " cards vLLM takes the blocks of the card with the least and logs the memory of the first:"
-        " those rows are marked *.",
+        ' rounding" means that the published figure is possible with a memory in that range.'
+        " With several cards vLLM takes the blocks of the card with the least and logs the memory"
+        " of the first: those rows are marked *.",
         "",
-        'A word under "no proof" says why a row tells nothing, or less, about accuracy: the figure'
-        " is itself the input; it follows from blocks that were given; it is a run of vLLM's"
-        " allocator here, not a published log; it was computed by hand; or it is one of the three"
-        " figures from which the first constants of the reserve came.",
+        'A word under "no proof" gives the reason why a row proves little or nothing about'
+        " accuracy: the figure is itself the input; it follows from blocks that were given; it is a"
+        " run of vLLM's allocator here, not a published log; it was computed by hand; or it is one"
+        " of the three figures from which the first constants of the reserve came.",
         "",
         f"Accuracy is claimed of the other {len(proof)} figures only:"
         f" {sum(row.is_exact for row in proof)} lie within rounding, the worst is"
         f" {worst.error_percent:+.2f} % off ({worst.case}, {_WORDS[worst.what]}).",
         "",
         "Beside these, 648 random settings of the models in tests/unit/data/fit were run through"
-        " vLLM 0.32's own allocator (`get_kv_cache_configs`): blocks, tokens and whether it would"
-        " start were the same in all; allocator.json there keeps a sample as a test.",
+        " vLLM 0.32's own allocator (`get_kv_cache_configs`): blocks, tokens and the decision"
+        " to start were the same in all; allocator.json there is a sample for a test.",
         "",
         "| case | figure | published | planned | error | within rounding | no proof | source |",
         "|---|---|---:|---:|---:|---|---|---|",
@@ -259,12 +261,12 @@ def page(folder: Path = DATA) -> str:
         "## Limits",
         "",
         "- Activations, CUDA graphs and what CUDA and NCCL hold are estimates, each with its source"
-        " in `reserve.py`. Give `--reserve-mib` or `--kv-cache-mib` where vLLM's log tells.",
-        "- Small budgets fare worst: a few tenths of a GiB are much of 4 GiB.",
+        " in `reserve.py`. Give `--reserve-mib` or `--kv-cache-mib` if vLLM's log has the figure.",
+        "- Errors are largest for small budgets: a few tenths of a GiB are a large part of 4 GiB.",
         "- The first start of a model compiles it, and vLLM takes what the compiler tries out for"
         " the peak of the dummy run: 1.0 GiB more for Qwen3 8B on a 4090 (0.27), which the second"
-        " start had for its cache. Half of that is planned, as the fitting half shows it.",
-        "- Kernels may want other blocks than vLLM's default (`--block-tokens`); with FlashKDA,"
+        " start had for its cache. Half of that is planned, which fits the fitting half.",
+        "- Kernels may need other blocks than vLLM's default (`--block-tokens`); with FlashKDA,"
         " Kimi Linear keeps a third state.",
         "- MXFP4 experts are padded as Marlin pads them; other kernels pad as much or less. What"
         " other formats gain or lose when loaded is not planned.",
@@ -273,9 +275,9 @@ def page(folder: Path = DATA) -> str:
         "- A video is planned as vLLM measures it for Qwen2-VL and Qwen2.5-VL, and with 16,384"
         " tokens for other encoders. The flag `limit-mm-per-prompt` with 0 videos saves that"
         " memory. Larger images that `mm-processor-kwargs` allows are not planned.",
-        "- Embedders and rerankers that see a text from both sides keep no cache; only their"
-        " weights and their reserve are planned.",
-        "- Not understood, and refused: DeepSeek V4 and other compressed caches, Qwen3.8 Flash"
+        "- Embedders and rerankers that read a text in both directions keep no cache; only"
+        " their weights and their reserve are planned.",
+        "- Not supported, and refused: DeepSeek V4 and other compressed caches, Qwen3.8 Flash"
         " Next, GLM 5.3 Flash, encoder-decoder models, separate drafting models, pipeline and"
         " context parallelism, GGUF.",
         "",

@@ -1,4 +1,4 @@
-"""What an inventory may say about a host: every key, its type, unit and default.
+"""The keys of a host in an inventory, with type, unit and default.
 
 An inventory is data; these models are its grammar, a file for each capability. `holdfast.site.load`
 parses every host with them before the first connection and refuses what cannot work.
@@ -75,13 +75,13 @@ __all__ = [
 
 
 class HostSettings(Model):
-    """Everything an inventory says about one host."""
+    """All settings of one host."""
 
     hostname: HostLabel
-    """The name it gives itself."""
+    """The host's own name."""
     distribution: Distribution
     interfaces: dict[Interface, NetworkInterface] = Field(min_length=1)
-    """Its physical network interfaces, by the name the kernel gives them."""
+    """Its physical network interfaces, by their names in the kernel."""
     base: Base = Base()
     ssh: Ssh = Ssh()
     firewall: Firewall = Firewall()
@@ -90,36 +90,36 @@ class HostSettings(Model):
     tailnet: Tailnet | None = Tailnet()
     """None: no tailnet; then SSH must stay open on the LAN."""
     gpus: Gpus | None = None
-    """None: no NVIDIA card is managed here."""
+    """None: Holdfast manages no NVIDIA card."""
     storage: Storage = Storage()
     floor: Floor | None = None
     """None: no floor."""
     vllm: Vllm | None = None
     """None: no engine of vLLM."""
     clouds: Clouds | None = None
-    """None: nothing here asks a model of somebody else's."""
+    """None: no router uses a cloud."""
     routers: list[Router] = []
-    """Addresses for work: what each chain may reach is said by its profile."""
+    """Addresses for requests to models. The profile limits what each may reach."""
     backup: Backup | None = None
     """None: nothing is backed up."""
     services: list[Service] = []
-    """Services beside those the capabilities declare."""
+    """Services besides Holdfast's own."""
 
     lan_address: LoginHost | None = None
-    """Where the host answers before it has joined the tailnet."""
+    """The host's address before it has joined the tailnet."""
     ssh_hostname: LoginHost | None = None
-    """Its name on the tailnet; the inventory's name for it when absent."""
+    """Its name on the tailnet; default: its name in the inventory."""
     ssh_user: UserName | None = None
-    """Who logs in; your own SSH configuration decides when absent."""
+    """The user that logs in; default: your own SSH configuration decides."""
     ssh_port: Port | None = None
-    """Where the login knocks, when your SSH configuration does not say."""
+    """The port of the login; default: your own SSH configuration decides."""
     ssh_key: ControllerPath | None = None
-    """The private key of the login; keys of the agent and of ~/.ssh when absent."""
+    """The private key of the login; default: keys of the agent and of ~/.ssh."""
     ssh_config_file: ControllerPath | None = None
     """An SSH configuration in place of ~/.ssh/config."""
     ssh_known_hosts_file: ControllerPath | None = None
     """Known host keys in place of ~/.ssh/known_hosts."""
     ssh_strict_host_key_checking: Literal["yes", "accept-new"] = "accept-new"
-    """``accept-new`` trusts a host it has never seen; a changed key is refused by both."""
+    """``accept-new`` trusts an unknown host; both refuse a changed key."""
     sudo: bool = Field(default=False, alias="_sudo")
     """Whether ``ssh_user`` becomes root by sudo, without a password."""

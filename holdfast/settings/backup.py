@@ -1,4 +1,4 @@
-"""The settings under ``backup``, and what a backup owes a path.
+"""The settings under ``backup``, and how a backup treats a path.
 
 For example::
 
@@ -36,10 +36,10 @@ from holdfast.types import AbsolutePath, Calendar, Model, Name, SecretName, Sent
 
 
 class DataPath(Model):
-    """A directory or file a service owns, and what a backup owes it.
+    """A directory or file of a service, and how a backup treats it.
 
     ``state`` is backed up; ``secret`` is backed up and never world readable; ``derived`` can be
-    made again (models, caches) and is left out.
+    recreated (models, caches) and is left out.
     """
 
     path: AbsolutePath
@@ -47,7 +47,7 @@ class DataPath(Model):
 
 
 class Repository(Model):
-    """A place restic writes to."""
+    """A repository that restic writes to."""
 
     name: Name
     kind: Literal["path", "rest"]
@@ -60,25 +60,26 @@ class Repository(Model):
     password: SecretName
     """Encrypts the repository; keep a copy off the host."""
     append_only: bool = False
-    """The server forbids deletion, so old snapshots are pruned from elsewhere."""
+    """The server forbids deletion, so another machine must prune old snapshots."""
 
 
 class Backup(Model):
-    """restic, two places, and a restore that is run."""
+    """Backups by restic to two places, with regular test restores."""
 
     restic: Artefact | Literal["distribution"] = "distribution"
-    """A ``restic`` binary compressed with bzip2 as upstream releases it, or the distribution's."""
+    """A ``restic`` binary compressed with bzip2, as released upstream, or the distribution's."""
     repositories: list[Repository] = Field(min_length=1)
     single_place_waiver: Sentence | None = Field(default=None, min_length=10, max_length=200)
-    """Why one repository is enough here; without it two are required."""
+    """Why one repository is enough; without it two are required."""
     paths: list[DataPath] = []
-    """Data beside what the declared services own."""
+    """Data besides that of the declared services."""
     schedule: Calendar = "*-*-* 03:30:00"
     restore_check_schedule: Calendar = "Sun *-*-* 05:00:00"
     max_age_hours: int = Field(default=26, ge=1)
-    """A newest snapshot older than this is an alert."""
+    """An alert is raised when the newest snapshot is older."""
     max_restore_age_days: int = Field(default=15, ge=1)
-    """A last good restore older than this is an alert: two runs of the schedule, and a day."""
+    """An alert is raised when the last good restore is older. The default is two runs of the
+    schedule, and a day."""
     keep_daily: int = Field(default=7, ge=1)
     keep_weekly: int = Field(default=5, ge=0)
     keep_monthly: int = Field(default=12, ge=0)

@@ -34,27 +34,27 @@ Distribution = Literal["debian12", "debian13", "ubuntu2404", "ubuntu2604"]
 
 
 class DiskCheck(Model):
-    """Space that must be there before anything is installed."""
+    """Free space that is required before anything is installed."""
 
     path: AbsolutePath
     free_gib: float = Field(gt=0, allow_inf_nan=False)
 
 
 class Base(Model):
-    """The ground every other capability stands on."""
+    """The basis of every other capability."""
 
     timezone: Timezone = "Etc/UTC"
     locale: Locale = "C.UTF-8"
     ntp_servers: list[HostOrAddress] = []
     """Empty: the distribution's pool."""
     hosts: dict[DnsName, Address] = {}
-    """Names that DNS does not know, written to /etc/hosts."""
+    """Names that are not in DNS, written to /etc/hosts."""
     trusted_cas: dict[Name, ControllerPath] = {}
-    """Name to PEM file on the controller: private authorities this host must trust."""
+    """Private authorities that this host must trust: name to PEM file on the controller."""
     disks: list[DiskCheck] = [DiskCheck(path="/", free_gib=4)]
     apt_lock_timeout_seconds: int = Field(default=300, ge=0, le=3600)
     journal_max_mib: int = Field(default=1024, ge=64)
     held_back: list[PackagePrefix] = ["nvidia-", "libnvidia-", "linux-modules-nvidia-"]
-    """Package name prefixes that unattended upgrades must not touch: user space that moves under
-    a loaded kernel module breaks NVML until the next reboot. Where Ubuntu's ready-made modules
-    drive the cards, kernels are held with them; without linux-modules-nvidia- neither is."""
+    """Package name prefixes that unattended upgrades skip, because user space that changes under a
+    loaded kernel module breaks NVML until the next reboot. With Ubuntu's ready-made modules,
+    kernels are held too; without linux-modules-nvidia- neither is held."""

@@ -26,28 +26,28 @@ from holdfast.types import CloudUrl, Model, Name, SecretName, Text, Url
 
 
 class Provider(Model):
-    """One model of one cloud, and what it costs."""
+    """One model of one cloud, and its price."""
 
     name: Name
-    """What answers call it (X-Holdfast-Engine), and keys that may use it."""
+    """Its name in answers (X-Holdfast-Engine) and in ``routers[].keys[].clouds``."""
     api: Literal["openai", "anthropic"] = "openai"
-    """What it speaks: OpenAI's chat completions, or Anthropic's messages."""
+    """Its API: OpenAI's chat completions, or Anthropic's messages."""
     base_url: CloudUrl
-    """What its paths are appended to: for ``openai`` this ends in ``/v1`` as a rule."""
+    """The URL before the API's paths; for ``openai`` it usually ends in ``/v1``."""
     model: Text
-    """What the cloud calls it; callers do not choose it."""
+    """The cloud's name for the model; callers do not choose it."""
     api_key: SecretName
     input_usd: float = Field(ge=0.001, le=10000, allow_inf_nan=False)
     """Price of a million tokens of the prompt, USD."""
     output_usd: float = Field(ge=0.001, le=10000, allow_inf_nan=False)
     """Price of a million tokens of the answer, USD."""
     max_tokens: int = Field(default=4096, ge=1)
-    """Longest answer, tokens: what a request without a limit gets, and no request gets more."""
+    """Longest answer, tokens: the limit of each request, and its default."""
 
 
 class Clouds(Model):
-    """Models of others, which routers of profile ``personal`` and ``cloud`` may ask by LiteLLM."""
+    """Cloud models, which routers of profile ``personal`` and ``cloud`` may use through LiteLLM."""
 
     packages: Url | None = None
-    """A mirror of the Python package index; PyPI when absent."""
+    """A mirror of the Python package index; default: PyPI."""
     providers: list[Provider] = Field(min_length=1)

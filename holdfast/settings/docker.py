@@ -22,20 +22,20 @@ from holdfast.types import Address, Cidr, Model, Name
 
 
 class DockerNetwork(Model):
-    """A network for containers, all of which the kernel holds to its tier."""
+    """A network for containers. The kernel enforces its tier for all of them."""
 
     name: Name = Field(max_length=12)
-    """What `docker run --network` and compose files call it; its bridge is ``br-NAME``."""
+    """Its name for `docker run --network` and compose files; its bridge is ``br-NAME``."""
     tier: Tier
     peers: list[Peer] = []
-    """Whom its containers call. Those of T1 reach these and each other alone; those of another
-    tier are held to these once there are some."""
+    """What its containers may call. Containers on T1 reach only these and each other. Those of
+    another tier are restricted to these if the list is not empty."""
     clouds: list[Cloud] = []
-    """Names on the internet that its containers call, unless they are T1; with some, they reach no
-    other."""
+    """Names on the internet that its containers may call, except on T1. If the list is not empty,
+    they reach no others."""
     subnets: list[Cidr] = Field(default=[], max_length=2)
-    """A private network each for IPv4 and IPv6. Docker chooses where there is none of IPv4; with
-    none of IPv6 its containers have no IPv6."""
+    """One private network for IPv4 and one for IPv6. Docker chooses the IPv4 network if it is
+    missing; without an IPv6 network its containers have no IPv6."""
 
 
 class Docker(Model):
@@ -47,7 +47,7 @@ class Docker(Model):
     log_max_mib: int = Field(default=10, ge=1)
     log_max_files: int = Field(default=3, ge=1)
     dns: list[Address] = []
-    """Resolvers that containers ask, from where they are. Empty: whom the host asks, by the engine
-    itself where containers cannot reach them."""
+    """Resolvers of containers, asked from the container's network. Empty: the host's resolvers,
+    which Docker itself asks if containers cannot reach them."""
     networks: list[DockerNetwork] = []
-    """Networks whose containers are held to a tier; nothing holds those on others."""
+    """Networks whose tier the kernel enforces. Containers on other networks are not restricted."""

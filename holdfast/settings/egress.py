@@ -1,4 +1,4 @@
-"""What a tier is, and whom a service or a container network may call.
+"""Tiers, and what a service or a container network may call.
 
 For example::
 
@@ -29,21 +29,23 @@ LOOPBACK_OF: dict[Tier, str] = {
     "T3": "127.0.0.3",
     "T4": "127.0.0.4",
 }
-"""Where what Holdfast runs for a tier listens on loopback. systemd lets a T1 unit exchange packets
-with the first alone, so not even root in there reaches what leads on to a cloud."""
+"""The loopback address on which Holdfast's own programs of a tier listen. systemd lets a T1 unit
+exchange packets with the first only, so not even root in that unit can reach a router with
+clouds."""
 
 
 class Peer(Model):
-    """Somebody a service may call; loopback it always may, but for what is of another tier."""
+    """A network that a service may call. It may always call loopback, except ports of another
+    tier."""
 
     network: Cidr
     port: Port | None = None
-    """Every port, and every protocol, when absent."""
+    """Default: every port and every protocol."""
     protocol: Literal["tcp", "udp"] = "tcp"
 
 
 class Cloud(Model):
-    """A name on the internet that a service calls by TCP."""
+    """A name on the internet that a service calls over TCP."""
 
     name: DnsName
     port: Port = 443

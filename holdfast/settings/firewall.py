@@ -26,13 +26,13 @@ from holdfast.types import Cidr, Interface, Model, Port, Reason
 
 
 class NetworkInterface(Model):
-    """A physical interface and what is behind it; all of them count as external to the firewall."""
+    """A physical interface and its role. The firewall treats all of them as external."""
 
     role: Literal["lan", "management", "storage"]
 
 
 class Opening(Model):
-    """A hole in the firewall that no declared service explains."""
+    """An open port of the firewall that belongs to no declared service."""
 
     port: Port
     protocol: Literal["tcp", "udp"] = "tcp"
@@ -41,7 +41,7 @@ class Opening(Model):
     container: bool = False
     """The port is published by Docker: it is opened in DOCKER-USER, not in INPUT."""
     public: bool = False
-    """Must be said when ``sources`` holds the whole internet."""
+    """Required when ``sources`` holds the whole internet."""
     reason: Reason
 
 
@@ -50,5 +50,5 @@ class Firewall(Model):
 
     openings: list[Opening] = []
     rollback_seconds: int = Field(default=180, ge=30, le=3600)
-    """How long a change of the firewall or of SSH waits for proof of a new login before it undoes
-    itself, seconds."""
+    """Time for a new login to confirm a change of the firewall or of SSH before the host undoes it,
+    seconds."""

@@ -25,10 +25,10 @@ from holdfast.types import Caller, Model, Name, Port, SecretName
 
 
 class Floor(Model):
-    """The model that always answers: llama.cpp on the CPU."""
+    """The fallback model that always answers: llama.cpp on the CPU."""
 
     release: Artefact
-    """An archive laid out as llama.cpp's releases are: one folder that holds ``llama-server``."""
+    """An archive with the layout of llama.cpp's releases: one folder with ``llama-server``."""
     model: Name
     """A model declared under ``storage.models``."""
     port: Port = 8080

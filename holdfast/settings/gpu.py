@@ -1,4 +1,4 @@
-"""The settings under ``gpus``: cards, power supplies, and what is done with them.
+"""The settings under ``gpus``: cards and power supplies.
 
 For example::
 
@@ -32,49 +32,50 @@ from holdfast.types import GpuUuid, Model, Name, PciAddress, PciDevice, Watts
 
 
 class GpuCard(Model):
-    """One NVIDIA card that must be there, as its owner bought and plugged it."""
+    """One NVIDIA card that must be present."""
 
     name: Name
-    """What its owner calls it, for every message: the slot, the riser, the shelf."""
+    """Its name in every message: choose the slot, the riser, the shelf."""
     device: PciDevice
-    """Which card it is: ``2204`` is a GeForce RTX 3090."""
+    """The model: ``2204`` is a GeForce RTX 3090."""
     vram_mib: int = Field(ge=1024)
-    """Memory as ``nvidia-smi`` counts it, MiB; cards reserve a little, so 1 % is tolerated."""
+    """Memory in ``nvidia-smi``, MiB; cards reserve a little, so a difference of 1 % is accepted."""
     uuid: GpuUuid | None = None
-    """The one card meant, once known (`make gpus`); what a cap or an engine is tied to."""
+    """Identifies the card for caps and engines, once known (`make gpus`)."""
     pci_address: PciAddress | None = None
-    """The slot it is in, once known."""
+    """Its slot, once known."""
     link_width: Literal[1, 2, 4, 8, 16] = 16
-    """PCIe lanes that its slot and riser give it."""
+    """PCIe lanes of its slot and riser."""
     power_cap_w: Watts | None = None
-    """Power limit, W, within the card's own range; its default when absent."""
+    """Power limit within the card's own range, W; default: the card's own."""
     clock_max_mhz: int | None = Field(default=None, ge=210, le=4000)
-    """Highest graphics clock, MHz: for cards whose lowest power limit is still too much."""
+    """Highest graphics clock, MHz, for cards whose lowest power limit is too high."""
     role: Literal["compute", "passthrough"] = "compute"
-    """``passthrough`` belongs to a guest: bound to vfio-pci, and no driver here touches it."""
+    """``passthrough``: the card belongs to a guest and is bound to vfio-pci; this host's driver
+    does not use it."""
 
 
 class PowerSupply(Model):
-    """One power supply and the cards that hang on it."""
+    """One power supply and its cards."""
 
     name: Name
     watts: int = Field(ge=100, le=20000)
-    """What its label promises, W."""
+    """The figure on its label, W."""
     cards: list[Name] = []
-    """Cards it feeds; empty: whichever no other supply names."""
+    """Cards that it feeds; empty: all cards that no other supply names."""
 
 
 class Gpus(Model):
-    """The machine's NVIDIA cards, believed only after a check."""
+    """The machine's NVIDIA cards. A deploy compares them with the hardware."""
 
     cards: list[GpuCard] = Field(min_length=1)
     driver: GpuDriver = GpuDriver()
     power_supplies: list[PowerSupply] = []
     """Empty: the power budget is not checked."""
     machine_w: int = Field(default=200, ge=0)
-    """What the machine draws beside its cards, from the first supply, W."""
+    """Power of the machine without its cards, from the first supply, W."""
     card_sets: list[CardSet] = []
-    """Cards whose services take turns; empty: everything runs at once."""
+    """Cards that services use in turn; empty: all services run at once."""
     containers: bool = True
     """Whether containers may use the cards (NVIDIA's container toolkit, by CDI)."""
     container_toolkit_repository: AptRepository | None = None

@@ -21,10 +21,10 @@ class GpuDriver(Model):
 
     branch: DriverBranch = "580"
     source: Literal["auto", "distribution", "vendor"] = "auto"
-    """``auto`` takes the distribution's packages where they drive every declared card."""
+    """``auto``: the distribution's packages if they support every declared card."""
     flavour: Literal["auto", "open", "proprietary"] = "auto"
-    """``auto`` takes the open modules wherever every declared card can use them."""
+    """``auto``: the open modules if every declared card supports them."""
     repository: AptRepository | None = None
     """A mirror of the vendor's repository; only where the vendor's packages are used."""
     reboot: Literal["when-needed", "never"] = "when-needed"
-    """``when-needed`` reboots once, announced, when the loaded module is not the installed one."""
+    """``when-needed``: one announced reboot when the loaded module is not the installed one."""

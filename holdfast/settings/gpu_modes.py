@@ -1,4 +1,4 @@
-"""The settings under ``gpus.card_sets``: cards whose services take turns.
+"""The settings under ``gpus.card_sets``: cards that services use in turn.
 
 For example::
 
@@ -29,24 +29,24 @@ from holdfast.types import Model, Name, Watts
 
 
 class Mode(Model):
-    """What a set of cards is for while this mode is in force."""
+    """The services and power limits of a set of cards in this mode."""
 
     name: Name = Field(max_length=24)
     """The argument of `holdfast-mode`; no two modes of a host share it."""
     services: list[Name] = []
-    """Engines of vLLM and declared services that run in it. What no mode of the set names runs in
-    all of them; none at all leaves the cards to any program."""
+    """Engines of vLLM and declared services that run in it. A service that no mode of the set names
+    runs in all modes. An empty list leaves the cards free for any program."""
     power_caps_w: dict[Name, Watts] = {}
-    """Card to power limit in this mode, W; a card that is not named keeps its own."""
+    """Card to power limit in this mode, W; other cards keep their own."""
 
 
 class CardSet(Model):
-    """Cards that serve one purpose at a time."""
+    """Cards that are in one mode at a time."""
 
     name: Name = Field(max_length=24)
     cards: list[Name] = Field(min_length=1)
     """Cards declared under ``gpus.cards``; a card belongs to one set."""
     modes: list[Mode] = Field(min_length=2)
-    """Exactly one is in force."""
+    """Exactly one is active."""
     default: Name
     """The mode after every boot."""

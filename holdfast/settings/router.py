@@ -36,50 +36,50 @@ from holdfast.types import Caller, Model, Name, Port, SecretName
 
 
 class Queue(Model):
-    """Requests that wait on disk, through restarts too, until something can answer them."""
+    """A queue of requests on disk, which survives restarts, until an upstream can answer."""
 
     entries: int = Field(default=500, ge=1, le=100000)
     """Requests and answers kept at once; when it is full, further requests get 503 with
     ``Retry-After``."""
     concurrent_requests: int = Field(default=1, ge=1, le=64)
-    """Requests that are asked at once when something answers again, the oldest first."""
+    """Requests that it sends at once when an upstream answers again, the oldest first."""
     max_age_minutes: int = Field(default=60, ge=1)
-    """A request that has waited longer is an alert, minutes."""
+    """A request that waits longer raises an alert, minutes."""
     keep_hours: int = Field(default=24, ge=1, le=720)
-    """How long an answer can be fetched before it is removed, hours."""
+    """Time until an answer is removed, hours."""
 
 
 class CallerKey(Model):
-    """What one person or agent sends to a router that leads to clouds."""
+    """The key of one person or agent for a router with clouds."""
 
     name: Name = Field(max_length=24)
-    """Whose it is; the ledger counts by this name."""
+    """The caller's name; the ledger counts by it."""
     api_key: SecretName
     clouds: list[Name] = []
-    """Which of the router's clouds it may use; none: local work only."""
+    """Which of the router's clouds it may use; empty: local work only."""
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """What it may spend on clouds in a period, USD; required with ``clouds``."""
+    """Limit of its spending on clouds in a period, USD; required with ``clouds``."""
     period: Literal["day", "week", "month"] = "month"
-    """When the budget starts again: at midnight, on Monday or on the 1st, by ``base.timezone``."""
+    """When the budget starts again: at midnight, on Monday or on the 1st, in ``base.timezone``."""
 
 
 class Router(Model):
     """One address for a chain of engines, tried in order."""
 
     name: Name = Field(max_length=24)
-    """Its units and its user are called ``holdfast-router-NAME`` and ``router-NAME``."""
+    """Its units are ``holdfast-router-NAME`` and its user is ``router-NAME``."""
     profile: Literal["private", "client", "personal", "cloud"]
-    """``private`` goes on to the next in the chain; ``client`` has one engine and else an error.
-    ``personal`` goes on to clouds after engines and floor; ``cloud`` has clouds alone."""
+    """``private``: engines, then the floor and the queue. ``client``: one engine, otherwise an
+    error. ``personal``: engines, the floor, then clouds. ``cloud``: clouds only."""
     port: Port
     scope: Literal["loopback", "tailnet"] = "loopback"
     callers: list[Caller] = []
     """Who on the tailnet may call it; empty: every member."""
     api_key: SecretName | None = None
-    """What callers of a ``private`` or ``client`` router must send; each engine's own key stays on
-    this host."""
+    """The key of all callers of a ``private`` or ``client`` router. They never see the engines' own
+    keys."""
     keys: list[CallerKey] = []
-    """What callers of a ``personal`` or ``cloud`` router must send, each their own."""
+    """The keys of a ``personal`` or ``cloud`` router, one for each caller."""
     engines: list[Name] = []
     """Engines declared under ``vllm.engines``, in the order in which they are tried."""
     floor: bool = False
@@ -88,4 +88,4 @@ class Router(Model):
     """Providers declared under ``clouds.providers``, in the order in which they are tried when no
     engine and no floor answers."""
     queue: Queue | None = None
-    """None: when nothing answers that is an error at once."""
+    """None: if no upstream answers, the caller gets an error at once."""

@@ -43,7 +43,7 @@ from holdfast.types import (
 
 
 class Listen(Model):
-    """Where a service can be reached.
+    """The port and callers of a service.
 
     ``loopback``: this host only. ``tailnet``: loopback and tailnet peers. ``lan``: loopback and
     the given ``sources`` on a declared LAN ``interface``. ``public``: any address, any interface.
@@ -61,11 +61,11 @@ class Listen(Model):
 
 
 class HealthCheck(Model):
-    """How to tell that a service answers, not merely that it runs."""
+    """The check that a service answers, not only that it runs."""
 
     url: LocalUrl
     contains: Text
-    """Text that the first MiB of the answer's body must hold. A redirection is no answer."""
+    """Text that the first MiB of the answer's body must contain. A redirect is not an answer."""
     timeout_seconds: int = Field(default=30, ge=1, le=600)
 
 
@@ -78,22 +78,23 @@ class Service(Model):
     tier: Tier
     listens: list[Listen] = []
     peers: list[Peer] = []
-    """Whom it calls. A T1 service reaches no other; one of another tier is held to its peers
-    once it declares some."""
+    """What it may call. A T1 service reaches no others. A service of another tier is restricted to
+    its peers if it declares any."""
     clouds: list[Cloud] = []
-    """Names on the internet that a T2, T3 or T4 service calls; with some, it reaches no other."""
+    """Names on the internet that a T2, T3 or T4 service may call. If it declares any, it reaches no
+    others."""
     run_paths: list[AbsolutePath] = []
-    """Sockets of other programs below /run that a T1 service opens, or the folders they lie in; its
-    unit sees nothing else there but its own RuntimeDirectory and the log."""
+    """Sockets of other programs below /run that a T1 service opens, or their folders. Otherwise its
+    unit sees only its own RuntimeDirectory and the log there."""
     network: Name | None = None
     """The network under ``docker.networks`` that its container is on; a T1 container needs one."""
     gpu_mib: int = Field(default=0, ge=0)
-    """GPU memory it may claim, MiB."""
+    """GPU memory that it may use, MiB."""
     cards: list[Name] = []
-    """The declared cards of which it claims that much, each; empty: whichever it finds."""
+    """The declared cards on which it uses that much, each; empty: any card."""
     memory_max_mib: int | None = Field(default=None, ge=16)
     data: list[DataPath] = []
     health: HealthCheck | None = None
     idle: HealthCheck | None = None
-    """How to tell that it has nothing to do, before its cards are given to another mode; without
-    it, it is idle when its cards are."""
+    """The check that it is idle, before a switch to another mode. Without it, the service is idle
+    when its cards are."""

@@ -26,7 +26,7 @@ from holdfast.types import Fingerprint, Model, Name, PinnedUrl, Sha256, Suite, U
 
 
 class Artefact(Model):
-    """Something downloaded: pinned by version and checksum, never ``latest``."""
+    """A download, pinned by version and checksum, never ``latest``."""
 
     version: Version
     url: PinnedUrl
@@ -41,7 +41,7 @@ class AptRepository(Model):
     key_sha256: Sha256 | None = None
     """Checksum of the key file."""
     key_fingerprint: Fingerprint | None = None
-    """Of the one key whose signature apt accepts; the file may hold others."""
+    """The one key whose signature apt accepts; the file may contain others."""
     suite: Suite
     components: list[Name] = ["main"]
     """A flat repository, whose suite ends in ``/``, has none."""

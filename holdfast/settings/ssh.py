@@ -27,18 +27,18 @@ class Ssh(Model):
     port: Port = 22
     root_login: Literal["never", "key"] = "never"
     authorised_keys: dict[UserName, list[PublicKey]] = {}
-    """User to the keys that may log in as that user, and no others: they are in root's
-    `/etc/holdfast/ssh`, and sshd does not read `~/.ssh/authorized_keys` of that user any more. A
-    user that is not named keeps what it has."""
+    """User to the only keys that may log in as that user. They are in root's `/etc/holdfast/ssh`,
+    and sshd ignores the user's `~/.ssh/authorized_keys`. A user that is not named is not
+    changed."""
     lan_access: Literal["until-tailnet", "keep"] = "until-tailnet"
-    """``until-tailnet`` closes SSH on the LAN once a tailnet login has succeeded."""
+    """``until-tailnet`` closes SSH on the LAN after a login over the tailnet has succeeded."""
     lan_return: bool = True
     """Whether the host opens SSH to ``lan_sources`` again while it has lost its tailnet
     (``tailnet.lost_minutes``). False: the console is then the only way in."""
     lan_sources: list[Cidr] = []
-    """Networks SSH is open to while it is open on the LAN; empty means any."""
+    """Networks that may reach SSH while it is open on the LAN; empty means any."""
     callers: list[Caller] = []
-    """Who may log in over the tailnet; empty: every member who holds a key."""
+    """Who may log in over the tailnet; empty: every member with a key."""
     tcp_forwarding: Literal["no", "local", "yes"] = "local"
     """What a login may tunnel. ``local``, as ``ssh -L`` and jumping need it, lets an operator reach
-    a loopback service and a training tool its job; it gives a user no more than a shell does."""
+    a loopback service, and a training tool its job. It gives a user no more access than a shell."""

@@ -58,13 +58,13 @@ class NfsMount(Model):
     path: AbsolutePath
     read_only: bool = False
     timeout_seconds: int = Field(default=30, ge=5, le=300)
-    """How long a mount attempt may take."""
+    """Limit of one mount attempt."""
     idle_seconds: int = Field(default=600, ge=0)
-    """Unmounted after this long without use; 0 keeps it mounted."""
+    """Time without use until it is unmounted; 0 keeps it mounted."""
 
 
 class ModelFile(Model):
-    """A model's weights on local disk, copied from the NAS or downloaded, proved by checksum."""
+    """A model's weights on local disk, copied from the NAS or downloaded, verified by checksum."""
 
     name: Name
     source: Source
@@ -75,27 +75,27 @@ class ModelFile(Model):
 
 
 class Checkpoint(Model):
-    """A model as vLLM reads it: a folder on local disk, every file of it proved by one checksum."""
+    """A model for vLLM: a folder on local disk, all files verified by one checksum."""
 
     name: Name
     source: Source
-    """The folder's URL, or its path on a declared mount. It holds ``SHA256SUMS``, which
-    ``sha256sum *`` prints, beside the files."""
+    """The folder's URL, or its path on a declared mount. It contains the files and ``SHA256SUMS``,
+    the output of ``sha256sum *``."""
     sha256: Sha256
-    """Of ``SHA256SUMS``."""
+    """The checksum of ``SHA256SUMS``."""
     size_mib: float = Field(gt=0, allow_inf_nan=False)
     """All files together, MiB."""
     description: ControllerPath
     """A folder on the controller with the model's config.json and model.safetensors.index.json (or
-    the weights themselves): what tells before the first connection whether it fits."""
+    the weights themselves), to check before the first connection whether it fits."""
 
 
 class Storage(Model):
-    """What lives on the NAS and what is kept on local disk."""
+    """NAS mounts, and models on local disk."""
 
     mounts: list[NfsMount] = []
     models: list[ModelFile] = []
     checkpoints: list[Checkpoint] = []
     models_path: AbsolutePath = "/var/lib/holdfast/models"
     models_check_schedule: Calendar = "Sat *-*-* 02:30:00"
-    """When every model is compared with its checksum again, at low priority."""
+    """When every model is compared with its checksum, at low priority."""

@@ -21,33 +21,33 @@ from holdfast.types import HostLabel, Model, Port, SecretName, Tag, TailnetGroup
 
 
 class Tailnet(Model):
-    """The private network that is the only way in."""
+    """The private network, the only way to log in."""
 
     hostname: HostLabel | None = None
-    """Defaults to the host's name."""
+    """Default: the host's name."""
     repository: AptRepository | None = None
     """A mirror of the vendor's repository."""
     control_server: Url | None = None
-    """A headscale; Tailscale's own when absent."""
+    """A headscale; default: Tailscale's own."""
     relays: list[Cloud] = []
-    """Where the relays (DERP) of a ``control_server`` answer, beside that server itself."""
+    """Addresses of the relays (DERP) of a ``control_server``, besides that server itself."""
     auth_key: SecretName | None = "TAILSCALE_AUTH_KEY"
-    """Joins the host, once. None: it is a member already, and is refused where it is not."""
+    """Joins the host, once. None: the host must be a member already, else it is refused."""
     tags: list[Tag] = []
-    """What it is to the tailnet's policy; hosts of one tag are one."""
+    """Its identity in the tailnet's policy, which cannot distinguish hosts with the same tags."""
     other_tags: list[Tag] = []
-    """Tags of machines that are no hosts of this inventory, for ``callers`` to name."""
+    """Tags of machines outside this inventory, for use in ``callers``."""
     groups: dict[TailnetGroup, list[TailnetUser]] = {}
-    """Groups for ``callers`` to name, and who is in each. Like ``other_tags`` they hold for all
-    hosts of the inventory, wherever they are declared."""
+    """Groups for use in ``callers``, with their members. Like ``other_tags`` they apply to all
+    hosts of the inventory."""
     key_may_expire: bool = False
-    """Whether SSH may leave the LAN although the host's node key ends one day. An operator must
-    then renew it in time."""
+    """Whether SSH may close on the LAN although the host's node key has an expiry. An operator must
+    then renew the key in time."""
     key_warning_days: int = Field(default=14, ge=1, le=180)
-    """How long before the end of its node key a host raises an alert, days."""
+    """The host raises an alert this long before its node key ends, days."""
     lost_minutes: int = Field(default=30, ge=1, le=1440)
-    """How long a host must be no member before it raises an alert and opens SSH on the LAN again,
-    and a member before it closes it, minutes."""
+    """After this long without membership the host raises an alert and opens SSH on the LAN; after
+    this long as a member it closes it, minutes."""
     port: Port = 41641
     join_timeout_seconds: int = Field(default=60, ge=10, le=600)
     accept_dns: bool = True
