@@ -295,7 +295,7 @@ def test_a_host_on_which_nothing_can_be_done_is_one_sentence(
         }})]"""
     )
     run = subprocess.run(
-        [sys.executable, "-m", "holdfast.deploy", str(inventory), "deploys/site.py"],
+        [sys.executable, "-m", "holdfast", "deploy", str(inventory)],
         cwd=ROOT,
         env=os.environ | {"HOLDFAST_SECRETS": str(tmp_path), "PYINFRA_PROGRESS": "off"},
         stdin=subprocess.DEVNULL,
