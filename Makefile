@@ -1,4 +1,4 @@
-# Every target is a thin line over pyinfra and pytest, which run without it as well.
+# Every target is a thin line over `holdfast` or pytest, which run without it as well.
 INVENTORY ?= inventories/example.py
 DEBIAN ?= 13
 ROUNDS ?= 200
@@ -50,32 +50,31 @@ hostile: setup-lab ## hostile text that the grammar accepts, in every word, thro
 	$(RUN) python -m tests.unit.hostile_site --rounds $(ROUNDS) --fetch-sshd
 
 plan: setup ## what a deploy would change
-	$(RUN) python -m holdfast $(INVENTORY)
-	$(RUN) python -m holdfast.deploy --dry $(INVENTORY) deploys/site.py
+	$(RUN) holdfast plan $(INVENTORY)
 
 gpus: setup ## the gpus block of each live host, ready to paste
-	@$(RUN) python -m holdfast.gpu $(INVENTORY)
+	@$(RUN) holdfast gpus $(INVENTORY)
 
 deploy: setup ## make the machines match the inventory
-	$(RUN) python -m holdfast.deploy $(INVENTORY) deploys/site.py
+	$(RUN) holdfast deploy $(INVENTORY)
 
 replace: setup ## give ENGINE another MODEL: drained, proved, or back to the one before
-	ENGINE="$(ENGINE)" MODEL="$(MODEL)" $(RUN) python -m holdfast.deploy $(INVENTORY) deploys/replace.py
+	$(RUN) holdfast replace $(INVENTORY) "$(ENGINE)" "$(MODEL)"
 
 verify: setup ## judge the machines as they are
-	$(RUN) pytest tests/host --inventory $(INVENTORY)
+	$(RUN) holdfast verify $(INVENTORY)
 
 sovereignty: setup ## whose data can leave the machines, and what tried to
-	@$(RUN) python -m holdfast.sovereignty $(INVENTORY)
+	@$(RUN) holdfast sovereignty $(INVENTORY)
 
 policy: setup ## who may call what over the tailnet, as its control server reads it
-	@$(RUN) python -m holdfast.commands.policy $(INVENTORY)
+	@$(RUN) holdfast policy $(INVENTORY)
 
 bench: setup-lab ## the cost of a run that changes nothing
 	$(RUN) python -m tests.drill.bench
 
 bench-serving: setup ## tokens per second of ENGINE, its power and heat, and whether it became slower
-	$(RUN) python -m holdfast.engines.bench $(INVENTORY) $(ENGINE)
+	$(RUN) holdfast bench $(INVENTORY) $(ENGINE)
 
 docs: setup ## the generated parts of docs/
 	$(RUN) python -m holdfast.docs

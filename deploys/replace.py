@@ -1,4 +1,4 @@
-"""Another model for one engine: `make replace INVENTORY=... ENGINE=... MODEL=...`.
+"""Another model for one engine: `holdfast replace INVENTORY ENGINE MODEL`.
 
 What the site's own run does when an inventory names another checkpoint, and nothing else of it. The
 inventory still says the old one: write the new one there, or the next deploy goes back.

@@ -1,40 +1,45 @@
-"""`python -m holdfast INVENTORY`: would this inventory work? Connects to nothing."""
+"""The command `holdfast`, also `python -m holdfast`: its sub-commands are `holdfast.commands`."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from pkgutil import iter_modules
 
-from rich.console import Console
+import typer
 
-from holdfast import inventory_file
-from holdfast.engines.fit import fit_of
-from holdfast.engines.vllm import UNCOUNTED, peer_word
-from holdfast.fit.report import table
-from holdfast.gpu import power
-from holdfast.registry import engines
+from holdfast import commands
 
 
-def main(arguments: list[str]) -> int:
-    """Check one inventory file; the exit status is 0 when there is nothing to refuse."""
-    if len(arguments) != 1:
-        print("usage: python -m holdfast INVENTORY", file=sys.stderr)  # noqa: T201
-        return 2
-    with inventory_file.refusals():
-        hosts = inventory_file.load(arguments[0])
-    console = Console()
-    for name, settings in hosts.items():
-        if settings.gpus is not None and (budget := power.table(settings.gpus)):
-            print(f"{name}: what its power supplies are asked for\n{budget}")  # noqa: T201
-        for engine in engines(settings):
-            if word := peer_word(engine):
-                print(f"{name}: vLLM's engine {engine.name}: {word}")  # noqa: T201
-            if fit := fit_of(settings, engine):
-                console.print(f"{name}: vLLM's engine {engine.name}", table(fit), sep="\n")
-                if uncounted := UNCOUNTED & set(engine.flags):
-                    console.print(f"not counted: {', '.join(sorted(uncounted))}")
-    print(f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}, nothing to refuse")  # noqa: T201
-    return 0
+def application() -> typer.Typer:
+    """The command line: one sub-command for each file of `holdfast.commands`."""
+    found = typer.Typer(
+        help="Take machines from a bare system to what an inventory says, and keep them there.",
+        no_args_is_help=True,
+        # What a sub-command returns is the exit status.
+        result_callback=sys.exit,
+        # A pretty traceback shows the values of variables, and some of them are secrets.
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for module in iter_modules(commands.__path__):
+        if not module.name.startswith("_"):
+            file = import_module(f"{commands.__name__}.{module.name}")
+            found.command()(getattr(file, module.name))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one sub-command, and end the program with its exit status."""
+    try:
+        application()(arguments)
+    except Exception as error:
+        # Not at the top: pyinfra's command line takes a second to import.
+        from holdfast.deploy import tell  # noqa: PLC0415
+
+        tell(error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

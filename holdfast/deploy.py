@@ -1,8 +1,8 @@
-"""`python -m holdfast.deploy INVENTORY DEPLOY [--dry]`: pyinfra, and an exit status that tells.
+"""A run of pyinfra, and an exit status that tells.
 
 pyinfra's own command line succeeds where somebody interrupts it or a host was not done, and prints
-tracebacks. This one checks the inventory first, says what went wrong in a sentence, and succeeds
-only where every host did. (`config.py` ends both where an inventory names no host.)
+tracebacks. This run says what went wrong in a sentence, and succeeds only where every host did.
+(`config.py` ends both where an inventory names no host.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.output import set_echo, set_formatter
 from pyinfra_cli.cli import cli
 
-from holdfast import inventory_file
 from holdfast.refusal import Refused, masked
 
 LOG = Path("pyinfra-debug.log")
@@ -31,7 +30,7 @@ def _say(sentence: str) -> None:
     print(masked(sentence), file=sys.stderr)  # noqa: T201
 
 
-def _tell(error: BaseException) -> None:
+def tell(error: BaseException) -> None:
     """Say why a run ended; what only a developer can mend goes to `LOG`."""
     cause = getattr(error, "exception", error)
     if isinstance(cause, Refused):
@@ -52,8 +51,12 @@ def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(INTERRUPTED)
 
 
-def run(arguments: list[str]) -> int:
-    """Run pyinfra's command line; 0 where every host of the inventory has been through it."""
+def run(inventory: str, deploy: str, *, dry: bool = False) -> int:
+    """Run a deploy; 0 where every host of the inventory has been through it.
+
+    ``dry``: show what would change, and change nothing.
+    """
+    arguments = ["--dry" if dry else "-y", inventory, deploy]
     pyinfra.is_cli = True
     set_formatter(click.style)
     set_echo(click.echo)
@@ -66,7 +69,7 @@ def run(arguments: list[str]) -> int:
     except click.Abort:
         status = INTERRUPTED
     except Exception as error:
-        _tell(error)
+        tell(error)
         status = 1
     else:
         status = 0
@@ -79,19 +82,3 @@ def _unfinished() -> int:
     if left:
         _say(f"not everything was done on {', '.join(left)}; the lines above say why.")
     return 1 if left else 0
-
-
-def main(arguments: list[str]) -> int:
-    """Check the inventory, then deploy; the exit status is 0 when every host was done."""
-    options = [each for each in arguments if each.startswith("-")]
-    files = [each for each in arguments if not each.startswith("-")]
-    if len(files) != 2:
-        _say("usage: python -m holdfast.deploy INVENTORY DEPLOY [--dry]")
-        return 2
-    with inventory_file.refusals():
-        inventory_file.load(files[0])
-    return run([*(options or ["-y"]), *files])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`python -m holdfast.sovereignty INVENTORY`: whose data can leave each host, and what tried to.
+"""Whose data can leave each host, and what tried to.
 
 For people who read no firewall: of every service its tier, whom it may call, and what it was kept
 from calling; and which programs any user may ask to call for it. Changes nothing.
@@ -6,13 +6,11 @@ from calling; and which programs any user may ask to call for it. Changes nothin
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
-from facts.egress import Attempts, EgressAttempts
+from facts.egress import Attempts
 from holdfast import tailnet
 from holdfast.docker_networks import networks
 from holdfast.egress import LOG_SOCKETS, every_wall, has_drop_in
@@ -169,28 +167,3 @@ def table(host: str, settings: HostSettings, seen: Attempts) -> Table:
     for row in rows(settings, seen):
         found.add_row(row.service, row.tier, row.may_call, row.tried)
     return found
-
-
-def main(arguments: list[str]) -> int:
-    """Tell of every host of one inventory file; the exit status is 0 when all answered."""
-    # pyinfra's command line patches sockets and threads: not for a program that wants `rows` alone.
-    from holdfast import inventory_file, live  # noqa: PLC0415
-
-    if len(arguments) != 1:
-        print("usage: python -m holdfast.sovereignty INVENTORY", file=sys.stderr)  # noqa: T201
-        return 2
-    with inventory_file.refusals():
-        hosts = inventory_file.load(arguments[0])
-    console, status = Console(), 0
-    for host, seen in live.answers(inventory_file.read(arguments[0]), EgressAttempts):
-        if seen is None:
-            status = 1
-        else:
-            console.print(table(host.name, hosts[host.name], seen))
-            if any(service.tier == "T1" for service in declared_services(hosts[host.name])):
-                console.print(sockets(host.name, hosts[host.name], seen))
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,1 +1,19 @@
-"""Commands that an operator runs on the controller: ``python -m holdfast.commands.NAME``."""
+"""What an operator types: each file of this folder is one sub-command of `holdfast`.
+
+A sub-command is added by one file. `holdfast/commands/gpus.py` defines a function `gpus`: its
+docstring is the help text, its arguments are those of the command, and it returns the exit status
+(an underscore in the name is typed as a dash). It raises `Refused` for an inventory that cannot
+work. It imports what it needs inside the function, so that help and completion stay quick. A file
+whose name begins with an underscore is no sub-command.
+"""
+
+from typing import Annotated
+
+import typer
+
+SITE = "deploys/site.py"
+
+Inventory = Annotated[
+    str, typer.Argument(metavar="INVENTORY", help="The file in inventories/ that lists the hosts.")
+]
+Deploy = Annotated[str, typer.Argument(metavar="DEPLOY", help="The deploy to run on each host.")]

@@ -282,7 +282,7 @@ class Engines:
     def _bench_once(self, file: Path) -> subprocess.CompletedProcess[str]:
         asked = "--requests 16 --concurrent-requests 4 --input-tokens 64 --output-tokens 32"
         return subprocess.run(
-            [sys.executable, "-m", "holdfast.engines.bench", str(self.stage.inventory), "chat"]
+            [sys.executable, "-m", "holdfast", "bench", str(self.stage.inventory), "chat"]
             + ["--csv", str(file), *asked.split()],
             cwd=ROOT,
             capture_output=True,

@@ -197,7 +197,7 @@ class Private:
     def audit(self) -> None:
         """What `make sovereignty` tells of those attempts."""
         done = subprocess.run(
-            [sys.executable, "-m", "holdfast.sovereignty", str(self.stage.inventory)],
+            [sys.executable, "-m", "holdfast", "sovereignty", str(self.stage.inventory)],
             cwd=ROOT,
             env={**os.environ, "COLUMNS": "200"},
             capture_output=True,

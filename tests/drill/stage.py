@@ -97,7 +97,7 @@ class RackStage(Scenery):
     def policy(self) -> dict[str, Any]:
         """What `make policy` prints of the rack."""
         done = subprocess.run(
-            [sys.executable, "-m", "holdfast.commands.policy", str(self.inventory)],
+            [sys.executable, "-m", "holdfast", "policy", str(self.inventory)],
             cwd=ROOT,
             capture_output=True,
             text=True,

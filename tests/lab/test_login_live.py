@@ -133,7 +133,7 @@ def test_a_login_that_swallows_answers_ends_the_deploy(
     greet(box, text)
     inventory = write_inventory(box, tmp_path, "root")
     done = subprocess.run(
-        [sys.executable, "-m", "holdfast.deploy", str(inventory), SITE],
+        [sys.executable, "-m", "holdfast", "deploy", str(inventory), SITE],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -62,7 +62,7 @@ class Stage:
     def policy(self, inventory: Path | None = None) -> dict[str, Any]:
         """What an inventory, else the rack's, says to the control server."""
         done = subprocess.run(
-            [sys.executable, "-m", "holdfast.commands.policy", inventory or self.inventory],
+            [sys.executable, "-m", "holdfast", "policy", inventory or self.inventory],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -295,7 +295,7 @@ def test_a_host_on_which_nothing_can_be_done_is_one_sentence(
         }})]"""
     )
     run = subprocess.run(
-        [sys.executable, "-m", "holdfast.deploy", str(inventory), "deploys/site.py"],
+        [sys.executable, "-m", "holdfast", "deploy", str(inventory)],
         cwd=ROOT,
         env=os.environ | {"HOLDFAST_SECRETS": str(tmp_path), "PYINFRA_PROGRESS": "off"},
         stdin=subprocess.DEVNULL,
@@ -309,3 +309,95 @@ def test_a_host_on_which_nothing_can_be_done_is_one_sentence(
     assert len(sentences) == 1, run.stderr
     assert "rack" in sentences[0]
     assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def machine(knocked: socket.socket, tmp_path: Path) -> dict[str, object]:
+    """What an inventory says of a host on which something can be done: this machine, by SSH."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sudo").write_text("#!/bin/sh\nexit 0\n")
+    (programs / "sudo").chmod(0o755)
+    _serve(knocked, f"{programs}:{os.environ['PATH']}", str(tmp_path))
+    key = tmp_path / "key"
+    paramiko.RSAKey.generate(2048).write_private_key_file(str(key))
+    return {
+        "ssh_hostname": "127.0.0.1",
+        "ssh_port": knocked.getsockname()[1],
+        "ssh_key": str(key),
+        "ssh_known_hosts_file": str(tmp_path / "known"),
+    }
+
+
+def _holdfast(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "holdfast", *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"HOLDFAST_SECRETS": str(folder), "PYINFRA_PROGRESS": "off"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_plan_changes_nothing_and_a_deploy_does(
+    machine: dict[str, object], tmp_path: Path
+) -> None:
+    keep_secrets(tmp_path, SECRETS)
+    bare = {"hostname": "b", "distribution": "debian13", "interfaces": {"eth0": {"role": "lan"}}}
+    inventory, deploy, made = (tmp_path / name for name in ("mine.py", "deploy.py", "made"))
+    inventory.write_text(f"hosts = [('@rack/b', {bare | machine!r})]")
+    deploy.write_text(
+        "from pyinfra.operations import server\n"
+        f"server.shell(name='Make it', commands=[': > {made}'])\n"
+    )
+
+    offline = _holdfast(tmp_path, "plan", inventory, deploy, "--offline")
+    assert (offline.returncode, offline.stderr) == (0, "")
+    assert offline.stdout == "1 host, nothing to refuse\n"
+    planned = _holdfast(tmp_path, "plan", inventory, deploy)
+    assert planned.returncode == 0, planned.stderr
+    assert "1 host, nothing to refuse" in planned.stdout
+    assert "Make it" in planned.stderr
+    assert not made.exists()
+
+    deployed = _holdfast(tmp_path, "deploy", inventory, deploy)
+    assert deployed.returncode == 0, deployed.stderr
+    assert made.exists()
+
+    absent = _holdfast(tmp_path, "deploy", inventory, tmp_path / "absent.py")
+    assert absent.returncode == 1
+    assert "absent.py" in absent.stderr
+    assert "Traceback" not in absent.stderr
+
+
+def test_a_replacement_names_its_engine_and_model(
+    machine: dict[str, object], tmp_path: Path
+) -> None:
+    names = re.findall(r"^([A-Z_]+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    keep_secrets(tmp_path, {name: f"{name.lower()[:9]}-9fKq27xLmZ" for name in names})
+    inventory, asked = tmp_path / "mine.py", tmp_path / "asked"
+    inventory.write_text(
+        "from inventories.complete import hosts as _complete\n"
+        "((_name, _rack),) = _complete\n"
+        "(_model,) = _rack['storage']['checkpoints']\n"
+        f"_model = _model | {{'description': {str(ROOT)!r} + '/' + _model['description']}}\n"
+        "_models = [_model, _model | {'name': 'other'}]\n"
+        "_storage = _rack['storage'] | {'checkpoints': _models}\n"
+        f"hosts = [(_name, _rack | {{'storage': _storage}} | {machine!r})]\n"
+    )
+    (tmp_path / "deploys").mkdir()
+    (tmp_path / "deploys" / "replace.py").write_text(
+        "import os\n"
+        f"open({str(asked)!r}, 'w').write(os.environ['ENGINE'] + ' ' + os.environ['MODEL'])\n"
+    )
+    wrong = _holdfast(tmp_path, "replace", inventory, "chatt", "other")
+    assert wrong.returncode == 1
+    (sentence,) = wrong.stderr.splitlines()
+    assert sentence.startswith("inventory: ENGINE = 'chatt': no host of the inventory declares")
+    assert not asked.exists()
+    done = _holdfast(tmp_path, "replace", inventory, "chat", "other")
+    assert done.returncode == 0, done.stderr
+    assert asked.read_text() == "chat other"

@@ -87,7 +87,7 @@ def test_no_card_is_a_sentence() -> None:
 # A program of its own: pyinfra's command line patches sockets and threads when it is imported.
 PROPOSE = """
 import json, sys
-from holdfast.gpu.__main__ import propose
+from holdfast.commands.gpus import propose
 from pyinfra.api import Inventory
 hosts = json.load(open(sys.argv[1]))
 fakes = [
@@ -139,7 +139,7 @@ def test_a_single_host_that_fails(tmp_path: Path) -> None:
 
 def test_an_inventory_that_is_not_there(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "holdfast.gpu", str(tmp_path / "none.py")],
+        [sys.executable, "-m", "holdfast", "gpus", str(tmp_path / "none.py")],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -22,7 +22,7 @@ def _checked(inventory: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     # As many different values as names: what .env.example lists must be all that is asked for.
     keep_secrets(folder, {key: f"{key.lower()[:9]}-9fKq27xLmZ" for key in SECRETS})
     return subprocess.run(
-        [sys.executable, "-m", "holdfast", str(inventory)],
+        [sys.executable, "-m", "holdfast", "plan", "--offline", str(inventory)],
         cwd=ROOT,
         env={"HOLDFAST_SECRETS": str(folder), "HOLDFAST_LAB": str(DATA / "lab.json")},
         capture_output=True,

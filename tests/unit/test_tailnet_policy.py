@@ -156,7 +156,7 @@ def test_the_program_prints_the_policy_or_says_why_there_is_none(tmp_path: Path)
 
     def run(inventory: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "holdfast.commands.policy", inventory],
+            [sys.executable, "-m", "holdfast", "policy", inventory],
             cwd=ROOT,
             env={"HOLDFAST_SECRETS": str(tmp_path), "HOLDFAST_LAB": str(DATA / "lab.json")},
             capture_output=True,

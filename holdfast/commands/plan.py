@@ -1,0 +1,55 @@
+"""`holdfast plan INVENTORY`: would this inventory work, and what would a deploy change?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.commands import SITE, Deploy, Inventory
+
+if TYPE_CHECKING:
+    from holdfast.settings import HostSettings
+
+
+def plan(
+    inventory: Inventory,
+    deploy: Deploy = SITE,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Check the inventory alone; connect to no host.")
+    ] = False,
+) -> int:
+    """Refuse what cannot work; show what a deploy would change."""
+    from holdfast import inventory_file
+
+    hosts = inventory_file.load(inventory)
+    for name, settings in hosts.items():
+        _show(name, settings)
+    print(f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}, nothing to refuse", flush=True)
+    if offline:
+        return 0
+    from holdfast.deploy import run
+
+    return run(inventory, deploy, dry=True)
+
+
+def _show(name: str, settings: HostSettings) -> None:
+    """Print what the host's power supplies and its engines' cards are asked for."""
+    from rich.console import Console
+
+    from holdfast.engines.fit import fit_of
+    from holdfast.engines.vllm import UNCOUNTED, peer_word
+    from holdfast.fit.report import table
+    from holdfast.gpu import power
+    from holdfast.registry import engines
+
+    console = Console()
+    if settings.gpus is not None and (budget := power.table(settings.gpus)):
+        print(f"{name}: what its power supplies are asked for\n{budget}")
+    for engine in engines(settings):
+        if word := peer_word(engine):
+            print(f"{name}: vLLM's engine {engine.name}: {word}")
+        if fit := fit_of(settings, engine):
+            console.print(f"{name}: vLLM's engine {engine.name}", table(fit), sep="\n")
+            if uncounted := UNCOUNTED & set(engine.flags):
+                console.print(f"not counted: {', '.join(sorted(uncounted))}")
