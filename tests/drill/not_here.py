@@ -19,7 +19,7 @@ from pathlib import Path
 
 from holdfast import egress
 from holdfast.gpu import containers, modes
-from holdfast.registry import ledger_service
+from holdfast.registry import declared_services, ledger_service
 from holdfast.settings import HostSettings
 from tests.drill.converge import ROOT
 
@@ -106,6 +106,9 @@ UNDECLARED: dict[tuple[str, str], Callable[[HostSettings], bool]] = {
     ),
     ("storage", "this host mounts nothing read-only"): lambda settings: (
         not any(mount.read_only for mount in settings.storage.mounts)
+    ),
+    ("services", "this host runs no service of ours"): lambda settings: (
+        not any(each.unit.startswith("holdfast-") for each in declared_services(settings))
     ),
     ("tailnet", "this host is on no tailnet"): lambda settings: settings.tailnet is None,
     ("vllm", "this host has no engine of vLLM"): lambda settings: settings.vllm is None,
