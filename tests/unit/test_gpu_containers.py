@@ -175,7 +175,7 @@ def test_the_read_back_names_what_the_new_one_lacks(
         facts={GpuContainers: replace(GOOD, specified=None, specified_driver=None)},
     )
     _, said = host.apply(gpu_containers.specified)
-    assert (f"{path} was written again and lacks {TWO}: run `nvidia-ctk" in said) is fails
+    assert (f"{path} was regenerated, but lacks {TWO}: run `nvidia-ctk" in said) is fails
     assert fails or said == ""
 
 
