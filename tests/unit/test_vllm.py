@@ -25,7 +25,7 @@ from holdfast.sandbox import AS_ROOT
 from holdfast.settings import HostSettings
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-UUIDS = [f"GPU-00000000-0000-0000-0000-00000000000{index}" for index in range(2)]
+UUIDS = [f"GPU-00000000-0000-4000-8000-00000000000{index}" for index in range(2)]
 ENVIRONMENT = "/opt/holdfast/vllm/0123456789ab"
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
