@@ -300,7 +300,7 @@ def not_held(settings: HostSettings) -> str | None:
     return (
         "Ubuntu's systemd-resolved and snapd send data out for any user who opens their"
         " sockets. Units of T1 cannot see these sockets; a program that is started in another"
-        " way as {', '.join(users)} can"
+        f" way as {', '.join(users)} can"
     )
 
 

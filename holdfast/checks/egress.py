@@ -42,7 +42,7 @@ def tiers(settings: HostSettings) -> Findings:
                 f"{key}.{field}",
                 called[field],
                 "it runs in a container, whose packets carry no user of this host, so its"
-                " {field} could not be enforced",
+                f" {field} could not be enforced",
                 "declare them on its network under docker.networks",
             )
         elif service.tier == "T1":

@@ -135,7 +135,7 @@ def _sovereign(key: str, router: Router) -> Findings:
         yield Finding(
             f"{key}.api_key",
             None,
-            "a '{router.profile}' router needs a key",
+            f"a '{router.profile}' router needs a key",
             "name its secret",
         )
 

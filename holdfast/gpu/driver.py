@@ -245,7 +245,7 @@ def _check_branch(gpus: Gpus, compute: list[tuple[int, GpuCard]]) -> None:
                     f"cards[{index}].device",
                     card.device,
                     "NVIDIA's supported-GPU data does not list this card, so the kernel"
-                    " module for {card.name} is unknown",
+                    f" module for {card.name} is unknown",
                     "compare it with `lspci -nn`; if it is right, write driver.flavour as NVIDIA"
                     " documents it for this card",
                 )

@@ -387,7 +387,7 @@ def watch() -> Iterator[str]:
     else:
         yield (
             "neither the firewall in force nor ufw's files are those that a login confirmed:"
-            " {_differences(proved, found)}. Deploy to this host again"
+            f" {_differences(proved, found)}. Deploy to this host again"
         )
 
 

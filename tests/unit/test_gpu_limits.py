@@ -150,7 +150,7 @@ def test_a_cap_that_the_card_refuses_is_told_with_its_range_and_the_others_are_s
         f"gpu riser-2 ({machine.uuids[2]}): power_cap_w = 350 is declared, but the card accepts 400"
         " to 600 W; write 400 or more, and limit it further with clock_max_mhz"
     )
-    assert high.endswith("the card takes 100 to 366 W; write 366 or less")
+    assert high.endswith("the card accepts 100 to 366 W; write 366 or less")
 
 
 def test_a_5090_is_held_lower_by_its_clock(machine: Machine) -> None:
