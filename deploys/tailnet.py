@@ -35,8 +35,8 @@ def apply(settings: HostSettings) -> None:
     if tailnet is None:
         return
     if tailnet.auth_key is None and not host.get_fact(TailnetNode).joined:
-        wrong = "this host is no member of a tailnet yet"
-        mend = "name the secret that holds a key to join with"
+        wrong = "this host is not a member of a tailnet yet"
+        mend = "name the secret with the key to join with"
         raise Refused([Refusal(host.name, "tailnet.auth_key", None, wrong, mend)])
     if unknown := relays_missing(tailnet, host.get_fact(TailnetNode)):
         mend = "declare those that are yours, and take the others from the server's map"

@@ -167,7 +167,7 @@ def refusals(host: str, settings: HostSettings, state: BaseState) -> list[Refusa
         refuse(
             "base.disks",
             "/boot",
-            f"{state.boot_free_mib} MiB are free and a kernel update needs {_BOOT_FREE_MIB}",
+            f"{state.boot_free_mib} MiB are free, but a kernel update needs {_BOOT_FREE_MIB}",
             "remove old kernels with apt autoremove",
         )
     for index, disk in enumerate(settings.base.disks):
@@ -178,7 +178,7 @@ def refusals(host: str, settings: HostSettings, state: BaseState) -> list[Refusa
             refuse(
                 f"base.disks[{index}]",
                 disk.path,
-                f"{free_mib} MiB are free and {wanted_mib} are needed",
+                f"{free_mib} MiB are free, but {wanted_mib} are needed",
                 "free some space or choose a larger disk",
             )
     for user in settings.ssh.authorised_keys:

@@ -47,10 +47,11 @@ command -v sudo >/dev/null || exit 42
 sudo -n true 2>/dev/null || exit 43"""
 """What a host must have before it is asked anything; all but the first line is about sudo."""
 UNFIT = {
-    41: "it does not run systemd, without which nothing here works; install a distribution that"
-    " docs/settings.md names",
-    42: "it has no sudo, which {user} needs; as root: apt-get install sudo && adduser {user} sudo",
-    43: "its sudo asks {user} for a password; as root: echo '{user} ALL=(ALL) NOPASSWD: ALL' >"
+    41: "it does not run systemd, which Holdfast needs; install a distribution"
+    " that docs/settings.md names",
+    42: "sudo is not installed, and {user} needs it; as root: apt-get install sudo &&"
+    " adduser {user} sudo",
+    43: "sudo asks {user} for a password; as root: echo '{user} ALL=(ALL) NOPASSWD: ALL' >"
     " /etc/sudoers.d/{user}",
 }
 """Exit status of `NEEDED` to what is wrong and how to mend it."""
@@ -103,7 +104,9 @@ def watch(transport: Transport) -> None:
             asking.start()
             asking.join(SILENT_SECONDS)
             if asking.is_alive():
-                logger.warning("the host has not answered for %g s: hanging up", SILENT_SECONDS)
+                logger.warning(
+                    "the host has not answered for %g s: closing the connection", SILENT_SECONDS
+                )
                 transport.close()
             pause.wait(ASKED_EVERY_SECONDS)
 
@@ -140,7 +143,7 @@ class RackConnector(SSHConnector):
         except (OSError, EOFError, SSHException, ConnectError) as error:
             if lan_address is None:
                 raise
-            logger.debug("%s takes no login by the tailnet: %s", self.host.name, error)
+            logger.debug("%s refuses a login over the tailnet: %s", self.host.name, error)
             self.data["ssh_hostname"] = lan_address
             self.via = "lan"
             try:
@@ -166,7 +169,7 @@ class RackConnector(SSHConnector):
             _, stdout, _ = self.client.exec_command(wanted, timeout=SILENT_SECONDS)
             status = stdout.channel.recv_exit_status()
         except (OSError, EOFError, SSHException) as error:
-            raise ConnectError(f"it hung up after the login ({error})") from error
+            raise ConnectError(f"it closed the connection after the login ({error})") from error
         if status in UNFIT:
             raise ConnectError(UNFIT[status].format(user=self.host.data.get("ssh_user") or "user"))
 
@@ -179,7 +182,7 @@ class RackConnector(SSHConnector):
         nothing were there, and it takes the default as well where a command prints nothing at all.
         """
         if self.host in self.state.failed_hosts:
-            return False, _said("it has failed, so no further command runs there")
+            return False, _said("it has failed, so no more commands run there")
         okay, output = super().run_shell_command(command, *rest, **arguments)
         # A fact's command comes as text.
         if okay and is_framed(str(command)) and not output.stdout_lines:
@@ -204,7 +207,7 @@ class RackConnector(SSHConnector):
             client.connect(arguments.pop("hostname"), **arguments)  # type: ignore[no-untyped-call]
             _, stdout, _ = client.exec_command("true", timeout=30)
             if stdout.channel.recv_exit_status() != 0:
-                raise ConnectError("a new login succeeded but could not run a command")
+                raise ConnectError("a new login succeeded, but could not run a command")
         except (OSError, EOFError, SSHException) as error:
             raise ConnectError(f"a new login by the {path or self.via} failed ({error})") from error
         finally:

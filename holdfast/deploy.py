@@ -41,13 +41,13 @@ def tell(error: BaseException) -> None:
     else:
         LOG.write_text(masked("".join(format_exception(cause))), encoding="utf-8")
         _say(
-            f"{type(cause).__name__}: {cause}: this is a fault of Holdfast's own; report it with"
-            f" {LOG}, which holds the traceback."
+            f"{type(cause).__name__}: {cause}: this is a bug in Holdfast; report it with"
+            f" {LOG}, which contains the traceback."
         )
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
-    _say("stopped as you asked; deploy again to finish what was begun.")
+    _say("stopped as you asked; deploy again to finish.")
     raise SystemExit(INTERRUPTED)
 
 
@@ -80,5 +80,5 @@ def _unfinished() -> int:
     state = pyinfra.state
     left = [host.name for host in state.inventory if host not in state.active_hosts]
     if left:
-        _say(f"not everything was done on {', '.join(left)}; the lines above say why.")
+        _say(f"the deploy did not finish on {', '.join(left)}; see the lines above.")
     return 1 if left else 0

@@ -96,7 +96,7 @@ def _merge(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-_ROUTES = "which lets the neighbours past the rules for published ports"
+_ROUTES = "which lets neighbours bypass the rules for published ports"
 _PREMISES: dict[str, tuple[object, str]] = {
     "firewall-backend": (
         "iptables",
@@ -104,12 +104,12 @@ _PREMISES: dict[str, tuple[object, str]] = {
     ),
     "iptables": (True, "which leaves published ports and networks without a rule"),
     "ip6tables": (True, "which leaves published ports and networks without a rule over IPv6"),
-    "ip-masq": (True, "which sends containers' packets out under addresses that no rule knows"),
-    "ip-forward": (True, "which leaves forwarding, and what the engine drops, to somebody else"),
+    "ip-masq": (True, "which sends packets of containers from addresses that no rule covers"),
+    "ip-forward": (True, "which stops the engine from setting its own forwarding rules"),
     "ip-forward-no-drop": (False, "which forwards packets between the host's networks"),
     "allow-direct-routing": (False, _ROUTES),
     "userland-proxy": (True, "which shows the host's loopback to containers and neighbours"),
-    "bridge": ("docker0", "whose containers no rule knows"),
+    "bridge": ("docker0", "whose containers no rule covers"),
     "group": ("docker", "whose members are root"),
 }
 """Key of daemon.json to the only value under which the firewall holds, and what another does."""
@@ -132,7 +132,7 @@ def _undoing(theirs: dict[str, Any]) -> Iterator[tuple[str, object, str]]:
     hosts = theirs.get("hosts", [])
     local = ("unix://", "fd://")
     if not isinstance(hosts, list) or not all(str(host).startswith(local) for host in hosts):
-        yield "hosts", hosts, "which makes each user who reaches it root"
+        yield "hosts", hosts, "which gives root to each user who can connect"
     options = theirs.get("default-network-opts", {})
     bridge = options.get("bridge", {}) if isinstance(options, dict) else {}
     for key, (safe_words, wrong) in _OPTIONS.items():
@@ -197,9 +197,11 @@ def merged(content: str | None, keys: dict[str, Any]) -> str | None:
     try:
         theirs = json.loads(content) if content and content.strip() else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{DAEMON_JSON} is not valid JSON ({error}): mend or remove it") from None
+        raise ValueError(
+            f"{DAEMON_JSON} is not valid JSON ({error}): correct or remove it"
+        ) from None
     if not isinstance(theirs, dict):
-        raise ValueError(f"{DAEMON_JSON} does not hold an object: mend or remove it")
+        raise ValueError(f"{DAEMON_JSON} is not a JSON object: correct or remove it")
     for key, value, wrong in _undoing(theirs):
         raise ValueError(f"{DAEMON_JSON} sets {key} to {value!r}, {wrong}: remove that key")
     wanted = _merge(theirs, keys)

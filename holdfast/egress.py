@@ -298,9 +298,9 @@ def not_held(settings: HostSettings) -> str | None:
     if not users or not settings.distribution.startswith("ubuntu"):
         return None
     return (
-        "Ubuntu's systemd-resolved and snapd carry data out for any user who opens their sockets:"
-        " units of T1 do not see them, and a program that is started otherwise as"
-        f" {', '.join(users)} does"
+        "Ubuntu's systemd-resolved and snapd send data out for any user who opens their"
+        " sockets. Units of T1 cannot see these sockets; a program that is started in another"
+        f" way as {', '.join(users)} can"
     )
 
 

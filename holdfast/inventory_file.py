@@ -40,12 +40,12 @@ def _groups(path: str) -> dict[str, Any]:
         cause = error
     else:
         return found
-    wrong = f"Python stops here with {type(cause).__name__}: {cause}"
+    wrong = f"Python raises {type(cause).__name__} here: {cause}"
     if isinstance(cause, SyntaxError) and cause.filename in (None, "<string>", path):
         number = cause.lineno
-        wrong = f"this is no Python: {cause.msg}"
+        wrong = f"this is not valid Python: {cause.msg}"
     elif isinstance(cause, UnicodeDecodeError):
-        number, wrong = None, "this is no UTF-8 text"
+        number, wrong = None, "this is not UTF-8 text"
     else:
         frames = traceback.extract_tb(cause.__traceback__)
         number = next((each.lineno for each in reversed(frames) if each.filename == path), None)
@@ -53,7 +53,7 @@ def _groups(path: str) -> dict[str, Any]:
         _refuse(path, "INVENTORY", path, wrong, "write a file that Python can read")
     lines = Path(path).read_text("utf-8", "replace").splitlines()
     line = lines[number - 1].strip() if number <= len(lines) else ""
-    _refuse(path, f"line {number}", line, wrong.replace("\n", " "), "mend that line")
+    _refuse(path, f"line {number}", line, wrong.replace("\n", " "), "correct that line")
 
 
 def _no_group(key: str) -> str:
@@ -68,7 +68,7 @@ def _entries(path: str, key: str, group: list[Any] | tuple[Any, ...]) -> list[An
     if len(group) == 2 and isinstance(group[0], list) and isinstance(group[1], dict):
         return group[0]
     mend = f"write a list{_no_group(key)}"
-    _refuse(path, key, group, "pyinfra takes a tuple for hosts and their data", mend)
+    _refuse(path, key, group, "pyinfra reads a tuple as hosts and their data", mend)
 
 
 def _check_entries(path: str, key: str, entries: list[Any]) -> None:
@@ -80,18 +80,18 @@ def _check_entries(path: str, key: str, entries: list[Any]) -> None:
         pair = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], dict)
         name = entry[0] if pair else entry
         if not isinstance(name, str):
-            _refuse(path, at, entry, "this is no host", mend)
+            _refuse(path, at, entry, "this is not a host", mend)
         if not re.fullmatch(r"@rack/[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
-            wrong = "this names no host of Holdfast's" if "@" in name else "it skips the checks"
+            wrong = "this is not a host of Holdfast" if "@" in name else "it skips the checks"
             plain = name.removeprefix("@rack").strip("/")
             usual = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plain)
             mend = f"write @rack/{plain if usual else 'NAME'}{_no_group(key)}"
             _refuse(path, at, name, wrong, mend)
         for word in entry[1] if pair else {}:
             if not isinstance(word, str):
-                _refuse(path, f"{at}.{word!r}", word, "a key is text", "write it in quotes")
+                _refuse(path, f"{at}.{word!r}", word, "a key must be text", "write it in quotes")
         if name.lower() in map(str.lower, names):
-            _refuse(path, at, name, "this host stands twice in the list", "keep one")
+            _refuse(path, at, name, "this host is in the list twice", "keep one")
         names.append(name)
 
 

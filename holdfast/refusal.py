@@ -1,4 +1,4 @@
-"""How Holdfast says no: one sentence with host, key, value and mend, before anything changed."""
+"""Refusals: one sentence with host, key, value and correction, before any change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_SHOWN = 80
 
 
 class Missing:
-    """The value of a key that is not there."""
+    """The value of a missing key."""
 
     def __repr__(self) -> str:
         return "(missing)"
@@ -31,7 +31,7 @@ MISSING = Missing()
 def masked(text: str, secrets: frozenset[str] | None = None) -> str:
     """``text`` with a mask for every secret in it: those given, else every value in `.env`."""
     known = known_values() if secrets is None else secrets
-    # A message may quote a value, or write it in lower case.
+    # A message may quote a value, or print it in lower case.
     spelt = {form for secret in known for form in (secret, repr(secret)[1:-1])}
     pattern = "|".join(re.escape(each) for each in sorted(spelt, key=len, reverse=True))
     return re.sub(pattern, MASK, text, flags=re.IGNORECASE) if spelt else text
@@ -51,10 +51,10 @@ def _masked_value(value: object, secrets: frozenset[str]) -> object:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One reason not to start. ``key`` is the place in the inventory, ``value`` what stands there.
+    """One reason not to start. ``key`` is the place in the inventory, ``value`` its value there.
 
-    However it is made, no value of `.env` is in it. ``value`` is shown in the sentence: pass it
-    through `shown` where it may hold a secret that `.env` does not know.
+    It never contains a value of `.env`. ``value`` is printed: pass it through `shown` if it may
+    contain a secret that is not in `.env`.
     """
 
     host: str
@@ -64,7 +64,7 @@ class Refusal:
     mend: str
 
     def __post_init__(self) -> None:
-        """Mask what is secret."""
+        """Mask secrets."""
         secrets = known_values()
         for name in ("host", "key", "wrong", "mend"):
             object.__setattr__(self, name, masked(getattr(self, name), secrets))
@@ -76,7 +76,7 @@ class Refusal:
 
 
 class Refused(PyinfraError):
-    """The inventory cannot work as it is written. Raised before the first connection."""
+    """The inventory has errors. Raised before the first connection."""
 
     def __init__(self, refusals: list[Refusal]) -> None:
         self.refusals = refusals
@@ -91,7 +91,7 @@ def is_secret_key(key: str) -> bool:
 
 
 def looks_random(text: str) -> bool:
-    """Whether ``text`` could be a password, key or token: long, unbroken and without pattern."""
+    """Whether ``text`` could be a password, key or token: long, without spaces and random."""
     if re.fullmatch(r"[0-9a-f]{40,}", text):
         return True
     if re.match(r"https?://|/[a-z]+(/|$)", text):
@@ -119,10 +119,10 @@ _DEEPEST_SHOWN = 8
 def shown(
     value: Any, key: str = "", secrets: frozenset[str] = frozenset(), *, depth: int = 0
 ) -> Any:
-    """``value`` as it may be printed: each value that is, or could be, a secret is masked.
+    """``value`` for a message: each value that is, or could be, a secret is masked.
 
-    ``key`` is the name it stands under; ``secrets`` are values known to be secret. What lies deep
-    is left out: a dict may hold itself.
+    ``key`` is the key of the value; ``secrets`` are known secrets. Deep levels are left out,
+    because a dict may contain itself.
     """
     if depth > _DEEPEST_SHOWN:
         return _Masked()

@@ -37,10 +37,10 @@ def _parse_env(text: str) -> dict[str, str]:
         name, separator, value = stripped.partition("=")
         name = name.strip()
         if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"line {number} is not NAME=value; mend that line")
+            raise ValueError(f"line {number} is not NAME=value; correct that line")
         if name in values:
             # A later line that silently wins is how a weak key replaces a strong one.
-            raise ValueError(f"{name} stands twice (again in line {number}); keep one")
+            raise ValueError(f"{name} is set twice (again in line {number}); keep one")
         values[name] = _unquoted(value.strip())
     return values
 
@@ -48,7 +48,7 @@ def _parse_env(text: str) -> dict[str, str]:
 def _private_text(path: Path) -> str:
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
-        raise ValueError(f"mode {mode:o} lets others read it; chmod 600 {path}")
+        raise ValueError(f"mode {mode:o} lets other users read it; chmod 600 {path}")
     return path.read_text(encoding="utf-8")
 
 
@@ -81,7 +81,7 @@ def env_problem() -> str | None:
     try:
         _env_values(folder())
     except UnicodeDecodeError:
-        return "it is no UTF-8 text; save it as UTF-8"
+        return "it is not UTF-8 text; save it as UTF-8"
     except OSError as error:
         return f"it cannot be read ({error.strerror}); make it yours with chown and chmod 600"
     except ValueError as error:
@@ -109,11 +109,11 @@ def weakness(secret: Secret) -> str | None:
     """Why ``secret`` would not protect anything, or None."""
     value = secret.get_secret_value()
     if len(value) < 16:
-        return f"it has {len(value)} characters and 16 are the least"
+        return f"it has {len(value)} characters and needs at least 16"
     if len(set(value)) < 6:
         return "it repeats a few characters"
     if any(word in value.lower() for word in _PLACEHOLDERS):
-        return "it reads like a placeholder"
+        return "it looks like a placeholder"
     return None
 
 

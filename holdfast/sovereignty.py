@@ -1,7 +1,7 @@
 """Whose data can leave each host, and what tried to.
 
-For people who read no firewall: of every service its tier, whom it may call, and what it was kept
-from calling; and which programs any user may ask to call for it. Changes nothing.
+For people who read no firewall: of every service its tier, whom it may call, and what it was
+refused a call to; and which programs any user may ask to call for it. Changes nothing.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
         called = ", ".join(_called(peers, service.clouds))
         return f"this machine, and {called}" if called else "this machine"
     if any(listen.container for listen in service.listens):
-        return "whomever its container likes: nothing holds it"
-    return "everybody: nothing holds it"
+        return "any machine, through its container: no rule restricts it"
+    return "any machine: no rule restricts it"
 
 
 def _containers_may_call(network: DockerNetwork, held: set[str]) -> str:
     if network.name not in held:
-        return "everybody: nothing holds it"
+        return "any machine: no rule restricts it"
     machine = [] if network.tier == "T1" else ["this machine"]
     return ", ".join(["each other", *machine, *_called(network.peers, network.clouds)])
 
@@ -147,7 +147,7 @@ def sockets(host: str, settings: HostSettings, seen: Attempts) -> Table:
     """Where a host's programs listen for every user, who may ask them to call for it."""
     found = Table(
         title=f"{host}: sockets that any user may open",
-        caption="Only units are kept from them: start no other program as a T1 user.",
+        caption="Only units cannot see them: start no other program as a T1 user.",
         title_justify="left",
         caption_justify="left",
     )
@@ -162,7 +162,7 @@ def table(host: str, settings: HostSettings, seen: Attempts) -> Table:
     """The rows of a host as a table."""
     ours = "" if seen.enforced else ": the kernel has no rules, deploy first"
     found = Table(title=f"{host}{ours}", title_justify="left")
-    for name in ("service", "tier", "may call", "was kept from calling"):
+    for name in ("service", "tier", "may call", "was refused a call to"):
         found.add_column(name, overflow="fold")
     for row in rows(settings, seen):
         found.add_row(row.service, row.tier, row.may_call, row.tried)

@@ -69,8 +69,9 @@ def relays_missing(settings: Tailnet, node: Node) -> str | None:
     if not others:
         return None
     return (
-        f"the control server names relays that are not declared ({', '.join(others)}): tailscaled"
-        " is kept from them, and peers that reach this host by no other way lose it"
+        f"the control server names relays that are not declared ({', '.join(others)}):"
+        " tailscaled could not use them, and peers that have no other path to this host would"
+        " lose it"
     )
 
 
@@ -98,9 +99,9 @@ def plan(settings: Tailnet, hostname: str, node: Node) -> Steps:
     current, wanted = node.control_server.rstrip("/") or VENDOR_CONTROL, _control_server(settings)
     if current != wanted:
         return Steps(
-            refusal=f"tailnet.control_server: the host is a member at {current} and the inventory"
-            f" says {wanted}; moving it drops every tailnet link, so run 'tailscale logout' over"
-            " the LAN or the console and deploy again"
+            refusal=f"tailnet.control_server: the host is a member at {current}, but the inventory"
+            f" declares {wanted}; moving it drops every tailnet connection, so run 'tailscale"
+            " logout' over the LAN or the console and deploy again"
         )
     change = []
     if node.hostname != hostname:
@@ -130,18 +131,20 @@ def complaint(settings: Tailnet, hostname: str, node: Node, changed: bool) -> st
     if not node.joined:
         return f"tailnet: the host is not a member{reason}"
     if node.backend != "Running":
-        return f"tailnet: the daemon got no further than {node.backend}{reason}"
+        return f"tailnet: the daemon stays in state {node.backend}{reason}"
     if set(node.tags) != set(settings.tags):
         return (
-            f"tailnet.tags: the control server gives the host {_list(node.tags)} and the inventory"
-            f" says {_list(settings.tags)}; tag the key or the node there and deploy again"
+            f"tailnet.tags: the host has {_list(node.tags)} at the control server, but"
+            f" {_list(settings.tags)} in the inventory; tag the key or the node there and"
+            " deploy again"
         )
     if changed and not node.online:
-        return "tailnet: the host joined but its control server does not see it online"
+        return "tailnet: the host joined, but its control server does not see it online"
     if changed and node.name and node.name != hostname:
         return (
-            f"tailnet.hostname: the tailnet calls the host {node.name} and not {hostname}; delete"
-            f" or rename the other {hostname} at the control server, then rename this one"
+            f"tailnet.hostname: the host's name on the tailnet is {node.name}, not {hostname};"
+            f" delete or rename the other {hostname} at the control server, then rename this"
+            " one"
         )
     return None
 
@@ -151,8 +154,9 @@ def keeps_lan_ssh(settings: Tailnet, node: Node) -> str | None:
     if node.expires is None or settings.key_may_expire:
         return None
     return (
-        f"tailnet.key_may_expire: the node key of this host ends on {node.expires:%Y-%m-%d}, and"
-        " no login works after that, so SSH stays open on the LAN; disable the key's expiry at"
+        f"tailnet.key_may_expire: the node key of this host ends on {node.expires:%Y-%m-%d},"
+        " and then no login over the tailnet works, so SSH stays open on the LAN; disable the"
+        " key's expiry at"
         " the control server and deploy again, or set it to True and renew the key in time"
     )
 

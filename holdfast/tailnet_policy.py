@@ -66,16 +66,16 @@ def document(hosts: Hosts) -> dict[str, Any]:
     first = next(iter(members), "inventory")
     refusals = []
     if not members:
-        wrong = "no host is on a tailnet"
+        wrong = "no host declares a tailnet"
         refusals.append(Refusal(first, "tailnet", None, wrong, "declare tailnet"))
     for host, settings in members.items():
         if not tags_of(settings):
-            wrong = "a policy knows a host by its tag"
+            wrong = "a policy identifies a host by its tag"
             refusals.append(
                 Refusal(host, "tailnet.tags", [], wrong, "give it one such as tag:rack")
             )
         if server_of(settings) != server_of(members[first]):
-            wrong = f"{first} is on another tailnet, and a policy is of one"
+            wrong = f"{first} is on another tailnet, and a policy covers one only"
             mend = "keep them in two inventories"
             server = server_of(settings)
             refusals.append(Refusal(host, "tailnet.control_server", server, wrong, mend))

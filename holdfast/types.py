@@ -1,7 +1,7 @@
-"""The words an inventory may be written in: checked scalars, shared by every settings model.
+"""The kinds of text in an inventory: checked scalars, shared by all settings models.
 
-A check that fails raises ``ValueError("what is wrong; the mend")``; `holdfast.wording` adds host,
-key and value. Each word also says what it is, for the messages and for docs/settings.md.
+A failed check raises ``ValueError("error; correction")``; `holdfast.wording` adds host, key and
+value. Each word has a description, for messages and for docs/settings.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pydantic_core import CoreSchema, core_schema
 
 
 class Model(BaseModel):
-    """Base of all settings: strict types, no unknown keys, nothing changes after parsing."""
+    """Base of all settings: strict types, no unknown keys, immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
@@ -36,12 +36,12 @@ class Model(BaseModel):
 
 @dataclass(frozen=True)
 class Word:
-    """A checked kind of text, of printable ASCII: what reaches a unit, a rule or a script.
+    """A checked kind of text in printable ASCII, safe for a unit, a rule or a script.
 
     ``what`` and ``example`` complete "this is not ...; write one such as ...". The whole value
-    must match ``pattern``; ``check`` then raises ValueError for what a pattern cannot tell.
-    ``secret`` marks names of secrets: what is written there by mistake is never shown. ``machine``
-    marks what leads to a machine or a person by a domain: names, addresses, URLs and users.
+    must match ``pattern``; ``check`` then raises ValueError for errors that a pattern cannot find.
+    ``secret`` marks names of secrets: their values are never shown, because they may be the secret
+    itself. ``machine`` marks text that contains a domain: names, addresses, URLs and users.
     """
 
     what: str
@@ -60,7 +60,7 @@ class Word:
     def _validate(self, value: str) -> str:
         if not (value.isascii() and value.isprintable()):
             raise ValueError(
-                "this holds a character that is no printable ASCII; write"
+                "this contains a character that is not printable ASCII; write"
                 f" {self.what}, such as {self.example}"
             )
         if not re.fullmatch(self.pattern, value, re.ASCII):
@@ -71,12 +71,12 @@ class Word:
 
 
 _LONGEST_PATH = 200
-"""What still fits into a unit's name or a socket's address with what is put before it."""
+"""The longest path that still fits into a unit's name or a socket's address."""
 
 
 def _check_path(value: str) -> None:
     if ".." in value.split("/") or "." in value.split("/"):
-        raise ValueError("this path climbs with . or ..; write the path in full")
+        raise ValueError("this path contains . or ..; write the path in full")
     if "//" in value or (value != "/" and value.endswith("/")):
         raise ValueError("this path has an empty part; write it without // or a trailing slash")
     if len(value) > _LONGEST_PATH:
@@ -87,7 +87,7 @@ def _check_path(value: str) -> None:
 
 _LOCALES = (
     {name.partition(".")[0].partition("@")[0] for name in locale.locale_alias.values()}
-    # What Python leaves out, and what it knows of X11 and of countries that are gone.
+    # Locales that Python lacks, and its locales from X11 and of former countries.
     | {"dsb_DE", "mnw_MM", "rif_MA", "sah_RU"}
 ) - {
     *("ar_AA", "ee_EE", "en_BE", "en_DL", "en_EN", "en_ZS", "eo_EO", "eo_US", "eo_XX", "iw_IL"),
@@ -120,14 +120,15 @@ def _check_cidr(value: str) -> None:
     _check_mapped(parsed.network_address)
     found = str(parsed)
     if value not in (found, found.removesuffix("/32"), found.removesuffix("/128")):
-        # Who reads it back from a host must find it the same.
-        raise ValueError(f"this network is written otherwise; write {found}")
+        # The host prints it in this form, and the two are compared.
+        raise ValueError(f"this is not the usual form of this network; write {found}")
 
 
 def _check_mapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     if address.version == 6 and address.ipv4_mapped:
         raise ValueError(
-            f"no packet carries an IPv4 address in IPv6's form; write {address.ipv4_mapped}"
+            "this is an IPv4 address in IPv6 form, which no packet carries; write"
+            f" {address.ipv4_mapped}"
         )
 
 
@@ -142,11 +143,11 @@ def _check_address(value: str) -> None:
     if parsed.is_unspecified or parsed.is_multicast or value == "255.255.255.255":
         raise ValueError("no machine has this address; write one such as 192.168.1.20")
     if value != str(parsed):
-        raise ValueError(f"this address is written otherwise; write {parsed}")
+        raise ValueError(f"this is not the usual form of this address; write {parsed}")
 
 
 _NO_NAME = re.compile(r"\d+|0x[0-9a-f]*")
-"""A last label that resolvers take for the end of an address."""
+"""A last label that resolvers read as part of an address."""
 _LOCALHOST = {"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"}
 
 
@@ -156,7 +157,7 @@ def _check_name(value: str) -> None:
     if _NO_NAME.fullmatch(value.rpartition(".")[2]):
         raise ValueError("this reads like an address; write a name such as nas.home.arpa")
     if value in _LOCALHOST:
-        raise ValueError("to every machine that is the machine itself; write another name")
+        raise ValueError("every machine resolves this name to itself; write another name")
 
 
 def _check_host(value: str) -> None:
@@ -164,7 +165,7 @@ def _check_host(value: str) -> None:
         _check_address(value)
     elif value != value.lower() or value.endswith("."):
         raise ValueError(
-            "names are compared letter by letter; write it in lower case, without a dot at its end"
+            "names are compared as text; write it in lower case, without a dot at its end"
         )
     elif not re.fullmatch(_DNS, value):
         raise ValueError("this is not a host name; write one such as nas.home.arpa")
@@ -186,17 +187,14 @@ def _check_login(value: str) -> None:
 
 _OWN_INTERFACES = re.compile(r"lo|tailscale\d+|docker\d+|br-.*|veth.*")
 _NO_INTERFACES = re.compile(r"all|any|default|none|\d+")
-"""What the kernel, ufw or systemd reads as something else."""
+"""Words with another meaning for the kernel, ufw or systemd."""
 
 
 def _check_interface(value: str) -> None:
     if _OWN_INTERFACES.fullmatch(value):
-        raise ValueError(
-            "this interface is not one a cable or radio is behind; write a physical one such as"
-            " enp5s0"
-        )
+        raise ValueError("this is not a physical interface; write one such as enp5s0")
     if _NO_INTERFACES.fullmatch(value):
-        raise ValueError("this word means something else; write an interface such as enp5s0")
+        raise ValueError("this word is reserved; write an interface such as enp5s0")
 
 
 def _check_url(value: str) -> None:
@@ -210,11 +208,13 @@ def _check_url(value: str) -> None:
     if not port_is_valid or parts.netloc.endswith(":"):
         raise ValueError("this URL has no valid host and port; write https://host[:port]/path")
     if re.search(r"%(?![0-9A-Fa-f]{2})", value):
-        raise ValueError("a % in this URL stands for nothing; write %25 for the sign itself")
+        raise ValueError(
+            "a % in this URL is not followed by two hex digits; write %25 for the sign itself"
+        )
     if re.search(r"(?i)(token|key|passw\w*|secret|sig\w*)=", parts.query):
-        raise ValueError("this URL holds a secret; write one that needs none")
+        raise ValueError("this URL contains a secret; write one that needs none")
     if {".", ".."} & {*parts.path.split("/")}:
-        raise ValueError("this URL climbs with . or ..; write its path in full")
+        raise ValueError("this URL contains . or ..; write its path in full")
 
 
 def _check_local_url(value: str) -> None:
@@ -227,13 +227,13 @@ def _check_cloud_url(value: str) -> None:
     _check_url(value)
     host = urlsplit(value).hostname or ""
     if re.fullmatch(r"[0-9.]+", host) or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})+", host):
-        raise ValueError("this URL names its server by no DNS name; write it with one")
+        raise ValueError("this URL does not name its server by a DNS name; write it with one")
     if host in _LOCALHOST:
-        raise ValueError("this URL leads to the host itself; write the cloud's own name")
+        raise ValueError("this URL points to the host itself; write the cloud's own name")
     if value.endswith("/"):
         raise ValueError("this URL ends with a slash; write it without")
     if ending := re.search(r"/(chat/completions|completions|messages|responses|models)$", value):
-        raise ValueError(f"each request brings its own path; write the URL without {ending[0]}")
+        raise ValueError(f"each request adds its own path; write the URL without {ending[0]}")
 
 
 _CPU = r"(0|[1-9]\d{0,3})"
@@ -242,7 +242,7 @@ _CPU = r"(0|[1-9]\d{0,3})"
 def _check_cpus(value: str) -> None:
     for first, last in re.findall(r"(\d+)-(\d+)", value):
         if int(first) > int(last):
-            raise ValueError(f"this range runs backwards; write {int(last)}-{int(first)}")
+            raise ValueError(f"this range is reversed; write {int(last)}-{int(first)}")
     if max(map(int, re.findall(r"\d+", value))) > 8191:
         raise ValueError("no machine has so many CPUs; write what `lscpu` shows")
 
@@ -252,19 +252,23 @@ _FLOATING = {"latest", "main", "master", "head", "nightly", "edge", "stable", "t
 
 def _check_pinned_version(value: str) -> None:
     if value.lower() in _FLOATING:
-        raise ValueError("this version moves under you; write the one release you have tested")
+        raise ValueError(
+            "this version changes over time; write the one release that you have tested"
+        )
 
 
 def _check_pinned_url(value: str) -> None:
     _check_url(value)
     if "0123456789abcdef" in value:
-        raise ValueError("this commit is the example's; write that of the release you have tried")
+        raise ValueError(
+            "this commit is a placeholder; write that of the release that you have tested"
+        )
     if re.match(r"https?://(huggingface\.co|github\.com)/[^/]+/[^/]+/(blob|tree)/", value):
         raise ValueError("this is a page that shows the file; write the URL that downloads it")
     floating = _FLOATING.intersection(re.split(r"[/?=&@:]", value.partition("://")[2].lower()))
     if floating:
         raise ValueError(
-            f"what lies at '{floating.pop()}' moves under you; write the URL of one release,"
+            f"the file at '{floating.pop()}' changes over time; write the URL of one release,"
             " tag or commit"
         )
 
@@ -276,7 +280,7 @@ def _check_source(value: str) -> None:
         _check_pinned_url(value)
 
 
-# Others are in a package of their own since Debian 13, or count leap seconds.
+# Other zones are in a separate package since Debian 13, or count leap seconds.
 _AREAS = "Africa|America|Antarctica|Arctic|Asia|Atlantic|Australia|Etc|Europe|Indian|Pacific"
 
 
@@ -296,12 +300,14 @@ NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 def _check_sha256(value: str) -> None:
     if value == NOTHING:
         raise ValueError(
-            "this is the checksum of nothing (an empty file); write what sha256sum prints for"
-            " the file that you downloaded and tried"
+            "this is the checksum of an empty file; write what sha256sum prints for the file"
+            " that you downloaded and tested"
         )
     if value in (2 * value)[1:-1]:
-        # It repeats itself: zeros, deadbeef.
-        raise ValueError("this is no file's checksum; write what sha256sum prints for the file")
+        # A repeated pattern: zeros, deadbeef.
+        raise ValueError(
+            "this is a placeholder and no checksum; write what sha256sum prints for the file"
+        )
 
 
 _UNSAID = re.compile(r"(?i)\b(todo|fixme|tbd|lorem|asdf\w*)\b")
@@ -310,7 +316,7 @@ _UNSAID = re.compile(r"(?i)\b(todo|fixme|tbd|lorem|asdf\w*)\b")
 def _check_sentence(value: str) -> None:
     words = re.findall(r"[A-Za-z]{2,}", value)
     if _UNSAID.search(value) or len(words) < 2 or len(set(value.lower()) - {" "}) < 5:
-        raise ValueError("this says nothing; write why, in a few words")
+        raise ValueError("this is not a reason; write why, in a few words")
 
 
 def _check_reason(value: str) -> None:
@@ -319,7 +325,7 @@ def _check_reason(value: str) -> None:
         or len(re.findall(r"[A-Za-z]", value)) < 3
         or len(set(value.lower())) < 3
     ):
-        raise ValueError("this says nothing; write who needs it and for what")
+        raise ValueError("this is not a reason; write who needs it and for what")
 
 
 _FOREIGN_VARIABLES = re.compile(
@@ -327,13 +333,13 @@ _FOREIGN_VARIABLES = re.compile(
     r"|PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|TERM|LANG|MAIL|HOSTNAME|DISPLAY|EDITOR|VISUAL"
     r"|PAGER|VIRTUAL_ENV|TMPDIR|INVENTORY|MAKEFLAGS"
 )
-"""Secrets are read from the environment first, which holds these for other purposes."""
+"""Secrets are read from the environment first, which contains these for other purposes."""
 
 
 def _check_secret_name(value: str) -> None:
     if _FOREIGN_VARIABLES.fullmatch(value):
         raise ValueError(
-            "your shell has a variable of this name; name the secret otherwise, such as"
+            "other programs use an environment variable of this name; choose another, such as"
             " FLOOR_API_KEY"
         )
 
@@ -357,17 +363,17 @@ def _check_public_key(value: str) -> None:
         blob = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         blob = b""
-    # A key cut short in pasting would lock its owner out, for the other keys are removed.
+    # A truncated key would lock its owner out, because the other keys are removed.
     try:
         load_ssh_public_key(f"{kind} {encoded}".encode())
         is_whole = base64.b64encode(blob).decode() == encoded
     except (ValueError, UnsupportedAlgorithm):
         is_whole = False
     if not is_whole:
-        raise ValueError("this key is cut short or damaged; paste the whole line of the .pub file")
+        raise ValueError("this key is truncated or damaged; paste the whole line of the .pub file")
 
 
-# Of systemd.time(7) what every version reads alike and what comes round again: no years, no zones.
+# The part of systemd.time(7) that every version reads in the same way, without years and zones.
 _ITEM = r"\d{1,2}(\.\.\d{1,2})?(/\d{1,2})?"
 _ITEMS = rf"(\*|{_ITEM}(,{_ITEM})*)"
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -382,7 +388,7 @@ _MONTH_DAYS = dict(enumerate((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), s
 
 
 def _numbers(text: str, least: int, most: int) -> set[int] | None:
-    """What a calendar's items stand for; None where systemd would refuse one of them."""
+    """The numbers of a calendar's items; None if systemd would refuse one of them."""
     found: set[int] = set()
     for item in text.split(","):
         if item == "*":
@@ -416,7 +422,9 @@ def _check_calendar(value: str) -> None:
         if text := parts.get(part):
             numbers = _numbers(text, least, most)
             if numbers is None:
-                raise ValueError(f"there are no such {part}; write a time of day such as 03:30:00")
+                raise ValueError(
+                    f"the {part} are out of range; write a time of day such as 03:30:00"
+                )
             meant[part] = numbers
     for first, last in re.findall(r"(\w+)\.\.(\w+)", parts.get("weekdays") or ""):
         if _DAYS.index(first) >= _DAYS.index(last):
@@ -424,7 +432,7 @@ def _check_calendar(value: str) -> None:
     if meant.get("days") and not any(
         day <= _MONTH_DAYS[month] for month in meant["months"] for day in meant["days"]
     ):
-        raise ValueError("this day never comes; write one that its month has")
+        raise ValueError("this date does not exist; write a day that its month has")
 
 
 _SHORT = {
@@ -441,7 +449,7 @@ _SHORT = {
 
 
 _CYCLE_DAYS = 28 * 365 + 7
-"""Then days of the month come on the same days of the week again."""
+"""After this time the dates fall on the same weekdays again."""
 
 
 def longest_pause_hours(calendar: str) -> float:
@@ -626,13 +634,13 @@ Locale = Annotated[
 Suite = Annotated[
     str,
     Word(
-        "an APT suite, or a flat one's folder, which ends in /",
+        "an APT suite, or the folder of a flat repository, which ends in /",
         "bookworm",
         r"/|[a-z0-9][a-z0-9.-]{0,60}(/[a-z0-9][a-z0-9.-]{0,60}){0,4}/?",
     ),
 ]
 PackagePrefix = Annotated[
-    str, Word("the beginning of a package name", "nvidia-", r"[a-z0-9][a-z0-9.+-]{1,60}")
+    str, Word("the first part of a package name", "nvidia-", r"[a-z0-9][a-z0-9.+-]{1,60}")
 ]
 FileName = Annotated[
     str, Word("a file name without folders", "model-q4.gguf", r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
@@ -655,7 +663,7 @@ UnitName = Annotated[
     Word(
         "a systemd unit name",
         "photos.service",
-        # A name that ends in a dash stands for every unit that begins so (systemd.unit(5)).
+        # A name that ends in a dash applies to every unit with that prefix (systemd.unit(5)).
         r"[a-z]([a-z0-9_.-]{0,80}[a-z0-9_])?(@([a-z0-9_]([a-z0-9_.-]{0,80}[a-z0-9_])?)?)?"
         r"\.(service|socket|timer)",
     ),
@@ -717,7 +725,7 @@ Address = Annotated[
 Port = Annotated[int, Field(ge=1, le=65535)]
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 Watts = Annotated[int, Field(ge=50, le=1500)]
-"""A card's power limit: from the lowest any takes to more than any draws, W."""
+"""A card's power limit, within the range of all cards, W."""
 PublicKey = Annotated[
     str,
     Word(

@@ -1,4 +1,4 @@
-"""pydantic's errors as sentences an operator can act on."""
+"""Turns pydantic's errors into sentences for an operator."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def _below(key: str, step: int | str) -> str:
 
 
 def locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any, str]:
-    """Where an error is: its key as the inventory writes it, what belongs there, and the union arm.
+    """The place of an error: its key in the inventory, the expected type, and the union's key.
 
-    pydantic puts the name of a union's arm into its locations; the inventory does not hold that
-    name. The third value is the key of the union the error lies in, else "".
+    pydantic's locations contain the name of a union's arm, which the inventory does not have. The
+    third value is the key of the union that contains the error, else "".
     """
     key, annotation, union = "", model, ""
     for step, following in zip_longest(location, location[1:]):
@@ -52,7 +52,7 @@ def locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str
         else:
             key = _below(key, step)
             if get_origin(kind) is dict:
-                # What is wrong may be the name in a dict, not what it names.
+                # The error may be in a dict's key, not in its value.
                 annotation = get_args(kind)[0 if following == "[key]" else 1]
             elif isinstance(kind, type) and issubclass(kind, BaseModel):
                 annotation = annotation_of(kind, step)
@@ -71,10 +71,10 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> tup
         kind = arms(get_args(kind)[0])[0]
     keys = keys_of(kind)
     if is_secret_key(name):
-        return "there is no such key, and secrets are not kept here", "put it in .env"
+        return "there is no such key, and an inventory holds no secrets", "put it in .env"
     if meant := _nearest(name, keys):
         return "there is no such key", f"write '{meant}', or remove it"
-    return "there is no such key", f"remove it (known here are {', '.join(sorted(keys))})"
+    return "there is no such key", f"remove it (known keys: {', '.join(sorted(keys))})"
 
 
 _OUT_OF_BOUNDS = {
@@ -95,7 +95,7 @@ def _words(error: ErrorDetails, model: type[BaseModel], expected: Any) -> tuple[
         wrong, _, mend = str(error["ctx"]["error"]).partition("; ")
         return wrong, mend
     if kind == "invalid_key":
-        return "a key is text", "write it in quotes, or remove it"
+        return "a key must be text", "write it in quotes, or remove it"
     if kind == "missing":
         wrong = "this key is required"
     elif kind == "literal_error":
@@ -109,7 +109,7 @@ def _words(error: ErrorDetails, model: type[BaseModel], expected: Any) -> tuple[
 
 
 def _relevant(errors: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorDetails]:
-    """``errors`` without those that say of one value again what others say of it."""
+    """``errors`` without duplicates for one value."""
     misnamed = [error["loc"][:-1] for error in errors if error["loc"][-1:] == ("[key]",)]
     kept: list[ErrorDetails] = []
     best: dict[str, list[ErrorDetails]] = {}
@@ -118,10 +118,10 @@ def _relevant(errors: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorD
         if error["loc"][-1:] != ("[key]",) and any(
             error["loc"][: len(name)] == name for name in misnamed
         ):
-            # What a wrong name stands for may be no better: keys and values were exchanged.
+            # The value of a wrong key may also be wrong: keys and values may be swapped.
             continue
         if union:
-            # A value is meant for the arm that looked inside it; else for the whole union.
+            # The error of the arm that read the value counts; otherwise that of the whole union.
             if key == union and error["type"] != "value_error":
                 error["loc"] = error["loc"][:-1]
             best.setdefault(union, []).append(error)
@@ -136,7 +136,7 @@ def _relevant(errors: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorD
 def refusals_from(
     host: str, error: ValidationError, model: type[BaseModel], secrets: frozenset[str]
 ) -> list[Refusal]:
-    """One refusal for each thing wrong with ``host``; ``secrets`` are values never to show."""
+    """One refusal for each error of ``host``; ``secrets`` are values that are never shown."""
     refusals = []
     for item in _relevant(error.errors(), model):
         key, expected, _ = locate(model, item["loc"])
@@ -145,7 +145,7 @@ def refusals_from(
             mend += f", in {unit}"
         name = ""
         if names_a_secret(expected):
-            # What fails to be the name of a secret is often the secret.
+            # A wrong name of a secret is often the secret itself.
             name = "secret"
         elif item["type"] == "extra_forbidden" or "sha256" in key:
             name = str(item["loc"][-1])

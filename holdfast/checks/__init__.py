@@ -1,6 +1,6 @@
-"""What no single key can tell: settings that contradict each other, this host or another host.
+"""Checks across keys: settings that contradict each other or those of another host.
 
-Every check yields findings and changes nothing. They run only where the settings parsed.
+Every check yields findings and changes nothing. They run only after the settings were parsed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from holdfast.settings import HostSettings
 
 
 def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> list[Refusal]:
-    """What is wrong with one of ``hosts``, its secrets aside; ``names`` are those of the whole
+    """Errors in the settings of one of ``hosts``, except secrets; ``names`` are all hosts of the
     inventory.
     """
     settings = hosts[host]
-    # What else is said of a number in another unit is of no use.
+    # Other findings about a number in the wrong unit would be misleading.
     findings = list(numbers.numbers(settings)) or [
         *naming.duplicates(settings),
         *ssh.login(settings),
@@ -81,7 +81,7 @@ def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> li
 
 
 def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
-    """What is wrong with the secrets one host needs, where `.env` can be read."""
+    """Errors in the secrets of one host, if `.env` can be read."""
     findings = list(secrets.secrets_set(settings)) or [
         *tailnet.auth_key(settings),
         *floor.floor_key(settings),
@@ -92,7 +92,7 @@ def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
 
 
 def check_site(hosts: dict[str, HostSettings]) -> list[Refusal]:
-    """What is wrong between hosts. The later host of a pair is the one named."""
+    """Contradictions between hosts. The refusal names the later host of a pair."""
     return [
         *(
             Refusal(second, key, value, f"{first} has it too", "give each host its own")

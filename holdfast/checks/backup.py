@@ -1,4 +1,4 @@
-"""Backups that would not survive what they are for."""
+"""Backups that would be lost together with the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _place(repository: Repository, host: str, hosts: Hosts) -> str:
 
 
 def _places(backup: Backup, host: str, hosts: Hosts) -> list[str]:
-    """The machines that hold a copy, each once."""
+    """The machines with a copy, each once."""
     found: list[str] = []
     for repository in backup.repositories:
         place = _place(repository, host, hosts)
@@ -31,7 +31,7 @@ def _places(backup: Backup, host: str, hosts: Hosts) -> list[str]:
 
 
 def backup(host: str, hosts: Hosts) -> Findings:
-    """Backups that would not survive what they are for."""
+    """Backups that would be lost together with the host."""
     settings = hosts[host]
     backup = settings.backup
     if backup is None:
@@ -44,7 +44,7 @@ def backup(host: str, hosts: Hosts) -> Findings:
         yield Finding(
             "backup.repositories",
             ", ".join(places),
-            "all copies are in one place",
+            "all copies are on one machine",
             "add a repository elsewhere, or say why not in single_place_waiver",
         )
     yield from _ages(backup)
@@ -66,8 +66,8 @@ def _ages(backup: Backup) -> Findings:
             yield Finding(
                 f"backup.{field}",
                 age,
-                f"{key} pauses for {pause:g} hours, and between two of them there is an alert",
-                "write more, or a schedule that comes more often",
+                f"{key} has a gap of {pause:g} hours, so a normal gap would raise an alert",
+                "write more, or a more frequent schedule",
             )
 
 
@@ -121,7 +121,7 @@ def _repository(key: str, repository: Repository, settings: HostSettings) -> Fin
         yield Finding(
             f"{key}.url",
             repository.url,
-            "the password would cross the network in the clear",
+            "the password would cross the network unencrypted",
             "write its https URL",
         )
 
@@ -131,7 +131,7 @@ def _path_repository(key: str, repository: Repository, settings: HostSettings) -
         yield Finding(
             f"{key}.append_only",
             repository.append_only,
-            "nothing stops this host from deleting files below a path",
+            "this host can delete files below a path",
             "use kind 'rest' for it, or remove it",
         )
     mount = mount_of(repository.path, settings) if repository.path else None
@@ -146,6 +146,6 @@ def _path_repository(key: str, repository: Repository, settings: HostSettings) -
         yield Finding(
             f"{key}.path",
             repository.path,
-            "this looks like a mount and none is declared there",
+            "this looks like a mount, but no mount is declared there",
             "declare it under storage.mounts, or write a local folder",
         )

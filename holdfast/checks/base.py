@@ -1,4 +1,4 @@
-"""The ground: private authorities, and who tells the time."""
+"""The base: private authorities and time servers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from holdfast.settings import HostSettings
 
 
 def authorities(settings: HostSettings) -> Findings:
-    """Authorities that prove nothing."""
+    """Files that contain no certificate of an authority."""
     for name, path in settings.base.trusted_cas.items():
         wrong = no_file(path)
         text = "" if wrong else Path(path).expanduser().read_text("utf-8", "replace")
         if not wrong and "PRIVATE KEY-----" in text:
-            wrong = "this file holds a private key, which every user of the host could read"
+            wrong = "this file contains a private key, which every user of the host could read"
         elif not wrong and "-----BEGIN CERTIFICATE-----" not in text:
-            wrong = "this file holds no PEM certificate"
+            wrong = "this file contains no PEM certificate"
         if wrong is None:
             continue
         yield Finding(
@@ -26,7 +26,7 @@ def authorities(settings: HostSettings) -> Findings:
 
 
 def time(host: str, hosts: Hosts) -> Findings:
-    """A host that would ask itself for the time."""
+    """A host that is its own time server."""
     for index, server in enumerate(hosts[host].base.ntp_servers):
         if machine_of(server, host, hosts) == host:
             yield Finding(

@@ -1,4 +1,4 @@
-"""Docker: its repository, its networks, and what is said to be on them."""
+"""Docker: its repository, its networks, and the services on them."""
 
 from __future__ import annotations
 
@@ -21,30 +21,28 @@ def repository(settings: HostSettings) -> Findings:
         yield Finding(
             "docker.repository.url",
             docker.repository.url,
-            "source is 'distribution', which takes no repository",
+            "source 'distribution' uses no repository",
             "remove it, or write source 'vendor'",
         )
 
 
 DOCKERS_OWN = ("bridge", "container", "default", "host", "none")
-"""Words that `docker run --network` reads otherwise."""
+"""Words with another meaning for `docker run --network`."""
 
 
 def networks(settings: HostSettings) -> Findings:
-    """Networks that cannot be made, or would not hold what is on them."""
+    """Networks that cannot be created, or whose tier could not be enforced."""
     taken = {service.name for service in declared_services(settings)}
     declared = declared_networks(settings)
     for index, network in enumerate(declared):
         key = f"docker.networks[{index}]"
         if network.name in DOCKERS_OWN:
-            yield Finding(
-                f"{key}.name", network.name, "Docker means another thing by it", "rename it"
-            )
+            yield Finding(f"{key}.name", network.name, "Docker reserves this name", "rename it")
         elif network.name in taken:
             yield Finding(
                 f"{key}.name",
                 network.name,
-                "a service has this name, and alerts could not tell them apart",
+                "a service has this name, so alerts could not distinguish them",
                 "rename the network",
             )
         yield from _subnets(key, network, settings)
@@ -56,16 +54,16 @@ def networks(settings: HostSettings) -> Findings:
 
 _PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 _DOCKER0 = "172.17.0.0/16"
-"""What Docker gives its own bridge."""
+"""Docker's default subnet for its own bridge."""
 _LONGEST_PREFIX = {4: 29, 6: 120}
-"""Of what still holds a gateway and some containers."""
+"""The smallest subnet with room for a gateway and some containers."""
 
 
 def _neighbours(settings: HostSettings) -> Iterator[tuple[str, str]]:
-    """Networks and addresses that a host must still reach, each with what it is."""
-    yield _DOCKER0, "Docker's own bridge has it"
+    """Networks and addresses that a host must still reach, each with the reason."""
+    yield _DOCKER0, "Docker's own bridge uses it"
     for network in TAILNET:
-        yield network, "the tailnet has it"
+        yield network, "the tailnet uses it"
     for source in settings.ssh.lan_sources:
         yield source, "ssh.lan_sources names it as the LAN"
     for index, opening in enumerate(settings.firewall.openings):
@@ -74,14 +72,14 @@ def _neighbours(settings: HostSettings) -> Iterator[tuple[str, str]]:
     for service in settings.services:
         for listen in service.listens:
             for source in listen.sources:
-                yield source, f"service {service.name} answers it on the LAN"
+                yield source, f"service {service.name} accepts it on the LAN"
     named = {"lan_address": settings.lan_address, "ssh_hostname": settings.ssh_hostname}
     named |= {f"base.hosts {name}": address for name, address in settings.base.hosts.items()}
     named |= {f"mount {mount.name}": mount.server for mount in settings.storage.mounts}
     resolvers = settings.docker.dns if settings.docker else []
     named |= {f"docker.dns[{place}]": each for place, each in enumerate(resolvers)}
     for what, address in named.items():
-        yield canonical(address or ""), f"{what} lies in it"
+        yield canonical(address or ""), f"{what} is in it"
 
 
 def _taken(subnet: str, settings: HostSettings) -> str | None:
@@ -103,28 +101,28 @@ def _subnets(key: str, network: DockerNetwork, settings: HostSettings) -> Findin
             yield Finding(
                 f"{key}.subnets[{place}]",
                 subnet,
-                "these addresses are others', or mean something else to a kernel",
+                "these addresses are public or reserved",
                 "write a private network, such as 172.30.1.0/24 or fd00:30:1::/64",
             )
         elif ipaddress.ip_network(subnet).prefixlen > _LONGEST_PREFIX[versions[place]]:
             yield Finding(
                 f"{key}.subnets[{place}]",
                 subnet,
-                "it has no room for a gateway and containers",
+                "it is too small for a gateway and containers",
                 f"write one of /{_LONGEST_PREFIX[versions[place]]} or wider",
             )
         elif why := _taken(subnet, settings):
             yield Finding(
                 f"{key}.subnets[{place}]",
                 subnet,
-                f"{why}, and the host would look for it behind this bridge",
+                f"{why}, and the host would send packets for it to this bridge",
                 "write another private network, such as 172.30.1.0/24 or fd00:30:1::/64",
             )
         elif versions[place] in versions[:place]:
             yield Finding(
                 f"{key}.subnets[{place}]",
                 subnet,
-                f"it has one of IPv{versions[place]} already",
+                f"the network already has an IPv{versions[place]} subnet",
                 "remove one",
             )
 
@@ -137,7 +135,7 @@ def _overlaps(declared: list[DockerNetwork]) -> Findings:
     ]
     for (_, first, one), (key, second, other) in combinations(numbered, 2):
         if first != second and one.version == other.version and one.overlaps(other):
-            yield Finding(key, str(other), f"{first} has {one}", "give each network its own")
+            yield Finding(key, str(other), f"{first} uses {one}", "give each network its own")
 
 
 def _resolvers(settings: HostSettings, declared: list[DockerNetwork]) -> Findings:
@@ -147,7 +145,7 @@ def _resolvers(settings: HostSettings, declared: list[DockerNetwork]) -> Finding
             yield Finding(
                 f"docker.dns[{place}]",
                 resolver,
-                "to a container loopback is the container",
+                "loopback is the container itself, not the host",
                 "write a resolver that the containers can reach, such as the LAN's",
             )
     sovereign = next((each.name for each in declared if each.tier == "T1"), None)
@@ -155,9 +153,9 @@ def _resolvers(settings: HostSettings, declared: list[DockerNetwork]) -> Finding
         yield Finding(
             "docker.dns",
             resolvers,
-            f"without it Docker may ask the host's resolvers for containers on the T1 network"
-            f" {sovereign}, as root, where no rule knows whom it asks for",
-            "write the resolvers that other containers may ask, such as the LAN's",
+            "without it Docker may ask the host's resolvers, as root, for containers on the"
+            f" T1 network {sovereign}; no rule can attribute those queries",
+            "write the resolvers that containers of other tiers may ask, such as the LAN's",
         )
 
 
@@ -168,7 +166,8 @@ def _place(key: str, service: Service, declared: dict[str, DockerNetwork]) -> Fi
             yield Finding(
                 f"{key}.tier",
                 service.tier,
-                "it runs in a container on no declared network: nothing would hold it",
+                "it runs in a container that is on no declared network, so no rule would"
+                " restrict it",
                 "declare a T1 network under docker.networks, put the container on it, and name it"
                 " here as network",
             )
@@ -178,8 +177,8 @@ def _place(key: str, service: Service, declared: dict[str, DockerNetwork]) -> Fi
         yield Finding(
             f"{key}.network",
             service.network,
-            "none of its ports is a container's",
-            "remove it, or say container=True where Docker publishes the port",
+            "none of its ports is published by a container",
+            "remove it, or write container=True where Docker publishes the port",
         )
     elif network is None:
         yield Finding(
@@ -193,5 +192,5 @@ def _place(key: str, service: Service, declared: dict[str, DockerNetwork]) -> Fi
             f"{key}.tier",
             service.tier,
             f"its network {network.name} is {network.tier}",
-            "give both one tier, or put it on another network",
+            "give both the same tier, or put it on another network",
         )

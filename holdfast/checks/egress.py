@@ -1,4 +1,4 @@
-"""What services and Docker's networks may reach, held against their tiers."""
+"""Whether the declared peers and clouds of services and networks fit their tiers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from holdfast.sandbox import RUN
 from holdfast.settings import DockerNetwork, HostSettings, Service, Tier
 
 ALLOW_LISTED: tuple[Tier, ...] = ("T3", "T4")
-"""Tiers whose services and networks say whom they call."""
-NOBODY, EVERYBODY = "127.0.0.1/32", ("0.0.0.0/0", "::/0")
+"""Tiers whose services and networks must declare what they call."""
+NO_PEER, ANY_PEER = "127.0.0.1/32", ("0.0.0.0/0", "::/0")
 
 
 _OTHERS_SOCKETS = (
@@ -24,7 +24,7 @@ _OTHERS_SOCKETS = (
 
 
 def tiers(settings: HostSettings) -> Findings:
-    """Declarations that would carry data to where their tier says it never goes."""
+    """Declarations that would send data where their tier forbids it."""
     for index, network in enumerate(networks(settings)):
         if network.tier == "T1":
             yield from _calls(f"docker.networks[{index}]", network)
@@ -41,9 +41,9 @@ def tiers(settings: HostSettings) -> Findings:
             yield Finding(
                 f"{key}.{field}",
                 called[field],
-                "it runs in a container, whose packets carry no user of this host: nothing would"
-                f" hold it to its {field}",
-                "declare them with its network under docker.networks",
+                "it runs in a container, whose packets carry no user of this host, so its"
+                f" {field} could not be enforced",
+                "declare them on its network under docker.networks",
             )
         elif service.tier == "T1":
             yield from _calls(key, service)
@@ -57,8 +57,7 @@ def _sees(key: str, service: Service) -> Findings:
         yield Finding(
             f"{key}.run_paths",
             service.run_paths,
-            "only a T1 service with a .service unit and a user of its own is kept from what it does"
-            " not declare",
+            "run_paths only applies to a T1 service with a .service unit and its own user",
             "remove it",
         )
     for place, path in enumerate(service.run_paths):
@@ -66,15 +65,16 @@ def _sees(key: str, service: Service) -> Findings:
             yield Finding(
                 f"{key}.run_paths[{place}]",
                 path,
-                "who opens it becomes root, or calls others by a program that no tier holds",
-                "remove it, or give the service its true tier",
+                "a program that opens it can become root, or send data through a program that"
+                " no tier restricts",
+                "remove it, or give the service another tier",
             )
         elif not path.startswith("/run/") or path == RUN:
             yield Finding(
                 f"{key}.run_paths[{place}]",
                 path,
-                "it names one socket below /run, or the folder of one program's sockets",
-                "write for example /run/postgresql",
+                "this is not a socket below /run, or the folder of one program's sockets",
+                "write one such as /run/postgresql",
             )
 
 
@@ -83,9 +83,9 @@ def _says_whom(key: str, caller: Service | DockerNetwork) -> Findings:
         yield Finding(
             f"{key}.clouds",
             [],
-            f"{caller.tier} calls whom it names and no other",
-            f"name its clouds or its peers ({NOBODY} where it calls nothing beyond this machine,"
-            f" {' and '.join(EVERYBODY)} where it calls everybody)",
+            f"{caller.tier} may only call what it names",
+            f"name its clouds or its peers ({NO_PEER} if it calls no other machine,"
+            f" {' and '.join(ANY_PEER)} if it may call any machine)",
         )
 
 
@@ -95,22 +95,22 @@ def _calls(key: str, caller: Service | DockerNetwork) -> Findings:
         yield Finding(
             f"{key}.clouds[{place}].name",
             cloud.name,
-            f"a T1 {what} never calls the internet",
-            f"remove it, or give the {what} its true tier",
+            f"a T1 {what} must not call the internet",
+            f"remove it, or give the {what} another tier",
         )
     for place, peer in enumerate(caller.peers):
         if not is_sovereign(peer.network):
             yield Finding(
                 f"{key}.peers[{place}].network",
                 peer.network,
-                f"a T1 {what} reaches private networks and the tailnet, never the internet",
-                f"write the one machine it needs, or give the {what} its true tier",
+                f"a T1 {what} may call private networks and the tailnet, but not the internet",
+                f"write the one machine that it needs, or give the {what} another tier",
             )
         elif peer.port in RESOLVER_PORTS:
             yield Finding(
                 f"{key}.peers[{place}].port",
                 peer.port,
-                "a resolver carries what it is asked to the internet, and T1 never goes there",
+                "a resolver forwards queries to the internet, which T1 must not reach",
                 "remove it, and name its peers by address or under base.hosts",
             )
 
@@ -122,7 +122,7 @@ def _answers(key: str, service: Service) -> Findings:
             yield Finding(
                 f"{where}.scope",
                 listen.scope,
-                "a T1 service answers no caller on the internet",
+                "a T1 service must not accept callers from the internet",
                 "write 'lan' with sources, 'tailnet' or 'loopback'",
             )
         for source in listen.sources:
@@ -130,6 +130,7 @@ def _answers(key: str, service: Service) -> Findings:
                 yield Finding(
                     f"{where}.sources",
                     source,
-                    "a T1 service answers private networks and the tailnet, never the internet",
-                    "write the LAN's network, or give the service its true tier",
+                    "a T1 service may accept private networks and the tailnet, but not the"
+                    " internet",
+                    "write the LAN's network, or give the service another tier",
                 )

@@ -1,4 +1,4 @@
-"""What a check finds: a refusal that does not know its host yet."""
+"""The result of a check: a refusal without its host."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Finding(NamedTuple):
 
 Findings = Iterator[Finding]
 
-NEW_SECRET = "replace it, for instance by what 'openssl rand -hex 24' prints"  # noqa: S105
-"""The mend for a secret that will not do."""
+NEW_SECRET = "replace it, for example with the output of 'openssl rand -hex 24'"  # noqa: S105
+"""The correction for an unusable secret."""
 
-NO_USER = "this machine has no user of the name behind ~"
-"""What is wrong with a path of the controller that begins with such a name."""
+NO_USER = "this machine has no user of the name after ~"
+"""The error for a path of the controller that begins with such a name."""
 
 
 def nearest(name: str, known: set[str]) -> str:
-    """The mend for a name that is not among ``known``."""
+    """The correction for a name that is not in ``known``."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"write '{close[0]}'" if close else "write one that is declared"
 
 
 def no_file(path: str) -> str | None:
-    """Why a path on this controller is no file that can be read; None where it is one."""
+    """Why a path on this controller is not a readable file; None if it is."""
     try:
         file = Path(path).expanduser()
         if not file.is_file():
@@ -49,7 +49,7 @@ def no_file(path: str) -> str | None:
 
 
 def canonical(name: str) -> str:
-    """A host's name or address in the one way that it can be compared in."""
+    """A host's name or address in canonical form, for comparisons."""
     spelt = name.strip("[]").lower().rstrip(".")
     try:
         return str(ipaddress.ip_address(spelt.partition("%")[0]))
@@ -58,7 +58,7 @@ def canonical(name: str) -> str:
 
 
 def is_loopback_name(name: str) -> bool:
-    """Whether a name or address leads to the host itself."""
+    """Whether a name or address is the host itself."""
     try:
         return ipaddress.ip_address(canonical(name)).is_loopback
     except ValueError:
@@ -66,7 +66,7 @@ def is_loopback_name(name: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL leads to the host itself."""
+    """Whether a URL points to the host itself."""
     return is_loopback_name(urlsplit(url).hostname or "")
 
 

@@ -1,4 +1,4 @@
-"""The firewall: ports, who may reach them, and openings."""
+"""The firewall: ports, their callers, and openings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.settings import HostSettings, Listen, Opening
 
 
 def ports(settings: HostSettings) -> Findings:
-    """Ports that two services, or a service and an opening, claim."""
+    """Ports that two services, or a service and an opening, use."""
     holders: dict[tuple[str, int], str] = {}
     for claim in registry.port_claims(settings):
         holder = holders.setdefault((claim.protocol, claim.port), claim.owner)
@@ -22,13 +22,13 @@ def ports(settings: HostSettings) -> Findings:
             yield Finding(
                 claim.key,
                 claim.port,
-                f"{holder} has {claim.protocol} port {claim.port} already",
+                f"{holder} already uses {claim.protocol} port {claim.port}",
                 "choose another port",
             )
     for index, opening in enumerate(settings.firewall.openings):
         holder = holders.get((opening.protocol, opening.port), "")
         if holder == "ssh":
-            mend = "use ssh.lan_access and ssh.lan_sources"
+            mend = "use ssh.lan_access and ssh.lan_sources instead"
         elif holder:
             mend = "remove it and set the scope where the service is declared"
         else:
@@ -36,13 +36,14 @@ def ports(settings: HostSettings) -> Findings:
         yield Finding(
             f"firewall.openings[{index}].port",
             opening.port,
-            f"{holder} has this port and its own rule",
+            f"{holder} uses this port and has its own rule",
             mend,
         )
 
 
 _MOST_STRANGERS = {4: 2**24, 6: 2**108}
-"""Addresses of the internet that may be named: an IPv4 network of /8, an IPv6 network of /20."""
+"""The most public addresses that sources may cover: an IPv4 network of /8, an IPv6 network of
+/20."""
 
 
 def _is_near(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
@@ -50,7 +51,7 @@ def _is_near(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
 
 
 def widest(networks: Iterable[str]) -> str | None:
-    """The widest of ``networks`` where they, all together, are so wide that they mean "anyone"."""
+    """The widest of ``networks`` if all of them together are so wide that they mean "anyone"."""
     parsed = [ipaddress.ip_network(network) for network in networks]
     for version, most in _MOST_STRANGERS.items():
         public = [each for each in parsed if each.version == version and not _is_near(each)]
@@ -67,7 +68,7 @@ def widest(networks: Iterable[str]) -> str | None:
 
 _ANYONE = {
     False: "this is the whole internet",
-    True: "all sources together are the whole internet, or much of it",
+    True: "all sources together cover the whole internet, or a large part of it",
 }
 
 
@@ -82,7 +83,7 @@ def _interface(key: str, name: str | None, settings: HostSettings) -> Findings:
 
 
 def listens(settings: HostSettings) -> Findings:
-    """Listen addresses that cannot be, or do not say whom they let in."""
+    """Impossible listen addresses, and those without their callers."""
     for index, service in enumerate(settings.services):
         for place, listen in enumerate(service.listens):
             key = f"services[{index}].listens[{place}]"
@@ -103,14 +104,14 @@ def _scope(key: str, listen: Listen, settings: HostSettings) -> Findings:
             yield Finding(
                 f"{key}.interface",
                 MISSING,
-                "scope 'lan' must say which interface",
+                "scope 'lan' needs an interface",
                 f"write one of {', '.join(settings.interfaces)}",
             )
         if not listen.sources:
             yield Finding(
                 f"{key}.sources",
                 listen.sources,
-                "scope 'lan' must say who may come",
+                "scope 'lan' needs sources",
                 "write the LAN's network, such as 192.168.1.0/24",
             )
         if wide := widest(listen.sources):
@@ -118,14 +119,14 @@ def _scope(key: str, listen: Listen, settings: HostSettings) -> Findings:
                 f"{key}.sources",
                 wide,
                 _ANYONE[len(listen.sources) > 1],
-                "write the LAN's network, or say scope 'public'",
+                "write the LAN's network, or scope 'public'",
             )
     elif listen.interface or listen.sources:
         part = "interface" if listen.interface else "sources"
         yield Finding(
             f"{key}.{part}",
             getattr(listen, part),
-            f"scope '{listen.scope}' has no use for it",
+            f"scope '{listen.scope}' does not use it",
             "write scope 'lan', or remove it",
         )
     if listen.scope == "tailnet" and settings.tailnet is None:
@@ -138,20 +139,20 @@ def _scope(key: str, listen: Listen, settings: HostSettings) -> Findings:
 
 
 def sources(settings: HostSettings) -> Findings:
-    """Networks from which no other machine calls, so that no caller could come in."""
+    """Source networks that contain no other machine."""
     for key, value, _ in walk(settings, HostSettings):
         if not key.endswith("sources") or widest(value):
             continue
         for place, source in enumerate(value):
             network = ipaddress.ip_network(source)
             if network.is_loopback or network.is_multicast:
-                wrong = "no other machine calls from there"
+                wrong = "no other machine has an address in it"
                 mend = "write a network such as 192.168.1.0/24"
                 yield Finding(f"{key}[{place}]", source, wrong, mend)
 
 
 def openings(settings: HostSettings) -> Findings:
-    """Openings that let in more than they say."""
+    """Openings that accept more callers than their keys show."""
     openings = settings.firewall.openings
     for index, opening in enumerate(openings):
         key = f"firewall.openings[{index}]"
@@ -168,13 +169,13 @@ def openings(settings: HostSettings) -> Findings:
                 f"{key}.sources",
                 wide or widest(pieces),
                 _ANYONE[len(pieces) > 1],
-                "write the networks that need it, or say public=True",
+                "write the networks that need it, or public=True",
             )
         if opening.public and not wide:
             yield Finding(
                 f"{key}.public",
                 opening.public,
-                "no source of this opening is the whole internet",
+                "no source of this opening covers the whole internet",
                 "remove it",
             )
         if opening.container and settings.docker is None:

@@ -27,28 +27,28 @@ def floor(settings: HostSettings) -> Findings:
         yield Finding(
             "floor.memory_max_mib",
             floor.memory_max_mib,
-            f"the model {model.name} alone has {model.size_mib:g} MiB",
+            f"the model {model.name} alone needs {model.size_mib:g} MiB",
             "choose a smaller model, or allow more",
         )
     elif not model.filename.endswith(".gguf"):
         yield Finding(
             "floor.model",
             floor.model,
-            f"its file {model.filename} is no GGUF, and llama.cpp reads nothing else",
+            f"llama.cpp reads GGUF files only, and {model.filename} is none",
             "choose a .gguf model",
         )
     if not floor.release.url.endswith((".tar.gz", ".tgz")):
         yield Finding(
             "floor.release.url",
             floor.release.url,
-            "only .tar.gz archives are unpacked",
+            "only .tar.gz archives can be unpacked",
             "write the URL of the release's .tar.gz",
         )
     yield from tailnet_scope("floor.scope", floor.scope, settings)
 
 
 def floor_key(settings: HostSettings) -> Findings:
-    """A key that llama-server would not take for one; expects that the secret can be read."""
+    """A key that llama-server would not accept; expects that the secret can be read."""
     key = secrets.read(settings.floor.api_key) if settings.floor else None
     if settings.floor and key and (wrong := key_problem(key)):
         yield Finding("floor.api_key", settings.floor.api_key, f"this secret {wrong}", NEW_SECRET)

@@ -1,4 +1,4 @@
-"""The declared cards: what no machine needs to be asked to refuse."""
+"""The declared cards: errors that are visible without the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.settings import GpuCard, Gpus, HostSettings
 
 
 def own_card(key: str, name: str, settings: HostSettings, why_uuid: str) -> Findings:
-    """A card that is not declared, not this host's own, or may be another one tomorrow."""
+    """A card that is not declared, belongs to a guest, or has no stable identity."""
     declared = registry.cards(settings)
     card = declared.get(name)
     if card is None:
@@ -25,7 +25,7 @@ def own_card(key: str, name: str, settings: HostSettings, why_uuid: str) -> Find
 
 
 def cards(settings: HostSettings) -> Findings:
-    """Cards that are declared twice, or as their model cannot be."""
+    """Cards that are declared twice, or contradict their model."""
     holders: dict[str, str] = {}
     for index, card in enumerate(settings.gpus.cards if settings.gpus else []):
         key = f"gpus.cards[{index}]"
@@ -35,8 +35,8 @@ def cards(settings: HostSettings) -> Findings:
                 yield Finding(
                     f"{key}.{field}",
                     value,
-                    f"{holder} has it too, and no two cards can",
-                    "write what `make gpus` shows of this card",
+                    f"{holder} has the same value",
+                    "write what `make gpus` shows for this card",
                 )
         yield from _cap(key, card)
         yield from _model(key, card)
@@ -49,7 +49,7 @@ def _cap(key: str, card: GpuCard) -> Findings:
                 yield Finding(
                     f"{key}.{field}",
                     limit,
-                    f"{card.name} belongs to a guest, and no driver here can limit it",
+                    f"{card.name} belongs to a guest, so this host's driver cannot limit it",
                     "remove it and limit the card in the guest",
                 )
     elif card.power_cap_w is not None:
@@ -57,20 +57,20 @@ def _cap(key: str, card: GpuCard) -> Findings:
 
 
 def cap_of(key: str, cap: int, card: GpuCard) -> Findings:
-    """A power limit (W) that no card of this model takes."""
+    """A power limit (W) that no card of this model accepts."""
     known = KNOWN.get(card.device)
     if known and cap < known.power_min_w:
         yield Finding(
             key,
             cap,
-            f"an {known.name} refuses less than {known.power_min_w} W",
-            f"write {known.power_min_w} or more, or hold it lower by clock_max_mhz",
+            f"an {known.name} accepts no less than {known.power_min_w} W",
+            f"write {known.power_min_w} or more, or limit it further with clock_max_mhz",
         )
     elif known and known.power_max_w and cap > known.power_max_w:
         yield Finding(
             key,
             cap,
-            f"an {known.name} takes {known.power_max_w} W at most",
+            f"an {known.name} accepts no more than {known.power_max_w} W",
             f"write {known.power_max_w} or less",
         )
 
@@ -84,7 +84,7 @@ def _model(key: str, card: GpuCard) -> Findings:
             f"{key}.vram_mib",
             card.vram_mib,
             f"an {known.name} ({card.device}) has {known.vram_mib} MiB",
-            "write that, or the device id of the card that it is",
+            "write that, or correct the device id",
         )
     if card.link_width > known.lanes:
         yield Finding(
@@ -96,13 +96,13 @@ def _model(key: str, card: GpuCard) -> Findings:
 
 
 def power_supplies(settings: HostSettings) -> Findings:
-    """Supplies that are wired in an impossible way, or asked for more than they should give."""
+    """Supplies with an impossible wiring, or with too much load."""
     gpus = settings.gpus
     if gpus is None:
         return
     names = [supply.name for supply in gpus.power_supplies]
     moments = modes.every_moment(gpus)
-    # A supply with the same mend at two moments is reported once, though the watts differ.
+    # A supply with the same correction in two modes is reported once, although the watts differ.
     found = {(f.supply, f.mend): f for moment in moments for f in power.faults(moment)}
     for fault in found.values():
         index = names.index(fault.supply)
@@ -110,7 +110,7 @@ def power_supplies(settings: HostSettings) -> Findings:
 
 
 def memory(settings: HostSettings) -> Findings:
-    """Services that claim more GPU memory than there is, in any mode."""
+    """Services that together claim more GPU memory than the cards have, in any mode."""
     if settings.gpus is None:
         for claim in registry.gpu_claims(settings):
             yield Finding(
@@ -120,19 +120,19 @@ def memory(settings: HostSettings) -> Findings:
     declared = {service.name for service in settings.services}
     declared |= {engine.name for engine in registry.engines(settings)}
     if any(set(mode.services) - declared for one in settings.gpus.card_sets for mode in one.modes):
-        # Who runs at once is not known before the mode's own finding is mended.
+        # The services of a mode are known only after the mode's own finding is corrected.
         return
     found = [
         finding
         for modes, claims in registry.gpu_claims_by_mode(settings)
         for finding in _overclaimed(settings.gpus, claims, modes)
     ]
-    # What runs in every mode is too much in every mode.
+    # A service that runs in every mode would be reported for each mode.
     yield from {finding.key: finding for finding in reversed(found)}.values()
 
 
 def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
-    """What is too much of the cards at one moment; ``modes`` says when, for people."""
+    """Claims that exceed the cards in one combination of modes, which ``modes`` names."""
     is_told = False
     for card in gpus.cards:
         own = [claim for claim in claims if claim.card == card.name]
@@ -142,9 +142,9 @@ def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
             yield Finding(
                 own[-1].key,
                 own[-1].written,
-                f"{claimed} MiB of {card.name} are claimed{modes} ({_tenants(own)}), which has"
-                f" {card.vram_mib}",
-                "claim less, or give one another card",
+                f"{claimed} MiB of {card.name} are claimed{modes} ({_tenants(own)}), and it"
+                f" has {card.vram_mib}",
+                "claim less, or move one service to another card",
             )
     offered = sum(card.vram_mib for card in gpus.cards if card.role == "compute")
     claimed = sum(claim.mib for claim in claims)
@@ -154,7 +154,7 @@ def _overclaimed(gpus: Gpus, claims: list[GpuClaim], modes: str) -> Findings:
             claims[-1].written,
             f"{claimed} MiB are claimed{modes} ({_tenants(claims)}) and the compute cards have"
             f" {offered}",
-            "claim less, or move one to another host",
+            "claim less, or move one service to another host",
         )
 
 

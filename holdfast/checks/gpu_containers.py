@@ -12,12 +12,10 @@ def repository(settings: HostSettings) -> Findings:
     if gpus is None or gpus.container_toolkit_repository is None:
         return
     if settings.docker is None or not gpus.containers:
-        why = (
-            "this host has no container engine" if settings.docker is None else "containers is off"
-        )
+        why = "this host has no Docker" if settings.docker is None else "gpus.containers is False"
         yield Finding(
             "gpus.container_toolkit_repository.url",
             gpus.container_toolkit_repository.url,
-            f"{why}, so nothing is taken from there",
+            f"{why}, so this repository is not used",
             "remove it",
         )

@@ -1,4 +1,4 @@
-"""The GPU driver: choices that no machine needs to be asked to refuse."""
+"""The GPU driver: errors that are visible without the machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from holdfast.settings import HostSettings
 
 
 def driver(settings: HostSettings) -> Findings:
-    """A driver that would not drive the declared cards here, or a mirror that would not be used."""
+    """A driver that does not support the declared cards, or an unused mirror."""
     gpus = settings.gpus
     if gpus is None:
         return

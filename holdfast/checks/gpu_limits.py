@@ -1,4 +1,4 @@
-"""Limits that no card could be given."""
+"""Limits that cannot be set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from holdfast.settings import HostSettings
 
 
 def limits(settings: HostSettings) -> Findings:
-    """Limits of a card that cannot be told from its neighbours."""
+    """Limits of a card that has no identity."""
     for index, card in enumerate(settings.gpus.cards if settings.gpus else []):
         if card.role != "compute" or card.uuid or card.pci_address:
             continue
@@ -16,6 +16,6 @@ def limits(settings: HostSettings) -> Findings:
                 yield Finding(
                     f"gpus.cards[{index}].{field}",
                     limit,
-                    f"it is not known which card {card.name} is",
+                    f"nothing identifies the card {card.name}",
                     "give its uuid, or its pci_address until you know it (`make gpus` shows both)",
                 )

@@ -1,4 +1,4 @@
-"""Modes that no set of cards can be in."""
+"""Modes that contradict the cards or the services."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def modes(settings: HostSettings) -> Findings:
                 yield Finding(
                     f"{at}.name",
                     mode.name,
-                    f"{names[mode.name]} has a mode of this name, and one word switches",
+                    f"{names[mode.name]} has a mode of this name, and the switch takes only"
+                    " the mode's name",
                     "rename one",
                 )
             yield from _caps(at, mode, card_set, settings)
@@ -40,11 +41,11 @@ def _cards(
 ) -> Findings:
     for place, name in enumerate(card_set.cards):
         at = f"{key}.cards[{place}]"
-        why = "it could not be proved that its memory was given back"
+        why = "without it the release of its memory cannot be checked"
         yield from own_card(at, name, settings, why)
         holder = holders.setdefault(name, card_set.name)
         if holder != card_set.name:
-            wrong = f"{holder} has it too, and a card is in one mode at a time"
+            wrong = f"it is in the set {holder} too, and a card can be in one set only"
             yield Finding(at, name, wrong, "name it in one set")
 
 
@@ -67,14 +68,14 @@ def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findi
     for place, name in enumerate(mode.services):
         at = f"{key}.services[{place}]"
         if name not in cards:
-            wrong = "no engine and no declared service is called so"
+            wrong = "no engine or declared service has this name"
             if name == "floor":
-                yield Finding(at, name, "the floor stays in every mode", "remove it")
+                yield Finding(at, name, "the floor runs in every mode", "remove it")
             else:
                 yield Finding(at, name, wrong, nearest(name, set(cards)))
             continue
         if name in services and name in engines:
-            yield Finding(at, name, "an engine and a service are called so", "rename one")
+            yield Finding(at, name, "an engine and a service share this name", "rename one")
             continue
         others = [
             one.name
@@ -83,13 +84,13 @@ def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findi
         ]
         of_set = set(gpus.card_sets[index].cards) if gpus else set()
         declared = registry.cards(settings).keys()
-        # A card that is declared nowhere has a finding of its own.
+        # An undeclared card has its own finding.
         outside = [card for card in cards[name] if card in declared - of_set and of_set <= declared]
         if others:
-            wrong = f"it is in a mode of {others[0]} too, and each could stop it for the other"
+            wrong = f"it is also in a mode of {others[0]}, and either set could stop it"
             yield Finding(at, name, wrong, "name it in the modes of one set")
         elif outside:
-            wrong = f"it uses {outside[0]}, which is not of this set"
+            wrong = f"it uses {outside[0]}, which is not in this set"
             yield Finding(at, name, wrong, "put all cards of a service into one set")
         shared = [
             other.name
@@ -97,17 +98,19 @@ def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findi
             if name in services and other.unit == services[name].unit and other.name != name
         ]
         if shared:
-            wrong = f"its unit {services[name].unit} is that of {shared[0]} too"
-            yield Finding(at, name, wrong, "give it a unit of its own that a mode can stop")
+            wrong = f"its unit {services[name].unit} also belongs to {shared[0]}"
+            yield Finding(at, name, wrong, "give it its own unit, which a mode can stop")
 
 
 def _claims(settings: HostSettings) -> Findings:
-    """Services that name cards in a wrong way, or do not say how much of them they claim."""
+    """Services with wrong cards, or without a claim on them."""
     for index, service in enumerate(settings.services):
         key = f"services[{index}]"
         for place, name in enumerate(service.cards):
-            why = "a number may be another card after a reboot"
+            why = "an index may be another card after a reboot"
             yield from own_card(f"{key}.cards[{place}]", name, settings, why)
         if service.cards and not service.gpu_mib:
-            wrong = "how much of its cards the service claims is not said"
-            yield Finding(f"{key}.gpu_mib", MISSING, wrong, "write the MiB it takes of each")
+            wrong = "the service names cards but claims no memory"
+            yield Finding(
+                f"{key}.gpu_mib", MISSING, wrong, "write the MiB that it uses of each card"
+            )

@@ -1,4 +1,4 @@
-"""Which machine a name or an address leads to, as far as the inventory tells."""
+"""The machine behind a name or an address, as far as the inventory shows it."""
 
 from __future__ import annotations
 

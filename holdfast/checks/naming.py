@@ -1,4 +1,4 @@
-"""Names and addresses: each is given once, is this host's own, and is no example's."""
+"""Names and addresses: each is used once, belongs to this host, and is not an example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from holdfast.settings import HostSettings
 
 
 def duplicates(settings: HostSettings) -> Findings:
-    """The same thing twice in one list."""
+    """Duplicate entries in a list."""
     for key, value, _ in walk(settings, HostSettings):
         if not isinstance(value, list):
             continue
@@ -26,33 +26,33 @@ def duplicates(settings: HostSettings) -> Findings:
                 yield Finding(
                     at,
                     identity if is_word else "the same again",
-                    "it stands twice in this list",
+                    "it is in this list twice",
                     "remove or rename one",
                 )
             seen.append(identity)
 
 
 def names(host: str, settings: HostSettings) -> Findings:
-    """Names that would lead elsewhere than they say, and addresses no host is reached at."""
+    """Names that would lead to another machine, and addresses of the controller itself."""
     own = {settings.hostname, host.lower()}
     for name, address in settings.base.hosts.items():
         if name in own and address != settings.lan_address:
             yield Finding(
                 f"base.hosts.{name}",
                 address,
-                "the host itself is called so, and its programs would call another",
+                "this is the host's own name, and its programs would call another machine",
                 "rename one",
             )
     for key, value in (
         ("lan_address", settings.lan_address),
-        # An alias of your SSH configuration may be called anything.
+        # An alias of your SSH configuration may have any name.
         ("ssh_hostname", settings.ssh_hostname),
     ):
         if value and settings.ssh_port is None and is_loopback_name(value):
             yield Finding(
                 key,
                 value,
-                "this is the machine that you are at, which would be changed instead",
+                "this address is the controller itself, which would be changed instead",
                 "write the host's own address, or ssh_port where a port is forwarded to it",
             )
 
@@ -61,7 +61,7 @@ _EXAMPLES = re.compile(r"(.*\.)?example\.(org|com|net)")
 
 
 def placeholders(settings: HostSettings) -> Findings:
-    """Names of the examples, at which nothing will ever answer (RFC 2606)."""
+    """Example names, which never exist (RFC 2606)."""
     for key, value, annotation in walk(settings, HostSettings):
         if not isinstance(value, str) or not names_a_machine(annotation):
             continue
@@ -70,7 +70,7 @@ def placeholders(settings: HostSettings) -> Findings:
             yield Finding(
                 key,
                 value,
-                "this name is an example's, and nothing is there",
+                "this is an example name, which does not exist",
                 "write your own",
             )
 
@@ -81,7 +81,7 @@ def _tailnet_name(settings: HostSettings) -> str | None:
 
 
 def _addresses(name: str, settings: HostSettings) -> dict[str, str]:
-    """Where a host is reached, by the key that says so; ``name`` is the inventory's for it."""
+    """The addresses of a host, by key; ``name`` is its name in the inventory."""
     found = {"ssh_hostname": settings.ssh_hostname or name, "lan_address": settings.lan_address}
     return {key: canonical(address) for key, address in found.items() if address}
 
@@ -89,7 +89,7 @@ def _addresses(name: str, settings: HostSettings) -> dict[str, str]:
 def shared(
     first: str, one: HostSettings, second: str, other: HostSettings
 ) -> Iterator[tuple[str, str]]:
-    """Keys, with values, in which two hosts must differ and do not."""
+    """Keys, with values, that two hosts share although they must differ."""
     if one.hostname == other.hostname:
         yield "hostname", other.hostname
     elif (name := _tailnet_name(other)) and name == _tailnet_name(one):

@@ -1,4 +1,4 @@
-"""Numbers: of the unit that their key names."""
+"""Numbers: in the unit of their key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from holdfast.settings import HostSettings
 
 
 def numbers(settings: HostSettings) -> Findings:
-    """Numbers so large that they are meant in another unit, such as bytes."""
+    """Numbers so large that they are probably in another unit, such as bytes."""
     for key, value, _ in walk(settings, HostSettings):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -18,6 +18,6 @@ def numbers(settings: HostSettings) -> Findings:
             yield Finding(
                 key,
                 value,
-                f"this is more than {most:,}{counted}",
+                f"this is more than the maximum of {most:,}{counted}",
                 f"write it in {unit}, as the key says" if unit else "write less",
             )

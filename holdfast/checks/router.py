@@ -1,4 +1,4 @@
-"""Routers: chains that could not hold what their profile promises."""
+"""Routers: chains that contradict their profile."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from holdfast.checks.tailnet import tailnet_scope
 from holdfast.settings import CallerKey, Engine, HostSettings, Router
 
 _TAKEN = ("floor", "queue")
-"""What a router calls those of its answers that are not an engine's."""
+"""A router's names for answers that are not from an engine."""
 
 
 def routers(settings: HostSettings) -> Findings:
-    """Routers whose chain leads nowhere, elsewhere, or to what callers did not ask for."""
+    """Routers whose chain is empty, wrong, or would answer with another model."""
     declared = {engine.name: engine for engine in registry.engines(settings)}
     for index, router in enumerate(settings.routers):
         key = f"routers[{index}]"
         if router.name.endswith(("-loopback", "-tailnet", "-drain")):
             yield Finding(
-                f"{key}.name", router.name, "another router's door may be called so", "rename it"
+                f"{key}.name",
+                router.name,
+                "this ending is reserved for sockets of routers",
+                "rename it",
             )
         unknown = [name for name in router.engines if name not in declared]
         for name in unknown:
@@ -36,10 +39,10 @@ def routers(settings: HostSettings) -> Findings:
         elif router.profile == "cloud":
             yield from _cloud(key, router)
         elif not router.engines and not router.floor:
-            mend = "name one, or say floor"
+            mend = "name one, or write floor True"
             if router.profile == "personal":
-                mend += '; a router that has clouds alone is profile="cloud"'
-            yield Finding(f"{key}.engines", [], "nothing here would answer", mend)
+                mend += '; a router with no local upstream is profile="cloud"'
+            yield Finding(f"{key}.engines", [], "this router has no local upstream", mend)
         if router.floor and settings.floor is None:
             yield Finding(f"{key}.floor", True, "this host has no floor", "declare floor")
         yield from tailnet_scope(f"{key}.scope", router.scope, settings)
@@ -50,40 +53,42 @@ def _chain(key: str, router: Router, chain: list[Engine]) -> Findings:
         at = f"{key}.engines[{place}]"
         first = chain[0]
         if engine.name in _TAKEN:
-            yield Finding(at, engine.name, "answers of others are called so", "rename the engine")
+            yield Finding(
+                at, engine.name, "this name is reserved for other answers", "rename the engine"
+            )
         if engine.task != first.task:
             yield Finding(
                 at,
                 engine.name,
-                f"it does '{engine.task}', and {first.name} does '{first.task}'",
-                "give each task a router of its own",
+                f"its task is '{engine.task}', and that of {first.name} is '{first.task}'",
+                "give each task its own router",
             )
         elif engine.chat != first.chat:
             yield Finding(
                 at,
                 engine.name,
-                f"of it and {first.name}, one answers chats and the other does not",
-                "give each a router of its own",
+                f"only one of it and {first.name} answers chat requests",
+                "give each its own router",
             )
         elif engine.checkpoint != first.checkpoint and router.profile != "client":
-            # Both answer to the checkpoint's name; of another's, an engine says 404.
+            # An engine answers 404 to the name of another checkpoint.
             yield Finding(
                 at,
                 engine.name,
-                f"it serves {engine.checkpoint}, and would not answer who asked {first.name} for"
-                f" {first.checkpoint}",
-                "name engines of one checkpoint, or give it a router of its own",
+                f"it serves {engine.checkpoint}, so it cannot answer requests for"
+                f" {first.checkpoint}, which {first.name} serves",
+                "name engines of one checkpoint, or give it its own router",
             )
     if router.clouds and chain and chain[0].task == "embed":
         yield Finding(
             f"{key}.clouds",
             router.clouds,
-            f"no cloud can do what {chain[0].name} does",
+            f"clouds cannot do the task of {chain[0].name}",
             "remove it",
         )
     if router.floor and chain and chain[0].task == "embed":
         yield Finding(
-            f"{key}.floor", True, f"the floor cannot do what {chain[0].name} does", "remove it"
+            f"{key}.floor", True, f"the floor cannot do the task of {chain[0].name}", "remove it"
         )
 
 
@@ -92,18 +97,21 @@ def _client(key: str, router: Router) -> Findings:
         yield Finding(
             f"{key}.engines",
             router.engines,
-            "a client is answered by one engine or not at all",
+            "a 'client' router must have exactly one engine",
             "name one",
         )
     if router.floor:
         yield Finding(
-            f"{key}.floor", True, "a client must not be answered by another model", "remove it"
+            f"{key}.floor",
+            True,
+            "a 'client' router must not fall back to another model",
+            "remove it",
         )
     if router.queue is not None:
         yield Finding(
             f"{key}.queue",
             router.queue.model_dump(exclude_defaults=True),
-            "a client gets an error at once when its engine is away",
+            "a 'client' router returns an error at once when its engine is down",
             "remove it",
         )
 
@@ -113,21 +121,21 @@ def _sovereign(key: str, router: Router) -> Findings:
         yield Finding(
             f"{key}.clouds",
             router.clouds,
-            f"{router.profile} work never falls back to a cloud",
+            f"a '{router.profile}' router must not fall back to a cloud",
             "remove it, or write profile 'personal'",
         )
     if router.keys:
         yield Finding(
             f"{key}.keys",
             [each.name for each in router.keys],
-            f"a {router.profile} router has one key for all who call it",
+            f"a '{router.profile}' router has one key for all callers",
             "write api_key, or profile 'personal'",
         )
     if router.api_key is None:
         yield Finding(
             f"{key}.api_key",
             None,
-            "either no caller could use it, or every caller",
+            f"a '{router.profile}' router needs a key",
             "name its secret",
         )
 
@@ -139,7 +147,7 @@ def clouds(settings: HostSettings) -> Findings:
             yield Finding(
                 f"clouds.providers[{index}].base_url",
                 cloud.base_url,
-                "/v1/messages is appended to this URL",
+                "/v1/messages is appended to this URL already",
                 "write it without /v1",
             )
 
@@ -153,26 +161,31 @@ def _leads_to_clouds(key: str, router: Router, settings: HostSettings) -> Findin
             mend = nearest(name, declared)
             yield Finding(at, name, "clouds.providers declares no such cloud", mend)
         if name in taken:
-            yield Finding(at, name, "local answers are called so", "rename the cloud")
+            yield Finding(at, name, "this name is reserved for local answers", "rename the cloud")
     if router.api_key is not None:
         yield Finding(
             f"{key}.api_key",
             router.api_key,
-            f"who calls a {router.profile} router has a key of their own",
-            "remove it, and give each person or agent one of keys",
+            f"each caller of a '{router.profile}' router has its own key",
+            "remove it, and give each person or agent an entry in keys",
         )
     if not router.keys:
-        yield Finding(f"{key}.keys", [], "no caller could use it", "give each person or agent one")
+        yield Finding(
+            f"{key}.keys", [], "no caller could use this router", "give each person or agent one"
+        )
     if router.queue is not None:
         yield Finding(
             f"{key}.queue",
             router.queue.model_dump(exclude_defaults=True),
-            "what waits is private work, and leads to no cloud",
+            "the queue is for private work, which must not reach a cloud",
             "remove it, or write profile 'private'",
         )
     if router.clouds and router.keys and not any(each.clouds for each in router.keys):
         yield Finding(
-            f"{key}.clouds", router.clouds, "no key of it may use one", "remove it, or let one"
+            f"{key}.clouds",
+            router.clouds,
+            "none of its keys may use a cloud",
+            "remove it, or name clouds in a key",
         )
     # One person may have one key for several routers.
     holders: dict[str, str] = {}
@@ -185,8 +198,8 @@ def _leads_to_clouds(key: str, router: Router, settings: HostSettings) -> Findin
             yield Finding(
                 f"{at}.api_key",
                 each.api_key,
-                f"{holder} has this secret, and a router could not tell them apart",
-                "name a secret of its own",
+                f"{holder} has this secret, so a router could not distinguish them",
+                "give it its own secret",
             )
         yield from _spender(at, router, each)
 
@@ -195,33 +208,34 @@ def _spender(key: str, router: Router, caller: CallerKey) -> Findings:
     for place, name in enumerate(caller.clouds):
         if name not in router.clouds:
             mend = nearest(name, set(router.clouds))
-            yield Finding(
-                f"{key}.clouds[{place}]", name, f"{router.name} does not lead to it", mend
-            )
+            yield Finding(f"{key}.clouds[{place}]", name, f"{router.name} has no such cloud", mend)
     if caller.clouds and caller.budget_usd is None:
         yield Finding(
-            f"{key}.budget_usd", None, f"nothing would limit what {caller.name} spends", "write it"
+            f"{key}.budget_usd",
+            None,
+            f"without it the spending of {caller.name} has no limit",
+            "write it",
         )
     if caller.budget_usd is not None and not caller.clouds:
         yield Finding(
             f"{key}.budget_usd",
             caller.budget_usd,
-            "local work costs nothing, and this key leads to no cloud",
+            "this key may use no cloud, and local work costs nothing",
             "remove it, or name its clouds",
         )
     if router.profile == "cloud" and not caller.clouds:
-        yield Finding(f"{key}.clouds", [], f"{caller.name} could ask no cloud", "name its clouds")
+        yield Finding(f"{key}.clouds", [], f"{caller.name} may use no cloud", "name its clouds")
 
 
 def _cloud(key: str, router: Router) -> Findings:
     if not router.clouds:
-        yield Finding(f"{key}.clouds", [], "no cloud would answer", "name one")
+        yield Finding(f"{key}.clouds", [], "a 'cloud' router needs a cloud", "name one")
     for name, value in (("engines", router.engines), ("floor", router.floor)):
         if value:
             yield Finding(
                 f"{key}.{name}",
                 value,
-                "a cloud router leads to clouds alone",
+                "a 'cloud' router uses clouds only",
                 "remove it, or write profile 'personal'",
             )
 

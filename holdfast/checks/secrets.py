@@ -18,8 +18,8 @@ def secrets_set(settings: HostSettings) -> Findings:
             yield Finding(
                 claim.key,
                 claim.name,
-                f"{purpose} uses this secret for something else",
-                "name a secret of its own",
+                f"{purpose} already uses this secret",
+                "give it its own secret",
             )
             continue
         try:
@@ -42,7 +42,7 @@ def secrets_set(settings: HostSettings) -> Findings:
             yield Finding(
                 claim.key,
                 claim.name,
-                f"this secret is too weak, {weakness}",
+                f"this secret is too weak: {weakness}",
                 NEW_SECRET,
             )
         elif holder != claim.name:
@@ -50,5 +50,5 @@ def secrets_set(settings: HostSettings) -> Findings:
                 claim.key,
                 claim.name,
                 f"{holder} has the same value",
-                "give each secret a value of its own",
+                "give each secret its own value",
             )

@@ -25,19 +25,19 @@ _SYSTEM_UNITS = re.compile(
 
 
 def _unit_of_another(unit: str, *, is_container: bool) -> str | None:
-    """Whose a unit is that no inventory may declare; None for any other."""
+    """The owner of a unit that no inventory may declare; None for any other unit."""
     stem = unit.rpartition(".")[0]
     if stem.startswith("holdfast-"):
         return "Holdfast's"
     if stem == "docker":
-        # What its engine runs has no unit of its own.
+        # A container has no unit of its own.
         return None if is_container else "the container engine's"
     if stem.endswith("@"):
-        return "a template, of which nothing runs"
+        return "a template, which never runs itself"
     return "the system's" if _SYSTEM_UNITS.fullmatch(stem) else None
 
 
-# Base accounts of Debian and Ubuntu, what their daemons run as, and groups that are worth root.
+# Base accounts of Debian and Ubuntu, users of their daemons, and groups that are equal to root.
 _SYSTEM_USERS = re.compile(
     r"root|daemon|bin|sys|sync|games|man|lp|mail|news|uucp|backup|list|irc|nobody|nogroup|_.*"
     r"|systemd-.*|messagebus|sshd|syslog|tss|uuidd|polkitd|landscape|fwupd-refresh|usbmux"
@@ -49,7 +49,7 @@ _OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds)-.*")
 
 
 def services(settings: HostSettings) -> Findings:
-    """Services that take names, units or ports of others."""
+    """Services with the name, unit or port of another program."""
     own = {service.unit: service.name for service in registry.declared_services(settings)[::-1]}
     for index, service in enumerate(settings.services):
         key = f"services[{index}]"
@@ -57,7 +57,7 @@ def services(settings: HostSettings) -> Findings:
             yield Finding(
                 f"{key}.name",
                 service.name,
-                "Holdfast has a service of this name",
+                "Holdfast uses this name itself",
                 "rename it",
             )
         is_container = any(listen.container for listen in service.listens)
@@ -87,7 +87,7 @@ def services(settings: HostSettings) -> Findings:
 
 
 def users(settings: HostSettings) -> Findings:
-    """Users that more than one program would run as."""
+    """Users that more than one program would use."""
     logins = {settings.ssh_user, *settings.ssh.authorised_keys} - {None}
     named = {"ssh_user": settings.ssh_user or "root"}
     named |= {f"ssh.authorised_keys.{name}": name for name in settings.ssh.authorised_keys}
@@ -96,7 +96,7 @@ def users(settings: HostSettings) -> Findings:
             yield Finding(
                 key,
                 name,
-                "no person logs in as this account of the system",
+                "this is a system account, and no person logs in as it",
                 "name the user that you log in as",
             )
     holders: dict[str, str] = {}
@@ -106,9 +106,9 @@ def users(settings: HostSettings) -> Findings:
         if not is_own and (claim.user in logins or _SYSTEM_USERS.fullmatch(claim.user)):
             wrong = "a service must not run as a user that people or other programs use"
         elif holder != claim.owner:
-            wrong = f"{holder} runs as this user already and each could read the other's data"
+            wrong = f"{holder} already runs as this user, and each could read the other's data"
         elif not is_own and _OWN_USERS.fullmatch(claim.user):
-            wrong = "users called so are Holdfast's own"
+            wrong = "this prefix is reserved for users of Holdfast"
         else:
             continue
         yield Finding(claim.key, claim.user, wrong, f"give it its own, such as svc-{claim.owner}")

@@ -15,14 +15,14 @@ def login(settings: HostSettings) -> Findings:
         yield Finding(
             "ssh.root_login",
             ssh.root_login,
-            "ssh_user is 'root', so the first run would lock you out",
+            "ssh_user is 'root', so the first deploy would lock you out",
             "log in as another user, or write 'key'",
         )
     if user not in (None, "root") and not settings.sudo:
         yield Finding(
             "_sudo",
             settings.sudo,
-            f"'{user}' may not change a system",
+            f"'{user}' cannot change the system without sudo",
             "write True, or log in as root",
         )
     for name, keys in ssh.authorised_keys.items():
@@ -30,7 +30,7 @@ def login(settings: HostSettings) -> Findings:
             yield Finding(
                 f"ssh.authorised_keys.{name}",
                 keys,
-                "no key could log in as this user any more",
+                "this user would have no key to log in with",
                 "give a key, or leave the user out",
             )
     yield from _own_key(settings)
@@ -39,15 +39,15 @@ def login(settings: HostSettings) -> Findings:
         yield Finding(
             "ssh_hostname",
             named,
-            "this is lan_address, too: a login by it would prove nothing of the tailnet, and SSH on"
-            " the LAN would be closed",
+            "this is also lan_address: a login to it does not prove that the tailnet works,"
+            " and SSH on the LAN would be closed",
             "write the host's name on the tailnet, or lan_access 'keep'",
         )
     if ssh.lan_access == "until-tailnet" and settings.tailnet is None:
         yield Finding(
             "ssh.lan_access",
             ssh.lan_access,
-            "this host has no tailnet, so SSH would have no way in",
+            "this host has no tailnet, so SSH would be closed everywhere",
             "write 'keep', or declare tailnet",
         )
     roles = {interface.role for interface in settings.interfaces.values()}
@@ -55,7 +55,7 @@ def login(settings: HostSettings) -> Findings:
         yield Finding(
             "ssh.lan_sources",
             ssh.lan_sources,
-            "every interface is for storage, so SSH would be open to any address",
+            "every interface has the role 'storage', so SSH would be open to any address",
             "give one the role 'lan' or 'management', or remove the sources",
         )
     for key, path in (("ssh_key", settings.ssh_key), ("ssh_config_file", settings.ssh_config_file)):
@@ -68,7 +68,7 @@ def login(settings: HostSettings) -> Findings:
 
 
 def _own_key(settings: HostSettings) -> Findings:
-    """Keys that would replace the one that this very login uses."""
+    """Keys that would replace the one that the operator logs in with."""
     keys = settings.ssh.authorised_keys.get(settings.ssh_user or "", [])
     if not keys or settings.ssh_key is None:
         return
@@ -81,7 +81,7 @@ def _own_key(settings: HostSettings) -> Findings:
         yield Finding(
             f"ssh.authorised_keys.{settings.ssh_user}",
             [" ".join(key.split()[2:]) or "a key" for key in keys],
-            f"the key that you log in with, {settings.ssh_key}, is not among them, and others are"
-            " removed",
+            f"your own key, {settings.ssh_key}, is not in this list, and a deploy removes all"
+            " other keys",
             f"add what {public} holds",
         )

@@ -1,4 +1,4 @@
-"""Storage: mounts, and the models that lie on them or on local disk."""
+"""Storage: mounts, and models on them or on local disk."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from holdfast.settings import Checkpoint, HostSettings, NfsMount
 from holdfast.storage import checkpoint_folder
 
 WHAT_FILES_DO = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What reading the description of a model raises where it holds something of another shape."""
+"""The exceptions for a model description of an unexpected shape."""
 
 
 def mount_of(path: str, settings: HostSettings) -> NfsMount | None:
-    """The declared mount that ``path`` is on; None where it is on local disk."""
+    """The declared mount that ``path`` is on; None if it is on local disk."""
     below = (mount for mount in settings.storage.mounts if is_below(path, mount.path))
     return next(below, None)
 
@@ -45,7 +45,7 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
             yield Finding(
                 f"storage.mounts[{index}].server",
                 mount.server,
-                "no host of the inventory and no name in base.hosts is called so",
+                "this is neither a host of the inventory nor a name in base.hosts",
                 f"{nearest(mount.server, names | set(settings.base.hosts))}, or its address",
             )
     yield from _same_exports(storage.mounts, host, hosts)
@@ -66,7 +66,7 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
             yield Finding(
                 f"storage.models[{index}].filename",
                 model.filename,
-                f"{holder} is kept under this name",
+                f"{holder} has the same file name",
                 "give each model its own file name",
             )
     for index, checkpoint in enumerate(storage.checkpoints):
@@ -75,7 +75,7 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
             yield Finding(
                 f"storage.checkpoints[{index}].name",
                 checkpoint.name,
-                f"{files[folder]} is kept under the name of its folder, {folder}",
+                f"its folder {folder} has the same name as the file of {files[folder]}",
                 "rename one",
             )
         yield from _description(index, checkpoint)
@@ -84,7 +84,7 @@ def storage(host: str, hosts: Hosts, names: set[str]) -> Findings:
         yield Finding(
             "storage.models_path",
             storage.models_path,
-            f"this is on the mount {mount_below.name}, and models are served from local disk",
+            f"this is on the mount {mount_below.name}, but models must be on local disk",
             "write a local folder",
         )
 
@@ -111,7 +111,7 @@ def described(checkpoint: Checkpoint) -> planner.Model | str:
         except RuntimeError:
             return NO_USER
         if not folder.is_dir():
-            return "this is no folder" if folder.exists() else "there is no such folder here"
+            return "this is not a folder" if folder.exists() else "there is no such folder here"
         return planner.load(folder)
     except (NotUnderstood, OSError, RuntimeError) as error:
         return str(error)
@@ -132,6 +132,6 @@ def _description(index: int, checkpoint: Checkpoint) -> Findings:
         yield Finding(
             f"storage.checkpoints[{index}].size_mib",
             checkpoint.size_mib,
-            f"its description tells of {math.ceil(held / 2**20)} MiB of weights alone",
+            f"its description lists {math.ceil(held / 2**20)} MiB of weights alone",
             "write the size of all its files, which `du -sm` prints",
         )

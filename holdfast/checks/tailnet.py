@@ -17,13 +17,13 @@ from holdfast.tailnet_policy import Hosts, groups_of, known_tags, server_of, tag
 
 
 def control_server(settings: HostSettings) -> Findings:
-    """A control server that cannot be trusted, and relays of another's that nothing asks for."""
+    """A control server that cannot be trusted, and relays that are not used."""
     tailnet = settings.tailnet
     if tailnet and tailnet.relays and not tailnet.control_server:
         yield Finding(
             "tailnet.relays",
             [relay.name for relay in tailnet.relays],
-            "Tailscale's own control server names its relays itself",
+            "relays are used only with a control_server of your own",
             "remove them, or write your control_server",
         )
     url = tailnet.control_server if tailnet else None
@@ -37,7 +37,7 @@ def control_server(settings: HostSettings) -> Findings:
 
 
 def auth_key(settings: HostSettings) -> Findings:
-    """A key of another kind, or of another control server, than the one that joins the host."""
+    """A key of the wrong kind, or from another control server."""
     tailnet = settings.tailnet
     secret = secrets.read(tailnet.auth_key) if tailnet and tailnet.auth_key else None
     if tailnet is None or secret is None:
@@ -47,16 +47,16 @@ def auth_key(settings: HostSettings) -> Findings:
     tailscale = not server or server.endswith(".tailscale.com")
     maker = {"tskey": True, "hskey": False}.get(secret.get_secret_value().partition("-")[0])
     if kind:
-        wrong = f"a key that begins with {kind[0]} joins no machine"
+        wrong = f"a key that starts with {kind[0]} cannot join a machine"
         yield Finding("tailnet.auth_key", tailnet.auth_key, wrong, "make an auth key")
     elif maker is not None and maker is not tailscale:
         made = "Tailscale's own control server" if maker else "a headscale"
-        wrong = f"{made} has made this key, and tailnet.control_server names another"
+        wrong = f"this key is from {made}, and tailnet.control_server names another server"
         yield Finding("tailnet.auth_key", tailnet.auth_key, wrong, "make one there")
 
 
 def tailnet_scope(key: str, scope: str, settings: HostSettings) -> Findings:
-    """A program that is to be reached over a tailnet which the host has not joined."""
+    """A program with scope 'tailnet' on a host without a tailnet."""
     if scope == "tailnet" and settings.tailnet is None:
         yield Finding(
             key, scope, "this host has no tailnet", "declare tailnet, or write 'loopback'"
@@ -64,7 +64,7 @@ def tailnet_scope(key: str, scope: str, settings: HostSettings) -> Findings:
 
 
 def callers(settings: HostSettings) -> Findings:
-    """Callers of something that the tailnet cannot call."""
+    """Callers of a port that the tailnet cannot reach."""
     scoped: dict[str, tuple[str, list[str]]] = {
         "ssh.callers": ("tailnet" if settings.tailnet else "none", settings.ssh.callers)
     }
@@ -84,25 +84,25 @@ def callers(settings: HostSettings) -> Findings:
         if scope == "none":
             yield Finding(key, named, "this host has no tailnet", "declare tailnet, or remove them")
         else:
-            wrong = f"scope '{scope}' has no use for them"
+            wrong = f"scope '{scope}' does not use callers"
             yield Finding(key, named, wrong, "write scope 'tailnet', or remove them")
 
 
 def openings(settings: HostSettings) -> Findings:
-    """Openings for the tailnet, which does not ask ufw."""
+    """Openings for the tailnet, which bypasses ufw."""
     for index, opening in enumerate(settings.firewall.openings):
         for source in opening.sources if opening.interface is None else ():
             if lies_within(source, map(ipaddress.ip_network, TAILNET)):
                 yield Finding(
                     f"firewall.openings[{index}].sources",
                     source,
-                    "ufw is not asked about what comes over the tailnet",
+                    "ufw does not see traffic of the tailnet",
                     "declare a service that listens with scope 'tailnet'",
                 )
 
 
 def policy(hosts: Hosts) -> Iterator[Refusal]:
-    """What is wrong between the hosts of one inventory, or with their tags and groups."""
+    """Contradictions between hosts of one inventory, and errors in their tags and groups."""
     yield from _unknown(hosts)
     for host, settings in hosts.items():
         for finding in _own(settings, hosts):
@@ -132,20 +132,28 @@ def _unknown(hosts: Hosts) -> Iterator[Refusal]:
 def _own(settings: HostSettings, hosts: Hosts) -> Findings:
     own, ssh, groups = tags_of(settings), settings.ssh, groups_of(hosts)
     if not own and any(claim.callers for claim in registry.tailnet_claims(settings)):
-        wrong = "a policy knows a host by its tag, so its callers could not be enforced"
+        wrong = (
+            "a policy identifies a host by its tag, so without one its callers could not be"
+            " enforced"
+        )
         yield Finding("tailnet.tags", own, wrong, "give it one such as tag:rack")
     someone = any(groups.get(caller, [caller]) for caller in ssh.callers if caller not in own)
     if ssh.callers and ssh.lan_access == "until-tailnet" and not someone:
-        wrong = "only machines of this host's own tag could log in any more"
-        yield Finding("ssh.callers", ssh.callers, wrong, "name yourself, too")
+        wrong = "only machines with this host's own tag could log in"
+        yield Finding("ssh.callers", ssh.callers, wrong, "add yourself")
 
 
 def _groups(first: str, one: HostSettings, other: HostSettings) -> Findings:
     theirs = one.tailnet.groups if one.tailnet else {}
     for name, people in (other.tailnet.groups if other.tailnet else {}).items():
         if set(theirs.get(name, people)) != set(people):
-            wrong = f"{first} puts others into this group"
-            yield Finding(f"tailnet.groups.{name}", people, wrong, "write it once, or the same")
+            wrong = f"{first} declares other members for this group"
+            yield Finding(
+                f"tailnet.groups.{name}",
+                people,
+                wrong,
+                "declare it on one host only, or with the same members",
+            )
 
 
 def _contradictions(first: str, one: HostSettings, other: HostSettings, hosts: Hosts) -> Findings:
@@ -160,7 +168,7 @@ def _contradictions(first: str, one: HostSettings, other: HostSettings, hosts: H
             yield Finding(
                 claim.key,
                 list(claim.callers),
-                f"{first} lets others call {claim.protocol} port {claim.port}, and to a policy"
-                f" every host of {tag} is one",
-                "write the same callers, or give one of them a tag of its own first",
+                f"{first} has other callers for {claim.protocol} port {claim.port}, and a"
+                f" policy cannot distinguish hosts that share {tag}",
+                "write the same callers, or put a tag of its own first on one of them",
             )

@@ -1,4 +1,4 @@
-"""Engines: what they serve, on which cards, with which flags, and whether that fits."""
+"""Engines: their models, cards and flags, and whether they fit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from holdfast.refusal import MISSING, shown
 from holdfast.settings import Engine, HostSettings, Vllm
 
 PROCESSES_BYTES = 2200 * 2**20
-"""What the three processes of an engine hold beside weights and cache on a CPU: 3.2 GB of them with
+"""Memory of an engine's three processes without weights and cache on a CPU: 3.2 GB of them with
 a cache of 1 GiB and a model of 1 MB (measured with 0.32)."""
 USUAL_UTILISATION = 0.80
-"""More leaves a card without room for a second context, a graph or a display (the mission)."""
+"""A higher share leaves no room for a second context, a graph or a display (the mission)."""
 
 
 def engines(settings: HostSettings) -> Findings:
-    """Engines that could not start, or not beside each other."""
+    """Engines that could not start, alone or together."""
     if settings.vllm is None:
         return
     yield from _lock(settings.vllm)
@@ -44,7 +44,7 @@ def engines(settings: HostSettings) -> Findings:
             *_flags(key, engine),
         ]
         yield from wrong
-        # Whether it fits is known of an engine that makes sense.
+        # The memory plan needs valid settings.
         if not wrong:
             yield from _fit(key, engine, settings)
 
@@ -56,30 +56,36 @@ def _lock(wanted: Vllm) -> Findings:
             yield Finding(
                 "vllm.lock",
                 MISSING,
-                f"{', '.join(on_cpu)} names no card, and the project's own lock is of CUDA's build",
-                "name its cards, or write the lock of a CPU build",
+                f"{', '.join(on_cpu)} names no card, and the project's own lock is for the"
+                " CUDA build",
+                "name its cards, or write a lock for a CPU build",
             )
         return
     lock = wanted.lock
     wrong = no_file(lock)
     text = "" if wrong else lock_of(wanted).read_text("utf-8", "replace")
-    # A build for another device has the same flags and keeps the same books.
+    # A build for another device has the same flags and the same memory accounting.
     pinned = re.search(r"^vllm==([^\s+]+)", text, re.MULTILINE)
     if wrong:
         pass
     elif pinned is None or pinned[1] != vllm.VERSION:
-        wrong = f"it does not pin vllm {vllm.VERSION}, of which flags and memory are known here"
+        wrong = f"it does not pin vllm {vllm.VERSION}, the only version that Holdfast knows"
     elif re.search(r"^\w(?!.*(--hash|\\$)).*$", text, re.MULTILINE):
-        wrong = "a requirement in it has no hash"
+        wrong = "one of its requirements has no hash"
     else:
         return
-    yield Finding("vllm.lock", lock, wrong, "write what 'uv pip compile --generate-hashes' made")
+    yield Finding(
+        "vllm.lock", lock, wrong, "write the output of 'uv pip compile --generate-hashes'"
+    )
 
 
 def _name(key: str, engine: Engine) -> Findings:
     if engine.name.endswith(("-loopback", "-tailnet", "-watch")):
         yield Finding(
-            f"{key}.name", engine.name, "another engine's door may be called so", "rename it"
+            f"{key}.name",
+            engine.name,
+            "this ending is reserved for sockets of engines",
+            "rename it",
         )
 
 
@@ -96,13 +102,13 @@ def _checkpoint(key: str, engine: Engine, settings: HostSettings) -> Findings:
 
 def _cards(key: str, engine: Engine, settings: HostSettings) -> Findings:
     for place, name in enumerate(engine.cards):
-        why = "a number may be another card after a reboot"
+        why = "an index may be another card after a reboot"
         yield from own_card(f"{key}.cards[{place}]", name, settings, why)
 
 
 def _peers(key: str, engine: Engine) -> Findings:
     if engine.peer_access is not None and len(engine.cards) < 2:
-        wrong = "it is between the cards of one engine, and this has fewer than two"
+        wrong = "it applies to engines with two or more cards"
         yield Finding(f"{key}.peer_access", engine.peer_access, wrong, "remove it")
 
 
@@ -111,8 +117,8 @@ def _memory(key: str, engine: Engine) -> Findings:
         yield Finding(
             f"{key}.utilisation",
             engine.utilisation,
-            f"more than {USUAL_UTILISATION:.2f} of a card needs a reason",
-            "say it in utilisation_reason, or write less",
+            f"more than {USUAL_UTILISATION:.2f} of a card's memory needs a reason",
+            "write it in utilisation_reason, or write less",
         )
     if not engine.cards and engine.cache_mib is None:
         yield Finding(
@@ -125,7 +131,7 @@ def _memory(key: str, engine: Engine) -> Findings:
         yield Finding(
             f"{key}.cache_mib",
             engine.cache_mib,
-            "on cards the cache is what the utilisation leaves",
+            "on cards the cache size follows from utilisation",
             "remove it",
         )
 
@@ -136,16 +142,19 @@ def _flags(key: str, engine: Engine) -> Findings:
         at, value = f"{key}.flags.{name}", shown(written, name)
         plain = name.removeprefix("no-")
         if plain in vllm.HELD:
-            yield Finding(at, value, "this flag is not an inventory's to set", vllm.HELD[plain])
+            yield Finding(at, value, "an inventory must not set this flag", vllm.HELD[plain])
         elif name != plain and plain in known:
             yield Finding(
-                at, value, "a flag is switched off by its value", f"write '{plain}' False"
+                at,
+                value,
+                "a flag is switched off by its value, not by a no- prefix",
+                f"write '{plain}' False",
             )
         elif name not in known:
             wrong = f"vLLM {vllm.VERSION} has no such flag"
             yield Finding(at, value, wrong, nearest(name, set(known) - set(vllm.HELD)))
         elif problem := vllm.flag_problem(name, written):
-            yield Finding(at, value, problem, "write one that it takes")
+            yield Finding(at, value, problem, "write a value that vLLM accepts")
 
 
 _KEYS = {
@@ -154,7 +163,7 @@ _KEYS = {
     "max_num_batched_tokens": "flags max-num-batched-tokens",
     "kv_cache_mib": "cache_mib",
 }
-"""What an inventory calls the settings that the planner names after vLLM's."""
+"""The planner's names, which are vLLM's, and the keys of an inventory."""
 
 
 def _in_keys(sentence: str) -> str:
@@ -166,7 +175,7 @@ def _in_keys(sentence: str) -> str:
 def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
     checkpoint = registry.checkpoint_of(settings, engine)
     if checkpoint is None or isinstance(described(checkpoint), str):
-        # The checkpoint's own finding says it.
+        # The checkpoint has its own finding.
         return
     try:
         fit = fit_of(settings, engine)
@@ -177,15 +186,16 @@ def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
     except ValidationError as error:
         (said, *_) = error.errors()
         flag = next((flag for flag, name in FLAGS.items() if name == said["loc"][0]), "")
-        wrong = f"it decides what fits, and nothing can be counted with it: {said['msg']}"
-        yield Finding(f"{key}.flags.{flag}", said["input"], wrong, "write a value that vLLM takes")
+        wrong = f"the memory plan cannot be computed with it: {said['msg']}"
+        yield Finding(
+            f"{key}.flags.{flag}", said["input"], wrong, "write a value that vLLM accepts"
+        )
         return
     except WHAT_FILES_DO as error:
         yield Finding(
             f"{key}.checkpoint",
             engine.checkpoint,
-            "its config.json says what no model can be"
-            f" ({type(error).__name__}: {_in_keys(str(error))})",
+            f"its config.json is invalid ({type(error).__name__}: {_in_keys(str(error))})",
             "copy it again, or choose another model",
         )
         return
@@ -211,7 +221,7 @@ def _host_memory(key: str, engine: Engine, fit: Fit) -> Findings:
         yield Finding(
             f"{key}.memory_max_mib",
             engine.memory_max_mib,
-            f"weights, cache and vLLM itself are {needed} MiB",
+            f"weights, cache and vLLM itself need {needed} MiB",
             "allow that much, or write a smaller cache_mib",
         )
 

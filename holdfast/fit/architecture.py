@@ -19,7 +19,7 @@ class NotUnderstood(ValueError):
     """This model or setting cannot be planned; the text is one sentence with what to do."""
 
 
-MEND = "serve another model, or teach holdfast/fit/architecture.py this one"
+MEND = "serve another model, or add this one to holdfast/fit/architecture.py"
 """What is left where config.json is whole and says something that is not planned here."""
 
 
@@ -80,7 +80,7 @@ class Fields:
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise NotUnderstood(
                 f"config.json of model type '{self.values.get('model_type')}' has no usable"
-                f" '{names[0]}' ({value!r}): copy it again where it is damaged, else {MEND}"
+                f" '{names[0]}' ({value!r}): copy it again if it is damaged, else {MEND}"
             )
         return int(value)
 
@@ -257,8 +257,8 @@ class _Reader:
             return ["mamba"] * count
         if self.model_type.startswith(_HYBRIDS):
             raise NotUnderstood(
-                f"config.json of model type '{self.model_type}' does not say which layers attend"
-                " and which recur (layer_types): copy it again from where the model was published"
+                f"config.json of model type '{self.model_type}' does not list its layer types"
+                " (layer_types): copy it again from where the model was published"
             )
         return ["both" if self.model_type == "falcon_h1" else "full"] * count
 

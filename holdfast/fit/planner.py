@@ -314,7 +314,7 @@ def _plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
         raise NotUnderstood("no layer of this model caches anything: it is not served by blocks")
     context = engine.max_model_len or model.longest_tokens
     if context < 1:
-        raise NotUnderstood("config.json tells no longest context: give max_model_len")
+        raise NotUnderstood("config.json names no longest context: give max_model_len")
     shared = blocks.pool(found, engine.scheduling)
     weight = model.weights.on_one_card(
         model.config, engine.tensor_parallel, engine.draft_tokens > 0

@@ -62,6 +62,6 @@ def table(fit: Fit) -> Group:
         cache.add_row(what, value)
     words = [f"{'fits' if fit.fits else 'does not fit'}; {fit.binds}"]
     if not fit.fits:
-        nearest = fit.nearest or ("nothing near: take more cards, or a smaller model",)
+        nearest = fit.nearest or ("nothing similar fits: take more cards, or a smaller model",)
         words += [f"would fit: {change}" for change in nearest]
     return Group(cards, *[cache] * has_cache, Text("\n".join(words)))

@@ -143,7 +143,7 @@ def header(path: Path) -> list[Tensor]:
             if name != "__metadata__"
         ]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise NotUnderstood(f"{path} is cut short or damaged: copy it again") from error
+        raise NotUnderstood(f"{path} is truncated or damaged: copy it again") from error
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _absent(seen: Comparison) -> Iterator[Difference]:
         yield Difference(
             "none_there",
             "",
-            f"{len(gone)} cards are declared and not one answers on the bus, which looks like"
+            f"{len(gone)} cards are declared but none answers on the bus, which looks like"
             " the firmware's set-up or the power of a whole riser board",
             "enable Above 4G Decoding in the firmware, and see that the cards' supplies are on",
         )
@@ -162,10 +162,10 @@ def _absent(seen: Comparison) -> Iterator[Difference]:
             yield Difference(
                 "supply_off",
                 "",
-                f"{_all(cards)}, which hang on power supply {supply.name}, are all gone and"
-                " the other cards are there: that supply is off",
-                "switch it on, see to its cord, its fuse and the cable that starts it with"
-                " the first one, and reboot",
+                f"all cards of power supply {supply.name} ({_all(cards)}) are gone, and the"
+                " other cards are there: that supply is off",
+                "switch it on, check its cord, its fuse and the cable that starts it with the"
+                " first one, and reboot",
             )
     for card in seen.gpus.cards:
         if card.name in told or card.name not in lost:
@@ -239,8 +239,8 @@ def _place(seen: Comparison) -> Iterator[Difference]:
         yield Difference(
             "swapped",
             moved[0][0].name,
-            f"{names} have changed places: {where}",
-            "plug them as declared, or exchange their pci_address",
+            f"{names} have swapped places: {where}",
+            "plug them as declared, or swap their pci_address",
         )
     else:
         yield Difference(
@@ -301,7 +301,7 @@ def _reserved(seen: Comparison) -> Iterator[Difference]:
             yield Difference(
                 "vfio_bound",
                 card.name,
-                f"{card.name} is declared to compute here, and vfio-pci holds it for a guest",
+                f"{card.name} has the role 'compute', but vfio-pci reserves it for a guest",
                 "remove its id from the options of vfio-pci, or declare role 'passthrough'",
             )
 
@@ -312,8 +312,8 @@ def _held(seen: Comparison) -> Iterator[Difference]:
             yield Difference(
                 "held_by_host",
                 card.name,
-                f"{card.name} is declared for a guest, and this host's driver {pci.driver} holds"
-                " it",
+                f"{card.name} has the role 'passthrough', but this host's driver {pci.driver}"
+                " controls it",
                 "bind it to vfio-pci at boot (options vfio-pci ids=...) and reboot",
             )
 
@@ -328,7 +328,7 @@ def _nouveau(seen: Comparison) -> Iterator[Difference]:
         yield Difference(
             "nouveau",
             bound[0],
-            f"the kernel's own driver nouveau holds {_all(bound)}, so NVIDIA's cannot",
+            f"the kernel's own driver nouveau controls {_all(bound)}, so NVIDIA's cannot",
             "reboot; if it comes back, blacklist it in /etc/modprobe.d and rebuild the initramfs",
         )
 
@@ -343,7 +343,7 @@ def _driver(seen: Comparison) -> Iterator[Difference]:
             "driver_mismatch",
             "",
             f"driver {driver.loaded} is loaded and its libraries are"
-            f" {driver.library or 'another version'}: an upgrade came in underneath",
+            f" {driver.library or 'another version'}: an upgrade replaced them while it ran",
             "reboot",
         )
     elif not (driver.loaded or driver.on_disk or driver.library or exit_status):
@@ -351,7 +351,7 @@ def _driver(seen: Comparison) -> Iterator[Difference]:
             "driver_absent",
             "",
             "no NVIDIA driver is installed, so no declared card can be used",
-            "look in this run for why its packages were not installed",
+            "see above in this run why its packages were not installed",
         )
     elif driver.loaded is None and driver.on_disk is None:
         yield Difference(
@@ -391,7 +391,7 @@ def _driver(seen: Comparison) -> Iterator[Difference]:
         yield Difference(
             "smi_hung",
             "",
-            "nvidia-smi hangs, which looks like a card that stopped answering its driver",
+            "nvidia-smi hangs, which suggests that a card stopped answering its driver",
             "read `journalctl -k -b -g NVRM`, and switch the machine off and on",
         )
 
@@ -420,7 +420,7 @@ _EXITS = {
     6: _Exit(
         "no_such_device",
         "the driver does not find it (exit 6), which looks like the driver",
-        "see whether this driver branch and flavour drive the card; read `dmesg` for NVRM",
+        "check that this driver branch and flavour support the card; read `dmesg` for NVRM",
     ),
     8: _Exit(
         "power_cable",
@@ -443,7 +443,7 @@ _EXITS = {
 _UNSEEN = _Exit(
     "unseen",
     "it looks like the driver or the card's own power",
-    "read `dmesg` for NVRM, see to the card's power cables, and switch the machine off and on",
+    "read `dmesg` for NVRM, check the card's power cables, and switch the machine off and on",
 )
 
 
@@ -487,7 +487,7 @@ def _identity(seen: Comparison) -> Iterator[Difference]:
                 card.name,
                 f"{card.name} is declared as {card.uuid}, and the card at {smi.address} is"
                 f" {smi.uuid}, which is not declared: it was replaced",
-                "write the new UUID, or plug in the card that is meant",
+                "write the new UUID, or plug in the declared card",
             )
 
 
@@ -495,12 +495,12 @@ def _memory(seen: Comparison) -> Iterator[Difference]:
     for card, smi in seen.driven:
         total = smi.memory_total_mib
         if total and abs(total - card.vram_mib) > VRAM_TOLERANCE * card.vram_mib:
-            ecc = ", and ECC is on, which takes a share of some" if smi.ecc else ""
+            ecc = ", and ECC is on, which uses part of the memory of some cards" if smi.ecc else ""
             yield Difference(
                 "wrong_vram",
                 card.name,
                 f"{card.name} is declared with {card.vram_mib} MiB and has {total} MiB{ecc}",
-                "see whether it is the card that was bought, and declare what it has",
+                "check that it is the card that was bought, and declare its memory",
             )
 
 
@@ -542,7 +542,7 @@ def _recovery(card: GpuCard, said: str) -> Difference:
         "recovery",
         card.name,
         f"{card.name} needs recovery: {said}",
-        "stop what uses the card and do what is asked for: nvidia-smi --gpu-reset, or a reboot; on"
+        "stop the programs on the card and do what it asks: nvidia-smi --gpu-reset, or a reboot; on"
         " AMD with IO_PAGE_FAULT in the journal boot with iommu=pt",
     )
 
@@ -554,16 +554,16 @@ def _throttled(seen: Comparison) -> Iterator[Difference]:
             yield Difference(
                 "power_brake",
                 card.name,
-                f"{card.name} is held at half its clocks or less by the power brake, a signal"
-                " of the power supply or the board",
-                "see to its supply and cables; hang fewer cards on it",
+                f"{card.name} runs at half its clocks or less because of the power brake, a"
+                " signal of the power supply or the board",
+                "check its supply and cables; connect fewer cards to it",
             )
         if mask & _THERMAL:
             yield Difference(
                 "hot",
                 card.name,
-                f"{card.name} is held at half its clocks or less because it is too hot",
-                "see to its fans, its air and its thermal paste",
+                f"{card.name} runs at half its clocks or less because it is too hot",
+                "check its fans, airflow and thermal paste",
             )
 
 
@@ -574,9 +574,9 @@ def _used(seen: Comparison) -> Iterator[Difference]:
             yield Difference(
                 "display",
                 card.name,
-                f"{card.name} is declared to compute and drives a display, which takes"
-                f" {used} MiB and stalls with every long kernel",
-                "plug the screen into the board's own graphics, and make that the first"
+                f"{card.name} has the role 'compute', but drives a display, which uses {used}"
+                " MiB and stalls during every long kernel",
+                "connect the screen to the board's own graphics, and make that the first"
                 " display in the firmware",
             )
         elif not seen.memory_claimed and used > IDLE_MIB:
@@ -584,13 +584,13 @@ def _used(seen: Comparison) -> Iterator[Difference]:
                 "foreign_memory",
                 card.name,
                 f"{card.name} has {used} MiB in use, and no service of this host claims GPU memory",
-                "see whose it is with nvidia-smi; stop it, or declare it as a service",
+                "find the process with nvidia-smi; stop it, or declare it as a service",
             )
         if smi.mig:
             yield Difference(
                 "mig",
                 card.name,
-                f"{card.name} is divided by MIG, so nothing can use it whole",
+                f"{card.name} is divided by MIG, so no program can use the whole card",
                 f"turn it off (nvidia-smi -i {smi.uuid} -mig 0) and reset the card",
             )
 
@@ -603,7 +603,7 @@ def _persistence(seen: Comparison) -> Iterator[Difference]:
             off[0],
             f"persistence is off on {_all(off)}: every cap is lost when the last program"
             " leaves the card",
-            "have nvidia-persistenced run with --persistence-mode",
+            "run nvidia-persistenced with --persistence-mode",
         )
 
 
@@ -616,12 +616,12 @@ def _caps(seen: Comparison) -> Iterator[Difference]:
             cap for cap in caps if cap and low is not None and high and not low <= cap <= high
         ]
         for cap in impossible:
-            clock = ", or hold it lower by clock_max_mhz" if cap < (low or 0) else ""
+            clock = ", or limit it further with clock_max_mhz" if cap < (low or 0) else ""
             yield Difference(
                 "cap_range",
                 card.name,
-                f"{card.name} is to be capped at {cap} W, and the card itself takes"
-                f" {low:.0f} to {high:.0f} W",
+                f"{card.name} is declared with a cap of {cap} W, but accepts {low:.0f} to"
+                f" {high:.0f} W",
                 f"write a power_cap_w in that range{clock}",
             )
         if wanted is None or impossible or smi.power_limit_w is None:
@@ -632,7 +632,7 @@ def _caps(seen: Comparison) -> Iterator[Difference]:
                 card.name,
                 f"{card.name} is declared with a cap of {wanted} W, and its limit is"
                 f" {smi.power_limit_w:.0f} W: the cap did not hold",
-                "see to the unit that sets it, and whether something else sets limits too",
+                "check the unit that sets it, and whether another program sets limits",
             )
 
 
@@ -646,7 +646,7 @@ def _budget(seen: Comparison) -> Iterator[Difference]:
         yield Difference(
             "power_budget",
             "",
-            f"power supply {fault.supply}: by what the cards say themselves {fault.wrong}",
+            f"power supply {fault.supply}: by the cards' own figures {fault.wrong}",
             fault.mend,
         )
 

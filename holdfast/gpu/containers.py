@@ -72,7 +72,7 @@ def stale(state: ContainersState) -> str | None:
     if state.specified is None:
         return "there is none"
     if state.specified_driver != state.driver:
-        return f"it is made for driver {state.specified_driver} and {state.driver} is loaded"
+        return f"it is for driver {state.specified_driver}, but {state.driver} is loaded"
     if missing := sorted(state.uuids - state.specified):
         return f"it lacks {', '.join(missing)}"
     if gone := sorted(state.specified - state.uuids):
@@ -88,8 +88,8 @@ def complaint(containers: Sequence[GpuContainer]) -> str | None:
     named = "; ".join(f"{container.name} ({container.lost})" for container in lost)
     restart = " ".join(container.name for container in lost)
     return (
-        f"These containers cannot reach their GPUs any more: {named}. When it suits you, run"
-        f" `docker restart {restart}`; Holdfast restarts no container."
+        f"These containers can no longer reach their GPUs: {named}. Run `docker restart"
+        f" {restart}`; Holdfast restarts no container."
     )
 
 

@@ -222,8 +222,8 @@ def _passed_through(gpus: Gpus) -> list[str]:
             raise Unplannable(
                 f"cards[{index}].pci_address",
                 None,
-                f"{card.name} is bound to vfio-pci by its address, for other cards may have its"
-                f" device id {card.device} too",
+                f"{card.name} is bound to vfio-pci by its address, because other cards may"
+                f" have the same device id {card.device}",
                 "write its address, which `make gpus` shows",
             )
         addresses.append(card.pci_address)
@@ -244,17 +244,17 @@ def _check_branch(gpus: Gpus, compute: list[tuple[int, GpuCard]]) -> None:
                 raise Unplannable(
                     f"cards[{index}].device",
                     card.device,
-                    "NVIDIA's supported-GPU data lacks this card, so it is not known which kernel"
-                    f" module drives {card.name}",
+                    "NVIDIA's supported-GPU data does not list this card, so the kernel"
+                    f" module for {card.name} is unknown",
                     "compare it with `lspci -nn`; if it is right, write driver.flavour as NVIDIA"
                     " documents it for this card",
                 )
             continue
         first, last = _FIRST_BRANCH[chip.architecture], _LAST_BRANCH.get(chip.architecture)
         if branch < first:
-            wrong, mend = f"nothing before {first} does", f"write '{first}' or later"
+            wrong, mend = f"branches before {first} do not", f"write '{first}' or later"
         elif last and branch > last:
-            wrong, mend = f"{last} is the last that does", f"write '{last}'"
+            wrong, mend = f"{last} is the last branch that does", f"write '{last}'"
         else:
             continue
         raise Unplannable(
@@ -276,9 +276,9 @@ def _flavour(gpus: Gpus, compute: list[tuple[int, GpuCard]]) -> Flavour:
         raise Unplannable(
             "cards",
             [card.name for card in cards],
-            f"{', '.join(opens)} run with the open kernel modules alone, {', '.join(closed)} with"
-            " the proprietary ones alone, and a kernel loads one of the two",
-            "give one kind role 'passthrough', or move it to another machine",
+            f"{', '.join(opens)} need the open kernel modules, {', '.join(closed)} the"
+            " proprietary ones, and a kernel can load one of the two only",
+            "give one kind the role 'passthrough', or move it to another machine",
         )
     if wanted != "auto" and wanted not in common:
         able_card = next(card for card in cards if wanted not in able[card.name])
@@ -286,7 +286,7 @@ def _flavour(gpus: Gpus, compute: list[tuple[int, GpuCard]]) -> Flavour:
         raise Unplannable(
             "driver.flavour",
             wanted,
-            f"{_called(able_card)} runs with the {other} kernel modules alone",
+            f"{_called(able_card)} needs the {other} kernel modules",
             f"write '{other}' or 'auto'",
         )
     if wanted != "auto":
@@ -377,7 +377,7 @@ def _vendor_problem(
     if int(branch) < _PINNED_FROM:
         return (
             "branch",
-            f"NVIDIA's repository has no package that holds a host on branch {branch}",
+            f"NVIDIA's repository has no package that pins a host to branch {branch}",
             f"write '{_PINNED_FROM}' or later",
         )
     if distribution not in _VENDOR_KEYS and mirror is None:
@@ -585,8 +585,7 @@ def check_machine(plan: DriverPlan, gpus: Gpus, picture: Picture, key_enrolled: 
             raise Unplannable(
                 f"cards[{index}].role",
                 card.role,
-                f"{_called(card)} at {address} is in no IOMMU group, and vfio-pci takes no such"
-                " card",
+                f"{_called(card)} at {address} is in no IOMMU group, which vfio-pci needs",
                 "turn on VT-d or AMD-Vi in the firmware, and on Intel boot with intel_iommu=on",
             )
 
@@ -614,8 +613,8 @@ def _no_module(plan: DriverPlan, kernel: str) -> str:
             f" or, where there is none, remove that kernel: `apt-get remove linux-image-{kernel}`"
         )
     return (
-        f"{lost}; see `dkms status` and /var/lib/dkms/nvidia*/*/build/make.log, and mend the build"
-        " or remove that kernel"
+        f"{lost}; see `dkms status` and /var/lib/dkms/nvidia*/*/build/make.log, and fix the"
+        " build or remove that kernel"
     )
 
 
@@ -663,7 +662,7 @@ def verdict(plan: DriverPlan, picture: Picture) -> Verdict:
 def _needs_reboot(plan: DriverPlan, picture: Picture) -> Verdict:
     state = picture.driver
     if plan.source and state.nouveau_loaded:
-        return Verdict(reboot="nouveau holds the cards", situation="nouveau is loaded")
+        return Verdict(reboot="nouveau controls the cards", situation="nouveau is loaded")
     if plan.source and state.loaded != state.on_disk:
         loaded = state.loaded or "none"
         return Verdict(
@@ -674,8 +673,8 @@ def _needs_reboot(plan: DriverPlan, picture: Picture) -> Verdict:
         if card.address in plan.vfio and card.driver != "vfio-pci":
             holder = card.driver or "no driver"
             return Verdict(
-                reboot=f"the card at {card.address} belongs to a guest and {holder} holds it",
-                situation=f"{card.address} held by {holder}",
+                reboot=f"the card at {card.address} belongs to a guest, but {holder} controls it",
+                situation=f"{card.address} controlled by {holder}",
             )
     return Verdict()
 

@@ -121,23 +121,23 @@ def _wiring(gpus: Gpus) -> Iterator[Fault]:
                 yield Fault(
                     supply.name,
                     f"it feeds {card}, and so does {holder}",
-                    "name each card once; to give one card two supplies is to tie their grounds"
-                    " and currents together through it",
+                    "name each card once; one card on two supplies connects their grounds and"
+                    " currents",
                 )
     left = sorted(cards - set(holders))
     unnamed = [supply.name for supply in supplies if not supply.cards]
     if left and len(unnamed) > 1:
         yield Fault(
             unnamed[1],
-            f"neither it nor {unnamed[0]} names its cards, so it is not known which feeds"
-            f" {', '.join(left)}",
+            f"neither it nor {unnamed[0]} names its cards, so the supply of {', '.join(left)}"
+            " is unknown",
             "name the cards of each, or declare supplies that share one load as one",
         )
     elif supplies and left and not unnamed:
         yield Fault(
             supplies[-1].name,
             f"every supply names its cards, and none names {', '.join(left)}",
-            "write on which supply it hangs",
+            "write which supply feeds it",
         )
 
 
@@ -149,15 +149,15 @@ def _overloads(gpus: Gpus, limits: Mapping[str, float]) -> Iterator[Fault]:
             yield Fault(
                 load.supply.name,
                 f"{drawers} draw {load.sustained_w:.0f} W by their limits, and a supply of {label}"
-                f" carries {load.sustained_limit_w:.0f} W day and night",
-                "lower power_cap_w, or hang fewer cards on it",
+                f" carries {load.sustained_limit_w:.0f} W continuously",
+                "lower power_cap_w, or connect fewer cards to it",
             )
         elif load.surge_w > load.surge_limit_w:
             yield Fault(
                 load.supply.name,
-                f"{drawers} surge to {load.surge_w:.0f} W for milliseconds, caps or not, and a"
-                f" supply of {label} stands {load.surge_limit_w:.0f} W",
-                "hang fewer cards on it, or use a larger supply",
+                f"{drawers} surge to {load.surge_w:.0f} W for milliseconds despite caps, and a"
+                f" supply of {label} carries {load.surge_limit_w:.0f} W",
+                "connect fewer cards to it, or use a larger supply",
             )
 
 

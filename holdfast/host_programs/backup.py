@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -I
-"""Back up, restore and compare: what holdfast's backup units and an operator run on a host.
+"""Back up, restore and compare; used by Holdfast's backup units and by an operator on a host.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
+It is copied to hosts, so it uses only the standard library of Python 3.11. Reads
 ``/etc/holdfast/backup/<repository>.json``; needs nothing from its environment.
 """
 
@@ -32,41 +32,41 @@ from typing import IO, Any, NoReturn
 
 TAG = "holdfast"
 EXIT_NO_REPOSITORY = 10
-"""restic >= 0.17. Before, a missing repository exits 1 as everything else does."""
+"""restic >= 0.17. Older versions exit with 1 for every error, also for a missing repository."""
 EXIT_UNREAD = 3
 """restic took the snapshot, and some paths could not be read."""
 MISSING_BEFORE_0_17 = ("no such file or directory", "does not exist")
 OPEN_SECONDS = 90
-"""How long opening a repository may take; restic itself tries a dead server for 15 minutes."""
+"""Limit for opening a repository; restic itself tries a dead server for 15 minutes."""
 LOCK_WAIT_SECONDS = 2 * 3600
-"""How long a lock that another program holds is waited for."""
+"""Limit for waiting for a lock of another program."""
 LOCK_PAUSE_SECONDS = 30
 STALL_SECONDS = 60
-"""restic that has read nothing for so long may wait for the writer of a FIFO."""
+"""After this time without progress restic may wait for the writer of a FIFO."""
 MOST_LINKS = 40
-"""As many links does the kernel follow in one path."""
+"""The number of links that the kernel follows in one path."""
 MOST_LEFT_OUT = 100
-"""So many paths that are too long does restic leave out; its arguments have a limit."""
+"""The number of too long paths that restic can exclude; its arguments have a limit."""
 CLOCK_SKEW_SECONDS = 300
 ROOM = 1.2
-"""Free space a restore wants, as a multiple of what it restores: the disk is not ours alone."""
+"""Free space for a restore, as a multiple of its size, because other programs use the disk too."""
 LONGEST_PATH = 3800
-"""Bytes of a path that is backed up: a restore puts its own folder before it, within 4,096."""
+"""Longest path in a backup, bytes: a restore adds its own folder, and the limit is 4,096."""
 LOCKED = re.compile(r"already locked (?:exclusively )?by (.+)")
 CREATED = re.compile(r"lock was created at (.+)")
 
 
 class Failure(Exception):
-    """One sentence that says what is wrong and, where it is known, what to do."""
+    """One sentence with the error and, if known, what to do."""
 
 
 class Blocked(Failure):
-    """Another program holds the repository's lock, and is at work."""
+    """Another running program has the repository's lock."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where this program finds and keeps things."""
+    """Paths of this program."""
 
     jobs: Path = Path("/etc/holdfast/backup")
     credentials: Path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/etc/holdfast/credentials"))
@@ -76,18 +76,18 @@ class Places:
 
 @dataclass(frozen=True)
 class Job:
-    """One repository and what goes there, as the deploy wrote it down."""
+    """One repository and its paths, written by the deploy."""
 
     repository: str
     host: str
     restic: str
     sources: list[str]
     derived: list[str]
-    """Beneath or beside the sources; can be made again and is left out."""
+    """Paths that can be recreated and are left out, below or beside the sources."""
     roots: list[str]
-    """Folders in which everything must be declared."""
+    """Folders in which every path must be declared."""
     mount: str | None
-    """Where the disk or export that holds the repository must be mounted."""
+    """The mount point of the disk or export with the repository."""
     append_only: bool
     keep: dict[str, int]
     max_age_hours: float
@@ -102,28 +102,28 @@ class Job:
             return cls(**json.loads(path.read_text()), places=places)
         except FileNotFoundError:
             names = ", ".join(sorted(known.stem for known in places.jobs.glob("*.json")))
-            raise Failure(f"there is no repository {repository}; there are: {names}") from None
+            raise Failure(f"there is no repository {repository}; declared are: {names}") from None
 
     @property
     def manifest(self) -> Path:
-        """Checksums of what is backed up; travels in the snapshot."""
+        """Checksums of the backed-up files; part of the snapshot."""
         return self.places.state / f"manifest-{self.repository}.jsonl"
 
     @property
     def record(self) -> Path:
-        """What was last done with this repository and how it ended."""
+        """The last actions on this repository and their results."""
         return self.places.state / f"{self.repository}.json"
 
     @property
     def paths(self) -> list[str]:
-        """What a complete snapshot of this host holds."""
+        """The content of a complete snapshot of this host."""
         return sorted([*self.sources, str(self.manifest)])
 
 
 def restic(
     job: Job, *arguments: str, seconds: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run restic with an environment of our own making; the caller judges the exit status.
+    """Run restic with our own environment; the caller checks the exit status.
 
     Raises:
         subprocess.TimeoutExpired: it was still running after ``seconds``.
@@ -151,7 +151,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 @contextmanager
 def streamed(job: Job, *arguments: str) -> Iterator[IO[bytes]]:
-    """What a restic command that only reads writes, while it writes it; all must be read.
+    """The output of a read-only restic command, as a stream that must be read to its end.
 
     Raises:
         Failure: with restic's last words.
@@ -206,9 +206,9 @@ def locked(
 ) -> subprocess.CompletedProcess[str]:
     """Remove stale locks, then ``run`` a restic command until no other lock refuses it.
 
-    This is ``--retry-lock`` for every version (0.14 has none), and it removes a lock that becomes
-    stale meanwhile: after a power cut another process may have the number of the dead one, and
-    restic then takes the lock for a live one for half an hour.
+    This replaces ``--retry-lock``, which 0.14 does not have. It also removes a lock that becomes
+    stale during the wait: after a power cut another process may have the number of the dead one,
+    and then restic treats the lock as live for half an hour.
 
     Raises:
         Blocked: a lock refused it for `LOCK_WAIT_SECONDS`.
@@ -223,7 +223,7 @@ def locked(
             return result
         sentence = f"repository {job.repository} is locked by {holder}"
         if time.monotonic() >= deadline:
-            raise Blocked(f"{sentence}; this was waited for {LOCK_WAIT_SECONDS / 3600:g} hours")
+            raise Blocked(f"{sentence}; gave up after {LOCK_WAIT_SECONDS / 3600:g} hours")
         if holder != known:
             _say(f"{sentence}; waiting")
             known = holder
@@ -231,12 +231,12 @@ def locked(
 
 
 def _holder(result: subprocess.CompletedProcess[str]) -> str:
-    # In words, for restic's exit status says "locked" only since 0.17.
+    # By its text, because restic has an exit status for "locked" only since 0.17.
     found = LOCKED.search(result.stderr)
     if result.returncode == 0 or found is None:
         return ""
     created = CREATED.search(result.stderr)
-    # Without the age in brackets, which differs each time.
+    # Without the age in brackets, which always differs.
     since = f" since {created[1].split(' (')[0]}" if created else ""
     return f"{found[1].strip()}{since}"
 
@@ -244,14 +244,14 @@ def _holder(result: subprocess.CompletedProcess[str]) -> str:
 def _essence(words: str) -> str:
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith("Fatal:")]
-    return " | ".join(fatal or lines[-3:]) or "it said nothing"
+    return " | ".join(fatal or lines[-3:]) or "no error message"
 
 
 def exists(job: Job) -> bool:
-    """Whether the repository is there; a wrong password or a dead network is not "absent".
+    """Whether the repository exists; a wrong password or a dead network is not "absent".
 
     Raises:
-        Failure: it cannot be told, or the repository cannot be used.
+        Failure: this is unknown, or the repository cannot be used.
     """
     if job.mount is not None:
         _require_mounted(job.mount)
@@ -277,8 +277,8 @@ def exists(job: Job) -> bool:
 
 
 def _require_mounted(mount: str) -> None:
-    # A look inside wakes an automount. A hard NFS mount whose server is gone would hold us for
-    # ever, but lets its callers be killed: so it is another process that looks.
+    # Access starts an automount. A hard NFS mount without its server would block this program for
+    # ever, but its callers can be killed. So another process accesses it.
     try:
         subprocess.run(
             ["/bin/ls", mount], capture_output=True, text=True, check=True, timeout=OPEN_SECONDS
@@ -290,7 +290,9 @@ def _require_mounted(mount: str) -> None:
     except subprocess.CalledProcessError as error:
         raise Failure(f"{error.stderr.strip()}; is the NAS up?") from None
     if not os.path.ismount(mount):
-        raise Failure(f"{mount} is not mounted; writing there would fill the local disk")
+        raise Failure(
+            f"{mount} is not mounted, so nothing is written there: it would fill the local disk"
+        )
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ def snapshots(job: Job) -> list[Snapshot]:
 
 
 def newest(job: Job) -> Snapshot | None:
-    """The newest snapshot of this host, or None where there is none, or no repository."""
+    """The newest snapshot of this host, or None without a snapshot or a repository."""
     return next(reversed(snapshots(job)), None) if exists(job) else None
 
 
@@ -329,7 +331,7 @@ def find(job: Job, wanted: str) -> Snapshot:
         if wanted == "latest" or snapshot.id.startswith(wanted)
     ]
     if not matching:
-        raise Failure(f"{job.repository} holds no snapshot of {job.host} called {wanted}")
+        raise Failure(f"{job.repository} holds no snapshot {wanted} of {job.host}")
     return matching[-1]
 
 
@@ -350,8 +352,8 @@ def entries(
 ) -> Iterator[dict[str, Any]]:
     """One entry for every path at or beneath ``paths``, with the files' ``content`` or without.
 
-    No path stops the rest: what cannot be read is added to ``unread``. Folders of others are
-    entered component by component and their links never followed: see `_enter`.
+    An unreadable path is added to ``unread`` and does not stop the rest. Folders of other users are
+    opened component by component, and their links are never followed: see `_enter`.
     """
     for top in paths:
         parent, _, name = top.rpartition("/")
@@ -395,18 +397,18 @@ def _beneath(opened: int, folder: str, names: list[str], unread: Unread) -> Iter
 
 
 def _cannot(unread: Unread, path: str, error: OSError) -> None:
-    if error.errno != errno.ENOENT:  # it went away while we looked: a living system
+    if error.errno != errno.ENOENT:  # it disappeared meanwhile, because the system is running
         unread.add(path, os.strerror(error.errno or 0))
 
 
 def _enter(path: str) -> int:
     """A descriptor (``O_PATH``) of the folder at ``path``, which is absolute or empty.
 
-    A link on the way is followed only where root alone could have placed it. Depth costs no
-    descriptors, and a path may be longer than the system allows for one name.
+    A link in the path is followed only if only root could have created it. Any depth is possible,
+    and a path may be longer than the system allows for one name.
 
     Raises:
-        OSError: it is not there, no folder, or lies behind somebody else's link.
+        OSError: it does not exist, is not a folder, or is behind another user's link.
     """
     here = os.open("/", os.O_PATH)
     parts, links = deque(part for part in path.split("/") if part), 0
@@ -432,7 +434,7 @@ def _enter(path: str) -> int:
 
 
 def _is_private(folder: int) -> bool:
-    # Whether only root and the user who runs this can place anything there.
+    # Whether only root and the user of this program can create files there.
     status = os.fstat(folder)
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
 
@@ -446,7 +448,7 @@ def _names(opened: int) -> list[str]:
 
 
 def _look(folder: int, name: str, *, content: bool = True) -> dict[str, Any]:
-    """What is called ``name`` in an open folder, without its path."""
+    """The entry ``name`` of an open folder."""
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if stat.S_ISDIR(status.st_mode):
         return {**_common(status), "kind": "directory"}
@@ -456,7 +458,7 @@ def _look(folder: int, name: str, *, content: bool = True) -> dict[str, Any]:
         return {**_common(status), "kind": "special file"}
     if not content:
         return {**_common(status), "kind": "file"}
-    # Its owner may have put a link or a FIFO there since: neither is followed or waited for.
+    # Its owner may have replaced it with a link or a FIFO: neither is followed or waited for.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as stream:
         status = os.fstat(stream.fileno())
@@ -476,7 +478,7 @@ def _common(status: os.stat_result) -> dict[str, Any]:
 
 
 def _digest(stream: Any, size: int | None = None) -> str:
-    # No more than ``size`` bytes: a file that grows as fast as it is read has no end.
+    # At most ``size`` bytes, because a growing file may have no end.
     digest = hashlib.sha256()
     left = size
     while block := stream.read(1 << 20 if left is None else min(1 << 20, left)):
@@ -487,12 +489,12 @@ def _digest(stream: Any, size: int | None = None) -> str:
 
 @dataclass
 class Comparison:
-    """How restored files differ from what was backed up."""
+    """Differences between restored files and the backup."""
 
     files: int = 0
     size: int = 0
     moved_on: int = 0
-    """Changed between the manifest and the snapshot, and equal to what the snapshot holds."""
+    """Files that changed between manifest and snapshot, and equal the snapshot."""
     problems: list[str] = field(default_factory=list)
 
     def differs(self, path: str, how: str) -> None:
@@ -503,13 +505,12 @@ class Comparison:
 def compare(job: Job, snapshot: Snapshot, root: str) -> Comparison:
     """Compare the tree under ``root`` with the manifest and with the snapshot itself.
 
-    Every file has the content that it had in the manifest. One that was changed between the
-    manifest and the snapshot, as its change time (ctime) in the snapshot shows, has the content
-    that the snapshot holds. Kind, size, mode, owner and time of each path are the
-    snapshot's.
+    The content of every file must match the manifest. If a file changed between the manifest and
+    the snapshot (by its change time, ctime, in the snapshot), its content must match the snapshot.
+    Kind, size, mode, owner and time of each path must match the snapshot.
     """
     result = Comparison()
-    begun = 0.0  # a manifest that does not say so is older than this program
+    begun = 0.0  # a manifest without it is older than this program
     newer: dict[str, str] = {}
     with Path(f"{root}{job.manifest}").open(encoding="utf-8") as stream:
         for line in stream:
@@ -520,13 +521,13 @@ def compare(job: Job, snapshot: Snapshot, root: str) -> Comparison:
                 _compare_one(wanted, _found(root + wanted["path"]), result, newer)
     result.moved_on = len(newer)
     if result.files and result.moved_on == result.files:
-        result.problems.append("no file has the content that it had when it was backed up")
+        result.problems.append("no restored file has the content that was backed up")
     held = _compare_with_snapshot(job, snapshot, root, result, dict.fromkeys(newer, begun))
     for path, digest in newer.items():
         if path not in held:
             result.differs(path, "is not in the snapshot")
         elif _dumped(job, snapshot, path) != digest:
-            result.differs(path, "is not what the snapshot holds")
+            result.differs(path, "differs from the snapshot")
     return result
 
 
@@ -543,7 +544,7 @@ def _compare_one(
     if found is None:
         result.differs(path, "is missing")
     elif found["kind"] != wanted["kind"]:
-        result.differs(path, f"is a {found['kind']} and was a {wanted['kind']}")
+        result.differs(path, f"is a {found['kind']}, but was a {wanted['kind']}")
     elif wanted["kind"] == "file" and found["changed"] != wanted["changed"]:
         newer[path] = found["sha256"]
     elif found != wanted:
@@ -570,24 +571,24 @@ def _compare_with_snapshot(
 ) -> set[str]:
     """Compare each path with its node in the snapshot; return which of ``newer`` are there.
 
-    ``newer`` maps the files that are not as in the manifest to when that was begun.
+    ``newer`` maps the files that differ from the manifest to its start time.
     """
     held = set()
     for node in _nodes(job, snapshot):
         path = node["path"]
         if "\ufffd" in path:
-            continue  # a name that is no UTF-8, which restic's list cannot say
+            continue  # a name that is not UTF-8, which restic's list cannot contain
         try:
             status = os.lstat(root + path)
         except OSError:
-            result.differs(path, "is in the snapshot and was not restored")
+            result.differs(path, "is in the snapshot, but was not restored")
             continue
         if keys := _differing(node, status):
             result.differs(path, f"differs from the snapshot in {', '.join(keys)}")
         elif path in newer:
             held.add(path)
             if _microseconds(node["ctime"]) < newer[path] * 1e6:
-                result.differs(path, "differs, and was not changed while it was backed up")
+                result.differs(path, "differs, although it did not change during the backup")
     return held
 
 
@@ -629,7 +630,7 @@ def _dumped(job: Job, snapshot: Snapshot, path: str) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as a message can hold it: a user may write anything into the name of a file."""
+    """A path that is safe in a message: the name of a file may contain any character."""
     text = path if path.isprintable() else ascii(path)[1:-1]
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
@@ -645,11 +646,11 @@ def now() -> str:
 
 
 def read_record(job: Job) -> dict[str, Any]:
-    """What is on record; empty where nothing was ever done."""
+    """The record; empty before the first action."""
     try:
         record: dict[str, Any] = json.loads(job.record.read_text())
     except (FileNotFoundError, ValueError):
-        return {}  # never written, or torn by a power cut
+        return {}  # never written, or damaged by a power cut
     return record
 
 
@@ -671,7 +672,7 @@ def alone(job: Job) -> Iterator[None]:
 
 
 def unclassified(job: Job) -> list[str]:
-    """Paths in the folders we answer for that no declaration covers."""
+    """Undeclared paths in the folders that must be declared."""
     declared = [*job.sources, *job.derived]
     return sorted(path for root in job.roots for path in _uncovered(root, declared))
 
@@ -689,15 +690,16 @@ def _uncovered(folder: str, declared: list[str]) -> Iterator[str]:
 
 
 def backup(job: Job) -> None:
-    """Take a snapshot, and thin out the old ones where the repository lets us.
+    """Take a snapshot, and remove old ones if the repository allows it.
 
-    One bad path does not stop the rest: it is named when the snapshot has been taken.
+    An unreadable path does not stop the rest: it is named after the snapshot.
     """
     if not exists(job):
         if "backup" in read_record(job):
             raise Failure(
-                f"repository {job.repository} has vanished; it was there on"
-                f" {read_record(job)['backup']['time']}. If that was meant, remove {job.record}"
+                f"repository {job.repository} is gone; it existed on"
+                f" {read_record(job)['backup']['time']}. If this is intended, remove"
+                f" {job.record}"
             )
         _output(restic(job, "init"), "init")
     there = [path for path in job.sources if os.path.lexists(path)]
@@ -706,7 +708,7 @@ def backup(job: Job) -> None:
     try:
         result = locked(job, lambda: _back_up(job, there, unread, others))
     except Blocked as blocked:
-        # What another host does with the repository is an alert once a snapshot is missed by it.
+        # A lock of another host raises an alert only when it makes a snapshot too old.
         try:
             age = _require_fresh(job, newest(job))
         except Failure as failure:
@@ -733,10 +735,10 @@ def backup(job: Job) -> None:
     wrong = [f"{path} does not exist" for path in job.sources if path not in there]
     if unread.sentences:
         some = ", ".join(unread.sentences[:3])
-        wrong.append(f"{len(unread.sentences)} paths could not be read, such as {some}")
+        wrong.append(f"{len(unread.sentences)} paths could not be read, for example {some}")
     if strays := unclassified(job):
         wrong.append(
-            "these paths are declared neither as state, secret nor derived:"
+            "these paths are not declared as state, secret or derived:"
             f" {', '.join(map(shown, strays))}"
         )
     if wrong:
@@ -744,7 +746,7 @@ def backup(job: Job) -> None:
 
 
 def _write_manifest(job: Job, sources: list[str], unread: Unread) -> set[str]:
-    """Write down what is about to be backed up; return the FIFOs, sockets and their like."""
+    """Write the manifest; return the FIFOs, sockets and other special files."""
     others = set()
     job.manifest.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with job.manifest.open("w", encoding="utf-8") as stream:
@@ -761,10 +763,10 @@ def _write_manifest(job: Job, sources: list[str], unread: Unread) -> set[str]:
 def _back_up(
     job: Job, sources: list[str], unread: Unread, others: set[str]
 ) -> subprocess.CompletedProcess[str]:
-    """Have restic take the snapshot; its summary is the output.
+    """Take the snapshot with restic; its summary is the output.
 
-    restic opens by path and waits for the writer of a FIFO. Where somebody has put one in the place
-    of a file, restic is started again without it, and then without the source that holds it.
+    restic opens by path and waits for the writer of a FIFO. If a FIFO has replaced a file, restic
+    is started again without it, and then without the source that contains it.
     """
     left_out = [*job.derived, *map(_pattern, unread.too_long[:MOST_LEFT_OUT])]
     paths = [*sources, str(job.manifest)]
@@ -779,7 +781,7 @@ def _back_up(
         if attempt:
             stuck = [source for source in sources if any(_within(path, source) for path in stuck)]
         for path in stuck:
-            unread.add(path, "a FIFO was put there while it was backed up")
+            unread.add(path, "it became a FIFO during the backup")
             left_out.append(_pattern(path))
     raise Failure(f"restic waits for FIFOs: {', '.join(unread.sentences[-3:])}")
 
@@ -789,8 +791,8 @@ def _watched(
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run restic and return its result, with the last line as output, and an empty list.
 
-    When it has made no progress for `STALL_SECONDS`, and ``stuck`` names paths, it is ended, and
-    these are returned.
+    If it makes no progress for `STALL_SECONDS`, and ``stuck`` names paths, it is killed, and these
+    paths are returned.
     """
     line, unfinished, moved = b"", b"", time.monotonic()
     progress: dict[str, Any] = {}
@@ -851,7 +853,7 @@ def _within(path: str, folder: str) -> bool:
 
 
 def _pattern(path: str) -> str:
-    # restic reads what it leaves out as a pattern.
+    # restic reads an excluded path as a pattern.
     return re.sub(r"([\\*?\[])", r"\\\1", path)
 
 
@@ -861,14 +863,14 @@ def _thin_out(job: Job) -> None:
     try:
         succeed(job, "forget", *scope, *keep, "--prune")
     except Blocked as blocked:
-        _say(f"{blocked}; old snapshots are thinned out after the next backup")
+        _say(f"{blocked}; the next backup removes old snapshots")
 
 
 def _require_fresh(job: Job, snapshot: Snapshot | None) -> str:
-    """A sentence on how old the snapshot is.
+    """A sentence with the age of the snapshot.
 
     Raises:
-        Failure: there is none, it is too old, or it lacks what is declared.
+        Failure: there is none, it is too old, or it lacks declared paths.
     """
     if snapshot is None:
         raise Failure(f"{job.repository} holds no snapshot of {job.host}")
@@ -877,32 +879,32 @@ def _require_fresh(job: Job, snapshot: Snapshot | None) -> str:
     if age_seconds > job.max_age_hours * 3600:
         raise Failure(f"{age}; the limit is {job.max_age_hours:g}")
     if age_seconds < -CLOCK_SKEW_SECONDS:
-        raise Failure(f"{age}: one of the clocks is wrong")
+        raise Failure(f"{age}: this clock or the repository's clock is wrong")
     if lacking := sorted(set(job.paths) - set(snapshot.paths)):
         raise Failure(f"the newest snapshot in {job.repository} lacks {', '.join(lacking)}")
     return age
 
 
 def _require_restored(job: Job) -> str:
-    """A sentence on how old the last good restore is.
+    """A sentence with the age of the last good restore.
 
     Raises:
-        Failure: the last restore did not succeed, or was too long ago.
+        Failure: the last restore failed, or is too old.
     """
     outcome = read_record(job).get("restore_check", {})
     if not outcome.get("ok"):
-        raise Failure(f"{job.repository}: the last restore check did not succeed")
+        raise Failure(f"{job.repository}: the last restore check failed")
     age_days = (time.time() - datetime.fromisoformat(outcome["time"]).timestamp()) / 86400
     age = f"the last good restore from {job.repository} is {age_days:.1f} days old"
     if age_days > job.max_restore_age_days:
         raise Failure(f"{age}; the limit is {job.max_restore_age_days:g}")
     if age_days < -CLOCK_SKEW_SECONDS / 86400:
-        raise Failure(f"{age}: the clock is or was wrong")
+        raise Failure(f"{age}: the clock is wrong, or was wrong then")
     return age
 
 
 def check(job: Job) -> None:
-    """Fail unless the newest snapshot is fresh, whole and known to be restorable."""
+    """Fail unless the newest snapshot is recent, complete and was restored in a test."""
     age = _require_fresh(job, newest(job))
     restored_age = _require_restored(job)
     _say(f"{age} and holds all {len(job.paths)} declared paths; {restored_age}")
@@ -913,7 +915,7 @@ def _require_room(job: Job, snapshot: Snapshot, folder: Path) -> None:
     needed, free = sizes["total_size"], shutil.disk_usage(folder).free
     if needed * ROOM > free:
         raise Failure(
-            f"{folder} has {free >> 20} MiB free and restoring {snapshot.id[:8]} needs"
+            f"{folder} has {free >> 20} MiB free, but restoring {snapshot.id[:8]} needs"
             f" {int(needed * ROOM) >> 20} MiB"
         )
 
@@ -921,26 +923,26 @@ def _require_room(job: Job, snapshot: Snapshot, folder: Path) -> None:
 def restored(
     job: Job, snapshot: Snapshot, target: Path, run: Callable[..., str] = read
 ) -> Comparison:
-    """Restore ``snapshot`` into ``target`` and compare it with what was backed up.
+    """Restore ``snapshot`` into ``target`` and compare it with the backup.
 
-    ``run`` is `succeed` where a prune of another host must not remove what is being read.
+    ``run`` is `succeed` if a prune by another host must be prevented during the restore.
     """
     run(job, "restore", snapshot.id, f"--target={target}", "--verify")
     manifest = Path(f"{target}{job.manifest}")
     if not manifest.is_file():
-        raise Failure(f"{snapshot.id[:8]} carries no manifest: it was not made by this program")
+        raise Failure(f"{snapshot.id[:8]} has no manifest: another program made it")
     return compare(job, snapshot, str(target))
 
 
 def restore_check(job: Job) -> None:
-    """Restore the newest snapshot into a private place, compare every byte, remove it again."""
+    """Restore the newest snapshot into a private folder, compare every byte, and delete it."""
     started = time.monotonic()
     snapshot = newest(job)
     if snapshot is None:
         raise Failure(f"{job.repository} holds no snapshot of {job.host} to restore")
     outcome: dict[str, Any] = {"time": now(), "snapshot": snapshot.id, "ok": False}
     staging = job.places.state / f"staging-{job.repository}"
-    _remove(staging)  # what a power cut left behind
+    _remove(staging)  # left over from a power cut
     try:
         staging.mkdir(mode=0o700, parents=True)
         _require_room(job, snapshot, staging)
@@ -955,7 +957,7 @@ def restore_check(job: Job) -> None:
             "seconds": round(time.monotonic() - started, 1),
         }
     except Blocked as blocked:
-        # What another host does with the repository is an alert once a restore is missed by it.
+        # A lock of another host raises an alert only when it makes the last restore too old.
         outcome = read_record(job).get("restore_check", outcome)
         try:
             age = _require_restored(job)
@@ -968,28 +970,28 @@ def restore_check(job: Job) -> None:
         _remove(staging)
     if result.problems:
         raise Failure(
-            f"{len(result.problems)} of the restored paths are not what was backed up:"
+            f"{len(result.problems)} restored paths differ from the backup:"
             f" {'; '.join(result.problems[:3])}"
         )
     _say(f"{result.files} files, {result.size} bytes restored from {job.repository} and identical")
 
 
 def _remove(folder: Path) -> None:
-    # Of any depth, which `shutil.rmtree` gives up on.
+    # `shutil.rmtree` fails at great depth.
     subprocess.run(["/bin/rm", "-rf", "--one-file-system", str(folder)], check=False)
 
 
 def restore(job: Job, wanted: str, target: Path) -> None:
-    """Restore into an empty directory, for an operator to look at and then put in place."""
+    """Restore into an empty directory, for an operator."""
     target = target.resolve()
     for source in job.sources:
         if target == Path(source) or Path(source) in target.parents:
-            raise Failure(f"{target} lies in live data ({source}); restore beside it, then swap")
+            raise Failure(f"{target} is inside live data ({source}); restore beside it, then swap")
     for folder in (target, *target.parents):
         if folder.exists() and folder.stat().st_uid not in (0, os.geteuid()):
             raise Failure(
-                f"{target} lies in {folder}, which belongs to user {folder.stat().st_uid}: they can"
-                " change it meanwhile; restore into a folder of root, then copy"
+                f"{target} is in {folder}, which belongs to user {folder.stat().st_uid}, who"
+                " can change it during the restore; restore into a folder of root, then copy"
             )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Failure(f"{target} is not an empty directory; nothing was restored")
@@ -1000,18 +1002,18 @@ def restore(job: Job, wanted: str, target: Path) -> None:
     result = restored(job, snapshot, target)
     _say(f"{result.files} files, {result.size} bytes of {snapshot.id[:8]} are in {target}")
     if result.moved_on:
-        _say(f"{result.moved_on} of them changed while they were being backed up")
+        _say(f"{result.moved_on} of them changed during the backup")
     if lacking := sorted(set(job.paths) - set(snapshot.paths)):
         _say(f"the snapshot does not hold {', '.join(lacking)}; an older one may")
     if result.problems:
-        raise Failure("not as backed up: " + "; ".join(result.problems))
+        raise Failure("differs from the backup: " + "; ".join(result.problems))
 
 
 def first(job: Job) -> None:
-    """Have a snapshot and a proved restore now, where there never was one.
+    """Take and restore a first snapshot if there was none.
 
-    A repository that already holds this host, as after a rebuild, is only proved: a snapshot of
-    the empty machine must not become the newest before its data has been restored.
+    If the repository already has snapshots of this host, for example after a rebuild, it is only
+    checked: a snapshot of the empty machine must not become the newest before its data is restored.
     """
     snapshot = newest(job)
     known = read_record(job).get("backup", {})
@@ -1049,7 +1051,7 @@ def main(arguments: list[str], places: Places | None = None) -> None:
     """Run one command.
 
     Raises:
-        Failure: it did not succeed.
+        Failure: it failed.
     """
     parser = argparse.ArgumentParser(prog="holdfast-backup", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""Name a file that a checkpoint's own descriptions name and its SHA256SUMS does not list.
+"""Find files that a checkpoint's descriptions name but its SHA256SUMS does not list.
 
 Run on a host as `python3 -I - FOLDER`, with this text on standard input: standard library only,
-Python 3.11. Without such a file a model loads all the same and is another: a sentence-transformers
+Python 3.11. Without such a file a model may load and give wrong results: a sentence-transformers
 folder without `1_Pooling/config.json` gives wrong vectors and no error.
 """
 
@@ -25,12 +25,12 @@ def named(folder: Path) -> Iterator[tuple[str, str]]:
             yield index, str(name)
     for module in _read(folder / MODULES, list):
         kind, path = str(module.get("type", "")), str(module.get("path", ""))
-        # Those that compute without a setting have a folder with nothing in it.
+        # Modules without settings have an empty folder.
         if path and not kind.endswith(".Normalize"):
             yield MODULES, f"{path}/config.json"
     for code in _read(folder / "config.json", dict).get("auto_map", {}).values():
         for each in code if isinstance(code, list) else [code]:
-            # What stands before two dashes is another repository.
+            # The text before two dashes is another repository.
             if isinstance(each, str) and "--" not in each:
                 yield "config.json", f"{each.partition('.')[0]}.py"
 
@@ -43,13 +43,13 @@ def _read(path: Path, kind: type[Any]) -> Any:
 
 
 def main(folder: Path) -> int:
-    """Print what is wrong with the list of files in ``folder``; 1 where something is."""
+    """Print the errors in the list of files in ``folder``; returns 1 if there are any."""
     lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     listed = {line.partition("  ")[2] for line in lines}
     try:
         missing = [(who, name) for who, name in named(folder) if name not in listed]
     except (ValueError, TypeError, AttributeError):
-        print("lists a description that cannot be read")  # noqa: T201
+        print("lists an index that cannot be read")  # noqa: T201
         return 1
     for who, name in missing[:1]:
         print(f"lists no {name}, which {who} names")  # noqa: T201

@@ -1,13 +1,12 @@
-"""Ask a router's clouds, in order and within each caller's budget, and keep account of it.
+"""Send requests to a router's clouds, in order and within budgets, and record the costs.
 
-Placed on hosts as it is, and run by the environment of locks/litellm.txt. Only the router can
-connect, and it says who asks. Of what a caller wrote, only what `request` names goes on: no text
-in a body can choose a server, a key or a price.
-
-What a request may cost at most is written into the ledger before any packet goes out, and what it
-did cost takes its place afterwards. So requests that run at once cannot overrun a budget together,
-and what a crash or a broken connection leaves unknown counts as spent. It is counted where bytes
-leave (`paid`): LiteLLM translates a body for its cloud, and what it made of it is what costs.
+It is copied to hosts and runs in the environment of locks/litellm.txt. Only the router can connect,
+and it sends the caller's name. Only the fields in `request` are passed on: no text in a body can
+choose a server, a key or a price. The highest possible cost of a request is written into the ledger
+before a packet is sent, and the actual cost replaces it afterwards. So parallel requests cannot
+exceed a budget, and the unknown cost after a crash or a broken connection counts as spent. The
+bytes are counted where they are sent (`paid`), because LiteLLM translates a body for its cloud, and
+the cloud charges for the translated body.
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LISTEN_FD = 3
-"""Where systemd hands over the socket that it holds."""
+"""The file descriptor of the socket that systemd passes on."""
 BODY_MAX_BYTES = 8 << 20
 ANSWER_SECONDS = 600
 CONNECT_SECONDS = 5
 RETRY_SECONDS = 10
-"""When a caller should come back after no cloud answered."""
+"""Retry-After when no cloud answered."""
 CONNECTIONS = 8
-"""To the ledger, at once; who comes then waits."""
+"""Connections to the ledger; further requests wait."""
 LEDGER_SECONDS = 10
 OWN_TOKENS = 1000
-"""What a cloud may add to a prompt by itself, a template or how to use tools, tokens."""
+"""Text that a cloud may add to a prompt (a template, or instructions for tools), tokens."""
 COPIES_MAX_BYTES = 64 << 10
-"""By which a request may grow when LiteLLM writes out its schemas' references for a cloud."""
+"""Limit for the growth of a request when LiteLLM expands the references of its schemas."""
 LIMITS = ("max_tokens", "max_completion_tokens")
-"""By which of its names a cloud reads how long an answer may be."""
+"""The cloud's name for the field with the longest answer."""
 ASKER_ERRORS = (400, 413, 422)
-"""What a cloud says of the request: the next one would say so too."""
+"""Statuses that blame the request: the next cloud would return the same."""
 REFUSALS = (*ASKER_ERRORS, 401, 403, 404, 429, 503)
-"""With what a cloud says that it does nothing. After any other status it may have worked."""
+"""Statuses after which a cloud has charged nothing. After any other status it may have."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _FORMATS = ("text", "json_object", "json_schema")
@@ -96,13 +95,13 @@ class Cloud:
     max_tokens: int
 
     def usd(self, prompt_tokens: int, answer_tokens: int) -> Decimal:
-        """What so many tokens cost."""
+        """The cost of these tokens."""
         return (prompt_tokens * self.input_usd + answer_tokens * self.output_usd) / 1_000_000
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, and what it may."""
+    """A caller and its limits."""
 
     name: str
     clouds: tuple[str, ...]
@@ -111,7 +110,7 @@ class Caller:
 
 
 class Ledger:
-    """What each caller has spent, in PostgreSQL, which lets in this program's user."""
+    """The spending of each caller, in PostgreSQL, which accepts this program's user."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
@@ -123,27 +122,28 @@ class Ledger:
             yield connection
 
     def open(self) -> None:
-        """Have the table that is written to."""
+        """Create the table if it does not exist."""
         with self._transaction() as connection:
             connection.execute(_SCHEMA)
 
     def reserve(self, caller: Caller, cloud: Cloud, usd: Decimal) -> int:
-        """Count ``usd`` as spent before it is; returns the charge's number.
+        """Charge ``usd`` in advance; returns the charge's number.
 
         Raises:
             Refused: it is more than the caller has left.
         """
         asked = {"caller": caller.name, "period": caller.period}
         with self._transaction() as connection:
-            # Another request of this caller waits until this is written.
+            # Other requests of this caller wait until this is written.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (caller.name,))
             spent, until = connection.execute(_SPENT, asked).fetchone()
             left = caller.budget_usd - spent
             if usd > left:
                 raise Refused(
                     402,
-                    f"{caller.name} has {max(left, Decimal(0)):.4f} of {caller.budget_usd} USD left"
-                    f" until {until:%Y-%m-%d %H:%M %Z}, and this may cost {usd:.4f}",
+                    f"{caller.name} has {max(left, Decimal(0)):.4f} of {caller.budget_usd} USD"
+                    f" left until {until:%Y-%m-%d %H:%M %Z}, and this request may cost"
+                    f" {usd:.4f}",
                 )
             (number,) = connection.execute(
                 "INSERT INTO charge (caller, cloud, usd) VALUES (%s, %s, %s) RETURNING number",
@@ -152,7 +152,7 @@ class Ledger:
             return int(number)
 
     def settle(self, number: int, usd: Decimal, prompt_tokens: int, answer_tokens: int) -> None:
-        """Write what a charge came to."""
+        """Write the actual cost of a charge."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE charge SET usd = %s, settled = true, prompt_tokens = %s,"
@@ -162,7 +162,7 @@ class Ledger:
 
 
 def _number(value: Any) -> bool:
-    # Neither infinity nor nan is less; and of an int it asks no float, which may not hold it.
+    # Infinity and nan are not less; an int is not converted to float, which may overflow.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**64
 
 
@@ -182,12 +182,12 @@ PASSED: dict[str, Callable[[Any], bool]] = {
     "parallel_tool_calls": lambda value: isinstance(value, bool),
     "reasoning_effort": lambda value: value in _EFFORTS,
 }
-"""What goes to a cloud as the caller wrote it, each with what it must be."""
+"""Fields that are passed to a cloud unchanged, each with its type."""
 
 
 def _kept(value: Any, names: Iterable[str], what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Refused(400, f"{what} is no object")
+        raise Refused(400, f"{what} is not an object")
     return {name: value[name] for name in names if value.get(name) is not None}
 
 
@@ -197,7 +197,9 @@ def _text(content: Any) -> Any:
     parts = content if isinstance(content, list) else [content]
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text":
-            raise Refused(400, "clouds are sent text alone: what else costs is not known")
+            raise Refused(
+                400, "only text can be sent to a cloud: the cost of other content cannot be bounded"
+            )
         if not isinstance(part.get("text"), str):
             raise Refused(400, "a part of a message has no text")
     return [{"type": "text", "text": part["text"]} for part in parts]
@@ -205,7 +207,7 @@ def _text(content: Any) -> Any:
 
 def _function(value: Any, names: Iterable[str]) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("type") != "function":
-        raise Refused(400, "clouds are sent tools of type 'function' alone")
+        raise Refused(400, "only tools of type 'function' can be sent to a cloud")
     function = _kept(value.get("function"), names, "a function")
     if not isinstance(function.get("name"), str):
         raise Refused(400, "a function has no name")
@@ -222,39 +224,39 @@ def _call(value: Any) -> dict[str, Any]:
 def _message(value: Any) -> dict[str, Any]:
     kept = _kept(value, ("role", "content", "name", "tool_call_id", "tool_calls"), "a message")
     if kept.get("role") not in _ROLES:
-        raise Refused(400, "a message has no role that is known")
+        raise Refused(400, "a message has no known role")
     for name in ("name", "tool_call_id"):
         if not isinstance(kept.get(name, ""), str):
-            raise Refused(400, f"{name} of a message is no text")
+            raise Refused(400, f"{name} of a message is not text")
     kept["content"] = _text(kept.get("content"))
     if calls := kept.pop("tool_calls", None):
         if not isinstance(calls, list):
-            raise Refused(400, "tool_calls of a message is no list")
+            raise Refused(400, "tool_calls of a message is not a list")
         kept["tool_calls"] = [_call(each) for each in calls]
     return kept
 
 
 def request(asked: Any) -> tuple[dict[str, Any], int | None]:
-    """What goes on of a request's body, and the answer's length that it asks for, tokens.
+    """The part of a request's body that is passed on, and its longest answer, tokens.
 
-    What is not known here is left out, a server, a key or a header among it.
+    Unknown fields are left out, for example a server, a key or a header.
 
     Raises:
-        Refused: it is no chat completion, or what it holds could cost more than can be told.
+        Refused: it is not a chat completion, or its cost cannot be bounded.
     """
     if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
-        raise Refused(400, "this is no chat completion: it has no list of messages")
+        raise Refused(400, "this is not a chat completion request: it has no list of messages")
     made: dict[str, Any] = {"messages": [_message(each) for each in asked["messages"]]}
     if not made["messages"]:
-        raise Refused(400, "there is no message")
+        raise Refused(400, "the list of messages is empty")
     for name, is_right in PASSED.items():
         if (value := asked.get(name)) is not None:
             if not is_right(value):
-                raise Refused(400, f"{name} is not what it should be")
+                raise Refused(400, f"{name} is invalid")
             made[name] = value
     if tools := asked.get("tools"):
         if not isinstance(tools, list):
-            raise Refused(400, "tools is no list")
+            raise Refused(400, "tools is not a list")
         names = ("name", "description", "parameters", "strict")
         made["tools"] = [_function(each, names) for each in tools]
     if (choice := asked.get("tool_choice")) is not None:
@@ -262,11 +264,11 @@ def request(asked: Any) -> tuple[dict[str, Any], int | None]:
     if (shape := asked.get("response_format")) is not None:
         kept = _kept(shape, ("type", "json_schema"), "response_format")
         if kept.get("type") not in _FORMATS:
-            raise Refused(400, "response_format has no type that is known")
+            raise Refused(400, "response_format has no known type")
         made["response_format"] = kept
     limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise Refused(400, "max_tokens is no whole number above 0")
+        raise Refused(400, "max_tokens is not a whole number above 0")
     _check_size(made)
     return made, limit
 
@@ -276,11 +278,11 @@ def _check_size(made: dict[str, Any]) -> None:
         written(made)
         grows = copies([made.get("tools"), made.get("response_format")])
     except UnicodeEncodeError:
-        raise Refused(400, "half of a surrogate pair is no text") from None
+        raise Refused(400, "the text contains half of a surrogate pair") from None
     except RecursionError:
         raise Refused(400, "this is nested too deeply") from None
     if grows > COPIES_MAX_BYTES:
-        raise Refused(400, f"its schemas' references stand for more than {COPIES_MAX_BYTES} bytes")
+        raise Refused(400, f"its schemas expand to more than {COPIES_MAX_BYTES} bytes")
 
 
 def written(said: Any) -> int:
@@ -293,12 +295,12 @@ def written(said: Any) -> int:
 
 
 def copies(schemas: Any) -> int:
-    """Bytes by which schemas grow when a copy of what it names replaces each ``$ref``, at the most.
+    """The most bytes by which schemas grow when each ``$ref`` is replaced by a copy of its target.
 
-    They are counted, never written out: a few hundred bytes can stand for terabytes.
+    They are only counted, because a few hundred bytes can expand to terabytes.
 
     Raises:
-        Refused: a reference leads back to itself, or is no text.
+        Refused: a reference refers to itself, or is not text.
     """
     named: dict[str, list[Any]] = {}
     for node in _objects(schemas):
@@ -313,14 +315,14 @@ def copies(schemas: Any) -> int:
 
     def of_name(reference: Any) -> int:
         if not isinstance(reference, str):
-            raise Refused(400, "a $ref of a schema is no text")
+            raise Refused(400, "a $ref of a schema is not text")
         name = reference.rpartition("/")[2]
         if name not in known:
             known[name] = None
             wholes = (written(each) + in_node(each) for each in named.get(name, ()))
             known[name] = max(wholes, default=0)
         if (size := known[name]) is None:
-            raise Refused(400, "clouds are sent no schema that refers to itself")
+            raise Refused(400, "a schema that refers to itself cannot be sent to a cloud")
         return size
 
     return in_node(schemas)
@@ -338,12 +340,12 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def dearest(cloud: Cloud, size: int, limit: int) -> Decimal:
-    """What a request of ``size`` bytes may cost at most: no token has less than a byte."""
+    """The highest cost of a request of ``size`` bytes: each token has at least one byte."""
     return cloud.usd(size + OWN_TOKENS, limit)
 
 
 def usage_of(said: Any) -> tuple[int, int] | None:
-    """Tokens of prompt and answer as a cloud counts them, or None where it does not say."""
+    """Tokens of prompt and answer in a cloud's usage figures, or None without them."""
     usage = getattr(said, "usage", None)
     counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
     if all(isinstance(count, int) and count >= 0 for count in counts) and any(counts):
@@ -353,31 +355,33 @@ def usage_of(said: Any) -> tuple[int, int] | None:
 
 @dataclass
 class Charge:
-    """The right to send one request to one cloud; it is paid for when its bytes are known."""
+    """The permission to send one request to one cloud; it is charged when its bytes are known."""
 
     ledger: Ledger
     caller: Caller
     cloud: Cloud
     tokens: int
-    """The longest answer that may be asked for."""
+    """The longest answer that may be requested."""
     number: int | None = None
-    """That of the ledger, once it is paid for."""
+    """The charge's number in the ledger, after it was charged."""
     failure: Exception | None = None
-    """Why no answer came, as the HTTP client raised it, before LiteLLM translated it."""
+    """The HTTP client's exception, before LiteLLM translated it."""
 
     def pay(self, body: bytes) -> None:
-        """Reserve what a request of this body may cost at most.
+        """Charge the highest cost of a request with this body.
 
         Raises:
-            Refused: it is more than the caller has left, or asks for more than was allowed.
+            Refused: it is more than the caller has left, or requests a longer answer than allowed.
         """
         try:
             if self.number is not None:
-                raise Refused(503, "one request was paid for, and two would be sent")
+                raise Refused(503, "the budget covers one request, and two would be sent")
             said = json.loads(body)
             limits = [said[name] for name in LIMITS if name in said]
             if not limits or any(limit > self.tokens for limit in limits) or said.get("n", 1) != 1:
-                raise Refused(400, f"{self.cloud.name} would be asked for a longer answer")
+                raise Refused(
+                    400, f"the answer of {self.cloud.name} could be longer than the budget covers"
+                )
             usd = dearest(self.cloud, written(said), self.tokens)
             self.number = self.ledger.reserve(self.caller, self.cloud, usd)
         except Exception as failure:
@@ -386,11 +390,11 @@ class Charge:
 
 
 _CHARGE: ContextVar[Charge] = ContextVar("charge")
-"""Of the request that this thread has LiteLLM send."""
+"""The permission for the request that LiteLLM sends in this thread."""
 
 
 def paid(send: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """``send``, of a transport and a request, which first pays for what it sends.
+    """``send`` of a transport and a request, which charges the request first.
 
     Raises:
         LookupError: LiteLLM sends something by itself.
@@ -404,11 +408,11 @@ def paid(send: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 Ask = Callable[..., Any]
-"""`litellm.completion`, where every client sends what is `paid` for."""
+"""`litellm.completion`, with every client wrapped in `paid`."""
 
 
 class Asker:
-    """What asks clouds for callers."""
+    """Sends callers' requests to clouds."""
 
     def __init__(
         self, ask: Ask, clouds: list[Cloud], keys: dict[str, str], ledger: Ledger, timeout: Any
@@ -419,10 +423,10 @@ class Asker:
     def answer(
         self, caller: Caller, asked: Any
     ) -> tuple[str, Generator[dict[str, Any], None, None]]:
-        """The first cloud that answers, by name, and its answer: the parts of a stream, or one.
+        """The name of the first cloud that answers, and its answer: the parts of a stream, or one.
 
         Raises:
-            Refused: it is the request's fault, no cloud answered, or it is more than the budget.
+            Refused: the request is wrong, no cloud answered, or it exceeds the budget.
         """
         made, limit = request(asked)
         streams = asked.get("stream") is True
@@ -434,21 +438,22 @@ class Asker:
             charge = Charge(self._ledger, caller, cloud, tokens)
             parts = self._parts(charge, {**made, "max_tokens": tokens}, streams)
             try:
-                # The caller gets no byte before a cloud has begun to answer.
+                # The caller gets no byte before a cloud has started its answer.
                 first = next(parts)
             except Refused as failure:
                 if failure.status in ASKER_ERRORS:
                     raise
-                # That the budget is too small for a dearer cloud matters less.
+                # An error of another cloud is more important than a budget that is too small for
+                # this one.
                 refused = (refused or failure) if failure.status == 402 else failure
                 continue
             return cloud.name, _chain(first, parts, _wants_usage(asked) or not streams)
-        raise refused or Refused(503, "no cloud is left to ask")
+        raise refused or Refused(503, "no cloud is left to try")
 
     def _parts(
         self, charge: Charge, made: dict[str, Any], streams: bool
     ) -> Generator[dict[str, Any], None, None]:
-        """Ask one cloud; the charge is settled when its answer ends and says what it used."""
+        """Send to one cloud; the charge is settled when its answer ends with usage figures."""
         cloud = charge.cloud
         more = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
         said, raw = None, None
@@ -462,13 +467,13 @@ class Asker:
                 timeout=self._timeout,
                 num_retries=0,
                 max_retries=0,
-                # It looks for tools of its own proxy, whose packages are not here.
+                # It would look for tools of its own proxy, whose packages are not installed.
                 _skip_mcp_handler=True,
                 **made,
                 **more,
             )
             if charge.number is None:
-                raise Refused(503, "an answer came that was not counted against a budget")
+                raise Refused(503, "an answer arrived that was not charged to a budget")
             if streams:
                 raw = said.completion_stream
                 said.completion_stream = _own(raw, counted)
@@ -479,13 +484,13 @@ class Asker:
         except Exception as failure:
             if charge.number is None and charge.failure:
                 raise charge.failure from None
-            # A cloud that began to answer had taken the request, even if an error follows.
+            # A cloud that started an answer had accepted the request, even if an error follows.
             if charge.number is not None and said is None and is_free(failure):
                 self._settle(charge.number, Decimal(0), 0, 0)
             raise _refusal(cloud, failure) from None
         finally:
             _close(raw)
-        # A caller who has gone does not come here: what the cloud still counts is not reported.
+        # This is not reached after a caller disconnected: then the cloud's usage is unknown.
         if counted:
             self._settle(charge.number, cloud.usd(*counted[-1]), *counted[-1])
 
@@ -493,26 +498,27 @@ class Asker:
         try:
             self._ledger.settle(number, usd, prompt_tokens, answer_tokens)
         except Exception as failure:
-            # An answer is there and paid for: it is not lost for its account, which has the most
-            # that it can have cost.
-            sys.stderr.write(f"charge {number} stays as reserved: {type(failure).__name__}\n")
+            # The answer is charged and is still returned: the ledger has its highest cost.
+            sys.stderr.write(
+                f"charge {number} keeps its reserved amount: {type(failure).__name__}\n"
+            )
 
 
 def _own(raw: Iterable[Any], counted: list[tuple[int, int]]) -> Iterator[Any]:
-    """A cloud's own parts of a stream; what it counts at their end goes into ``counted``.
+    """A cloud's own parts of a stream; the usage at its end is stored in ``counted``.
 
-    Of a stream without them LiteLLM would make up both: an end, and a usage by its own guess.
+    For a stream without an end and a usage, LiteLLM would invent both.
     """
     ended = False
     for part in raw:
         choices = getattr(part, "choices", None) or ()
         ended = ended or any(getattr(each, "finish_reason", None) for each in choices)
-        # Before its end a cloud may count what it has said so far.
+        # Before the end a cloud may send intermediate usage figures.
         if ended and (usage := usage_of(part)):
             counted.append(usage)
         yield part
     if not ended:
-        raise EOFError("the stream broke off")
+        raise EOFError("the cloud's stream ended early")
 
 
 def _close(raw: Any) -> None:
@@ -551,23 +557,23 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
 
 
 def is_free(failure: BaseException) -> bool:
-    """Whether a cloud that gave no answer has charged nothing: it was not reached, or it refused.
+    """Whether a failed request costs nothing: the cloud was not reached, or it refused.
 
-    Anything else, an unreadable one included, may be charged for all the same.
+    The cloud may charge for anything else, also for an unreadable answer.
     """
     causes = list(_causes(failure))
     kinds = {kind.__name__ for each in causes for kind in type(each).__mro__}
     if kinds & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}:
         return True
     broke = {"TransportError", "APIConnectionError", "TimeoutException", "Timeout", "OSError"}
-    # LiteLLM guesses a status from the words of an error; beneath it is what the cloud said.
+    # LiteLLM guesses a status from the text of an error; its cause has the cloud's own status.
     told = {getattr(each, "status_code", None) for each in causes} - {None}
     return not kinds & broke and bool(told) and told <= set(REFUSALS)
 
 
 def _refusal(cloud: Cloud, failure: Exception) -> Refused:
     status = getattr(failure, "status_code", None)
-    # By its kind alone: what it says may hold the request.
+    # Only its type: its text may contain the request.
     sys.stderr.write(f"{cloud.name}: {type(failure).__name__} {status or ''}\n")
     if status in ASKER_ERRORS:
         return Refused(int(status), f"{cloud.name} says: {str(failure)[:500]}", cloud.name)
@@ -575,13 +581,13 @@ def _refusal(cloud: Cloud, failure: Exception) -> Refused:
 
 
 def error(status: int, message: str) -> bytes:
-    """An error's body, as OpenAI's clients read it."""
+    """An error's body in the format of OpenAI's clients."""
     kind = "insufficient_quota" if status == 402 else "clouds"
     return json.dumps({"error": {"message": message, "type": kind, "code": status}}).encode()
 
 
 def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseHTTPRequestHandler]:
-    """What answers one connection; only the router can make one."""
+    """Handles one connection; only the router can connect."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -589,9 +595,9 @@ def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseH
 
         def do_GET(self) -> None:
             if not {"Content-Length", "Transfer-Encoding"}.isdisjoint(self.headers):
-                # What is not read would be taken for the next request.
+                # An unread body would be parsed as the next request.
                 self.close_connection = True
-                self._refuse(Refused(400, "a GET has no body"))
+                self._refuse(Refused(400, "a GET request must have no body"))
             elif self.path == "/health":
                 self._send(200, "text/plain", b"ok")
             else:
@@ -603,30 +609,30 @@ def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseH
             length = int(said) if said.isdigit() else BODY_MAX_BYTES + 1
             if length > BODY_MAX_BYTES:
                 self.close_connection = True
-                self._refuse(Refused(413, "this is longer than clouds are sent"))
+                self._refuse(Refused(413, "the request is too long for a cloud"))
                 return
             body = self.rfile.read(length)
             caller = callers.get(self.headers.get("X-Holdfast-Caller", ""))
             try:
                 if caller is None:
-                    raise Refused(403, "this key is for local work alone")
+                    raise Refused(403, "this key is for local work only")
                 try:
                     asked = json.loads(body)
                 except (ValueError, RecursionError):
-                    raise Refused(400, "this is no JSON") from None
+                    raise Refused(400, "the body is not valid JSON") from None
                 cloud, parts = asker.answer(caller, asked)
             except Refused as refusal:
                 self._refuse(refusal)
             except Exception as failure:
-                # Without the ledger nothing goes out.
+                # Without the ledger nothing is sent.
                 _tell(failure)
-                self._refuse(Refused(503, "clouds cannot be asked now"))
+                self._refuse(Refused(503, "clouds are unavailable now"))
             else:
                 with closing(parts):
                     if asked.get("stream") is True:
                         self._stream(cloud, parts)
                     else:
-                        # To its end, where it is settled.
+                        # Read to its end, where the charge is settled.
                         (whole,) = parts
                         self._json(200, whole, cloud)
 
@@ -639,7 +645,7 @@ def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseH
                 self._chunk(b"data: [DONE]\n\n")
                 self._chunk(b"")
             except (Refused, OSError):
-                # Half an answer must not look whole.
+                # An incomplete answer must not look complete.
                 self.close_connection = True
 
         def _chunk(self, text: bytes) -> None:
@@ -670,13 +676,13 @@ def handler(asker: Asker, callers: dict[str, Caller], serves: str) -> type[BaseH
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: the router logs each request, and text belongs in no journal."""
+            """Log nothing: the router logs each request, and no text may be logged."""
 
     return Handler
 
 
 def _tell(failure: BaseException) -> None:
-    # What it was and where, not what it says: text belongs in no journal.
+    # Only its type and place: no text may be logged.
     where = traceback.extract_tb(failure.__traceback__)[-1]
     sys.stderr.write(f"{type(failure).__name__} at {where.name}:{where.lineno}\n")
 
@@ -721,7 +727,7 @@ def _ready(manager: str) -> None:
 
 
 async def _unasked(*_: Any, **__: Any) -> NoReturn:
-    raise LookupError("this program asks nothing asynchronously")
+    raise LookupError("this program makes no asynchronous requests")
 
 
 def have_all_paid(httpx: Any) -> None:

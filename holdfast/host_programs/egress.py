@@ -1,20 +1,20 @@
 #!/usr/bin/python3 -I
-"""Load the rules that hold services to their tier, and tell who ran into them.
+"""Load the rules that enforce the tiers of services, and report refused calls.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11.
+It is copied to hosts, so it uses only the standard library of Python 3.11.
 
-``load`` puts the table in place in one step: the rules in ``/etc/holdfast/egress.nft``, and one
-for each user in ``egress-users.json`` that leads what this user sends into its service's chain.
-The ids that /etc/subuid lends a user are this user's as well. Ids from 65536 on that are no
-account's and are lent to no user may call nothing: systemd-nsresourced lends such ids to any user.
+``load`` installs the table in one step: the rules in ``/etc/holdfast/egress.nft``, and one rule for
+each user in ``egress-users.json`` that sends the user's packets to its service's chain. The ids
+that /etc/subuid assigns to a user count as this user's. Ids from 65536 on that belong to no account
+and are assigned to no user may call nothing, because systemd-nsresourced lends such ids to any
+user.
 
-``watch`` exits 1 with a sentence for each service or network that was refused something since the
-last look, for each container on a network of T1 that is on another one too or has lost its bridge,
-and where somebody took or changed the table, which it then loads again.
+``watch`` exits 1 with a sentence for each service or network that was refused a call since the last
+check, for each container on a T1 network that is also on another one or has lost its bridge, and if
+the table was removed or changed, which it then loads again.
 
-``resolve`` looks up the clouds in ``egress-clouds.json`` and has the kernel let through what it
-finds, each address for six hours after it was last seen. It exits 1 with a sentence for each name
-that has had no address for an hour.
+``resolve`` looks up the clouds in ``egress-clouds.json`` and allows each address for six hours
+after it was last seen. It exits 1 with a sentence for each name without an address for an hour.
 """
 
 from __future__ import annotations
@@ -43,37 +43,39 @@ NETWORKS = "/etc/holdfast/egress-networks.json"
 RECORD = "/run/holdfast/egress/loaded.json"
 SUBUID = "/etc/subuid"
 RESOLVERS: tuple[str, ...] = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
-"""Who is asked; where systemd-resolved answers the first, containers ask the second."""
+"""Files with resolvers; if systemd-resolved answers the first, containers use the second."""
 DOCKER = "/run/docker.sock"
 DOCKER_RUNS = "/run/docker.pid"
-"""Who knocks at the socket of an engine that is stopped starts it."""
+"""A connection to the socket of a stopped engine would start it."""
 LINKS = "/sys/class/net"
 KEEP_SECONDS = 6 * 3600
-"""How long an address may be called after a name had it last: a cloud's names have few of their
-many addresses at once, and a connection outlives the answer that it was made by."""
+"""Time for which an address is allowed after a lookup last returned it: a lookup returns few of a
+cloud's many addresses, and a connection outlives the lookup."""
 LOST_SECONDS = 3600
-"""How long a name may have no address before that is reported."""
+"""Time without an address before a name is reported."""
 TABLE = "holdfast_egress"
 COUNTER = "denied-"
-"""How the name of a service's counter begins."""
+"""Prefix of the name of a service's counter."""
 QUIET = ("tailscaled",)
-"""Walls whose refusals are counted and logged and leave no alert: it tries others by design."""
+"""Callers whose refusals are counted and logged, but raise no alert, because they try other
+addresses by design."""
 UNKNOWN_USERS = "unknown_users"
-"""The name under which calls by ids of no account are refused; no service can have it."""
+"""The name under which refused calls of unknown user ids are counted. No service may use it."""
 ACCOUNT_IDS = 65536
-"""Below it are the ids that accounts and systemd's own services have."""
+"""Accounts and systemd's own services have ids below this."""
 INTERFACE_ADDRESSES = "/proc/net/if_inet6"
 LOG_PREFIX = "holdfast egress"
-"""How the kernel's log begins where it tells of a refusal; the service's name follows."""
+"""Prefix of a refusal in the kernel's log; the service's name follows."""
 
 
 @dataclass
 class Loaded:
-    """What was loaded last: the text, how nft lists it, and how much of it was told of.
+    """The last load: the text, nft's listing of it, and the reported refusals.
 
-    ``told`` maps a service to refused packets. It is below zero for what a table counted that was
-    replaced before anybody looked. ``addresses`` maps a cloud's name to when it was seen at each of
-    its addresses, ``found`` to when it had any, or was asked for first, in seconds since the boot.
+    ``told`` maps a service to reported refused packets; it is below zero for unreported counts of a
+    replaced table. ``addresses`` maps a cloud's name to its addresses and the time of their last
+    lookup. ``found`` maps it to the time when it last had an address, or was first looked up. Times
+    are seconds since the boot.
     """
 
     text: str = ""
@@ -93,9 +95,9 @@ def _nft(*arguments: str, text: str = "") -> str:
 
 
 def ids(user: str, lent: str) -> list[str]:
-    """The user ids that are a user's, as nftables writes them; ``lent`` is /etc/subuid's text.
+    """The user ids of a user, as nftables writes them; ``lent`` is /etc/subuid's text.
 
-    A line of it that the kernel's helpers would not read lends nothing.
+    A line that the kernel's helpers would not accept is ignored.
 
     Raises:
         KeyError: there is no such user.
@@ -113,7 +115,7 @@ def ids(user: str, lent: str) -> list[str]:
 
 
 def _high_ids(lent: str) -> list[str]:
-    """The ids from `ACCOUNT_IDS` on that accounts have or were lent, as nftables writes them."""
+    """The ids from `ACCOUNT_IDS` on that belong to accounts, as nftables writes them."""
     found: list[tuple[int, int]] = []
     for account in pwd.getpwall():
         for each in ids(account.pw_name, lent):
@@ -124,7 +126,7 @@ def _high_ids(lent: str) -> list[str]:
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[str]:
-    """Ranges of ids as nftables takes them in one set: none overlaps another."""
+    """Ranges of ids for one set of nftables, without overlaps."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
@@ -135,20 +137,20 @@ def _joined(ranges: list[tuple[int, int]]) -> list[str]:
 
 
 def _written(path: str) -> str:
-    """A file that others write, in whichever encoding; empty where there is none."""
+    """The text of another program's file, in any encoding; empty if it does not exist."""
     file = Path(path)
     return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def wanted() -> str:
-    """The whole table as it is to be now, for nft."""
+    """The complete table for nft."""
     text = Path(RULES).read_text(encoding="utf-8")
     lent = _written(SUBUID)
     for user, service in json.loads(Path(USERS).read_text(encoding="utf-8")).items():
         try:
             own = ", ".join(ids(user, lent))
         except KeyError:
-            continue  # Nothing can run as a user who is not there.
+            continue  # A user that does not exist runs no process.
         text += f"add rule inet {TABLE} output meta skuid {{ {own} }} goto from-{service}\n"
     if known := ", ".join(_high_ids(lent)):
         text += f"add rule inet {TABLE} output meta skuid {{ {known} }} accept\n"
@@ -160,13 +162,13 @@ def wanted() -> str:
 
 
 def _clouds() -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
-    """Wall to the names and ports it may call, and resolvers beside the host's own."""
+    """The allowed names and ports by service or network, and resolvers besides the host's own."""
     said = json.loads(Path(CLOUDS).read_text(encoding="utf-8"))
     return said["clouds"], said["resolvers"]
 
 
 def _resolvers() -> list[str]:
-    """Whom this host asks for names, by address."""
+    """The addresses of this host's resolvers."""
     found = []
     for path in RESOLVERS:
         for line in _written(path).splitlines():
@@ -178,14 +180,14 @@ def _resolvers() -> list[str]:
 
 
 def _filled(name: str, elements: Iterable[str]) -> str:
-    """What has a set hold these and nothing else, for nft; packets never find it empty."""
+    """Commands for nft that replace the content of a set in one step, so that it is never empty."""
     joined = ", ".join(elements)
     added = f"add element inet {TABLE} {name} {{ {joined} }}\n" if joined else ""
     return f"flush set inet {TABLE} {name}\n{added}"
 
 
 def _own_groups() -> list[str]:
-    """The groups of this machine's IPv6 addresses, by which neighbours find them (RFC 4291)."""
+    """The solicited-node groups of this machine's IPv6 addresses (RFC 4291)."""
     path = Path(INTERFACE_ADDRESSES)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lowest = {int(line[26:32], 16) for line in lines}
@@ -194,7 +196,7 @@ def _own_groups() -> list[str]:
 
 
 def sets(addresses: dict[str, dict[str, float]], now: float) -> str:
-    """What the sets are to hold now, for nft: groups of this machine, resolvers and clouds.
+    """The content of the sets, for nft: groups of this machine, resolvers and clouds.
 
     See `Loaded` for ``addresses``.
     """
@@ -210,7 +212,7 @@ def sets(addresses: dict[str, dict[str, float]], now: float) -> str:
             (each for each in asked if ipaddress.ip_address(each).version == version),
         )
         for wall, called in clouds.items():
-            # Two names may have one address: the one that was seen last counts.
+            # Two names may share an address: the latest lookup counts.
             left: dict[str, int] = {}
             for name, port in called:
                 for address, seen in addresses.get(name, {}).items():
@@ -226,7 +228,7 @@ def sets(addresses: dict[str, dict[str, float]], now: float) -> str:
 
 
 def _addresses(name: str) -> list[str]:
-    """A name's addresses of both versions; empty where it is unknown, or no resolver answers."""
+    """A name's addresses of both IP versions; empty if it is unknown, or no resolver answers."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -235,9 +237,9 @@ def _addresses(name: str) -> list[str]:
 
 
 def _resolved() -> dict[str, list[str]]:
-    """The clouds' names and what they lead to now."""
+    """The clouds' names and their present addresses."""
     called = sorted({name for names in _clouds()[0].values() for name, _ in names})
-    # Where no resolver answers, each name costs a quarter of a minute.
+    # If no resolver answers, each name takes 15 seconds.
     with ThreadPoolExecutor(max_workers=16) as pool:
         return dict(zip(called, pool.map(_addresses, called), strict=True))
 
@@ -254,12 +256,12 @@ def _let_through(loaded: Loaded, resolved: dict[str, list[str]]) -> Iterator[str
         if addresses:
             loaded.found[name] = now
         elif lost > LOST_SECONDS:
-            yield f"{name} has had no address for {lost / 60:.0f} minutes: who calls it is refused"
+            yield f"{name} has had no address for {lost / 60:.0f} minutes: calls to it are refused"
     _nft("--file", "-", text=sets(loaded.addresses, now))
 
 
 def _containers() -> list[dict[str, Any]]:
-    """The containers that run, as Docker tells; none where it does not run."""
+    """The running containers, from Docker; none if it does not run."""
     if not Path(DOCKER_RUNS).exists():
         return []
     with socket.socket(socket.AF_UNIX) as engine:
@@ -272,9 +274,9 @@ def _containers() -> list[dict[str, Any]]:
 
 
 def astray(containers: list[dict[str, Any]], sovereign: dict[str, str]) -> Iterator[str]:
-    """A sentence for each container that the rules for T1 do not hold, though its network is T1's.
+    """A sentence for each container on a T1 network that the rules do not restrict.
 
-    ``sovereign`` maps T1's networks to the bridges that the rules know them by.
+    ``sovereign`` maps T1 networks to their bridges in the rules.
     """
     for container in containers:
         on = sorted(container["NetworkSettings"]["Networks"])
@@ -283,18 +285,18 @@ def astray(containers: list[dict[str, Any]], sovereign: dict[str, str]) -> Itera
             if len(on) > 1:
                 others = ", ".join(other for other in on if other != network)
                 yield (
-                    f"the container {name} is on the T1 network {network} and on {others}:"
-                    " it can send by the other"
+                    f"the container {name} is on the T1 network {network} and on {others}: it"
+                    " can send through the other"
                 )
             if not Path(LINKS, sovereign[network]).exists():
                 yield (
                     f"the container {name} is on the T1 network {network}, whose bridge"
-                    f" {sovereign[network]} is gone: nothing holds it"
+                    f" {sovereign[network]} is gone: no rule restricts it"
                 )
 
 
 def _listing() -> str:
-    """The table in the kernel without counts and what sets hold; empty where there is none."""
+    """The table in the kernel without counters and set contents; empty if there is none."""
     try:
         return _nft("--stateless", "--terse", "list", "table", "inet", TABLE)
     except OSError:
@@ -302,7 +304,7 @@ def _listing() -> str:
 
 
 def _counts() -> dict[str, int]:
-    """Packets refused since the table was loaded, by service; empty where there is none."""
+    """Refused packets since the table was loaded, by service; empty without a table."""
     try:
         said = json.loads(_nft("--json", "list", "counters", "table", "inet", TABLE))
     except OSError:
@@ -313,7 +315,7 @@ def _counts() -> dict[str, int]:
 
 @contextmanager
 def _record() -> Iterator[Loaded]:
-    """What was loaded last, for one process at a time; what has become of it is kept."""
+    """The record of the last load, locked for one process; its changes are saved."""
     path = Path(RECORD)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -322,7 +324,7 @@ def _record() -> Iterator[Loaded]:
         try:
             loaded = Loaded(**json.loads(file.read()))
         except (ValueError, TypeError):
-            # There is none yet, its writer was killed, or another release of this program wrote it.
+            # It does not exist yet, is incomplete, or another version of this program wrote it.
             loaded = Loaded()
         try:
             yield loaded
@@ -344,20 +346,20 @@ def _problems(loaded: Loaded) -> Iterator[str]:
         told = loaded.told.get(service, 0)
         if count > told and service not in QUIET:
             yield (
-                f"{service} was kept from leaving {count - told} times since the last look; see:"
+                f"{service} was refused {count - told} attempts to leave since the last check; see:"
                 f" journalctl --dmesg --grep '{LOG_PREFIX} {service}:'"
             )
         loaded.told[service] = count
     if listing != loaded.listing:
         what = "was changed by hand" if listing else "was gone"
-        yield f"the table {TABLE} {what}: it is loaded again"
+        yield f"the table {TABLE} {what}: loading it again"
     if listing != loaded.listing or wanted() != loaded.text:
         _load(loaded)
     if sovereign := json.loads(Path(NETWORKS).read_text(encoding="utf-8")):
         try:
             yield from astray(_containers(), sovereign)
         except (OSError, ValueError) as error:
-            yield f"Docker does not tell who is on the networks of T1: {error}"
+            yield f"Docker did not list the containers on T1 networks: {error}"
 
 
 def _say(level: int, line: str) -> None:
@@ -366,11 +368,11 @@ def _say(level: int, line: str) -> None:
 
 
 def main(verb: str = "") -> int:
-    """Do what the first argument says; 1 where there is something to tell."""
+    """Run the command in the first argument; return 1 if there is something to report."""
     if verb not in ("load", "watch", "resolve"):
         _say(3, "usage: holdfast-egress load | watch | resolve")
         return 2
-    # Before the record is locked: it takes as long as it takes.
+    # Before the record is locked, because lookups may take long.
     resolved = _resolved() if verb == "resolve" else {}
     with _record() as loaded:
         if verb == "load":

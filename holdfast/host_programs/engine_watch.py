@@ -1,13 +1,11 @@
 #!/usr/bin/python3 -I
-"""End an engine that has requests and counts no tokens any more, and fail: that is the alert.
+"""Kill an engine that has requests but produces no tokens, and fail, which raises the alert.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. A timer starts
-it, as the engine's own user: it reads the engine's metrics by its socket, and whom it ends is who
-listens there, as the kernel says. systemd then starts the engine again, and routers pass it over
-until it answers.
-
-It asks for nothing to be generated: such a request would wait behind the others of a full engine,
-and its time would say nothing of the engine. A full engine counts tokens all the same.
+It is copied to hosts, so it uses only the standard library of Python 3.11. A timer starts it as the
+engine's own user. It reads the engine's metrics through its socket, and kills the process that the
+kernel reports as the listener. Then systemd restarts the engine, and routers skip it until it
+answers. The program sends no test request, because it would wait behind the other requests of a
+full engine. A full engine still produces tokens.
 """
 
 from __future__ import annotations
@@ -44,14 +42,14 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def listener(connection: socket.socket) -> int:
-    """The process that listens at the other end."""
+    """The process that listens on the socket."""
     size = struct.calcsize("3i")
     told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     return int(struct.unpack("3i", told)[0])
 
 
 def metrics(connection: UnixConnection) -> dict[str, float] | None:
-    """The sum of each metric by its name; None where the engine does not answer."""
+    """The sum of each metric by its name; None if the engine does not answer."""
     try:
         connection.request("GET", "/metrics")
         answer = connection.getresponse()
@@ -68,28 +66,28 @@ def metrics(connection: UnixConnection) -> dict[str, float] | None:
 
 
 def stalled_since(seen: dict[str, Any], told: dict[str, Any], now: float) -> float:
-    """Since when (monotonic seconds) an engine has done nothing of what it has to do.
+    """The start (monotonic seconds) of the time in which an engine had requests but no progress.
 
-    ``seen`` is what the last look left, and ``told`` what this one sees.
+    ``seen`` is the record of the last check, and ``told`` the present metrics.
     """
     is_same = all(seen.get(key) == told[key] for key in ("pid", "busy", "progress"))
     return float(seen["since"]) if is_same and told["busy"] else now
 
 
 def look(asked: argparse.Namespace) -> int:
-    """Look once; the exit status is 1 when the engine was ended."""
+    """Check once; the exit status is 1 if the engine was killed."""
     connection = UnixConnection(asked.socket)
     with contextlib.closing(connection):
         try:
             connection.connect()
         except OSError:
-            # It is stopped, or loads: systemd knows.
+            # It is stopped or loading, which systemd handles.
             asked.state.unlink(missing_ok=True)
             return 0
         pid = listener(connection.sock)
         found, seen, now = metrics(connection), read(asked.state), time.monotonic()
         told = {"pid": pid, "busy": True, "progress": seen.get("progress")}
-        # Of one that does not even say how busy it is, what it said last holds.
+        # If the metrics do not answer, the last known load counts.
         if found is not None:
             told["busy"] = sum(found.get(name, 0) for name in asked.busy) > 0
             told["progress"] = [found.get(name) for name in asked.progress]
@@ -99,13 +97,13 @@ def look(asked: argparse.Namespace) -> int:
             return 0
         os.kill(pid, signal.SIGKILL)
     asked.state.unlink(missing_ok=True)
-    said = f"it has requests and has counted no tokens for {now - since:.0f} s: it was ended"
-    print(f"<3>{said}, and starts again", file=sys.stderr)  # noqa: T201
+    said = f"it has requests but produced no tokens for {now - since:.0f} s: it was killed"
+    print(f"<3>{said}, and restarts", file=sys.stderr)  # noqa: T201
     return 1
 
 
 def read(state: Path) -> dict[str, Any]:
-    """What the last look left; nothing where that cannot be read."""
+    """The record of the last check; empty if it cannot be read."""
     try:
         seen = json.loads(state.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -114,7 +112,7 @@ def read(state: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Look at one engine."""
+    """Check one engine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("socket")
     parser.add_argument("--state", type=Path, required=True, help="what it remembers")

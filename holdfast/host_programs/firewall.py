@@ -1,18 +1,14 @@
 #!/usr/bin/python3 -I
-"""Undo a firewall change that no login proves, and keep the proved firewall in force.
+"""Undo a firewall change that no login confirms, and keep the confirmed firewall in force.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11.
+It is copied to hosts, so it uses only the standard library of Python 3.11.
 
-``keep`` saves the present firewall before a change, ``arm SECONDS`` sets the change a deadline, and
-``disarm`` says that a login proved it: what is in force then is what ``watch`` holds the host to.
-``restore`` undoes a change: at its deadline, at the next boot if the power failed before, or by
-hand.
-
-``load`` has the kernel take ufw's files again. No packet finds the host open meanwhile: ufw itself
-stops before it starts.
-
-``watch`` exits 1 with a sentence where the firewall in force is not the one that was proved; it
-switches ufw on and loads its files again. ``proved`` exits 0 where it is that one.
+``keep`` saves the present firewall before a change, ``arm SECONDS`` sets a deadline for the change,
+and ``disarm`` confirms it after a login; ``watch`` then enforces the confirmed rules. ``restore``
+undoes a change: at its deadline, at the next boot after a power cut, or by hand. ``load`` loads
+ufw's files again without an open moment, which ufw itself would have. ``watch`` exits 1 with a
+sentence if the firewall in force is not the confirmed one; it enables ufw and loads its files
+again. ``proved`` exits 0 if it is the confirmed one.
 """
 
 from __future__ import annotations
@@ -37,31 +33,31 @@ DEFAULTS = "/etc/default/ufw"
 CONF = "/etc/ufw/ufw.conf"
 UFW_INIT = "/lib/ufw/ufw-init"
 UFW_LOCK = "/run/ufw.lock"
-"""What ufw's own command holds while it works."""
+"""The lock of ufw's own command."""
 STATE = "/var/lib/holdfast/firewall"
-"""Whether a change waits for its proof, and what was proved last."""
+"""Whether a change waits for a confirming login, and the rules that were confirmed last."""
 RUN = "/run/holdfast/firewall"
 MEMBERSHIP = "/etc/holdfast/tailnet-membership.json"
-"""Which rules the watch over the tailnet may add, and how each looks in force."""
+"""The rules that the tailnet's watch may add, and their form in the kernel."""
 DOCKER_USER = "/usr/local/lib/holdfast/docker-user"
 DOCKER = ("/usr/bin/dockerd", "/usr/sbin/dockerd")
-"""Where Docker's own package has its engine, and Debian's."""
+"""The path of the engine in Docker's own package, and in Debian's."""
 IPV6 = "/proc/net/if_inet6"
 ROLLBACK = "holdfast-firewall-rollback"
 CHAINS = ("DOCKER-USER", "HOLDFAST-FORWARD")
 """Our own chains. Every chain of ufw's begins with its name."""
 FORGOTTEN_SECONDS = 300
-"""How long a change may wait for its proof without a deadline: its preparation takes seconds."""
+"""Limit for a change without a deadline: its preparation takes seconds."""
 SETTLE_SECONDS = 3
-"""How long a starting Docker may take to put back the jump that it took out."""
+"""Limit for a starting Docker to restore the jump that it removed."""
 
 _FIRST = re.compile(
     "ufw6?-(before-logging|before|after|after-logging|reject|track)-(input|output|forward)"
 )
-"""The chains of ufw's that built-in ones ask."""
+"""The chains of ufw that built-in chains jump to."""
 
-# It ends by itself, should this program be killed: a guard that stayed would lock the operator out.
-# An emulated machine takes half a minute to load ufw's files.
+# It expires in case this program is killed: a permanent guard would lock the operator out.
+# An emulated machine needs half a minute to load ufw's files.
 _SWAP = """
 table inet holdfast_swap {}
 delete table inet holdfast_swap
@@ -100,14 +96,14 @@ def _run(*command: str, text: str = "") -> str:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One change at a time, ufw's own command included; it locks the same file in the same way.
+    """Allow one change at a time, also by ufw's own command, which locks the same file.
 
-    A stop of this program, or the end of the login that started it, takes effect once it is done,
-    for the programs that it runs as well: half a firewall is none.
+    A stop of this program, or the end of its login, takes effect only after the change, because an
+    incomplete firewall protects nothing.
     """
     with Path(UFW_LOCK).open("w", encoding="utf-8") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        # Ignored, not blocked: ufw's shell takes no block over.
+        # Ignored, not blocked: ufw's shell does not inherit a block.
         for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(ending, signal.SIG_IGN)
         yield
@@ -115,12 +111,12 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _shut() -> Iterator[None]:
-    """Nothing new gets in or through meanwhile; connections that stand go on."""
+    """Refuse new connections during the block; existing ones continue."""
     try:
         _run("/usr/sbin/nft", "--file", "-", text=_SWAP)
     except OSError as error:
-        # The way back must not depend on it.
-        _say(4, f"the firewall is loaded without a guard: {error}")
+        # The rollback must not depend on it.
+        _say(4, f"the firewall is being loaded without its guard: {error}")
     try:
         yield
     finally:
@@ -136,7 +132,7 @@ def _start() -> None:
 
 @contextmanager
 def _stopped() -> Iterator[None]:
-    """ufw has no rules in force meanwhile; then it loads its files, also where a step failed."""
+    """Take ufw's rules out of force; at the end load its files, also after a failed step."""
     with _shut():
         try:
             _run(UFW_INIT, "force-stop")
@@ -146,9 +142,9 @@ def _stopped() -> Iterator[None]:
 
 
 def _is_held(line: str) -> bool:
-    """Whether a line of ``iptables -S`` must stay as it was proved.
+    """Whether a line of ``iptables -S`` must stay as confirmed.
 
-    Docker, Tailscale and libvirt put jumps to chains of their own into the built-in ones.
+    Docker, Tailscale and libvirt add jumps to their own chains to the built-in ones.
     """
     option, chain, *rule = line.split()
     target = rule[rule.index("-j") + 1] if "-j" in rule else ""
@@ -173,7 +169,7 @@ def _read(path: str) -> str:
 
 
 def _returned() -> set[str]:
-    """The rules in force by which this host has opened SSH on the LAN: its tailnet is lost."""
+    """The rules in force that open SSH on the LAN while the tailnet is lost."""
     try:
         rules = json.loads(_read(MEMBERSHIP) or '{"rules": []}')["rules"]
     except (ValueError, KeyError, TypeError):
@@ -183,13 +179,13 @@ def _returned() -> set[str]:
 
 
 def listing() -> str:
-    """What must stay as it was proved: that a boot loads ufw, and the rules, chain by chain."""
+    """The state that must stay as confirmed: ufw is enabled at boot, and the rules, by chain."""
     found = re.findall(r"(?m)^ENABLED=.*\n", _read(CONF))
     returned = _returned()
     for tables in _families():
         for table in ("filter", "mangle"):
             held = filter(_is_held, _list(tables, table))
-            # In which order chains were made means nothing.
+            # The order of the chains does not matter.
             ordered = sorted(held, key=lambda line: line.split()[1])
             named = [f"{tables} -t {table} {line}" for line in ordered]
             found += [f"{line}\n" for line in named if line not in returned]
@@ -197,7 +193,7 @@ def listing() -> str:
 
 
 def _write(path: str, text: str) -> None:
-    """Put a file there whole, on disk before it has its name."""
+    """Write a complete file to disk before it gets its name."""
     new = Path(f"{path}.new")
     new.parent.mkdir(parents=True, exist_ok=True)
     with new.open("w", encoding="utf-8") as file:
@@ -214,16 +210,15 @@ def _armed() -> Path:
 
 
 def _copy_of(file: Path) -> Path:
-    """Where a file is kept: in its own folder, so that a full disk cannot hold up its return.
+    """The path of a file's copy: in the same folder, so that a full disk cannot prevent its return.
 
-    A sandbox makes each folder that its unit may write a mount of its own, and nothing is renamed
-    from one to another.
+    In a sandbox each writable folder is a separate mount, and a rename between mounts fails.
     """
     return file.with_name(f".{file.name}.kept")
 
 
 def _copies() -> dict[Path, Path]:
-    """Each file that is kept, and its copy."""
+    """Each saved file, and its copy."""
     folders = [
         Path(DEFAULTS).parent.glob(f".{Path(DEFAULTS).name}.kept"),
         Path(UFW).glob(".*.kept"),
@@ -246,9 +241,9 @@ def _end_deadline() -> None:
 
 
 def keep() -> None:
-    """Save the present firewall, unless one that was proved is saved already."""
+    """Save the present firewall, unless a confirmed one is saved already."""
     _end_deadline()
-    # The last proved firewall is kept: a second change before the proof does not replace it.
+    # The last confirmed firewall stays saved: a second unconfirmed change does not replace it.
     if _armed().exists():
         return
     Path(STATE).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -261,7 +256,7 @@ def keep() -> None:
 
 
 def arm(seconds: str) -> None:
-    """Have the change undone when ``seconds`` are over."""
+    """Undo the change after ``seconds``."""
     _run(
         *("systemd-run", "--quiet", "--collect", f"--unit={ROLLBACK}.service"),
         *(f"--on-active={seconds}", "--timer-property=AccuracySec=1s"),
@@ -269,28 +264,29 @@ def arm(seconds: str) -> None:
 
 
 def disarm() -> None:
-    """Let the change stay, and hold the host to what is in force now.
+    """Keep the change, and record the rules in force as confirmed.
 
     Raises:
         OSError: the change was undone before.
     """
     if not _armed().exists():
         raise OSError(
-            "The proof came after the deadline: the former firewall is back. Deploy again."
+            "The confirming login came after the deadline: the previous firewall is back in"
+            " force. Deploy again."
         )
     _write(f"{STATE}/proved", listing())
     _armed().unlink()
-    # Without this a power cut could bring the mark back, and a boot would undo what was proved.
+    # Without this a power cut could restore the mark, and a boot would undo a confirmed change.
     _sync()
     _forget()
     _end_deadline()
 
 
 def restore() -> None:
-    """Bring the saved firewall back, where a change waits for its proof."""
+    """Restore the saved firewall, if a change waits for its confirming login."""
     if not _armed().exists():
         return
-    _say(4, "No login proved the last firewall change in time: restoring the former firewall.")
+    _say(4, "No login confirmed the last firewall change in time: restoring the previous firewall.")
     with _stopped():
         for file, copy in _copies().items():
             copy.replace(file)
@@ -298,9 +294,9 @@ def restore() -> None:
 
 
 def _begin_again() -> None:
-    """Take ufw's chains away where one of them is asked by no built-in chain.
+    """Remove ufw's chains if no built-in chain jumps to one of them.
 
-    ufw hooks its chains in when it makes them, and it keeps those that are there.
+    ufw adds the jumps only when it creates the chains, and it keeps existing chains.
     """
     for tables in _families():
         lines = _list(tables, "filter")
@@ -315,36 +311,36 @@ def _begin_again() -> None:
 
 
 def load() -> None:
-    """Have the kernel take ufw's files again, without an open moment."""
+    """Load ufw's files again, without an open moment."""
     with _stopped():
         _begin_again()
 
 
 def _unproved() -> Iterator[str]:
-    """What is wrong about a change that waits for its proof: that it does so without an end."""
+    """The error of an unconfirmed change without a deadline."""
     with contextlib.suppress(OSError):
         _run("systemctl", "--quiet", "is-active", f"{ROLLBACK}.timer")
         return
     seconds = time.time() - _armed().stat().st_mtime
     if seconds > FORGOTTEN_SECONDS:
         yield (
-            f"a firewall change has waited {seconds // 60:.0f} minutes for its proof, without a"
-            " deadline: deploy to this host again"
+            f"a firewall change has waited {seconds // 60:.0f} minutes for a confirming login,"
+            " without a deadline: deploy to this host again"
         )
 
 
 def _differences(proved: str, found: str) -> str:
-    """The first rules that are gone and that are new, as a person would read them."""
+    """The first missing and new rules, in readable form."""
     was, now = proved.splitlines(), found.splitlines()
     gone = [f"gone: {line}" for line in was if line not in now]
     new = [f"new: {line}" for line in now if line not in was]
-    told = [*gone[:3], *new[:3]] or ["its rules stand in another order"]
+    told = [*gone[:3], *new[:3]] or ["its rules are in another order"]
     more = len(gone) + len(new) - len(told)
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
 
 
 def _take_out(proved: str, found: str) -> None:
-    """Remove what a hand has added to the built-in chains, which loading leaves alone."""
+    """Remove rules that a hand added to the built-in chains; loading keeps those."""
     for line in found.splitlines():
         if line not in proved.splitlines() and re.search(r" -A (INPUT|FORWARD) ", line):
             tables, *rule = shlex.split(line.replace(" -A ", " -D ", 1))
@@ -352,7 +348,7 @@ def _take_out(proved: str, found: str) -> None:
 
 
 def _switch_on() -> bool:
-    """Have ufw enabled; whether it was not."""
+    """Enable ufw; return whether it was disabled."""
     text = _read(CONF)
     on = re.sub(r"(?m)^ENABLED=.*$", "ENABLED=yes", text)
     if on == text:
@@ -362,13 +358,13 @@ def _switch_on() -> bool:
 
 
 def watch() -> Iterator[str]:
-    """What is wrong about the firewall in force; what can be mended is."""
+    """The errors of the firewall in force; it repairs what it can."""
     if _armed().exists():
         yield from _unproved()
         return
     proved = _read(f"{STATE}/proved")
     if not proved:
-        yield "no login has proved the firewall of this host: deploy to it"
+        yield "no login has confirmed the firewall of this host: deploy to it"
         return
     found = listing()
     if found != proved:
@@ -378,7 +374,7 @@ def watch() -> Iterator[str]:
         return
     what = _differences(proved, found)
     left = f"{RUN}/left"
-    # What loading did not mend the last time, it does not mend now.
+    # If loading did not repair it the last time, it does not repair it now.
     if found != _read(left):
         if _switch_on():
             what = f"ufw was disabled ({what})"
@@ -387,10 +383,10 @@ def watch() -> Iterator[str]:
         found = listing()
         _write(left, found)
     if found == proved:
-        yield f"the firewall was changed by hand, and is in force again: {what}"
+        yield f"the firewall was changed by hand, and has been restored: {what}"
     else:
         yield (
-            "the firewall is not the one that a login proved, and ufw's files are not either:"
+            "neither the firewall in force nor ufw's files are those that a login confirmed:"
             f" {_differences(proved, found)}. Deploy to this host again"
         )
 
@@ -422,7 +418,7 @@ def _do(verb: str, words: tuple[str, ...]) -> int:
 
 
 def main(verb: str = "", *words: str) -> int:
-    """Do what the first argument says; 1 where there is something to tell."""
+    """Run the command in the first argument; return 1 if there is something to report."""
     try:
         with _alone():
             return _do(verb, words)

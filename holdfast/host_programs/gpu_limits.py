@@ -1,14 +1,13 @@
 #!/usr/bin/python3 -I
-"""Hold each card's power limit and highest clock: what holdfast-gpu-limits.service runs on a host.
+"""Set each card's power limit and highest clock; run by holdfast-gpu-limits.service on a host.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Reads
-``/etc/holdfast/gpu-limits.json`` and which modes are in force, sets what differs, reads back, and
-exits 1 with a sentence for each card that is not as declared; one card that fails does not keep the
-others from being set.
+It is copied to hosts, so it uses only the standard library of Python 3.11. Reads
+``/etc/holdfast/gpu-limits.json`` and the active modes, sets what differs, reads it back, and exits
+1 with a sentence for each card that is not as declared; the other cards are still set.
 
-A card without a declared power limit is given its default. The driver tells no one to which clocks
-a card is locked: a declared clock is locked again in every run, and the record of what was locked
-is how a clock that is no longer declared is found and released.
+A card without a declared power limit gets its default. The driver does not report locked clocks: so
+each run locks a declared clock again, and a record of locked clocks shows which lock is no longer
+declared and must be removed.
 """
 
 from __future__ import annotations
@@ -27,28 +26,28 @@ from typing import Any
 CONFIG = "/etc/holdfast/gpu-limits.json"
 RECORD = "/run/holdfast/gpu-limits/clocks.json"
 PRESENT = "/run/holdfast/gpu-modes"
-"""A file for each set of cards, holding the mode that is in force."""
+"""A file for each set of cards, with its active mode."""
 
 FIELDS = (
     "uuid,pci.bus_id,persistence_mode,power.limit,power.default_limit,power.min_limit,"
     "power.max_limit,clocks.current.graphics"
 )
-"""What ``nvidia-smi --query-gpu`` is asked for, in the order of `Seen`."""
+"""Fields of ``nvidia-smi --query-gpu``, in the order of `Seen`."""
 FORMAT = "csv,noheader,nounits"
 
 POWER_TOLERANCE_W = 0.5
 """The driver counts in mW and prints hundredths of a W."""
 CLOCK_TOLERANCE_MHZ = 15
-"""Clocks go in steps, of 15 MHz on a GeForce: the driver takes the nearest one."""
+"""Clocks have steps, of 15 MHz on a GeForce: the driver uses the nearest one."""
 CLOCK_PAUSES_SECONDS: Sequence[float] = (0, 1, 3)
-"""A card under load takes a moment to come down."""
+"""A card under load needs a moment to slow down."""
 SMI_SECONDS = 60
-"""A sick driver hangs nvidia-smi; ample for nine cards that have to be woken up."""
+"""A faulty driver makes nvidia-smi hang; this is enough to wake nine cards."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A card as it is declared: power in W, clock in MHz, None where the default is meant."""
+    """A declared card: power in W, clock in MHz, None for the default."""
 
     name: str
     uuid: str | None = None
@@ -57,22 +56,22 @@ class Wanted:
     clock_max_mhz: int | None = None
     card_set: str | None = None
     mode_caps_w: dict[str, int] = field(default_factory=dict)
-    """Mode of the card's set to its power limit in that mode, where it has one of its own."""
+    """Mode of the card's set to its own power limit in that mode."""
 
     def in_force(self, modes: Mapping[str, str]) -> Wanted:
-        """The card with the limit it has in the mode it is in; ``modes`` is set to mode."""
+        """The card with its limit in the active mode; ``modes`` is set to mode."""
         mode = modes.get(self.card_set or "", "")
         return replace(self, power_cap_w=self.mode_caps_w.get(mode, self.power_cap_w))
 
     @property
     def label(self) -> str:
-        """The card's name, and what it is known by."""
+        """The card's name and identifier."""
         return f"gpu {self.name} ({self.uuid or self.pci_address})"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A card as nvidia-smi shows it: power in W, clock in MHz, None where it does not tell."""
+    """A card in nvidia-smi: power in W, clock in MHz, None if unknown."""
 
     uuid: str
     address: str
@@ -92,13 +91,13 @@ def _number(text: str) -> float | None:
 
 
 def _address(text: str) -> str:
-    # The driver writes eight digits of domain and upper case, sysfs and the inventory do not.
+    # The driver writes the domain with eight digits in upper case; sysfs and the inventory do not.
     domain, _, rest = text.partition(":")
     return f"{domain[-4:]}:{rest}".lower()
 
 
 def seen_in(text: str) -> tuple[list[Seen], str]:
-    """The cards in an answer to `FIELDS`, and the rest of the answer in one line."""
+    """The cards in the output for `FIELDS`, and the rest of the output in one line."""
     cards: list[Seen] = []
     said: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -113,7 +112,7 @@ def seen_in(text: str) -> tuple[list[Seen], str]:
 
 
 def matching(card: Wanted, cards: Iterable[Seen]) -> Seen | None:
-    """The card that is meant: by UUID, by its slot where no UUID is declared."""
+    """The matching card: by UUID, or by its slot if no UUID is declared."""
     for seen in cards:
         known, found = (card.uuid, seen.uuid) if card.uuid else (card.pci_address, seen.address)
         if known == found:
@@ -122,36 +121,36 @@ def matching(card: Wanted, cards: Iterable[Seen]) -> Seen | None:
 
 
 def target_w(card: Wanted, seen: Seen) -> float | None:
-    """The power limit it is to have, W; None where there is nothing to hold."""
+    """The wanted power limit, W; None if there is none."""
     return card.power_cap_w or seen.default_w
 
 
 def out_of_range(card: Wanted, seen: Seen) -> str | None:
-    """Why the card cannot have the power limit that is declared; None where it can."""
+    """Why the card cannot have the declared power limit; None if it can."""
     cap = card.power_cap_w
     if cap is None:
         return None
     if seen.min_w is None or seen.max_w is None:
         return (
-            f"{card.label}: power_cap_w = {cap} is declared and this card's power cannot be"
-            " limited; remove it, or hold the card lower by clock_max_mhz"
+            f"{card.label}: power_cap_w = {cap} is declared, but this card's power cannot be"
+            " limited; remove it, or limit the card with clock_max_mhz"
         )
     if cap < seen.min_w:
         return (
-            f"{card.label}: power_cap_w = {cap} is declared and the card takes"
-            f" {seen.min_w:g} to {seen.max_w:g} W; write {seen.min_w:g} or more, and hold it lower"
-            " by clock_max_mhz"
+            f"{card.label}: power_cap_w = {cap} is declared, but the card accepts"
+            f" {seen.min_w:g} to {seen.max_w:g} W; write {seen.min_w:g} or more, and limit it"
+            " further with clock_max_mhz"
         )
     if cap > seen.max_w:
         return (
-            f"{card.label}: power_cap_w = {cap} is declared and the card takes"
+            f"{card.label}: power_cap_w = {cap} is declared, but the card accepts"
             f" {seen.min_w:g} to {seen.max_w:g} W; write {seen.max_w:g} or less"
         )
     return None
 
 
 def has_lost_its_limit(card: Wanted, seen: Seen) -> bool:
-    """Whether its power limit is another than the one it is to have."""
+    """Whether its power limit differs from the wanted one."""
     target = target_w(card, seen)
     if target is None:
         return False
@@ -165,7 +164,7 @@ def _is_too_fast(card: Wanted, seen: Seen) -> bool:
 
 
 def _smi(*arguments: str) -> tuple[int, str]:
-    """Exit status and everything said."""
+    """Exit status and all output."""
     try:
         done = subprocess.run(
             ["nvidia-smi", *arguments],
@@ -191,7 +190,7 @@ def _look() -> tuple[list[Seen], str]:
 
 
 def _set(seen: Seen, *arguments: str) -> str:
-    """What nvidia-smi said where it did not do as it was told; "" where it did."""
+    """The error of nvidia-smi; "" if it succeeded."""
     status, text = _smi("-i", seen.uuid, *arguments)
     if status == 0:
         return ""
@@ -200,7 +199,7 @@ def _set(seen: Seen, *arguments: str) -> str:
 
 
 class Run:
-    """One run over all cards. ``locked`` maps UUID to MHz: what the last run had locked."""
+    """One run over all cards. ``locked`` maps UUID to MHz: the locked clocks of the last run."""
 
     def __init__(self, wanted: Sequence[Wanted], locked: Mapping[str, int]) -> None:
         self.wanted = wanted
@@ -209,7 +208,7 @@ class Run:
         self._refused: dict[str, str] = {}
 
     def problems(self) -> Iterator[str]:
-        """Set what differs and yield a sentence for each thing that is not as declared then."""
+        """Set what differs and yield a sentence for each remaining difference."""
         cards, said = _look()
         if not cards and self.wanted:
             yield f"no card can be limited: {said or 'nvidia-smi shows none'}"
@@ -233,8 +232,8 @@ class Run:
         in_its_slot = next((c.uuid for c in cards if c.address == card.pci_address), None)
         if in_its_slot:
             return (
-                f"{card.label} is gone: {in_its_slot} is in its slot {card.pci_address}; if the"
-                " cards were exchanged, declare the new uuid"
+                f"{card.label} is gone: {in_its_slot} is in its slot {card.pci_address}; if"
+                " the cards were swapped, declare the new uuid"
             )
         return (
             f"{card.label} is gone: the driver does not show it{f' ({said})' if said else ''};"
@@ -255,7 +254,7 @@ class Run:
         refused = _set(seen, "-lgc", f"0,{card.clock_max_mhz}")
         if refused:
             yield (
-                f"{card.label}: its clock could not be held at {card.clock_max_mhz} MHz:"
+                f"{card.label}: its clock could not be limited to {card.clock_max_mhz} MHz:"
                 f" nvidia-smi says: {refused}"
             )
         elif self.locked.get(seen.uuid) != card.clock_max_mhz:
@@ -273,10 +272,12 @@ class Run:
             if seen.uuid not in self.locked or seen.uuid in declared:
                 continue
             if refused := _set(seen, "-rgc"):
-                yield f"gpu {seen.uuid}: its clock was not released: nvidia-smi says: {refused}"
+                yield (
+                    f"gpu {seen.uuid}: its clock limit was not removed: nvidia-smi says: {refused}"
+                )
             else:
                 del self.locked[seen.uuid]
-                self.done.append(f"gpu {seen.uuid}: clock released")
+                self.done.append(f"gpu {seen.uuid}: clock limit removed")
 
     def _read_back(self, held: Sequence[Wanted]) -> Iterator[str]:
         cards: list[Seen] = []
@@ -290,15 +291,15 @@ class Run:
             seen = matching(card, cards)
             if seen is None:
                 if card in held:
-                    yield f"{card.label} went away while its limits were set"
+                    yield f"{card.label} disappeared while its limits were set"
                 continue
             if card in held and has_lost_its_limit(card, seen):
                 yield self._not_held(card, seen)
             if _is_too_fast(card, seen):
                 yield (
-                    f"{card.label}: clock_max_mhz = {card.clock_max_mhz} is declared and it runs"
-                    f" at {seen.clock_mhz:g} MHz; see whether this card can lock its clocks, by"
-                    f" `nvidia-smi -i {seen.uuid} -lgc 0,{card.clock_max_mhz}`"
+                    f"{card.label}: clock_max_mhz = {card.clock_max_mhz} is declared, but it"
+                    f" runs at {seen.clock_mhz:g} MHz; check whether this card can lock its"
+                    f" clocks: `nvidia-smi -i {seen.uuid} -lgc 0,{card.clock_max_mhz}`"
                 )
 
     def _not_held(self, card: Wanted, seen: Seen) -> str:
@@ -307,16 +308,18 @@ class Run:
             why = f"nvidia-smi says: {refused}"
         elif seen.persistence is False:
             why = (
-                "without persistence mode the driver forgets it with its last client; see"
+                "without persistence mode the driver drops it when its last client ends; see"
                 " `systemctl status nvidia-persistenced`"
             )
         else:
-            why = "the driver ignored it in silence; hold the card by clock_max_mhz instead"
+            why = (
+                "the driver ignored it without an error; limit the card with clock_max_mhz instead"
+            )
         return f"{card.label}: its power limit, set to {target_w(card, seen):g} W, {reads}: {why}"
 
 
 def locked_in(text: str) -> dict[str, int]:
-    """UUID to MHz in the record of a run; empty where it cannot be read."""
+    """UUID to MHz in the record of a run; empty if it cannot be read."""
     try:
         record: Any = json.loads(text)
         return {str(uuid): int(mhz) for uuid, mhz in record.items()}
@@ -325,13 +328,13 @@ def locked_in(text: str) -> dict[str, int]:
 
 
 def modes_in(folder: str) -> dict[str, str]:
-    """Set to mode, as the files of ``folder`` say."""
+    """Set to mode, from the files of ``folder``."""
     found = Path(folder).glob("[!.]*")
     return {path.name: path.read_text(encoding="utf-8").strip() for path in found}
 
 
 def main(config: str = CONFIG, record: str = RECORD, present: str = PRESENT) -> int:
-    """Hold the limits that the file ``config`` declares; 1 where a card is not as declared."""
+    """Set the limits in the file ``config``; return 1 if a card is not as declared."""
     modes = modes_in(present)
     declared = json.loads(Path(config).read_text(encoding="utf-8"))
     wanted = [Wanted(**card).in_force(modes) for card in declared]

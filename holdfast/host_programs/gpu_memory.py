@@ -1,13 +1,11 @@
 #!/usr/bin/python3 -I
-"""Wait until the cards of an engine have the memory that it will claim, before every start of it.
+"""Before each start of an engine, wait until its cards have the memory that it will claim.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. Called with
+It is copied to hosts, so it uses only the standard library of Python 3.11. Called with
 seconds, the claim on each card (a share of it such as 0.8, or 12000MiB) and the UUIDs of the cards;
 exits 1 with a sentence for each card that has too little at the end, and names the processes that
-hold it. It ends none of them.
-
-BESIDES names files of process numbers (units' cgroup.procs) with ``:`` between them: what those
-hold counts as free.
+use it. It kills none of them. BESIDES names files of process numbers (units' cgroup.procs) with
+``:`` between them: the memory of those processes counts as free.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 SMI_SECONDS = 60
-"""A sick driver hangs nvidia-smi."""
+"""A faulty driver makes nvidia-smi hang."""
 PAUSE_SECONDS = 1.0
 
 
@@ -47,14 +45,14 @@ def _smi(query: str) -> list[list[str]]:
 
 
 def _processes(uuid: str) -> list[list[str]]:
-    """Number, MiB and name of each process that holds memory of a card."""
+    """Number, MiB and name of each process that uses memory of a card."""
     rows = _smi("--query-compute-apps=gpu_uuid,pid,used_memory,name")
-    # The name is a path, and may hold commas.
+    # The name is a path, and may contain commas.
     return [[pid, memory, ",".join(name)] for card, pid, memory, *name in rows if card == uuid]
 
 
 def _holders(processes: Sequence[Sequence[str]]) -> str:
-    """Those processes, for people."""
+    """Those processes, in readable form."""
     found = []
     for pid, memory, name in processes:
         try:
@@ -62,17 +60,15 @@ def _holders(processes: Sequence[Sequence[str]]) -> str:
         except OSError:
             owner = ""
         found.append(f"process {pid} ({name}{owner}) has {memory} MiB")
-    return "; ".join(found) or "no process that the driver knows of holds it"
+    return "; ".join(found) or "the driver lists no process that uses it"
 
 
 def lacking(claim: str, uuids: Sequence[str], besides: Collection[str]) -> Iterator[str]:
-    """A sentence for each card that has less free than is claimed: MiB, or a share of what
-    programs can have of it.
-
-    What the processes ``besides`` hold counts as free.
+    """A sentence for each card that has less free memory than claimed: MiB, or a share of the
+    usable memory. The memory of the processes in ``besides`` counts as free.
 
     Raises:
-        OSError: the driver does not tell.
+        OSError: the driver gives no answer.
     """
     rows = _smi("--query-gpu=uuid,memory.total,memory.reserved,memory.free")
     cards = {uuid: list(map(float, rest)) for uuid, *rest in rows}
@@ -89,11 +85,13 @@ def lacking(claim: str, uuids: Sequence[str], besides: Collection[str]) -> Itera
         free += sum(float(memory) for pid, memory, _ in processes if pid in besides)
         others = [process for process in processes if process[0] not in besides]
         if free < wanted:
-            yield f"{uuid} has {free:.0f} MiB free and {wanted:.0f} are claimed: {_holders(others)}"
+            yield (
+                f"{uuid} has {free:.0f} MiB free, but {wanted:.0f} are claimed: {_holders(others)}"
+            )
 
 
 def main(seconds: str, claim: str, *uuids: str) -> int:
-    """Wait; 1 where a card has too little when the time is up."""
+    """Wait; return 1 if a card has too little at the end."""
     deadline = time.monotonic() + float(seconds)
     files = filter(None, os.environ.get("BESIDES", "").split(":"))
     besides = [number for file in files for number in Path(file).read_text().split()]

@@ -1,6 +1,6 @@
-"""Watch the cards through NVML for a while and tell the extremes. Changes no setting.
+"""Sample the cards through NVML for some seconds and report the extremes. Changes no setting.
 
-`facts.gpu.GpuSamples` sends this file to a host as it is, so it uses the standard library and
+`facts.gpu.GpuSamples` sends this file to a host unchanged, so it uses the standard library and
 ``pynvml`` only and runs on Python 3.11. As a program: ``gpu_samples.py SECONDS``, JSON on stdout.
 """
 
@@ -18,13 +18,13 @@ INTERVAL_SECONDS = 0.2
 
 @dataclass
 class Sample:
-    """One card while it was watched; None where card or driver does not know.
+    """The samples of one card; None where card or driver has no value.
 
-    ``link_generation`` and ``link_width`` are the best that were seen: both may be lower while a
+    ``link_generation`` and ``link_width`` are the highest seen values: both may be lower while a
     card idles. ``clock_mhz`` (graphics), ``power_w`` and ``temperature_c`` are the highest,
-    ``throttle`` holds every clocks event reason that was seen (bits as in
-    ``clocks_event_reasons.active``), ``replays`` is how far the PCIe replay counter went up.
-    ``error`` is what NVML said if the card was lost meanwhile.
+    ``throttle`` contains every seen clocks event reason (bits as in
+    ``clocks_event_reasons.active``), ``replays`` is the increase of the PCIe replay counter.
+    ``error`` is NVML's error if the card was lost during sampling.
     """
 
     uuid: str
@@ -41,10 +41,10 @@ class Sample:
 
 @dataclass
 class Samples:
-    """Every card that NVML could name.
+    """Every card that NVML could identify.
 
-    ``unreadable`` has a line for each card that it counts and cannot name; ``error`` says why
-    nothing could be read at all.
+    ``unreadable`` has a line for each card that it could not identify; ``error`` is the reason if
+    nothing could be read.
     """
 
     cards: tuple[Sample, ...] = ()
@@ -53,7 +53,7 @@ class Samples:
 
 
 def parse(output: list[str]) -> Samples:
-    """What the program printed; where that is no JSON, as when there is no Python, an error."""
+    """The program's output; an error if it is not JSON, for example without Python."""
     try:
         found = json.loads(output[-1])
         return Samples(
@@ -62,11 +62,11 @@ def parse(output: list[str]) -> Samples:
             error=found["error"],
         )
     except (ValueError, KeyError, TypeError, IndexError):
-        return Samples(error="\n".join(output) or "the probe said nothing")
+        return Samples(error="\n".join(output) or "the probe gave no error message")
 
 
 class _Card:
-    """One card, what was seen of it so far, and how to look again."""
+    """One card, its samples so far, and its NVML handle."""
 
     def __init__(self, nvml: Any, index: int) -> None:
         self.nvml = nvml
@@ -77,7 +77,7 @@ class _Card:
         self.replays: int | None = None
 
     def look(self) -> None:
-        """Read everything once; a card that is lost keeps what was seen before."""
+        """Read everything once; a lost card keeps its earlier samples."""
         if self.sample.error:
             return
         try:
@@ -98,7 +98,7 @@ class _Card:
         sample.power_w = _highest(sample.power_w, watts)
         degrees = self._read(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
         sample.temperature_c = _highest(sample.temperature_c, degrees)
-        # Drivers before 535 know the reasons by their old name only.
+        # Drivers before 535 have only the old name of the reasons.
         reasons = self._read(nvml.nvmlDeviceGetCurrentClocksEventReasons)
         if reasons is None:
             reasons = self._read(nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
@@ -128,7 +128,7 @@ def _highest(before: Any, now: Any) -> Any:
 
 
 def watch(nvml: Any, seconds: float) -> Samples:
-    """Look at every card for ``seconds``, at least once, through the module ``nvml``."""
+    """Sample every card for ``seconds``, at least once, through the module ``nvml``."""
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -152,7 +152,7 @@ def watch(nvml: Any, seconds: float) -> Samples:
 
 
 def main(arguments: list[str]) -> None:
-    """Print what was seen in ``arguments[0]`` seconds."""
+    """Print the samples of ``arguments[0]`` seconds."""
     import pynvml  # noqa: PLC0415  # the controller, which only parses, has no driver
 
     print(json.dumps(asdict(watch(pynvml, float(arguments[0])))))  # noqa: T201

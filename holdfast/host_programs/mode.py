@@ -1,17 +1,15 @@
 #!/usr/bin/python3 -I
-"""Show what a set of cards is for, and give it to another mode or back.
+"""Show the active modes, and switch a set of cards to another mode.
 
-Placed on hosts as one file, so it uses the standard library only and needs Python 3.11. Reads
-``/etc/holdfast/gpu-modes.json``. The mode in force is the content of
-``/run/holdfast/gpu-modes/SET``, which every boot creates with the default.
+It is copied to hosts as one file, so it uses only the standard library of Python 3.11. Reads
+``/etc/holdfast/gpu-modes.json``. The active mode is the content of ``/run/holdfast/gpu-modes/SET``,
+which every boot creates with the default. A switch waits for busy services only with ``--wait``,
+checks that the memory was released, and restores the previous mode if the new one does not start. A
+process that is no declared service is named, and never killed.
 
-A switch waits for no user of the cards unless ``--wait`` says so, proves that their memory was
-given back, and ends with the mode before it where the other does not come up. A process that is no
-service of the inventory is named, and never ended.
-
-It works in a unit of its own, which does not end with the login that asked for it. What it has
-begun is on record, and is undone however it ends: by the program itself, or, where it was killed,
-by a second unit that systemd starts when the first one fails (``--undo``).
+It runs in its own unit, which outlives the login. Each step is recorded. A failed switch is undone
+by the program itself, or after a kill by a second unit (``--undo``), which systemd starts when the
+first one fails.
 """
 
 from __future__ import annotations
@@ -48,53 +46,53 @@ from holdfast.host_programs.shared.undoing import (
 CONFIG = "/etc/holdfast/gpu-modes.json"
 PRESENT = "/run/holdfast/gpu-modes"
 LIMITS = "holdfast-gpu-limits.service"
-UNDER_WAY = "another switch of these cards is under way"
+UNDER_WAY = "another switch of these cards is running"
 SWITCH_UNIT = "holdfast-mode-switch-{}.service"
-"""Gives the set of cards in the braces to another mode."""
+"""Switches the set of cards in the braces."""
 UNDO_UNIT = "holdfast-mode-undo@{}.service"
-"""Undoes a switch of the set in the braces that was killed."""
+"""Undoes a killed switch of the set in the braces."""
 
 MEMORY_PROGRAM = "/usr/local/sbin/holdfast-gpu-memory"
 RUNNING = ("active", "activating", "deactivating", "reloading", "refreshing")
 
 STILL = 3
-"""Looks in a row at which a service must be idle."""
+"""Consecutive checks at which a service must be idle."""
 PAUSE_SECONDS = 1.0
 RELEASE_SECONDS = 60
-"""How long cards may take to be given back; a process that was killed takes seconds."""
+"""Limit for the release of cards; a killed process needs seconds."""
 SMI_SECONDS = 60
-"""A sick driver hangs nvidia-smi."""
+"""A faulty driver makes nvidia-smi hang."""
 
 ANSWER_BYTES = 1 << 20
-"""How much of a service's answer is read; one that has been broken into may answer for ever."""
+"""Limit of a service's answer; a compromised service may answer for ever."""
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no service to another address: what it knows would be carried there by root."""
+    """Follows no redirect: root would send data to another address."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Have the redirection be the answer, which is an error."""
+        """Treat the redirect as the answer, which is an error."""
 
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
 
 
 HELD = "held"
-"""Callers are kept out; every service runs."""
+"""Callers are refused; every service runs."""
 SWITCHING = "switching"
 """Services may have been stopped."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """An address that answers with ``contains`` in its body when all is well."""
+    """A URL whose answer contains ``contains`` if the service is good."""
 
     url: str
     contains: str
     timeout_seconds: int
 
     def holds(self, seconds: float = 10) -> bool:
-        """Whether it answers so now."""
+        """Whether it does now."""
         try:
             with within(seconds), _DIRECT.open(self.url, timeout=seconds) as answer:
                 return self.contains in answer.read(ANSWER_BYTES).decode(errors="replace")
@@ -104,10 +102,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Tenant:
-    """A service that uses cards, or takes turns with one that does.
+    """A service that uses cards, or shares a set of modes with one.
 
-    ``hold`` (and how many seconds it may take) and ``release`` are commands that keep callers out
-    and let them in again; ``memory`` holds the arguments of `holdfast-gpu-memory` but the seconds.
+    ``hold`` (followed by its limit in seconds) and ``release`` are commands that refuse callers and
+    accept them again; ``memory`` has the arguments of `holdfast-gpu-memory` without the seconds.
     """
 
     name: str
@@ -173,7 +171,7 @@ class House:
 
 
 def read_house(path: str) -> House:
-    """What the deploy has written.
+    """The configuration that the deploy wrote.
 
     Raises:
         Failed: this host has no modes.
@@ -181,7 +179,7 @@ def read_house(path: str) -> House:
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Failed("no cards of this host take turns: the inventory declares no modes") from None
+        raise Failed("the inventory declares no modes for this host") from None
     return House(
         [CardSet(**card_set) for card_set in told["sets"]],
         {tenant["name"]: _tenant(tenant) for tenant in told["tenants"]},
@@ -195,7 +193,7 @@ def _tenant(told: dict[str, Any]) -> Tenant:
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds memory of a card, and the unit it belongs to."""
+    """A process that uses memory of a card, and its unit."""
 
     pid: str
     card: str
@@ -204,7 +202,7 @@ class Holder:
     unit: str
 
     def __str__(self) -> str:
-        """Tell it to a person."""
+        """A readable description."""
         try:
             user = pwd.getpwuid(Path("/proc", self.pid).stat().st_uid).pw_name
         except (OSError, KeyError):
@@ -216,7 +214,7 @@ def holders(cards: Iterable[str]) -> list[Holder]:
     """Every process that holds memory of the cards, as the driver knows it.
 
     Raises:
-        Failed: the driver does not tell.
+        Failed: the driver gives no answer.
     """
     if not cards:
         return []
@@ -242,7 +240,7 @@ def _smi(query: str) -> list[list[str]]:
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     done = _run(*command, seconds=SMI_SECONDS)
     if done.returncode:
-        raise Failed(f"the driver does not tell who uses the cards: {last_line(done)}")
+        raise Failed(f"the driver did not list the processes on the cards: {last_line(done)}")
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
 
 
@@ -288,7 +286,7 @@ def processes(tenants: Iterable[Tenant]) -> list[str]:
 
 @dataclass(frozen=True)
 class Switch:
-    """One set of cards, given to the mode ``wanted``."""
+    """A switch of one set of cards to the mode ``wanted``."""
 
     house: House
     card_set: CardSet
@@ -297,7 +295,7 @@ class Switch:
 
     @property
     def record(self) -> Path:
-        """Holds the name of the mode in force."""
+        """Contains the name of the active mode."""
         return self.folder / self.card_set.name
 
     def _write(self, path: Path, text: str) -> None:
@@ -306,17 +304,17 @@ class Switch:
         new.replace(path)
 
     def note(self, mode: str) -> None:
-        """Write which mode is in force into the record."""
+        """Write the active mode into the record."""
         self._write(self.record, mode)
 
     @property
     def begun(self) -> Path:
-        """What a switch has begun; there while one is half done."""
+        """The record of an unfinished switch."""
         return self.folder / f".{self.card_set.name}.begun"
 
     @property
     def former(self) -> Path:
-        """The record of the mode before: to put it back needs no room."""
+        """The record of the previous mode: restoring it needs no disk space."""
         return self.folder / f".{self.card_set.name}.former"
 
     def _begin(self, before: str, step: str) -> None:
@@ -325,7 +323,7 @@ class Switch:
 
     @property
     def present(self) -> str:
-        """The mode in force."""
+        """The active mode."""
         try:
             told = self.record.read_text(encoding="utf-8").strip()
         except OSError:
@@ -337,19 +335,20 @@ class Switch:
         """Hold the lock of this set; ``wait`` until it is free.
 
         Raises:
-            Failed: another switch of it is under way.
+            Failed: another switch of it is running.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / f".{self.card_set.name}.lock", wait, UNDER_WAY):
             yield
 
     def run(self, wait_seconds: float, now: bool) -> None:
-        """Switch; ``now`` does not ask whether the services that must go are busy.
+        """Switch; ``now`` does not check whether the services to stop are busy.
 
         Raises:
-            Failed: it could not be; the mode before is in force, or, where that is said, none.
+            Failed: the switch failed; the previous mode is active, or none, if the sentence says
+            so.
         """
-        self.undo("the switch before this one was killed")
+        self.undo("the previous switch was killed")
         before = self.present
         entering = self.house.services(self.card_set, self.wanted)
         others = self.house.others(self.card_set, self.wanted)
@@ -357,7 +356,7 @@ class Switch:
         leaving = [tenant for tenant in others if found[tenant.unit] in RUNNING]
         missing = [tenant for tenant in entering if found[tenant.unit] != "active"]
         if before == self.wanted and not leaving and not missing:
-            say(f"{self.card_set.name}: {self.wanted} is in force")
+            say(f"{self.card_set.name}: {self.wanted} is active")
             return
         self._check_room(leaving, missing)
         began = time.monotonic()
@@ -374,10 +373,10 @@ class Switch:
             self.undo(sentence(failure))
             raise
         took = time.monotonic() - began
-        say(f"{self.card_set.name}: {self.wanted} is in force, {before} was; it took {took:.0f} s")
+        say(f"{self.card_set.name}: switched from {before} to {self.wanted} in {took:.0f} s")
 
     def _check_room(self, leaving: list[Tenant], missing: list[Tenant]) -> None:
-        """See that no other process holds what the other mode will claim, before anything stops."""
+        """Check, before anything stops, that the memory for the new mode is free."""
         besides = ":".join(processes(leaving))
         for tenant in missing:
             _check_memory(tenant, 0, besides)
@@ -398,7 +397,7 @@ class Switch:
             why = self._busy(tenant)
             still = 0 if why else still + 1
             if why and time.monotonic() >= deadline:
-                raise Failed(f"{tenant.name} is busy: {why}; wait, or say --now")
+                raise Failed(f"{tenant.name} is busy: {why}; wait, or use --now")
             time.sleep(PAUSE_SECONDS)
 
     def _busy(self, tenant: Tenant) -> str:
@@ -412,14 +411,14 @@ class Switch:
             for uuid, load in rows
             if uuid in cards and load != "0"
         ]
-        return f"{', '.join(busy)} is at work" if busy else ""
+        return f"{', '.join(busy)} is busy" if busy else ""
 
     def _stop(self, before: str, leaving: list[Tenant]) -> None:
         went = {pid for file in processes(leaving) for pid in Path(file).read_text().split()}
         units = [self.card_set.targets[before]] if before != self.wanted else []
         units += [tenant.unit for tenant in leaving]
         if units and (done := _run("systemctl", "stop", *units)).returncode:
-            raise Failed(f"{before} does not stop: {last_line(done)}")
+            raise Failed(f"{before} did not stop: {last_line(done)}")
         self._prove_release(went)
 
     def _prove_release(self, went: set[str]) -> None:
@@ -429,14 +428,14 @@ class Switch:
             if not left:
                 return
             if time.monotonic() >= deadline:
-                raise Failed(f"memory of the cards was not given back: {left[0]}")
+                raise Failed(f"memory of the cards was not released: {left[0]}")
             time.sleep(PAUSE_SECONDS)
 
     def _start(self, mode: str, tenants: list[Tenant]) -> None:
-        """Put a mode into force: first its limits, then its services.
+        """Activate a mode: first its limits, then its services.
 
         Raises:
-            Failed: a limit is not held, or a service does not answer.
+            Failed: a limit could not be set, or a service does not answer.
         """
         self.note(mode)
         self._restart_limits()
@@ -446,7 +445,7 @@ class Switch:
 
     def _restart_limits(self) -> None:
         if _run("systemctl", "restart", LIMITS).returncode:
-            raise Failed(f"power limits are not held: {_error_of(LIMITS)}")
+            raise Failed(f"power limits could not be set: {_error_of(LIMITS)}")
 
     def _bring_up(self, mode: str, tenants: list[Tenant]) -> None:
         units = [tenant.unit for tenant in tenants]
@@ -457,7 +456,7 @@ class Switch:
             _wait_for(tenant)
 
     def _end(self) -> None:
-        """Let every caller in; from now on nothing is half done."""
+        """Accept all callers; then the switch is complete."""
         for tenant in self.house.services(self.card_set):
             if tenant.release:
                 _run(*tenant.release)
@@ -465,12 +464,12 @@ class Switch:
         self.former.unlink(missing_ok=True)
 
     def undo(self, why: str) -> None:
-        """Bring back the mode before, as far as a switch has begun.
+        """Restore the previous mode after an unfinished switch.
 
-        No signal but the one that kills stops it, nor does a full disk.
+        Only SIGKILL stops it; a full disk does not.
 
         Raises:
-            Failed: it does not come back whole.
+            Failed: it could not be restored completely.
         """
         with undisturbed():
             try:
@@ -484,10 +483,10 @@ class Switch:
                 problems = self._back(before, wanted)
             self._end()
             if problems:
-                raise Failed(f"{why}; and {before} is not what it was: {'; '.join(problems)}")
+                raise Failed(f"{why}; and {before} was not fully restored: {'; '.join(problems)}")
 
     def _back(self, before: str, wanted: str) -> list[str]:
-        """Put the mode before into force; what of it does not hold."""
+        """Activate the previous mode; return its errors."""
         others = [tenant.unit for tenant in self.house.others(self.card_set, before)]
         targets = [self.card_set.targets[wanted]] if wanted in self.card_set.modes else []
         ending = [*(targets if wanted != before else []), *others]
@@ -497,7 +496,7 @@ class Switch:
             self.former.replace(self.record)
         tenants = self.house.services(self.card_set, before)
         problems = []
-        # A card that keeps no limit is no reason to leave nothing running.
+        # The services start even if a limit cannot be set.
         for put in (self._restart_limits, lambda: self._bring_up(before, tenants)):
             try:
                 put()
@@ -507,20 +506,20 @@ class Switch:
 
 
 def _check_memory(tenant: Tenant, seconds: float, besides: str = "") -> None:
-    """See that a service would find its cards free, within ``seconds``.
+    """Check within ``seconds`` that a service's cards are free.
 
     Raises:
-        Failed: it would not; the processes that hold them are named.
+        Failed: they are not; it names the processes that use them.
     """
     if not tenant.memory:
         return
     done = _run(MEMORY_PROGRAM, f"{seconds:g}", *tenant.memory, BESIDES=besides)
     if done.returncode:
-        raise Failed(f"{tenant.name} does not find its cards free: {last_line(done)}")
+        raise Failed(f"the cards of {tenant.name} are not free: {last_line(done)}")
 
 
 def _wait_for(tenant: Tenant) -> None:
-    """Wait until a service that was started answers, where it can be asked.
+    """Wait until a started service answers its health check, if it has one.
 
     Raises:
         Failed: it ended, or has not answered in time.
@@ -529,21 +528,21 @@ def _wait_for(tenant: Tenant) -> None:
     deadline = time.monotonic() + (health.timeout_seconds if health else 0)
     while True:
         if states([tenant.unit])[tenant.unit] != "active":
-            raise Failed(f"{tenant.name} does not start: {_error_of(tenant.unit)}")
+            raise Failed(f"{tenant.name} did not start: {_error_of(tenant.unit)}")
         if health is None or health.holds():
             return
         if time.monotonic() >= deadline:
             raise Failed(
-                f"{tenant.name} does not answer: {health.url} has had {health.timeout_seconds} s"
-                f" to say {health.contains!r}"
+                f"{tenant.name} does not answer: {health.url} did not return"
+                f" {health.contains!r} within {health.timeout_seconds} s"
             )
         time.sleep(PAUSE_SECONDS)
 
 
 def _error_of(unit: str) -> str:
-    """What a unit that failed said last, and where to read more."""
+    """The last output of a failed unit, and the command that shows more."""
     _run("journalctl", "--sync")
-    # Its own words, and not systemd's about it.
+    # Its own output, without systemd's.
     said = _run(
         *("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1"),
         *("--priority=err", f"_SYSTEMD_UNIT={unit}"),
@@ -553,53 +552,55 @@ def _error_of(unit: str) -> str:
 
 
 def show(house: House, folder: Path) -> Iterator[str]:
-    """What each set is for, and who uses its cards without being asked, a line each."""
+    """The mode of each set, and other processes on its cards, one line each."""
     for card_set in house.sets:
         present = Switch(house, card_set, "", folder).present
-        yield f"{card_set.name} ({', '.join(card_set.cards.values())}): {present} is in force"
+        yield f"{card_set.name} ({', '.join(card_set.cards.values())}): {present} is active"
         found = states([tenant.unit for tenant in house.services(card_set)])
         for mode, names in card_set.modes.items():
             told = [f"{name} {found[house.tenants[name].unit]}" for name in names]
             mark = "*" if mode == present else " "
             after = ", the default" if mode == card_set.default else ""
-            yield f" {mark} {mode}: {', '.join(told) or 'nothing of ours'}{after}"
+            yield f" {mark} {mode}: {', '.join(told) or 'no declared service'}{after}"
     yield from strangers(house)
 
 
 def strangers(house: House) -> Iterator[str]:
-    """A line for each process on the cards that belongs to no service of the inventory."""
+    """A line for each process on the cards that belongs to no declared service."""
     known = {tenant.unit for tenant in house.tenants.values()}
     cards = {uuid: name for card_set in house.sets for uuid, name in card_set.cards.items()}
     try:
         for holder in holders(cards):
             if holder.unit not in known:
-                yield f"not ours, on {cards[holder.card]}: {holder}"
+                yield f"no declared service, on {cards[holder.card]}: {holder}"
     except Failed as failure:
         yield str(failure)
 
 
 def greeting(house: House, folder: Path) -> Iterator[str]:
-    """One line a set, for a login; asks no driver, which may hang."""
+    """One line for each set, for a login; does not use the driver, which may hang."""
     for card_set in house.sets:
         present = Switch(house, card_set, "", folder).present
         tenants = house.services(card_set, present)
         found = states([tenant.unit for tenant in tenants])
         down = [tenant.name for tenant in tenants if found[tenant.unit] != "active"]
-        told = f"{card_set.name}: {present} is in force"
+        told = f"{card_set.name}: {present} is active"
         yield f"{told}, and {', '.join(down)} not running" if down else told
 
 
 def follow(card_set: CardSet, options: list[str]) -> int:
-    """Have a unit switch, and say what it says; its exit status. The unit outlives us.
+    """Run the switch in a unit and print its output; return its exit status.
+
+    The unit outlives this program.
 
     Raises:
-        Failed: another one works already.
+        Failed: another one is running.
     """
     unit, undo = SWITCH_UNIT.format(card_set.name), UNDO_UNIT.format(card_set.name)
     await_end(unit, UNDER_WAY)
     program = (sys.executable, "-I", str(Path(__file__).resolve()))
     command = in_unit(unit, undo, *program, "--here", *options)
-    # In a group of its own: Ctrl-C is for us, and what the unit says of it is still to be read.
+    # In its own process group: Ctrl-C is for this program, which still prints the unit's output.
     following = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         status = following.wait()
@@ -607,7 +608,7 @@ def follow(card_set: CardSet, options: list[str]) -> int:
         _run("systemctl", "stop", unit)
         status = following.wait()
     if status:
-        # Has begun by itself where there is something to undo; it is over when this ends.
+        # It has started by itself if there is something to undo; wait for its end.
         _run("systemctl", "start", undo)
     return status
 
@@ -615,12 +616,20 @@ def follow(card_set: CardSet, options: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     """Show the modes, or switch to one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", nargs="?", help="the mode to switch to; without it, show them")
-    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for who is busy")
+    parser.add_argument("mode", nargs="?", help="the mode to switch to; without it, show the modes")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="how long to wait for busy services",
+    )
     parser.add_argument("--now", action="store_true", help="even while services are busy")
-    parser.add_argument("--greeting", action="store_true", help="a line a set, for a login")
+    parser.add_argument(
+        "--greeting", action="store_true", help="one line for each set, for the greeting at login"
+    )
     parser.add_argument("--undo", metavar="SET", help="undo a switch of this set that was killed")
-    parser.add_argument("--here", action="store_true", help="in this process, not in a unit of it")
+    parser.add_argument("--here", action="store_true", help="in this process, not in its own unit")
     parser.add_argument("--config", default=CONFIG, help=argparse.SUPPRESS)
     parser.add_argument("--present", type=Path, default=Path(PRESENT), help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)

@@ -1,11 +1,10 @@
 #!/usr/bin/python3 -I
-"""Keep requests on disk until an engine answers them, in order, and the answers until fetched.
+"""Keep requests on disk until an engine answers them, in order, and keep the answers.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. The store is
-SQLite, which commits to disk before it says so; what the distributions package as a queue needs a
-server beside it (rq) or keeps no answer to be fetched (persist-queue).
-
-A request is asked again when the power was cut before its answer was on disk: at least once.
+It is copied to hosts, so it uses only the standard library of Python 3.11. The store is SQLite,
+which confirms a commit only when it is on disk. The queues in the distributions need a server (rq)
+or keep no answers (persist-queue). A request is sent at least once: again if power was lost before
+its answer was on disk.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from pathlib import Path
 from typing import Any
 
 LISTEN_FD = 3
-"""Where systemd hands over the socket that it holds."""
+"""The file descriptor of the socket that systemd passes on."""
 ANSWERS = "/v1/queue/"
 BODY_MAX_BYTES = 8 << 20
 ASK_SECONDS = 3600
 PAUSE_SECONDS = 2.0
-"""Between looks at whether anybody answers again."""
+"""Time between checks for an upstream that answers again."""
 RETRY_SECONDS = 10
-"""When a caller should come back."""
+"""Retry-After for callers."""
 ATTEMPTS = 5
-"""A request that engines break off so often is answered with that: one may be the death of each."""
+"""After this many failed attempts a request gets an error: it may crash each engine."""
 NOBODY = (502, 503, 504)
-"""What a router says when no engine came to an end."""
+"""A router's statuses when no upstream answered."""
 
 _SCHEMA = """
 PRAGMA auto_vacuum = FULL;
@@ -64,7 +63,7 @@ CREATE TABLE IF NOT EXISTS entry (
 
 @dataclass(frozen=True)
 class Request:
-    """A request that waits."""
+    """A waiting request."""
 
     number: int
     path: str
@@ -74,7 +73,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine said; ``kind`` is the body's content type."""
+    """An engine's answer; ``kind`` is the body's content type."""
 
     status: int
     kind: str
@@ -83,7 +82,7 @@ class Answer:
 
 
 class Store:
-    """The entries on disk; every change is there when its method returns."""
+    """The entries on disk; every change is on disk when its method returns."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -92,7 +91,7 @@ class Store:
         self._db.executescript(_SCHEMA)
 
     def add(self, path: str, body: bytes, entries: int) -> str | None:
-        """Keep a request; its id, or None where there are ``entries`` already."""
+        """Store a request; return its id, or None if there are ``entries`` already."""
         identity = secrets.token_hex(16)
         with self._lock, self._db:
             (count,) = self._db.execute("SELECT count(*) FROM entry").fetchone()
@@ -105,7 +104,7 @@ class Store:
         return identity
 
     def take(self) -> Request | None:
-        """The oldest request that waits and was not taken since this program began."""
+        """The oldest waiting request that this process has not taken yet."""
         with self._lock:
             waiting = self._db.execute(
                 "SELECT number, path, body, attempts FROM entry WHERE answered IS NULL"
@@ -119,7 +118,7 @@ class Store:
         return None
 
     def put_back(self, request: Request, *, attempted: bool) -> None:
-        """Let a request wait again, where it was."""
+        """Put a request back in its place."""
         with self._lock, self._db:
             self._db.execute(
                 "UPDATE entry SET attempts = attempts + ? WHERE number = ?",
@@ -128,7 +127,7 @@ class Store:
             self._taken.discard(request.number)
 
     def answer(self, request: Request, answer: Answer) -> None:
-        """Keep an answer, and the request's text no longer."""
+        """Store an answer, and delete the request's text."""
         with self._lock, self._db:
             self._db.execute(
                 "UPDATE entry SET body = x'', answered = ?, status = ?, kind = ?, engine = ?,"
@@ -139,7 +138,7 @@ class Store:
             self._taken.discard(request.number)
 
     def find(self, identity: str) -> tuple[bool, Answer | None]:
-        """Whether there is such an entry, and its answer where it has one."""
+        """Whether there is such an entry, and its answer, if any."""
         with self._lock:
             row = self._db.execute(
                 "SELECT answered, status, kind, engine, answer FROM entry WHERE id = ?", (identity,)
@@ -149,12 +148,12 @@ class Store:
         return True, Answer(*row[1:]) if row[0] is not None else None
 
     def forget(self, before: float) -> None:
-        """Remove what was answered before that time (seconds since the epoch)."""
+        """Remove entries that were answered before that time (seconds since the epoch)."""
         with self._lock, self._db:
             self._db.execute("DELETE FROM entry WHERE answered < ?", (before,))
 
     def oldest(self) -> float | None:
-        """When the oldest request that waits was asked; None where none does."""
+        """The time of the oldest waiting request; None if there is none."""
         with self._lock:
             row = self._db.execute("SELECT min(asked) FROM entry WHERE answered IS NULL")
             (asked,) = row.fetchone()
@@ -176,7 +175,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Queue:
-    """What takes requests in and has them answered."""
+    """Accepts requests and gets them answered."""
 
     def __init__(self, store: Store, ask: str, entries: int, keep_seconds: float) -> None:
         self.store = store
@@ -186,7 +185,7 @@ class Queue:
         self._news = threading.Condition()
 
     def accept(self, path: str, body: bytes) -> str | None:
-        """Keep a request; its id, or None where there is no room."""
+        """Store a request; return its id, or None if the queue is full."""
         self.store.forget(time.time() - self._keep_seconds)
         identity = self.store.add(path, body, self.entries)
         with self._news:
@@ -194,7 +193,7 @@ class Queue:
         return identity
 
     def work(self) -> None:
-        """Have what waits answered, the oldest first, for ever."""
+        """Send waiting requests, the oldest first, for ever."""
         while True:
             request = self.store.take()
             if request is None:
@@ -205,7 +204,7 @@ class Queue:
                 time.sleep(PAUSE_SECONDS)
 
     def _settle(self, request: Request) -> bool:
-        """Whether the request needs no more asking."""
+        """Whether the request is finished."""
         if not self._anybody():
             self.store.put_back(request, attempted=False)
             return False
@@ -214,7 +213,7 @@ class Queue:
             if request.attempts + 1 < ATTEMPTS:
                 self.store.put_back(request, attempted=True)
                 return False
-            said = f"asked {ATTEMPTS} times, and no engine came to the end of it"
+            said = f"asked {ATTEMPTS} times, and no engine finished it"
             answer = Answer(502, "application/json", "", error(502, said))
         self.store.answer(request, answer)
         return True
@@ -237,13 +236,13 @@ class Queue:
 
 
 def error(status: int, message: str) -> bytes:
-    """An error's body, as the engines' clients read it."""
+    """An error's body in the format of the engines' clients."""
     said = {"error": {"message": message, "type": "queue", "code": status}}
     return json.dumps(said).encode()
 
 
 def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
-    """What answers one connection; only the router can make one."""
+    """Handles one connection; only the router can connect."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -252,9 +251,9 @@ def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             said = self.headers.get("Content-Length", "")
             if not said.isdigit():
-                # What was not read must not be taken for the next request.
+                # An unread body would be parsed as the next request.
                 self.close_connection = True
-                self._refuse(411, "say how long the request is")
+                self._refuse(411, "the request has no Content-Length")
                 return
             length = int(said)
             body = self.rfile.read(min(length, BODY_MAX_BYTES))
@@ -265,28 +264,31 @@ def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             if length > BODY_MAX_BYTES:
-                self._refuse(413, "no upstream can answer now, and it is too long to be kept")
+                self._refuse(
+                    413, "no upstream can answer now, and the request is too long for the queue"
+                )
                 return
             try:
                 asked = json.loads(body)
                 streams = asked.get("stream")
             except (ValueError, AttributeError, RecursionError):
-                self._refuse(400, "this is no JSON object")
+                self._refuse(400, "the body is not a JSON object")
                 return
             if streams:
-                self._refuse(503, "no upstream can answer now, and a stream cannot wait")
+                self._refuse(503, "no upstream can answer now, and a stream cannot be queued")
             elif identity := queue.accept(self.path, body):
                 self._wait_for(identity)
             else:
                 self._refuse(
-                    503, f"no upstream can answer now, and {queue.entries} are kept already"
+                    503,
+                    f"no upstream can answer now, and the queue is full ({queue.entries} requests)",
                 )
 
         def do_GET(self) -> None:
             if not {"Content-Length", "Transfer-Encoding"}.isdisjoint(self.headers):
-                # What is not read would be taken for the next request.
+                # An unread body would be parsed as the next request.
                 self.close_connection = True
-                self._refuse(400, "a GET has no body")
+                self._refuse(400, "a GET request must have no body")
                 return
             identity = self.path.removeprefix(ANSWERS)
             known, answer = queue.store.find(identity)
@@ -295,7 +297,7 @@ def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
             elif known:
                 self._wait_for(identity)
             else:
-                self._refuse(404, "there is no such request, or its answer was kept long enough")
+                self._refuse(404, "there is no such request, or its answer has expired")
 
         def _wait_for(self, identity: str) -> None:
             place = f"{ANSWERS}{identity}"
@@ -327,7 +329,7 @@ def handler(queue: Queue) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: the router logs each request, and text belongs in no journal."""
+            """Log nothing: the router logs each request, and no text may be logged."""
 
     return Handler
 
@@ -344,13 +346,14 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
 
 def _end(failure: threading.ExceptHookArgs) -> None:
-    # A queue that takes in and no longer asks would look well: systemd restarts it.
+    # A queue that accepts requests but no longer sends them would look good: so end, and systemd
+    # restarts it.
     sys.stderr.write(f"{failure.exc_type.__name__}: {failure.exc_value}\n")
     os._exit(1)
 
 
 def serve(asked: argparse.Namespace) -> int:
-    """Take in and answer until ended."""
+    """Accept and answer until stopped."""
     threading.excepthook = _end
     store = Store(asked.store)
     queue = Queue(store, asked.ask, asked.entries, asked.keep_hours * 3600)
@@ -367,18 +370,18 @@ def age(asked: argparse.Namespace) -> int:
     minutes = (time.time() - oldest) / 60 if oldest else 0
     if minutes <= asked.max_age_minutes:
         return 0
-    text = f"a request has waited for {minutes:.0f} minutes: no engine and no floor answers"
+    text = f"a request has waited for {minutes:.0f} minutes: no engine or floor answers"
     print(text, file=sys.stderr)  # noqa: T201
     return 1
 
 
 def main(arguments: list[str]) -> int:
-    """Keep the queue, or judge its age."""
+    """Run the queue, or check its age."""
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     serving = verbs.add_parser("serve")
     serving.add_argument("store", type=Path)
-    serving.add_argument("--ask", required=True, help="the socket of the way to the engines")
+    serving.add_argument("--ask", required=True, help="the socket that leads to the engines")
     serving.add_argument("--entries", type=int, required=True)
     serving.add_argument("--concurrent-requests", type=int, required=True)
     serving.add_argument("--keep-hours", type=float, required=True)

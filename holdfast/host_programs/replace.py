@@ -1,16 +1,14 @@
 #!/usr/bin/python3 -I
-"""Give an engine another configuration, and the one before it back if that does not serve.
+"""Replace an engine's configuration, and restore the previous one if the new one does not serve.
 
-Placed on hosts as one file, so it uses the standard library only and needs Python 3.11. Reads
-``/etc/holdfast/vllm/NAME.json``; the configuration that shall be is ``NAME.yaml.next`` beside it.
+It is copied to hosts as one file, so it uses only the standard library of Python 3.11. Reads
+``/etc/holdfast/vllm/NAME.json``; the new configuration is ``NAME.yaml.next`` beside it.
 
-It works in a unit of its own, which does not end with the login or the deploy that asked for it;
-these only follow it. When a signal or a full disk ends it, what served before comes back: by
-the program itself, or, where it was killed, by a second unit that systemd starts when the first one
-fails (``--undo``) and starts again until it has ended by itself.
-
-What was done last is in ``/var/lib/holdfast/vllm/NAME.json``, written whole before every step that
-a power cut must not leave half done; `recover` runs at boot before any engine starts.
+It runs in its own unit, which outlives the login or the deploy that started it and follows it.
+After a signal or with a full disk, the program itself restores the previous configuration. After a
+kill, systemd starts a second unit for this (``--undo``) and restarts it until it completes. The
+last step is in ``/var/lib/holdfast/vllm/NAME.json``, written before every step that a power cut
+must not leave unfinished; `recover` runs at boot before any engine starts.
 """
 
 from __future__ import annotations
@@ -49,51 +47,52 @@ JOBS = Path("/etc/holdfast/vllm")
 STATE = Path("/var/lib/holdfast/vllm")
 
 STILL = 3
-"""Looks in a row at which an engine must be idle: its gauges lag behind its requests."""
+"""Consecutive checks at which an engine must be idle, because its gauges lag behind its
+requests."""
 PAUSE_SECONDS = 1.0
 ASK_SECONDS = 300
 ANSWER_BYTES = 16 << 20
-"""How much of an answer is read. An engine's metrics are some hundred KiB; one that has been broken
-into may answer for ever."""
+"""Limit of an answer. An engine's metrics are some hundred KiB; a compromised engine may answer for
+ever."""
 
 HELD = "held"
-"""Callers are kept out; the engine serves."""
+"""Callers are refused; the engine serves."""
 STOPPING = "stopping"
-"""The engine may have been stopped; what lies in place is what last served."""
+"""The engine may have been stopped; the configuration in place is the last that served."""
 SWAPPED = "swapped"
-"""The only step after which what lies in place is not what last served."""
+"""The only step after which the configuration in place is not the last that served."""
 
 HALF_DONE = (HELD, STOPPING, SWAPPED)
-UNDER_WAY = "another replacement of this engine is under way"
+UNDER_WAY = "another replacement of this engine is running"
 UNDO_UNIT = "holdfast-replace-undo@{}.service"
-"""Undoes what was half done of the engine in the braces."""
+"""Undoes an unfinished replacement of the engine in the braces."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One engine, as its deploy describes it; paths are the host's own."""
+    """One engine, described by its deploy; paths are on the host."""
 
     name: str
     unit: str
     socket: str
-    """Where the engine answers."""
+    """The engine's socket."""
     doors: list[str]
     """Admin sockets of the proxies in front of it."""
     configuration: str
     cache: str
     questions: list[list[Any]]
-    """Path and body of each request that proves it serves."""
+    """Path and body of each test request."""
     model: str
-    """The name that every model of this engine answers to."""
+    """The name that every model of this engine accepts."""
     key: str
-    """The file that holds its API key."""
+    """The file with its API key."""
     running_metric: str
     waiting_metric: str
     memory: list[str] = field(default_factory=list)
-    """The command that waits until its cards are free; none without cards."""
+    """The command that waits until its cards are free; empty without cards."""
     drain_seconds: float = 300
     free_mib: int = 1024
-    """Room that there must be for records, and for the kernels that a new model has compiled."""
+    """Required free space for records, and for the compiled kernels of a new model."""
 
     @property
     def current(self) -> Path:
@@ -102,12 +101,12 @@ class Job:
 
     @property
     def next(self) -> Path:
-        """What it shall be told."""
+        """The new configuration."""
         return Path(f"{self.configuration}.next")
 
     @property
     def previous(self) -> Path:
-        """What it was told before."""
+        """The previous configuration."""
         return Path(f"{self.configuration}.previous")
 
 
@@ -128,7 +127,7 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a file so that after a power cut it is the old or the new one."""
     new = path.with_name(f"{path.name}.new")
     with new.open("w", encoding="utf-8") as file:
-        # Independent of the unit's umask: the engine's user reads its configuration.
+        # Independent of the unit's umask, because the engine's user reads its configuration.
         os.fchmod(file.fileno(), 0o644)
         file.write(text)
         file.flush()
@@ -148,15 +147,15 @@ def _sync(folder: Path) -> None:
 def connect(connection: socket.socket, path: str) -> None:
     """Connect to the socket at ``path`` itself, which belongs to the owner of its folder.
 
-    That is a service, which could put a link there that leads to a socket of root's.
+    That is a service, which could replace it with a link to a socket of root.
 
     Raises:
-        OSError: nothing listens there, or another's socket does.
+        OSError: nothing listens there, or the socket belongs to another user.
     """
     found = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     try:
         if os.fstat(found).st_uid != Path(path).parent.stat().st_uid:
-            raise PermissionError(f"{path} is another user's than its folder")
+            raise PermissionError(f"{path} and its folder belong to different users")
         connection.connect(f"/proc/self/fd/{found}")
     finally:
         os.close(found)
@@ -185,17 +184,17 @@ class Replacement:
         state.mkdir(parents=True, exist_ok=True)
 
     def note(self, step: str, **more: object) -> None:
-        """Write what has been reached to the disk, and print it.
+        """Write the reached step to the disk, and print it.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: it cannot be written.
         """
         told = {"engine": self.job.name, "step": step, "at": time.strftime("%FT%T%z"), **more}
         write_whole(self.record, json.dumps(told) + "\n")
         say(f"{self.job.name}: {step}" + "".join(f", {value}" for value in more.values()))
 
     def noted(self) -> str:
-        """The last step on record; empty where there is none that can be read."""
+        """The last recorded step; empty if it cannot be read."""
         try:
             return str(json.loads(self.record.read_text(encoding="utf-8"))["step"])
         except (OSError, ValueError, KeyError):
@@ -206,50 +205,50 @@ class Replacement:
         """Hold the lock of this engine; ``wait`` until it is free.
 
         Raises:
-            Failed: another replacement of it holds that.
+            Failed: another replacement of it is running.
         """
         with locked(self.record.with_suffix(".lock"), wait, UNDER_WAY):
             yield
 
     def check(self) -> None:
-        """See that the replacement can succeed, before anything is stopped.
+        """Check that the replacement can succeed, before anything is stopped.
 
         Raises:
             Failed: it cannot.
         """
         if not self.job.next.exists():
-            raise Failed(f"{self.job.next} is not there: deploy it first")
+            raise Failed(f"{self.job.next} does not exist: deploy it first")
         folder = _model_in(self.job.next.read_text(encoding="utf-8"))
         if folder is None or not Path(folder).is_dir():
             raise Failed(f"the model {folder} is not on this host")
         done = _run("sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS", cwd=folder)
         if done.returncode:
-            raise Failed(f"{folder} is not what its SHA256SUMS lists: {last_line(done)}")
+            raise Failed(f"{folder} does not match its SHA256SUMS: {last_line(done)}")
         Path(self.job.cache).mkdir(parents=True, exist_ok=True)
         for place in (self.job.cache, str(self.record.parent), str(self.job.current.parent)):
             free = shutil.disk_usage(place).free >> 20
             if free < self.job.free_mib:
-                raise Failed(f"{place} has {free} MiB to spare and {self.job.free_mib} are needed")
+                raise Failed(f"{place} has {free} MiB to spare, but {self.job.free_mib} are needed")
 
         if self.job.memory:
             self._check_cards()
 
     def _check_cards(self) -> None:
-        """See that no other process holds what the new model claims: else neither could start."""
+        """Check that no other process uses the memory: otherwise neither model could start."""
         group = _run("systemctl", "show", "--property=ControlGroup", "--value", self.job.unit)
         program, _, *rest = self.job.memory
         besides = f"/sys/fs/cgroup{group.stdout.strip()}/cgroup.procs"
         done = _run(program, "0", *rest, BESIDES=besides)
         if done.returncode:
-            raise Failed(f"its cards would not be free for it: {last_line(done)}")
+            raise Failed(f"its cards would not be free: {last_line(done)}")
 
     def run(self, now: bool) -> None:
-        """Replace; ``now`` does not wait for requests that are under way.
+        """Replace; ``now`` does not wait for running requests.
 
         Raises:
-            Failed: the engine serves what it served before, or, where that is said, nothing.
+            Failed: the engine serves the previous model, or none, if the sentence says so.
         """
-        self.undo("the replacement before this one was killed")
+        self.undo("the previous replacement was killed")
         self.check()
         try:
             self.note(HELD)
@@ -267,16 +266,16 @@ class Replacement:
             self._doors("ready")
             ended = time.monotonic()
             away, load = f"{ended - began:.0f} s", f"{ended - loading:.0f} s"
-            self.note("done", away=f"{away} without an answer, {load} of them to load and prove it")
+            self.note("done", away=f"{away} without answers, {load} of them to load and test it")
         except BaseException as failure:
             self.undo(sentence(failure))
             raise
 
     def hold(self, seconds: float) -> None:
-        """Let no caller in, and see within ``seconds`` that nothing is under way any more.
+        """Refuse new callers, and wait up to ``seconds`` until no request is running.
 
         Raises:
-            Failed: something is, and callers are let in again.
+            Failed: a request is still running; callers are accepted again.
         """
         self._doors("maint")
         try:
@@ -286,27 +285,27 @@ class Replacement:
             raise
 
     def release(self) -> None:
-        """Let everybody in."""
+        """Accept all callers."""
         self._doors("ready")
 
     def recover(self) -> None:
-        """At boot: what was begun and not proved is undone, before the engine starts.
+        """At boot: undo an untested replacement, before the engine starts.
 
         Raises:
-            Failed: it is no boot; a replacement is under way.
+            Failed: this is not a boot; a replacement is running.
         """
         with self.alone():
             step = self.noted()
             if step == SWAPPED:
                 self._restore()
-                self.note("rolled back", why="the power was cut before the new model had answered")
+                self.note("rolled back", why="power was lost before the new model had answered")
             elif step in (HELD, STOPPING):
-                self.note("given up", why="the power was cut before anything was changed")
+                self.note("given up", why="power was lost before anything was changed")
 
     def _doors(self, state: str) -> None:
         for door in self.job.doors:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
-                # A door that is shut has no admin socket, and no callers to keep out.
+                # A stopped door has no admin socket and no callers.
                 admin.settimeout(10)
                 connect(admin, door)
                 admin.sendall(f"set server engine/engine state {state}\n".encode())
@@ -317,11 +316,11 @@ class Replacement:
         try:
             status, text = self._ask("GET", "/metrics", None, 10)
         except OSError as error:
-            raise Failed(f"the engine does not say how busy it is: {error}") from error
+            raise Failed(f"the engine does not report its load: {error}") from error
         found = re.findall(r"^(\S+?)(?:\{.*\})? ([0-9.e+]+)$", text, re.MULTILINE)
         values = [float(value) for name, value in found if name in wanted]
         if status != 200 or len(values) < len(wanted):
-            raise Failed("the engine does not say how busy it is")
+            raise Failed("the engine does not report its load")
         return sum(values)
 
     def _drain(self, seconds: float) -> None:
@@ -332,19 +331,19 @@ class Replacement:
             still = still + 1 if busy == 0 else 0
             if busy and time.monotonic() >= deadline:
                 raise Failed(
-                    f"{busy:g} requests are under way after {seconds:g} s; wait, or say --now"
+                    f"{busy:g} requests are still running after {seconds:g} s; wait, or use --now"
                 )
             time.sleep(PAUSE_SECONDS)
 
     def _stop(self) -> None:
         done = _run("systemctl", "stop", self.job.unit)
         if done.returncode:
-            raise Failed(f"{self.job.unit} does not stop: {last_line(done)}")
+            raise Failed(f"{self.job.unit} did not stop: {last_line(done)}")
         if self.job.memory and (done := _run(*self.job.memory)).returncode:
             raise Failed(f"its memory was not released: {last_line(done)}")
 
     def _keep(self) -> None:
-        # Before anything is stopped: going back then needs no room on the disk.
+        # Before anything is stopped, so that the rollback needs no disk space.
         write_whole(self.job.previous, self.job.current.read_text(encoding="utf-8"))
 
     def _swap(self) -> None:
@@ -355,7 +354,7 @@ class Replacement:
         _run("systemctl", "reset-failed", self.job.unit)
         done = _run("systemctl", "start", self.job.unit)
         if done.returncode:
-            raise Failed(f"{self.job.unit} does not start: {last_line(done)}")
+            raise Failed(f"{self.job.unit} did not start: {last_line(done)}")
         self._prove()
 
     def _prove(self) -> None:
@@ -364,17 +363,17 @@ class Replacement:
                 status, text = self._ask("POST", path, body, ASK_SECONDS)
                 serves = status == 200 and _is_answer(json.loads(text), self.job.model)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise Failed(f"it does not answer a request to {path}: {error!r}") from error
+                raise Failed(f"a request to {path} failed: {error!r}") from error
             if not serves:
                 raise Failed(f"it answers {path} with HTTP {status} and {text[:200]!r}")
 
     def undo(self, why: str) -> None:
-        """Bring back what served before, as far as the record says that it was touched.
+        """Restore the previous configuration, as far as the record shows changes.
 
-        No signal but the one that kills stops it, nor does a full disk.
+        Only SIGKILL stops it; a full disk does not.
 
         Raises:
-            Failed: that does not serve either.
+            Failed: it does not serve either.
         """
         with undisturbed():
             step = self.noted()
@@ -385,13 +384,13 @@ class Replacement:
                 if step == SWAPPED:
                     self._restore()
                 if step != HELD:
-                    # One that answers wrongly still runs; one that failed would start by itself.
+                    # An engine with wrong answers still runs; a failed one would restart by itself.
                     _run("systemctl", "stop", self.job.unit)
                     self._start()
             except (Failed, OSError) as failure:
                 self._note_if_possible("down", why=why, then=sentence(failure))
                 raise Failed(
-                    f"{why}; and what served before does not either: {sentence(failure)}"
+                    f"{why}; and the previous model does not serve either: {sentence(failure)}"
                 ) from failure
             finally:
                 self._doors("ready")
@@ -402,10 +401,10 @@ class Replacement:
             self.note(step, **more)
 
     def _restore(self) -> None:
-        """Put in place what served before. By names alone: the disk may be full."""
+        """Install the previous configuration. Only by renaming, because the disk may be full."""
         if not self.job.previous.exists():
-            return  # it was put there already
-        # Kept for a look, under a name that no replacement takes for its own.
+            return  # it was installed already
+        # Kept for inspection, under a name that no replacement uses.
         failed = Path(f"{self.job.configuration}.failed")
         with contextlib.suppress(OSError):
             failed.unlink(missing_ok=True)
@@ -433,7 +432,7 @@ class Replacement:
 
 
 def _is_answer(answer: Any, model: str) -> bool:
-    """Whether each part of a model's answer has words or numbers; of a chat, thoughts count."""
+    """Whether each part of a model's answer has words or numbers; in a chat, reasoning counts."""
     parts = answer.get("choices") or answer.get("data") or []
     return answer["model"] == model and bool(parts) and all(map(_has_words, parts))
 
@@ -465,10 +464,12 @@ def _run(
 
 
 def follow(job: Job, options: list[str]) -> int:
-    """Have a unit do it, and say what it says; its exit status. The unit outlives us.
+    """Run it in a unit and print its output; return its exit status.
+
+    The unit outlives this program.
 
     Raises:
-        Failed: another one works already.
+        Failed: another one is running.
     """
     unit = f"{job.unit.removesuffix('.service')}-replace"
     undo = UNDO_UNIT.format(job.name)
@@ -478,24 +479,28 @@ def follow(job: Job, options: list[str]) -> int:
     try:
         status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
         if status:
-            # Has begun by itself where there is something to undo; it is over when this ends.
+            # It has started by itself if there is something to undo; wait for its end.
             _run("systemctl", "start", undo)
         return status
     except KeyboardInterrupt:
-        say(f"{job.name}: the replacement goes on; `systemctl stop {unit}` undoes it")
+        say(f"{job.name}: the replacement continues; `systemctl stop {unit}` undoes it")
         return 1
 
 
 def main(arguments: list[str]) -> int:
-    """Replace one engine's configuration, or undo at boot what was left half done."""
+    """Replace one engine's configuration, or undo an unfinished replacement at boot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", nargs="?")
-    parser.add_argument("--now", action="store_true", help="do not wait for requests under way")
-    parser.add_argument("--recover", action="store_true", help="at boot: undo what was half done")
-    parser.add_argument("--undo", action="store_true", help="undo what was half done, and serve")
-    parser.add_argument("--here", action="store_true", help="in this process, not in a unit of it")
-    parser.add_argument("--hold", type=float, metavar="SECONDS", help="only drain, for so long")
-    parser.add_argument("--release", action="store_true", help="only let callers in again")
+    parser.add_argument("--now", action="store_true", help="do not wait for running requests")
+    parser.add_argument(
+        "--recover", action="store_true", help="at boot: undo an unfinished replacement"
+    )
+    parser.add_argument(
+        "--undo", action="store_true", help="undo an unfinished replacement, and serve"
+    )
+    parser.add_argument("--here", action="store_true", help="in this process, not in its own unit")
+    parser.add_argument("--hold", type=float, metavar="SECONDS", help="only drain, with this limit")
+    parser.add_argument("--release", action="store_true", help="only accept callers again")
     parser.add_argument("--jobs", type=Path, default=JOBS)
     parser.add_argument("--state", type=Path, default=STATE)
     asked = parser.parse_args(arguments)
@@ -532,7 +537,7 @@ def _recover_all(jobs: Path, state: Path) -> int:
         try:
             Replacement(read_job(path.stem, jobs), state).recover()
         except (Failed, OSError, ValueError, TypeError) as failure:
-            # The others' engines are to start with what served.
+            # The other engines start with their previous configuration.
             say(f"{path.stem}: {sentence(failure)}")
             status = 1
     return status

@@ -1,13 +1,11 @@
 #!/usr/bin/python3 -I
-"""Watch a host's membership of its tailnet, and keep a second way in for when it is lost.
+"""Watch a host's membership of its tailnet, and open SSH on the LAN when it is lost.
 
-Placed on hosts as it is, so it uses the standard library only and needs Python 3.11. A timer starts
-it every minute.
-
-A host that has been no member for the declared minutes gets SSH on the LAN back, by the very rules
-that the deploy withdrew; they are taken away again when membership has lasted as long. It exits 1
-with a sentence, which raises an alert, when membership is lost for that long, and once a day while
-the node key ends within the declared days.
+It is copied to hosts, so it uses only the standard library of Python 3.11. A timer starts it every
+minute. After the declared minutes without membership it opens SSH on the LAN with the rules that
+the deploy withdrew; after the same time as a member it removes them. It exits 1 with a sentence,
+which raises an alert, when membership is lost for that long, and once a day while the node key ends
+within the declared days.
 """
 
 from __future__ import annotations
@@ -25,15 +23,15 @@ from typing import Any
 CONFIG = "/etc/holdfast/tailnet-membership.json"
 STATE = "/run/holdfast/tailnet-membership/state.json"
 RULES = ("/etc/ufw/user.rules", "/etc/ufw/user6.rules")
-"""Where ufw keeps its rules, each below a line that begins with `TUPLE`."""
+"""ufw's files with its rules, each below a line that starts with `TUPLE`."""
 TUPLE = "### tuple ### "
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 ANSWER_SECONDS = 20
 PING_SECONDS = 3
 PEERS = 8
-"""How many peers are asked at most."""
+"""The highest number of peers to ping."""
 ASKS = 3
-"""How often peers are asked in the time after which a membership counts as lost."""
+"""Number of pings in the time after which a membership counts as lost."""
 PHONES = ("iOS", "android")
 UFW_SECONDS = 60
 DAY_SECONDS = 24 * 3600
@@ -41,11 +39,11 @@ DAY_SECONDS = 24 * 3600
 
 @dataclass
 class Seen:
-    """What the last look left. Times are seconds since the boot.
+    """The record of the last check.
 
-    ``since`` is when the host became a member, or ceased to be one. ``alerted`` says that the alert
-    of this loss was raised, ``warned`` when the end of the key was reported last, and ``heard``
-    when peers were asked last and nothing spoke against the membership.
+    Times are seconds since the boot. ``since`` is when the host became a member, or stopped being
+    one. ``alerted``: the alert of this loss was raised. ``warned`` is when the end of the key was
+    reported last, and ``heard`` when a ping of peers last confirmed the membership.
     """
 
     member: bool
@@ -56,11 +54,11 @@ class Seen:
 
 
 class UfwError(Exception):
-    """ufw did not do what it was asked."""
+    """A command of ufw failed."""
 
 
 def status() -> dict[str, Any] | None:
-    """What tailscaled says of this host; None where it does not answer."""
+    """tailscaled's status of this host; None if it does not answer."""
     try:
         said = json.loads(tailscale("status", "--json").stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
@@ -69,7 +67,7 @@ def status() -> dict[str, Any] | None:
 
 
 def tailscale(*words: str) -> subprocess.CompletedProcess[str]:
-    """What one command of tailscale has to say."""
+    """The output of a command of tailscale."""
     return subprocess.run(
         ["tailscale", *words],
         capture_output=True,
@@ -82,7 +80,7 @@ def tailscale(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def absence(said: dict[str, Any] | None) -> str | None:
-    """Why this host is no member of its tailnet; None where it is one."""
+    """Why this host is not a member of its tailnet; None if it is."""
     if said is None:
         return "tailscaled does not answer"
     me = said.get("Self") or {}
@@ -96,7 +94,7 @@ def absence(said: dict[str, Any] | None) -> str | None:
 
 
 def answers(address: str) -> bool | None:
-    """Whether a peer answers a ping; None where that cannot be said."""
+    """Whether a peer answers a ping; None if unknown."""
     wait = f"--timeout={PING_SECONDS}s"
     try:
         done = tailscale("ping", "--c=1", "--until-direct=false", wait, address)
@@ -110,8 +108,8 @@ def answers(address: str) -> bool | None:
 def unheard(said: dict[str, Any] | None) -> bool:
     """Whether peers are online and none of them answers this host.
 
-    A headscale that has deleted a node does not tell it: until tailscaled starts again its status
-    is that of a member that is online, while no peer knows it any more.
+    headscale does not notify a deleted node: until tailscaled restarts, its status is that of an
+    online member, although its peers have removed it.
     """
     peers = ((said or {}).get("Peer") or {}).values()
     asked = [
@@ -130,7 +128,7 @@ def unheard(said: dict[str, Any] | None) -> bool:
 
 
 def expiry(said: dict[str, Any] | None) -> datetime | None:
-    """When the node key ends; None where it does not."""
+    """When the node key ends; None if it has no expiry."""
     text = ((said or {}).get("Self") or {}).get("KeyExpiry")
     try:
         found = datetime.fromisoformat(text) if isinstance(text, str) else None
@@ -143,7 +141,7 @@ def expiry(said: dict[str, Any] | None) -> datetime | None:
 
 
 def present() -> set[str]:
-    """ufw's rules, as its files have them."""
+    """ufw's rules, from its files."""
     return {
         line.removeprefix(TUPLE)
         for path in RULES
@@ -176,7 +174,7 @@ def ufw(command: list[str]) -> None:
 
 
 def let_in(rules: list[dict[str, Any]]) -> bool:
-    """Add the rules that are not there, by any comment; True where there were any."""
+    """Add missing rules, regardless of comments; True if there were any."""
     there = {rule.partition(" comment=")[0] for rule in present()}
     missing = [rule for rule in rules if rule["rule"].partition(" comment=")[0] not in there]
     for rule in missing:
@@ -185,7 +183,7 @@ def let_in(rules: list[dict[str, Any]]) -> bool:
 
 
 def shut_out(rules: list[dict[str, Any]]) -> bool:
-    """Remove the rules that this program added; True where there were any."""
+    """Remove the rules that this program added; True if there were any."""
     there = present()
     extra = [rule for rule in rules if rule["rule"] in there]
     for rule in extra:
@@ -194,7 +192,7 @@ def shut_out(rules: list[dict[str, Any]]) -> bool:
 
 
 def ending(said: dict[str, Any] | None, days: int, seen: Seen, now: float) -> str | None:
-    """What to say of a node key that ends within ``days``; at most once a day."""
+    """The warning for a node key that ends within ``days``; at most once a day."""
     end = expiry(said)
     if end is None or end - datetime.now(UTC) > timedelta(days=days):
         seen.warned = None
@@ -204,20 +202,20 @@ def ending(said: dict[str, Any] | None, days: int, seen: Seen, now: float) -> st
     seen.warned = now
     ends = "ends" if end > datetime.now(UTC) else "ended"
     return (
-        f"the node key of this host {ends} on {end:%Y-%m-%d %H:%M} UTC, and its membership of the"
-        " tailnet with it: renew the key, or disable its expiry at the control server"
+        f"the node key of this host {ends} on {end:%Y-%m-%d %H:%M} UTC, and without it the"
+        " host leaves the tailnet: renew the key, or disable its expiry at the control server"
     )
 
 
 def look(config: dict[str, Any], seen: Seen | None, now: float) -> tuple[Seen, list[str]]:
-    """Look once; what to remember, and a sentence for each alert."""
+    """Check once; return the new record, and a sentence for each alert."""
     said = status()
     minutes, rules = config["lost_minutes"], config["rules"]
     seen = seen or Seen(member=False, since=now)
     reason = absence(said)
     if reason is None and (seen.heard is None or now - seen.heard >= minutes * 60 / ASKS):
         if unheard(said):
-            reason = "no peer that is online answers it"
+            reason = "no online peer answers it"
         else:
             seen.heard = now
     member = reason is None
@@ -229,10 +227,10 @@ def look(config: dict[str, Any], seen: Seen | None, now: float) -> tuple[Seen, l
         alerts.append(warning)
     try:
         if member and lasted and shut_out(rules):
-            say(5, f"a member of the tailnet for {minutes} minutes: SSH leaves the LAN again")
+            say(5, f"a member of the tailnet for {minutes} minutes: SSH is closed on the LAN again")
         if not member and lasted and (let_in(rules) or not seen.alerted):
             door = ": SSH is open on the LAN" if rules else ""
-            alerts.append(f"no member of the tailnet for {minutes} minutes ({reason}){door}")
+            alerts.append(f"not a member of the tailnet for {minutes} minutes ({reason}){door}")
             if not seen.alerted and absence(said) is None:
                 restart()
             seen.alerted = True
@@ -242,7 +240,7 @@ def look(config: dict[str, Any], seen: Seen | None, now: float) -> tuple[Seen, l
 
 
 def restart() -> None:
-    """Have tailscaled start again: it then asks its control server whether it is a member."""
+    """Restart tailscaled: it then asks its control server whether it is a member."""
     command = ["systemctl", "--no-block", "restart", "tailscaled.service"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(command, env=ENVIRONMENT, timeout=ANSWER_SECONDS, check=False)
@@ -254,7 +252,7 @@ def say(priority: int, sentence: str) -> None:
 
 
 def read(state: Path) -> Seen | None:
-    """What the last look left; None where that cannot be read."""
+    """The record of the last check; None if it cannot be read."""
     try:
         return Seen(**json.loads(state.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -262,7 +260,7 @@ def read(state: Path) -> Seen | None:
 
 
 def main() -> int:
-    """Look once; the exit status is 1 when there is something to alert of."""
+    """Check once; the exit status is 1 if there is an alert."""
     config = json.loads(Path(CONFIG).read_text(encoding="utf-8"))
     state = Path(STATE)
     seen, alerts = look(config, read(state), time.clock_gettime(time.CLOCK_BOOTTIME))

@@ -89,7 +89,7 @@ class LockOut:
         ):
             outcome = self.site.deploy("a firewall without a way in")
         log = outcome.log.read_text()
-        told = "the host restores its former firewall within" in log
+        told = "the host restores its previous firewall within" in log
         self.record.check("a firewall that shuts the operator out fails", not outcome.ok and told)
         shut = self.rack.execute(f"test -e {ROLLBACK_STATE}/armed")[0] == 0
         self.record.check("and its timer runs while no login succeeds", shut)

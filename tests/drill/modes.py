@@ -327,7 +327,9 @@ class Modes:
 
         with self.described(appear):
             told = self.rack.succeed(modes.PROGRAM)
-            named = f"not ours, on right: process {pid}" in told and "user nobody" in told
+            named = (
+                f"no declared service, on right: process {pid}" in told and "user nobody" in told
+            )
             self.record.check("a process that is not ours is named", named, told)
             self.refused_by_stranger(pid)
         alive = self.rack.execute("systemctl --quiet is-active stranger")[0] == 0
@@ -356,7 +358,7 @@ class Modes:
         self.switch("creative")
         with self.fault("painter", "clinging"):
             status, said = self.switch("audio")
-            good = status == 1 and "was not given back: process" in said
+            good = status == 1 and "was not released: process" in said
             self.record.check("memory is not given back: refused, the process named", good, said)
         running = self.rack.execute("systemctl --quiet is-active painter.service")[0] == 0
         fault = "a service does not give its memory back"
@@ -369,7 +371,7 @@ class Modes:
         self._at_once()
         self._killed()
         with self.fault("reader", "dead"):
-            self.refused("a service is dead", "agent", "forensic", "does not start", fault=True)
+            self.refused("a service is dead", "agent", "forensic", "did not start", fault=True)
 
     def _at_once(self) -> None:
         # The lock is held for as long as the first one waits for the painter.
@@ -436,7 +438,7 @@ class Modes:
         state = "the default is in force"
         self.record.survived("a reboot in another mode", state, not problems, problems)
         told = self.rack.succeed("run-parts /etc/update-motd.d").strip()
-        self.record.check("a login is told so", f"desk: {DEFAULT} is in force" in told, told)
+        self.record.check("a login is told so", f"desk: {DEFAULT} is active" in told, told)
         self.site.verify("after a reboot, in the default mode")
 
 

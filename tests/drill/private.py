@@ -360,7 +360,7 @@ class Private:
         rack.execute(f"systemctl start {egress.WATCH}")
         rack.wait_until_succeeds(f"test -s {alert}", timeout_seconds=70)
         told = rack.succeed(f"journalctl --unit={egress.WATCH} --since=@{since} --output=cat")
-        good = f"{name} was kept from leaving" in told
+        good = f"{name} was refused" in told
         self.record.check(f"{what}: an alert names {name}", good, told)
 
     def reach(self) -> None:

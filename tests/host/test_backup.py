@@ -80,4 +80,4 @@ def test_a_restore_never_goes_over_live_data(host: Host, wanted: Backup) -> None
     for live in ("/etc/ssh", "/etc/holdfast/backup"):
         run = host.run(f"{backup.RESTORE} {name} --to {live}")
         assert run.rc == 1
-        assert "lies in live data" in run.stderr
+        assert "is inside live data" in run.stderr

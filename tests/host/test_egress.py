@@ -216,7 +216,7 @@ def test_attempts_behind_a_bridge_are_told_of_by_the_networks_name(behind: Answe
     *told, status = behind["by hand"]
     assert status == "1", told
     for name in behind.keys() - _ASIDE:
-        sentence = rf"(?m)^{name} was kept from leaving (\d+) times"
+        sentence = rf"(?m)^{name} was refused (\d+) attempts"
         (count,) = re.findall(sentence, "\n".join(told))
         assert int(count) >= 4
 
@@ -256,7 +256,7 @@ def test_each_attempt_is_told_of_by_name_and_once(
     assert status == "1", told
     for wall in sovereign:
         refused = [each for each in json.loads(tried[wall.user][0]).values() if each in REFUSED]
-        sentence = rf"(?m)^{wall.name} was kept from leaving (\d+) times"
+        sentence = rf"(?m)^{wall.name} was refused (\d+) attempts"
         (count,) = re.findall(sentence, "\n".join(told))
         assert int(count) >= len(refused)
         assert any(f"'{LOG_PREFIX} {wall.name}:'" in line for line in told)

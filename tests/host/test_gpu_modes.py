@@ -73,7 +73,7 @@ def test_a_boot_begins_with_the_default(
 def test_who_logs_in_is_told_the_mode(host: Host, present: dict[str, str]) -> None:
     told = host.check_output("run-parts /etc/update-motd.d")
     for card_set, mode in present.items():
-        assert f"{card_set}: {mode} is in force\n" in f"{told}\n"
+        assert f"{card_set}: {mode} is active\n" in f"{told}\n"
 
 
 def test_whoever_asks_is_told_every_mode(host: Host, card_sets: list[CardSet]) -> None:

@@ -145,5 +145,5 @@ def test_a_login_that_swallows_answers_ends_the_deploy(
     assert verified.returncode == 1, verified.stdout
     for ended in (done, verified):
         said = " ".join((ended.stdout + ended.stderr).split())
-        assert "the answer of a command did not arrive whole" in said
+        assert "the output of a command is incomplete" in said
         assert "Traceback" not in said

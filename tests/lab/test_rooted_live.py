@@ -236,7 +236,7 @@ def proved(guarded: ContainerMachine) -> ContainerMachine:
     ("hurt", "told"),
     [
         ("ufw disable", "ufw was disabled"),
-        ("/lib/ufw/ufw-init flush-all", "in force again: gone: iptables -t filter -P"),
+        ("/lib/ufw/ufw-init flush-all", "has been restored: gone: iptables -t filter -P"),
         ("iptables -P INPUT ACCEPT", "new: iptables -t filter -P INPUT ACCEPT"),
         ("ip6tables -F ufw6-before-input", "gone: ip6tables -t filter -A ufw6-before-input"),
         ("iptables -F INPUT; iptables -F FORWARD", "gone: iptables -t filter -A FORWARD -j ufw"),
@@ -459,13 +459,13 @@ def test_keys_move_to_roots_own_folder_and_homes_are_left_alone(
     done = deploy_ssh(logins, tmp_path, own)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
-    assert f"~{OPERATOR}/.ssh/authorized_keys no longer" in said
+    assert f"ignores ~{OPERATOR}/.ssh/authorized_keys" in said
     assert logins.succeed(f"sha256sum {_HOME}/authorized_keys") == before
     assert logins.succeed(f"cat /etc/holdfast/ssh/{OPERATOR}") == f"{own}\n"
     # Nothing is left to do, and it is said once.
     again = deploy_ssh(logins, tmp_path, own)
     assert again.returncode == 0, again.stderr
-    assert "no longer" not in again.stderr
+    assert "ignores ~" not in again.stderr
     # A key that only the home holds is none, and that of a user who is not named still is.
     where = "sshd -T -C user={},host=a,addr=192.0.2.1 | sed -n 's/^authorizedkeysfile //p'"
     assert logins.succeed(where.format(OPERATOR)) == "/etc/holdfast/ssh/%u\n"
@@ -503,7 +503,7 @@ def test_keys_that_do_not_let_the_operator_in_are_taken_back(
 ) -> None:
     done = deploy_ssh(logins, tmp_path, STRANGER)
     assert done.returncode != 0
-    assert "the former configuration is back in force" in done.stderr
+    assert "the previous configuration is back in force" in done.stderr
     logins.fail(f"ls /etc/holdfast/ssh/{OPERATOR}")
     own = lab_key().with_suffix(".pub").read_text().strip()
     done = deploy_ssh(logins, tmp_path, own)

@@ -105,8 +105,8 @@ def test_a_wrong_checksum_installs_nothing_and_says_both(
     _, failure = LocalHost().apply(installed, program="tool", artefact=artefact, file="tool")
     got = hashlib.sha256(b"as tampered with").hexdigest()
     assert failure == (
-        f"tool 1: {artefact.url} has sha256 {got} and the inventory wants {artefact.sha256};"
-        " nothing was installed"
+        f"tool 1: {artefact.url} has sha256 {got} but the inventory declares"
+        f" {artefact.sha256}; nothing was installed"
     )
     assert list((root / "tool").iterdir()) == []
 

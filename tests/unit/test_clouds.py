@@ -932,40 +932,44 @@ def test_systemd_judges_the_sandboxes_as_declared(tmp_path: Path) -> None:
 _ALICE = caller("alice", clouds=["one"], budget_usd=5.0)
 _FAR: dict[str, Any] = {"profile": "cloud", "engines": [], "floor": False, "keys": [_ALICE]}
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("clouds", {"profile": "private", "api_key": "WORK_KEY", "keys": []}, "never falls back to a"),
+    (
+        "clouds",
+        {"profile": "private", "api_key": "WORK_KEY", "keys": []},
+        "must not fall back to a",
+    ),
     (
         "clouds",
         {"profile": "client", "api_key": "WORK_KEY", "keys": [], "floor": False},
-        "client work never falls back to a cloud",
+        "'client' router must not fall back to a cloud",
     ),
     (
         "keys",
         {"profile": "private", "api_key": "WORK_KEY", "clouds": []},
-        "one key for all who call it",
+        "one key for all callers",
     ),
     (
         "api_key",
         {"profile": "private", "clouds": [], "keys": []},
-        "either no caller could use it, or every caller",
+        "router needs a key",
     ),
-    ("api_key", {"api_key": "WORK_KEY"}, "give each person or agent one of keys"),
-    ("keys", {"keys": []}, "no caller could use it"),
+    ("api_key", {"api_key": "WORK_KEY"}, "give each person or agent an entry in keys"),
+    ("keys", {"keys": []}, "no caller could use this router"),
     ("clouds[1]", {"clouds": ["one", "tow"], "keys": [_ALICE]}, "no such cloud; write 'two'"),
-    ("queue", {"queue": {}}, "leads to no cloud"),
-    ("clouds", {"keys": [caller("child")]}, "no key of it may use one"),
+    ("queue", {"queue": {}}, "must not reach a cloud"),
+    ("clouds", {"keys": [caller("child")]}, "none of its keys may use a cloud"),
     ("keys[1].api_key", {"keys": [_ALICE, {**_ALICE, "name": "bob"}]}, "alice has this secret"),
     (
         "keys[1].api_key",
         {"keys": [caller("child"), {**_ALICE, "api_key": "CHILD_KEY"}]},
         "child has",
     ),
-    ("keys[0].clouds[0]", {"clouds": ["two"], "keys": [_ALICE]}, "home does not lead to it"),
-    ("keys[0].budget_usd", {"keys": [caller("alice", clouds=["one"])]}, "nothing would limit"),
+    ("keys[0].clouds[0]", {"clouds": ["two"], "keys": [_ALICE]}, "home has no such cloud"),
+    ("keys[0].budget_usd", {"keys": [caller("alice", clouds=["one"])]}, "has no limit"),
     ("keys[1].budget_usd", {"keys": [_ALICE, caller("child", budget_usd=1.0)]}, "costs nothing"),
-    ("keys[1].clouds", {**_FAR, "keys": [_ALICE, caller("child")]}, "could ask no cloud"),
-    ("clouds", {**_FAR, "clouds": [], "keys": []}, "no cloud would answer"),
-    ("engines", {**_FAR, "engines": ["a"]}, "a cloud router leads to clouds alone"),
-    ("floor", {**_FAR, "floor": True}, "a cloud router leads to clouds alone"),
+    ("keys[1].clouds", {**_FAR, "keys": [_ALICE, caller("child")]}, "may use no cloud"),
+    ("clouds", {**_FAR, "clouds": [], "keys": []}, "needs a cloud"),
+    ("engines", {**_FAR, "engines": ["a"]}, "a 'cloud' router uses clouds only"),
+    ("floor", {**_FAR, "floor": True}, "a 'cloud' router uses clouds only"),
 ]
 
 

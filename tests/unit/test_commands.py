@@ -32,18 +32,22 @@ FILES: dict[str, tuple[str, str, str]] = {
     "ports = [1]": ("ports[0]", "1", "call it _ports"),
     "net = ('192.168.1.0/24', 'home')": ("net", "('192.168.1.0/24', 'home')", "call it _net"),
     "net = ()": ("net", "()", "call it _net"),
-    "x = 1\nimport broken_inventory": ("line 2", "broken_inventory.py, line 3", "mend that line"),
+    "x = 1\nimport broken_inventory": (
+        "line 2",
+        "broken_inventory.py, line 3",
+        "correct that line",
+    ),
     "": ("hosts", "[]", "list one as @rack/NAME"),
     "x = 1": ("hosts", "[]", "list one as @rack/NAME"),
     "_hosts = ['@rack/a']": ("hosts", "[]", "list one as @rack/NAME"),
-    "hosts = [(": ("line 1", "hosts = [(", "mend that line"),
-    "x = 1\n  hosts = []": ("line 2", "hosts = []", "mend that line"),
-    "import nosuchmodule": ("line 1", "import nosuchmodule", "mend that line"),
-    "x = 1\nfrom inventories.nothing import hosts": ("line 2", "import hosts", "mend that line"),
-    "open('/nonexistent')": ("line 1", "open", "mend that line"),
-    "hosts = [1 / 0]": ("line 1", "1 / 0", "mend that line"),
-    "raise SystemExit(0)": ("line 1", "SystemExit", "mend that line"),
-    "import os\nhosts = [os.environ['NO_SUCH']]": ("line 2", "NO_SUCH", "mend that line"),
+    "hosts = [(": ("line 1", "hosts = [(", "correct that line"),
+    "x = 1\n  hosts = []": ("line 2", "hosts = []", "correct that line"),
+    "import nosuchmodule": ("line 1", "import nosuchmodule", "correct that line"),
+    "x = 1\nfrom inventories.nothing import hosts": ("line 2", "import hosts", "correct that line"),
+    "open('/nonexistent')": ("line 1", "open", "correct that line"),
+    "hosts = [1 / 0]": ("line 1", "1 / 0", "correct that line"),
+    "raise SystemExit(0)": ("line 1", "SystemExit", "correct that line"),
+    "import os\nhosts = [os.environ['NO_SUCH']]": ("line 2", "NO_SUCH", "correct that line"),
     "hosts = '@rack/a'": ("hosts", "@rack/a", "write a list"),
     "hosts = {'@rack/a': {}}": ("hosts", "@rack/a", "write a list"),
     "hosts = None": ("hosts", "None", "write a list"),
@@ -124,7 +128,7 @@ def test_a_file_that_is_no_text_is_one_sentence(said: tuple[Path, dict[str, list
     folder, sentences = said
     (latin,) = sentences[str(folder / "latin.py")]
     (nothing,) = sentences[str(folder / "folder")]
-    assert "no UTF-8 text" in latin
+    assert "not UTF-8 text" in latin
     assert "no such file" in nothing
 
 
@@ -166,7 +170,7 @@ PLAIN = {
     "hosts = []": "list one as @rack/NAME",
     "_hosts = ['@rack/a']": "list one as @rack/NAME",
     "hosts = '@rack/a'": "write a list",
-    "raise SystemExit(0)": "mend that line",
+    "raise SystemExit(0)": "correct that line",
     # Not in a file, where it has no settings.
     "@rack/a": "no such file",
 }
@@ -266,7 +270,7 @@ UNFIT = {
     "hangs up": (None, "Error reading SSH protocol banner"),
     "no systemd": ("exit 0", "does not run systemd"),
     "a password": ("exit 1", "asks operator for a password"),
-    "no sudo": ("", "no sudo"),
+    "no sudo": ("", "sudo is not installed"),
 }
 
 

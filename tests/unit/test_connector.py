@@ -288,8 +288,8 @@ def _deployed_to_two(
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        ((True, []), "did not arrive whole"),
-        ((True, [OutputLine("stdout", "Welcome")]), "did not arrive whole"),
+        ((True, []), "is incomplete"),
+        ((True, [OutputLine("stdout", "Welcome")]), "is incomplete"),
         ((False, [OutputLine("stderr", "disk on fire")]), "disk on fire"),
     ],
     ids=["nothing", "a banner alone", "a failure"],

@@ -359,9 +359,9 @@ def test_a_container_that_the_rules_do_not_hold_is_told_of(
     ]
     sovereign = {"home": "br-home", "vault": "br-vault"}
     assert list(egress_program.astray(running, sovereign)) == [
-        "the container both is on the T1 network home and on lab: it can send by the other",
+        "the container both is on the T1 network home and on lab: it can send through the other",
         "the container remade is on the T1 network vault, whose bridge br-vault is gone:"
-        " nothing holds it",
+        " no rule restricts it",
     ]
 
 
@@ -407,7 +407,7 @@ def test_the_watch_asks_docker_who_is_on_its_networks(
     assert sentence.startswith("the container page is on the T1 network home and on lab")
     # Where Docker says nothing that can be read, that is reported: silence is not innocence.
     (sentence,) = told(b"not json", home="br-home")
-    assert sentence.startswith("Docker does not tell who is on the networks of T1")
+    assert sentence.startswith("Docker did not list the containers on T1 networks")
     assert told(b"not json") == [], "no network of this host is T1's"
     # An engine that is stopped has no containers, and is not started by a question.
     (tmp_path / "NETWORKS").write_text(json.dumps({"home": "br-home"}))

@@ -211,20 +211,20 @@ def test_attempts_are_told_of_once_and_by_name(walled: Said) -> None:
     told = walled["attempts"]
     assert (told["first"], told["second"]) == (1, 0)
     doors, unknown, photos, router, trainer, home, lab = told["said"]
-    assert doors.startswith("our_doors was kept from leaving ")
-    assert unknown.startswith("unknown_users was kept from leaving ")
-    assert photos.startswith("photos was kept from leaving ")
-    assert router.startswith("router was kept from leaving ")
-    assert trainer.startswith("trainer was kept from leaving ")
-    assert home.startswith("home was kept from leaving ")
-    assert lab.startswith("lab was kept from leaving ")
+    assert doors.startswith("our_doors was refused ")
+    assert unknown.startswith("unknown_users was refused ")
+    assert photos.startswith("photos was refused ")
+    assert router.startswith("router was refused ")
+    assert trainer.startswith("trainer was refused ")
+    assert home.startswith("home was refused ")
+    assert lab.startswith("lab was refused ")
     assert "--grep 'holdfast egress photos:'" in photos
 
 
 def test_attempts_that_a_reload_would_forget_are_told_of(walled: Said) -> None:
     told = walled["loaded before anybody looked"]
     assert (told["first"], told["second"]) == (1, 0)
-    assert told["said"][0].startswith("photos was kept from leaving ")
+    assert told["said"][0].startswith("photos was refused ")
 
 
 @pytest.mark.parametrize(("what", "word"), [("changed", "was changed by hand"), ("gone", "gone")])

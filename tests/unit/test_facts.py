@@ -82,7 +82,7 @@ def test_an_answer_that_is_not_whole_is_an_error(fact: type[FactBase[Any]], cut:
         ["sh", "-c", framed("echo x")], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     whole = {"begin": lines[2:], "end": lines[:-1], "both": ["x"]}[cut]
-    with pytest.raises(Unanswered, match=r"did not arrive whole: .*\.bashrc"):
+    with pytest.raises(Unanswered, match=r"is incomplete: .*\.bashrc"):
         fact().process(whole)
 
 

@@ -118,7 +118,7 @@ def test_one_that_no_longer_fits_tells_why(machine: FakeMachine) -> None:
     assert containers.stale(_state(machine, None)) == "there is none"
     assert containers.stale(_state(machine, "")) is not None
     wanted = {
-        specification([one, two], "570.1.2"): "for driver 570.1.2 and 580.95.05 is loaded",
+        specification([one, two], "570.1.2"): "for driver 570.1.2, but 580.95.05 is loaded",
         specification([one], driver): f"it lacks {two}",
         specification([one, two, ONE], driver): f"it names {ONE}",
     }
@@ -175,7 +175,7 @@ def test_the_read_back_names_what_the_new_one_lacks(
         facts={GpuContainers: replace(GOOD, specified=None, specified_driver=None)},
     )
     _, said = host.apply(gpu_containers.specified)
-    assert (f"{path} was written again and lacks {TWO}: run `nvidia-ctk" in said) is fails
+    assert (f"{path} was regenerated, but lacks {TWO}: run `nvidia-ctk" in said) is fails
     assert fails or said == ""
 
 

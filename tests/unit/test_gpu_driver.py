@@ -233,16 +233,16 @@ MIRROR = {
          "driver.branch", "535 and 580 and not 570"),
         ([card(RTX3090)], {"branch": "570"}, "debian13", "driver.branch", "'580' or later"),
         ([card(RTX5090, "desk")], {"branch": "550"}, "ubuntu2404", "driver.branch",
-         "desk .NVIDIA GeForce RTX 5090., a Blackwell card; nothing before 570"),
+         "desk .NVIDIA GeForce RTX 5090., a Blackwell card; branches before 570"),
         ([card(GTX1080, "old")], {"branch": "590"}, "debian13", "driver.branch",
          "old .NVIDIA GeForce GTX 1080., a Pascal card; 580 is the last"),
         ([card(RTX5090, "desk")], {"flavour": "proprietary"}, "debian13", "driver.flavour",
-         "desk .*open kernel modules alone"),
+         "desk .*needs the open kernel modules"),
         ([card(GTX1080, "old")], {"flavour": "open"}, "debian13", "driver.flavour",
-         "old .*proprietary kernel modules alone"),
+         "old .*needs the proprietary kernel modules"),
         ([card(RTX5090, "desk"), card(V100, "old")], {}, "ubuntu2404", "cards",
-         "desk .*open kernel modules alone, old .*proprietary ones alone"),
-        ([card("ffff", "new")], {}, "debian13", "cards[0].device", "lacks this card"),
+         "desk .*need the open kernel modules, old .*the proprietary ones"),
+        ([card("ffff", "new")], {}, "debian13", "cards[0].device", "does not list this card"),
         ([guest(pci_address=None)], {}, "debian13", "cards[0].pci_address", "by its address"),
         ([card(RTX3090)], {"source": "vendor"}, "ubuntu2604", "driver.repository", "key_url"),
     ],
@@ -555,7 +555,7 @@ def _look(recorded: Rack, found: DriverPlan) -> subprocess.CompletedProcess[str]
     [
         ({"loaded": "580.95.05"}, "loaded driver is 580.95.05 and the installed one 580.105.08"),
         ({"loaded": None}, "loaded driver is none"),
-        ({"loaded": None, "nouveau_loaded": True}, "nouveau holds the cards"),
+        ({"loaded": None, "nouveau_loaded": True}, "nouveau controls the cards"),
     ],
 )
 def test_a_mismatch_is_mended_by_a_reboot(state: dict[str, Any], words: str) -> None:
@@ -566,7 +566,7 @@ def test_a_mismatch_is_mended_by_a_reboot(state: dict[str, Any], words: str) -> 
 
 def test_a_guests_card_that_another_driver_holds_is_mended_by_a_reboot() -> None:
     held = replace(seen(), pci=(GUESTS_CARD,))
-    assert f"{ADDRESS} belongs to a guest and nvidia holds it" in (
+    assert f"{ADDRESS} belongs to a guest, but nvidia controls it" in (
         verdict(WITH_GUEST, held).reboot or ""
     )
     free = replace(held, pci=(replace(GUESTS_CARD, driver="vfio-pci"),))
@@ -683,7 +683,7 @@ def test_it_is_not_rebooted_twice_for_the_same() -> None:
     machine = Machine(pictures=[sick, seen()])
     machine.run(state=marked)
     assert machine.reboots == 0
-    assert "has not helped" in machine.said
+    assert "has not fixed it" in machine.said
     # Another upgrade is another situation.
     newer = Machine(pictures=[seen(loaded="580.65.06"), seen()])
     newer.run(state=marked)
@@ -866,7 +866,7 @@ def test_a_reboot_waits_for_another_boot_and_not_for_the_dying_sshd() -> None:
 @pytest.mark.usefixtures("patience")
 def test_a_host_that_does_not_come_back_is_said() -> None:
     host: Any = Rebooting(polls_up=1, polls_down=0, comes_back=False)
-    assert not gpu_driver.reboot_once(host, host, "nouveau holds the cards", "nouveau")
+    assert not gpu_driver.reboot_once(host, host, "nouveau controls the cards", "nouveau")
     assert "console" in host.log[-1]
 
 

@@ -147,10 +147,10 @@ def test_a_cap_that_the_card_refuses_is_told_with_its_range_and_the_others_are_s
     assert machine.power() == [350, 280, 575]
     low, high = (line for line in said if "power_cap_w" in line)
     assert low == (
-        f"gpu riser-2 ({machine.uuids[2]}): power_cap_w = 350 is declared and the card takes 400"
-        " to 600 W; write 400 or more, and hold it lower by clock_max_mhz"
+        f"gpu riser-2 ({machine.uuids[2]}): power_cap_w = 350 is declared, but the card accepts 400"
+        " to 600 W; write 400 or more, and limit it further with clock_max_mhz"
     )
-    assert high.endswith("the card takes 100 to 366 W; write 366 or less")
+    assert high.endswith("the card accepts 100 to 366 W; write 366 or less")
 
 
 def test_a_5090_is_held_lower_by_its_clock(machine: Machine) -> None:
@@ -180,7 +180,7 @@ def test_a_stranger_in_the_slot_is_not_given_the_limits_of_the_card(machine: Mac
     assert (status, machine.power()[0]) == (1, 350)
     assert said == [
         f"gpu riser-0 ({NEVER}) is gone: {card.uuid} is in its slot {card.address}; if the cards"
-        " were exchanged, declare the new uuid"
+        " were swapped, declare the new uuid"
     ]
 
 
@@ -190,8 +190,8 @@ def test_a_limit_that_is_ignored_in_silence_is_seen(machine: Machine) -> None:
     status, said = machine.run()
     assert status == 1
     assert said[-1] == (
-        f"gpu riser-0 ({machine.uuids[0]}): its power limit, set to 280 W, reads 350 W: the driver"
-        " ignored it in silence; hold the card by clock_max_mhz instead"
+        f"gpu riser-0 ({machine.uuids[0]}): its power limit, set to 280 W, reads 350 W: the"
+        " driver ignored it without an error; limit the card with clock_max_mhz instead"
     )
 
 
@@ -203,7 +203,7 @@ def test_a_limit_that_is_refused_is_told_in_the_driver_s_words(machine: Machine)
     assert status == 1
     power, clock = said[-1], said[-2]
     assert "reads 350 W: nvidia-smi says: Failed to set power management limit" in power
-    assert "its clock could not be held at 1400 MHz: nvidia-smi says: The current user" in clock
+    assert "its clock could not be limited to 1400 MHz: nvidia-smi says: The current user" in clock
     assert "Terminating" not in power + clock
     assert json.loads(machine.record.read_text()) == {}
 
@@ -214,7 +214,7 @@ def test_without_persistence_mode_the_loss_is_explained(machine: Machine) -> Non
     machine.declare(machine.cap(0, 280))
     status, said = machine.run()
     assert status == 1
-    assert "without persistence mode the driver forgets it" in said[-1]
+    assert "without persistence mode the driver drops it" in said[-1]
 
 
 def test_a_cap_and_a_clock_that_went_with_the_driver_are_back_after_a_run(machine: Machine) -> None:
@@ -244,7 +244,7 @@ def test_a_clock_that_is_not_kept_is_seen(machine: Machine) -> None:
     machine.log_calls('case $* in *"-lgc "*) exit 0;; esac')
     status, said = machine.run()
     assert status == 1
-    assert "clock_max_mhz = 1400 is declared and it runs at 1900 MHz" in said[-1]
+    assert "clock_max_mhz = 1400 is declared, but it runs at 1900 MHz" in said[-1]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ if [ "$1" = 0 ]; then [ ! -e taken-before ]; else [ ! -e taken-after ]; fi
 """
 _HOLD = """#!/bin/sh
 echo hold >> told
-[ ! -e asked ] || { echo "chat: 1 requests are under way" >&2; exit 1; }
+[ ! -e asked ] || { echo "chat: 1 requests are still running" >&2; exit 1; }
 """
 _RELEASE = """#!/bin/sh
 echo release >> told
@@ -196,7 +196,7 @@ def test_an_engine_with_one_request_under_way_is_busy_and_lets_its_callers_in_ag
 ) -> None:
     (host.folder / "asked").touch()
     said = host.refuses(hold=(f"{host.folder}/bin/hold",), release=(f"{host.folder}/bin/release",))
-    assert said == "chat is busy: 1 requests are under way"
+    assert said == "chat is busy: 1 requests are still running"
     assert host.is_as_before
     assert host.told() == ["hold", "release"]
 
@@ -204,7 +204,7 @@ def test_an_engine_with_one_request_under_way_is_busy_and_lets_its_callers_in_ag
 def test_room_that_others_hold_is_seen_before_anything_stops(host: Host) -> None:
     (host.folder / "taken-before").touch()
     said = host.refuses(hold=(f"{host.folder}/bin/hold",), release=(f"{host.folder}/bin/release",))
-    assert "painter does not find its cards free" in said
+    assert "the cards of painter are not free" in said
     assert host.is_as_before
     assert host.told() == []
 
@@ -212,9 +212,9 @@ def test_room_that_others_hold_is_seen_before_anything_stops(host: Host) -> None
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("taken-after", "painter does not find its cards free"),
-        (f"broken/{mode_program.LIMITS}", "power limits are not held"),
-        ("broken/painter.service", "painter does not start"),
+        ("taken-after", "the cards of painter are not free"),
+        (f"broken/{mode_program.LIMITS}", "power limits could not be set"),
+        ("broken/painter.service", "painter did not start"),
     ],
 )
 def test_what_fails_on_the_way_ends_with_the_mode_before(host: Host, fault: str, says: str) -> None:
@@ -242,7 +242,7 @@ def test_memory_is_given_back_before_others_start(
         host.switch()
         assert host.is_switched
     else:
-        assert "memory of the cards was not given back: process 4242" in host.refuses()
+        assert "memory of the cards was not released: process 4242" in host.refuses()
         assert host.is_as_before
 
 
@@ -303,7 +303,7 @@ def test_a_switch_that_was_killed_for_good_is_undone_by_the_next(
     assert host.run("creative", "--here", FAULT=f"SIGKILL:@{mode_program.SWITCHING}")[0] < 0
     (host.folder / "broken/painter.service").touch()
     status, said = host.run("creative", "--here")
-    assert (status, "the switch before this one was killed" in said) == (1, True), said
+    assert (status, "the previous switch was killed" in said) == (1, True), said
     assert host.is_as_before
 
 
@@ -316,5 +316,5 @@ def test_words_that_are_no_text_keep_no_mode_from_coming_back(
     (host.folder / "broken" / mode_program.LIMITS).touch()
     status, said = host.run("creative", "--here")
     assert status == 1
-    assert "power limits are not held: no \N{REPLACEMENT CHARACTER} card" in said
+    assert "power limits could not be set: no \N{REPLACEMENT CHARACTER} card" in said
     _is_whole(host, said)

@@ -84,7 +84,7 @@ def test_modes_that_can_be_are_not_refused() -> None:
         (
             rack(DESK | {"modes": mode("agent", services=["floor"])}),
             "gpus.card_sets[0].modes[0].services[0]",
-            "the floor stays",
+            "the floor runs",
         ),
         (
             rack(DESK | {"modes": mode("audio", power_caps_w={"slot-2": 200})}),
@@ -94,14 +94,14 @@ def test_modes_that_can_be_are_not_refused() -> None:
         (
             rack(DESK | {"modes": mode("audio", power_caps_w={"slot-1": 60})}),
             "gpus.card_sets[0].modes[2].power_caps_w.slot-1",
-            "refuses less than 100 W",
+            "accepts no less than 100 W",
         ),
         (
             rack(DESK, voice={"gpu_mib": 20000, "cards": ["slot-7"]}),
             "services[1].cards[0]",
             "no such card",
         ),
-        (rack(DESK, voice={"cards": ["slot-0"]}), "services[1].gpu_mib", "how much"),
+        (rack(DESK, voice={"cards": ["slot-0"]}), "services[1].gpu_mib", "claims no memory"),
         (
             rack(
                 DESK,
@@ -113,7 +113,7 @@ def test_modes_that_can_be_are_not_refused() -> None:
         (
             rack(DESK, voice={"unit": "painter.service", "gpu_mib": 9}),
             "gpus.card_sets[0].modes[1].services[0]",
-            "is that of voice too",
+            "also belongs to voice",
         ),
     ],
 )
@@ -143,16 +143,19 @@ def test_cards_and_services_are_of_one_set() -> None:
     assert found == [
         (
             "gpus.card_sets[0].modes[1].services[0]",
-            "it uses slot-1, which is not of this set",
+            "it uses slot-1, which is not in this set",
         ),
-        ("gpus.card_sets[1].cards[0]", "one has it too, and a card is in one mode at a time"),
+        (
+            "gpus.card_sets[1].cards[0]",
+            "it is in the set one too, and a card can be in one set only",
+        ),
         (
             "gpus.card_sets[1].modes[1].name",
-            "one has a mode of this name, and one word switches",
+            "one has a mode of this name, and the switch takes only the mode's name",
         ),
         (
             "gpus.card_sets[1].modes[1].services[0]",
-            "it is in a mode of one too, and each could stop it for the other",
+            "it is also in a mode of one, and either set could stop it",
         ),
     ]
 

@@ -154,7 +154,7 @@ def test_a_driver_that_does_not_answer() -> None:
 @pytest.mark.parametrize(
     ("output", "error"),
     [
-        ([], "the probe said nothing"),
+        ([], "the probe gave no error message"),
         (["sh: 1: python3: not found"], "sh: 1: python3: not found"),
         (["Traceback", "Killed"], "Traceback\nKilled"),
         (['{"cards": [{"no": "card"}], "unreadable": [], "error": ""}'], None),

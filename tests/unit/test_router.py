@@ -437,12 +437,12 @@ def test_systemd_judges_the_sandboxes_as_declared(tmp_path: Path) -> None:
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("engines[1]", {"engines": ["a", "bb"]}, "no such engine; write 'b'"),
-    ("engines", {"engines": [], "floor": False}, "nothing here would answer"),
+    ("engines", {"engines": [], "floor": False}, "this router has no local upstream"),
     ("name", {"name": "x-drain"}, "rename it"),
     ("scope", {"scope": "tailnet"}, "this host has no tailnet"),
-    ("engines", {"profile": "client", "floor": False, "queue": None}, "one engine or not at all"),
-    ("floor", {"profile": "client", "engines": ["a"], "queue": None}, "by another model"),
-    ("queue", {"profile": "client", "engines": ["a"], "floor": False}, "gets an error at once"),
+    ("engines", {"profile": "client", "floor": False, "queue": None}, "exactly one engine"),
+    ("floor", {"profile": "client", "engines": ["a"], "queue": None}, "to another model"),
+    ("queue", {"profile": "client", "engines": ["a"], "floor": False}, "returns an error at once"),
 ]
 
 
@@ -472,9 +472,9 @@ def test_engines_that_cannot_stand_in_for_each_other_are_refused() -> None:
     assert finding.key == "routers[0].engines[1]"
     assert "it serves other" in finding.wrong
     (finding,) = routers(_changed(_private(), chat=False))
-    assert "one answers chats and the other does not" in finding.wrong
+    assert "answers chat requests" in finding.wrong
     (finding,) = routers(_changed(_private(), task="embed"))
-    assert "it does 'embed', and a does 'generate'" in finding.wrong
+    assert "its task is 'embed', and that of a is 'generate'" in finding.wrong
     (finding,) = routers(_changed(_private(engines=["b"], queue=None), task="embed"))
     assert finding.key == "routers[0].floor"
     (finding,) = routers(_changed(_private(engines=["queue"]), name="queue"))

@@ -77,7 +77,7 @@ def test_an_env_that_is_ambiguous_is_no_env(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
 def test_a_file_that_others_can_read_is_refused(name: str, mode: int, tmp_path: Path) -> None:
     write(tmp_path / name, f"{NAME}=x", mode)
-    with pytest.raises(ValueError, match=f"mode {mode:o} lets others read it; chmod 600"):
+    with pytest.raises(ValueError, match=f"mode {mode:o} lets other users read it; chmod 600"):
         secrets.read(NAME, tmp_path)
 
 

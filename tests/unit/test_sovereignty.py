@@ -110,8 +110,8 @@ def test_what_has_no_network_calls_nothing() -> None:
 def test_what_nothing_holds_is_said() -> None:
     container = {"port": 9000, "container": True}
     held = _told(_settings(listens=[container], user="root", unit="docker.service"), SEEN)
-    assert held["album"].may_call == "whomever its container likes: nothing holds it"
-    assert held["ssh"].may_call == "everybody: nothing holds it"
+    assert held["album"].may_call == "any machine, through its container: no rule restricts it"
+    assert held["ssh"].may_call == "any machine: no rule restricts it"
     assert held["ssh"].tried == "not watched"
 
 
@@ -137,7 +137,7 @@ def test_containers_are_told_of_by_their_network() -> None:
     assert told["containers on home"].may_call == "each other, 10.0.0.9 port 5432"
     assert told["containers on home"].tried == "3 packets since the rules were loaded"
     assert told["containers on lab"].may_call == ("each other, this machine, api.example port 443")
-    assert told["containers on free"].may_call == "everybody: nothing holds it"
+    assert told["containers on free"].may_call == "any machine: no rule restricts it"
 
 
 def test_what_tailscaled_may_call_is_said() -> None:
@@ -153,7 +153,7 @@ def test_what_tailscaled_may_call_is_said() -> None:
 
 def test_without_the_rules_no_service_is_said_to_be_held() -> None:
     row = _told(_settings(), Attempts())["album"]
-    assert (row.may_call, row.tried) == ("everybody: nothing holds it", "not watched")
+    assert (row.may_call, row.tried) == ("any machine: no rule restricts it", "not watched")
 
 
 def test_those_that_must_not_leave_come_first() -> None:

@@ -480,7 +480,7 @@ def test_a_proof_that_comes_too_late_is_none(
     armed.change("old")
     armed.run_out()
     assert not armed.prove(("old", "directive"))
-    assert "the proof came after the deadline" in caplog.text.lower()
+    assert "the confirming login came after the deadline" in caplog.text.lower()
 
 
 def test_what_sshd_does_not_obey_is_undone_at_once(armed: Armed) -> None:

@@ -520,7 +520,7 @@ def test_a_description_that_cannot_be_read_is_refused(
     subprocess.run(["sh", "-c", WRITE_SUMS], cwd=pooled, check=True)
     storage, _ = _keeping(models, pooled, (pooled / LIST).read_bytes())
     failure = here.apply(kept, storage=storage)[1]
-    assert "lists a description that cannot be read" in failure
+    assert "lists an index that cannot be read" in failure
 
 
 def test_a_list_of_something_else_is_refused(here: LocalHost, models: Path, nas: Path) -> None:

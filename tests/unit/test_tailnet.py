@@ -168,17 +168,21 @@ def test_only_the_vendor_is_asked_for_tags() -> None:
     ("change", "after_change", "words"),
     [
         ({}, True, None),
-        ({"tags": ()}, False, "gives the host no tags and the inventory says tag:rack"),
+        (
+            {"tags": ()},
+            False,
+            "the host has no tags at the control server, but tag:rack in the inventory",
+        ),
         ({"tags": ("tag:rack", "tag:admin")}, False, "tag:admin, tag:rack"),
         ({"online": False}, False, None),
         ({"online": False}, True, "does not see it online"),
         ({"name": "rack-1"}, False, None),
-        ({"name": "rack-1"}, True, "calls the host rack-1 and not rack"),
+        ({"name": "rack-1"}, True, "name on the tailnet is rack-1, not rack"),
         ({"expired": True}, False, "not a member"),
         (
             {"backend": "Starting", "tags": (), "health": ("no answer from control",)},
             False,
-            "no further than Starting (no answer from control)",
+            "stays in state Starting (no answer from control)",
         ),
     ],
 )
@@ -236,14 +240,14 @@ def test_a_host_that_must_join_without_a_key_is_told_so(monkeypatch: pytest.Monk
     assert len(commands) == 1
     assert failure == (
         "tailnet.auth_key: the host is not a member yet and TAILSCALE_AUTH_KEY is not set;"
-        " have the control server make a key and put it into .env"
+        " create a key at the control server and put it into .env"
     )
 
 
 def test_without_a_key_a_host_must_be_a_member_before_anything_is_changed() -> None:
     rack = HostSettings.model_validate({**good()["rack"], "tailnet": {"auth_key": None}})
     stranger: Any = LocalHost(facts={TailnetNode: Node()})
-    with ctx_host.use(stranger), pytest.raises(Refused, match="no member of a tailnet yet"):
+    with ctx_host.use(stranger), pytest.raises(Refused, match="not a member of a tailnet yet"):
         tailnet.apply._inner(settings=rack)
 
 

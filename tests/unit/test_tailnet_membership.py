@@ -157,7 +157,7 @@ def test_a_lost_membership_opens_ssh_on_the_lan_after_thirty_minutes(box: Box, n
     assert box.rules == []
     (alert,) = box.looks(60)
     assert not (box.folder / "systemctl-calls").exists()
-    assert alert.startswith(f"no member of the tailnet for 30 minutes ({LOSSES[name]}")
+    assert alert.startswith(f"not a member of the tailnet for 30 minutes ({LOSSES[name]}")
     assert alert.endswith(": SSH is open on the LAN")
     assert [rule.partition(" comment=")[0] for rule in box.rules] == [
         f"allow tcp 22 0.0.0.0/0 any {LAN} in",
@@ -215,7 +215,7 @@ def test_a_host_that_no_peer_answers_is_no_member_though_its_status_is_a_members
     assert asked(box) == ["100.64.0.2"] * 6
     (box.folder / "pong").unlink()
     (alert,) = box.looks(60)
-    assert "(no peer that is online answers it): SSH is open on the LAN" in alert
+    assert "(no online peer answers it): SSH is open on the LAN" in alert
     # Its own status is wrong until it asks the control server, and a deploy believes that status.
     assert (box.folder / "systemctl-calls").read_text() == (
         "--no-block restart tailscaled.service\n"
@@ -307,7 +307,7 @@ def test_nothing_is_opened_where_the_inventory_says_so_but_there_is_an_alert(
     box.config = configured(**ssh)
     box.says(None)
     assert box.looks(24 * 60, every=10) == [
-        "no member of the tailnet for 30 minutes (tailscaled does not answer)"
+        "not a member of the tailnet for 30 minutes (tailscaled does not answer)"
     ]
     assert box.rules == []
 

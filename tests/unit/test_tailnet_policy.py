@@ -180,8 +180,11 @@ def test_the_program_prints_the_policy_or_says_why_there_is_none(tmp_path: Path)
 @pytest.mark.parametrize(
     ("hosts", "words"),
     [
-        ({}, "no host is on a tailnet"),
-        ({"rack": _host(tags=[])}, "rack: tailnet.tags = []: a policy knows a host by its tag"),
+        ({}, "no host declares a tailnet"),
+        (
+            {"rack": _host(tags=[])},
+            "rack: tailnet.tags = []: a policy identifies a host by its tag",
+        ),
         (
             {"one": _host(), "two": _host(control_server="https://other.example")},
             "two: tailnet.control_server = 'https://other.example': one is on another tailnet",

@@ -131,7 +131,7 @@ def test_a_change_that_locks_out_is_never_disarmed() -> None:
     assert done[-1] == "FAILED"
     assert not any("disarm" in command for command in done)
     assert host.said == [
-        "a new login failed; the host restores its former firewall within 180 seconds."
+        "a new login failed; the host restores its previous firewall within 180 seconds."
     ]
 
 
@@ -139,7 +139,7 @@ def test_a_change_that_did_not_take_is_never_disarmed() -> None:
     # The stub's firewall stays what it was under every command.
     host = _host(BARE)
     assert _run(ufw.enforce, host)[-1] == "FAILED"
-    assert "The firewall did not become what was asked" in host.said[0]
+    assert "The firewall is not as declared" in host.said[0]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_lan_ssh_is_not_withdrawn_without_a_login_over_the_tailnet() -> None:
     host = _host(STILL_OPEN, tailnet=False)
     assert _run(ufw.withdraw_lan_ssh, host) == ["FAILED"]
     assert host.said == [
-        "a new login failed; SSH stays open on the LAN until the tailnet carries it."
+        "a new login failed; SSH stays open on the LAN until a login over the tailnet succeeds."
     ]
 
 
@@ -194,7 +194,7 @@ def test_a_withdrawal_that_the_tailnet_does_not_outlive_is_never_disarmed() -> N
     assert done[-1] == "FAILED"
     assert not any("disarm" in command for command in done)
     assert host.said == [
-        "a new login failed; the host restores its former firewall within 180 seconds."
+        "a new login failed; the host restores its previous firewall within 180 seconds."
     ]
 
 

@@ -25,7 +25,7 @@ from holdfast.sandbox import AS_ROOT
 from holdfast.settings import HostSettings
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-UUIDS = [f"GPU-00000000-0000-0000-0000-00000000000{index}" for index in range(2)]
+UUIDS = [f"GPU-00000000-0000-4000-8000-00000000000{index}" for index in range(2)]
 ENVIRONMENT = "/opt/holdfast/vllm/0123456789ab"
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -107,7 +107,7 @@ WRONG = [
     ("cards[0]", {"cards": ["guests"]}, "belongs to a guest"),
     ("utilisation", {"utilisation": 0.9}, "needs a reason"),
     ("cache_mib", {"cards": []}, "keeps its cache in host memory"),
-    ("cache_mib", {"cache_mib": 1024}, "the cache is what the utilisation leaves"),
+    ("cache_mib", {"cache_mib": 1024}, "the cache size follows from utilisation"),
     ("flags.max-num-batch-tokens", {"flags": {"max-num-batch-tokens": 1}}, "no such flag"),
     ("flags.enforce-eager", {"flags": {"enforce-eager": "yes"}}, "takes a switch"),
     ("flags.block-size", {"flags": {"block-size": 16.5}}, "takes an integer"),
@@ -120,7 +120,7 @@ WRONG = [
     (
         "flags.max-num-batched-tokens",
         {"flags": {"max-num-batched-tokens": "8k"}},
-        "it decides what fits",
+        "the memory plan cannot be computed",
     ),
     ("context_tokens", {"context_tokens": 131072}, "would fit: "),
 ]

@@ -239,13 +239,13 @@ UNTOUCHED: dict[str, tuple[Callable[[Host], None], str]] = {
         lambda host: host.configure("chat.yaml.next", "nowhere"),
         "is not on this host",
     ),
-    "a byte is another": (_another_byte, "is not what its SHA256SUMS lists"),
-    "a file is missing": (_a_file_less, "is not what its SHA256SUMS lists"),
+    "a byte is another": (_another_byte, "does not match its SHA256SUMS"),
+    "a file is missing": (_a_file_less, "does not match its SHA256SUMS"),
     "somebody else holds its cards": (_others_cards, "process 9 has it"),
     "the disk is full": (_full_disk, "MiB to spare"),
-    "requests are under way": (_busy, "2 requests are under way"),
-    "one request is under way": (_one_under_way, "1 requests are under way"),
-    "one request waits for its turn": (_one_that_waits, "1 requests are under way"),
+    "requests are still running": (_busy, "2 requests are still running"),
+    "one request is under way": (_one_under_way, "1 requests are still running"),
+    "one request waits for its turn": (_one_that_waits, "1 requests are still running"),
 }
 
 
@@ -300,7 +300,7 @@ def test_now_does_not_wait(host: Host) -> None:
 
 
 ROLLED_BACK = {
-    "it never gets ready": ({"never_ready": ""}, "true", "does not start"),
+    "it never gets ready": ({"never_ready": ""}, "true", "did not start"),
     "it answers garbage": ({"garbage": ""}, "true", "it answers /v1/completions with HTTP 200"),
     "it answers to another name": ({"misnamed": ""}, "true", "/v1/completions with HTTP 200"),
     "it answers no chat": ({"no_template": ""}, "true", "/v1/chat/completions with HTTP 400"),
@@ -341,7 +341,7 @@ def test_a_second_replacement_at_the_same_time_is_refused(host: Host) -> None:
     first = host.start("chat")
     _wait(lambda: host.step == "held")
     status, said = host.run("chat")
-    assert (status, "under way" in said) == (1, True)
+    assert (status, "is running" in said) == (1, True)
     (host.folder / "busy").write_text("0")
     assert first.wait(timeout=60) == 0
     assert host.serves() == "new"
@@ -424,7 +424,7 @@ def test_recovery_leaves_a_replacement_that_is_under_way_alone(host: Host) -> No
     program = host.start("chat", "--here")
     _wait(lambda: host.step == "held")
     status, said = host.run("--recover")
-    assert (status, "under way" in said) == (1, True)
+    assert (status, "is running" in said) == (1, True)
     program.kill()
     program.wait()
 

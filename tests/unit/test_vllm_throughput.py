@@ -97,4 +97,4 @@ def _bench(*output: str) -> subprocess.CompletedProcess[str]:
 def test_what_a_login_prints_is_no_result() -> None:
     lines = [RESULT, "250.0, 61"]
     assert json.loads(_bench("hello, rack", *framed_lines(lines), "bye, rack").stdout) == lines
-    assert "did not arrive whole" in _bench(RESULT).stderr
+    assert "is incomplete" in _bench(RESULT).stderr

@@ -86,7 +86,7 @@ def test_one_that_hangs_is_ended_and_that_is_an_alert(
     assert not gone(pid)
     assert engine.look(0.001) == 1
     until(lambda: gone(pid))
-    assert "counted no tokens for" in capsys.readouterr().err
+    assert "produced no tokens for" in capsys.readouterr().err
     # The next one is another engine, and has its own time.
     engine.be()
     engine.start()

@@ -1,7 +1,7 @@
-"""A change in steps that a signal does not leave half done, made in a unit of its own.
+"""A change in steps, in its own unit, which a signal cannot leave unfinished.
 
-The unit does not end with the login or the deploy that asked for it. A second unit undoes what was
-begun, where the program was killed and could not undo it itself.
+The unit outlives the login or the deploy that started it. If the program is killed, a second unit
+undoes the change.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 END_SECONDS = 10
-"""How long systemd may take to forget a unit that has ended."""
+"""Limit for systemd to unload a finished unit."""
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that end the program, which then undoes what it has begun."""
+"""Signals that stop the program, which then undoes its change."""
 
 
 class Failed(Exception):
-    """A step that did not do what it is for, in one sentence."""
+    """A failed step, in one sentence."""
 
 
 class Ended(BaseException):
-    """Somebody ends this program by a signal, whose name it holds."""
+    """A signal stops this program; it contains the signal's name."""
 
 
 def end_at_signals() -> None:
@@ -42,7 +42,7 @@ def end_at_signals() -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore the signals that would end this program."""
+    """Ignore the signals that would stop this program."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
@@ -53,14 +53,14 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """End what takes longer, however steadily it moves: a timeout of a socket is for each byte.
+    """Stop an operation that takes longer; a socket's own timeout applies to each byte.
 
     Raises:
         TimeoutError: it took longer.
     """
 
     def expire(*_: object) -> None:
-        raise TimeoutError(f"no whole answer within {seconds:g} s")
+        raise TimeoutError(f"no complete answer within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -76,7 +76,7 @@ def locked(path: Path, wait: bool, taken: str) -> Iterator[None]:
     """Hold the lock of the file at ``path``; ``wait`` until it is free.
 
     Raises:
-        Failed: it is held; ``taken`` is the sentence.
+        Failed: it is locked; ``taken`` is the sentence.
     """
     with path.open("w") as file:
         try:
@@ -87,10 +87,10 @@ def locked(path: Path, wait: bool, taken: str) -> Iterator[None]:
 
 
 def await_end(unit: str, taken: str) -> None:
-    """Wait until systemd has forgotten the unit before, which has let go of the lock already.
+    """Wait until systemd has unloaded the previous unit, which has released the lock already.
 
     Raises:
-        Failed: it still works, for another was asked for at the same time; ``taken`` is the
+        Failed: it still runs, because another one was requested at the same time; ``taken`` is the
             sentence.
     """
     command = ["systemctl", "show", "--property=LoadState", "--value", unit]
@@ -104,11 +104,11 @@ def await_end(unit: str, taken: str) -> None:
 def in_unit(unit: str, undo: str, *command: str) -> list[str]:
     """A command that runs ``command`` in the unit ``unit`` and prints its output.
 
-    Where it fails, systemd starts the unit ``undo``. The unit goes on when the caller ends.
+    If it fails, systemd starts the unit ``undo``. The unit continues when the caller ends.
     """
     return [
         *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"),
-        # What comes back takes as long as it takes to load.
+        # Restoring takes as long as loading.
         "--property=TimeoutStopSec=infinity",
         f"--property=OnFailure={undo}",
         *command,
@@ -116,19 +116,19 @@ def in_unit(unit: str, undo: str, *command: str) -> list[str]:
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command said last, or its exit status where it said nothing."""
+    """The last line of a command's output, or its exit status if there is none."""
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     return lines[-1].strip() if lines else f"exit status {done.returncode}"
 
 
 def sentence(failure: BaseException) -> str:
-    """What failed, for people."""
+    """The failure as a readable sentence."""
     if isinstance(failure, Ended):
-        return f"it was ended by {failure}"
+        return f"it was killed by {failure}"
     return str(failure) if isinstance(failure, Failed) else repr(failure)
 
 
 def say(text: str) -> None:
-    """Print to the terminal or the journal; the terminal may be gone."""
+    """Print to the terminal or the journal; the terminal may be closed."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
