@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from facts.places import SYSTEM
 from holdfast import alerts
 from holdfast.render import render
-from holdfast.sandbox import LOOPBACK, RUN, TAILNET, sandbox
+from holdfast.sandbox import LOOPBACK, TAILNET, sandbox
 from holdfast.settings import LOOPBACK_OF, Service, Tier
 
 MARK = 0x5AFE
@@ -114,13 +114,3 @@ def proxy_units(door: Door, service: Service, configuration: str) -> dict[str, s
             sandbox=sandbox(proxy, isolated=True),
         ),
     }
-
-
-def unix_socket_unit(description: str, stem: str, user: str) -> str:
-    """The text of a unit for ``stem``'s Unix socket below `RUN`, which ``user`` may connect to."""
-    return render(
-        "service/unix.socket.j2",
-        description=description,
-        unit=f"{stem}.service",
-        socket={"path": f"{RUN}/{stem}.sock", "user": user},
-    )

@@ -9,20 +9,29 @@ which has no network, and what asks clouds (`holdfast.clouds`), which has little
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from facts.places import CREDENTIALS, SYSTEM
+from facts.places import CREDENTIALS
 from facts.router import CONFIGURATIONS
-from holdfast import alerts, clouds
-from holdfast.doors import PATIENCE, Door, doors, socket_unit, unix_socket_unit
+from holdfast import clouds
+from holdfast.doors import PATIENCE, Door, doors
 from holdfast.engines.server import GENERATE_PATHS, paths
 from holdfast.host_programs import queue as queue_program
 from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
-from holdfast.sandbox import RUN, Directive, sandbox
+from holdfast.sandbox import RUN, Directive
 from holdfast.secrets import Secret
-from holdfast.service import Program, Timer, UnixSocket, texts
-from holdfast.settings import LOOPBACK_OF, Engine, HostSettings, Listen, Router, Service, Tier
+from holdfast.service import (
+    PROXY,
+    PROXY_FILES,
+    Credential,
+    File,
+    Program,
+    Timer,
+    UnixSocket,
+)
+from holdfast.settings import LOOPBACK_OF, Engine, HostSettings, Listen, Router, Tier
 from holdfast.shipping import path_of
 
 QUEUE_PROGRAM = path_of(queue_program)
@@ -166,88 +175,75 @@ def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
     return callers | {rung.key: rung.secret for rung in ladder(settings, router)}
 
 
-def secrets_needed(settings: HostSettings, router: Router) -> list[str]:
-    """The names of all secrets that a router's credentials are made of."""
-    return [
-        *secret_names(settings, router).values(),
-        *(key.api_key for key in router.keys),
-        *clouds.secret_names(settings, router).values(),
-    ]
-
-
 def digest(key: Secret) -> str:
     """How a router knows a caller's key: as HAProxy writes the checksum of the header."""
     return hashlib.sha256(f"Bearer {key.get_secret_value()}".encode()).hexdigest().upper()
 
 
-def keys(settings: HostSettings, router: Router, read: dict[str, Secret]) -> str:
-    """The text of a router's credential; ``read`` holds the secrets by their names."""
+def keys(settings: HostSettings, router: Router, read: Callable[[str], Secret]) -> str:
+    """The text of a router's credential; ``read`` returns a secret by its name."""
     held = [
-        f"{key} Bearer {read[name].get_secret_value()}\n"
+        f"{key} Bearer {read(name).get_secret_value()}\n"
         for key, name in secret_names(settings, router).items()
     ]
-    return "".join([*held, *(f"{digest(read[key.api_key])} {key.name}\n" for key in router.keys)])
+    return "".join([*held, *(f"{digest(read(key.api_key))} {key.name}\n" for key in router.keys)])
 
 
-def _process(names: RouterNames, service: Service, stem: str, door: str, summary: str) -> str:
+def _process(
+    settings: HostSettings,
+    router: Router,
+    door: str,
+    description: str,
+    socket: Door | UnixSocket,
+) -> Program:
+    """The process behind one of a router's doors, or ``drain``, the queue's way back."""
+    names, path = RouterNames(router), RouterNames(router).configuration(door)
+    stem = f"{names.stem}-{door}"
     # It calls what is on loopback, from wherever it is itself called and in every tier.
-    confined = service.model_copy(
-        update={"listens": [Listen(port=names.router.port)], "tier": "T1", "peers": []}
+    confined = router_service(router).model_copy(
+        update={
+            "unit": f"{stem}.service",
+            "listens": [Listen(port=router.port)],
+            "tier": "T1",
+            "peers": [],
+        }
     )
-    return render(
-        "router/router.service.j2",
-        summary=summary,
-        stem=stem,
-        configuration=names.configuration(door),
-        key_file=names.key_file,
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(confined),
-    )
-
-
-def files(settings: HostSettings, router: Router) -> dict[str, str]:
-    """Path to text of what a router needs, its keys aside."""
-    names, service = RouterNames(router), router_service(router)
-    found = {}
-    for door in names.doors:
-        where = f"from {door.interface}, port {router.port}"
-        summary = f"Holdfast router {router.name}: {where}"
-        found[f"{SYSTEM}/{door.socket}"] = socket_unit(door)
-        found[f"{SYSTEM}/{door.service}"] = _process(names, service, door.stem, door.name, summary)
-        found[names.configuration(door.name)] = configuration(
-            settings, router, "fd@3", f"{RUN}/{door.stem}"
-        )
-    return found | _drain_files(settings, names, service) | texts(behind(settings, router))
-
-
-def behind(settings: HostSettings, router: Router) -> list[Program]:
-    """What answers for a router when no rung of its ladder does: a queue or clouds."""
-    asks = clouds.program(settings, router)
-    return [*([asks] if asks else []), *queue_programs(router)]
-
-
-def _drain_files(settings: HostSettings, names: RouterNames, service: Service) -> dict[str, str]:
-    queue = queue_service(names.router)
-    if queue is None:
-        return {}
-    said = f"Holdfast: the queue of the router {names.router.name}"
-    drain = _process(
-        names, service, names.drain_stem, "drain", f"{said}, its way back to the engines"
-    )
-    return {
-        f"{SYSTEM}/{names.drain_stem}.socket": unix_socket_unit(said, names.drain_stem, queue.user),
-        f"{SYSTEM}/{names.drain_stem}.service": drain,
-        names.configuration("drain"): configuration(
-            settings, names.router, "fd@3", f"{RUN}/{names.drain_stem}", drains=True
+    text = configuration(settings, router, "fd@3", f"{RUN}/{stem}", drains=door == "drain")
+    # No variable of this host, a proxy's for one, means anything to it.
+    start = ("/usr/bin/env", "--ignore-environment", "CREDENTIALS_DIRECTORY=%d")
+    return Program(
+        service=confined,
+        description=description,
+        command=(*start, PROXY, "-db", "-f", path),
+        credentials=(
+            Credential("keys", names.key_file, lambda read: keys(settings, router, read)),
         ),
-    }
+        files=(File(path, text),),
+        runtime=f"holdfast/{stem}",
+        restart="on-failure",
+        tuned=(PROXY_FILES,),
+        socket=socket,
+    )
 
 
-def queue_programs(router: Router) -> list[Program]:
-    """The queue behind a router, and the job that raises an alert when a request waits too long.
+def programs(settings: HostSettings, router: Router) -> list[Program]:
+    """A process for each door of a router, after what it needs: its queue, or what asks clouds."""
+    asks = clouds.program(settings, router)
+    doors = [
+        _process(
+            settings,
+            router,
+            door.name,
+            f"Holdfast router {router.name}: from {door.interface}, port {router.port}",
+            door,
+        )
+        for door in RouterNames(router).doors
+    ]
+    return [*([asks] if asks else []), *_queue(settings, router), *doors]
 
-    None where the router has no queue.
-    """
+
+def _queue(settings: HostSettings, router: Router) -> list[Program]:
+    """Its way back to the engines, the queue, and the job that raises an alert of its age."""
     names, queue, service = RouterNames(router), router.queue, queue_service(router)
     if queue is None or service is None:
         return []
@@ -259,7 +255,11 @@ def queue_programs(router: Router) -> list[Program]:
     )
     serve = (QUEUE_PROGRAM, "serve", database, "--ask", names.drain_socket, "--entries", entries)
     age = service.model_copy(update={"unit": f"{names.queue_stem}-age.service"})
+    way_back = UnixSocket(names.drain_socket, service.user, "BindsTo")
     return [
+        _process(
+            settings, router, "drain", f"{description}, its way back to the engines", way_back
+        ),
         Program(
             service=service,
             description=description,

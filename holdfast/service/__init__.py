@@ -2,6 +2,7 @@
 
 from holdfast.service.program import (
     PROXY,
+    PROXY_FILES,
     Credential,
     File,
     Program,
@@ -15,6 +16,7 @@ from holdfast.service.units import files, paths, texts
 
 __all__ = [
     "PROXY",
+    "PROXY_FILES",
     "Credential",
     "File",
     "Program",

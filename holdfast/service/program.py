@@ -34,6 +34,9 @@ Words = tuple[str, ...]
 PROXY = "/usr/sbin/haproxy"
 """The distribution's HAProxy: behind each door of a program without a network, and each router."""
 
+PROXY_FILES = Directive("LimitNOFILE", "65536", "two for each connection that it may hold")
+"""What every proxy sets for itself."""
+
 TUNABLE = frozenset(
     {
         *("AllowedCPUs", "CPUWeight", "LimitMEMLOCK", "LimitNOFILE", "MemoryMin", "MemorySwapMax"),

@@ -9,8 +9,8 @@ from facts.places import SYSTEM
 from holdfast import alerts, doors
 from holdfast.doors import Door
 from holdfast.render import render
-from holdfast.sandbox import RUN, Directive
-from holdfast.service.program import PROXY, File, Program, Words
+from holdfast.sandbox import RUN
+from holdfast.service.program import PROXY, PROXY_FILES, File, Program, Words
 from holdfast.settings import Service
 
 
@@ -83,7 +83,7 @@ def proxies(program: Program) -> Iterator[Program]:
             files=(File(configuration, text),),
             runtime=f"holdfast/{door.stem}",
             restart="on-failure",
-            tuned=(Directive("LimitNOFILE", "65536", "two for each connection that it may hold"),),
+            tuned=(PROXY_FILES,),
             isolated=True,
             socket=door,
         )

@@ -312,7 +312,7 @@ def written(settings: HostSettings, folder: str, bind: str, *, drains: bool = Fa
     text = text.replace(router.RouterNames(declared).queue_socket, f"{folder}/queue.sock")
     path = Path(folder, "drain.cfg" if drains else "router.cfg")
     path.write_text(text)
-    Path(folder, "keys").write_text(router.keys(settings, declared, SECRETS))
+    Path(folder, "keys").write_text(router.keys(settings, declared, SECRETS.__getitem__))
     return path
 
 

@@ -651,7 +651,7 @@ def running(settings: HostSettings) -> Iterator[tuple[Running, Clouds, Charges]]
     text = text.replace("inter 2s fastinter 500ms", "inter 20ms fastinter 20ms")
     text = text.replace(clouds.socket(declared), f"{folder}/clouds.sock")
     Path(folder, "router.cfg").write_text(text)
-    Path(folder, "keys").write_text(router.keys(settings, declared, SECRETS))
+    Path(folder, "keys").write_text(router.keys(settings, declared, SECRETS.__getitem__))
     asks, account = Clouds(), Charges()
     told = json.loads(clouds.configuration(settings, declared))
     known, callers = clouds_program.read(told)
@@ -855,7 +855,7 @@ def test_its_tiers_and_whom_it_may_call_follow_from_the_declaration() -> None:
 
 def _units(settings: HostSettings) -> dict[str, str]:
     (declared,) = settings.routers
-    texts = {**router.files(settings, declared), **texts_of(ledger.programs(settings))}
+    texts = texts_of([*router.programs(settings, declared), *ledger.programs(settings)])
     return {Path(path).name: text for path, text in texts.items() if "/systemd/" in path}
 
 
@@ -863,12 +863,10 @@ def test_each_key_is_where_it_is_needed_and_nowhere_else() -> None:
     settings = host()
     (declared,) = settings.routers
     values = {name: secret.get_secret_value() for name, secret in SECRETS.items()}
-    texts = [
-        *router.files(settings, declared).values(),
-        *texts_of(ledger.programs(settings)).values(),
-    ]
+    programs = [*router.programs(settings, declared), *ledger.programs(settings)]
+    texts = list(texts_of(programs).values())
     assert [name for name, value in values.items() if any(value in text for text in texts)] == []
-    own = router.keys(settings, declared, SECRETS)
+    own = router.keys(settings, declared, SECRETS.__getitem__)
     assert {name for name, value in values.items() if value in own} == {"A_KEY", "FLOOR_API_KEY"}
     theirs = clouds.keys(settings, declared, SECRETS.__getitem__)
     assert {name for name, value in values.items() if value in theirs} == {"ONE_KEY", "TWO_KEY"}

@@ -18,6 +18,7 @@ from holdfast import alerts, router
 from holdfast.checks.router import router_keys, routers
 from holdfast.registry import declared_services
 from holdfast.sandbox import EXPOSURE_MAX
+from holdfast.service import texts
 from holdfast.settings import HostSettings
 from operations import router as operations
 from tests import malice
@@ -367,7 +368,7 @@ def _private(**declared: Any) -> HostSettings:
 
 def _units(settings: HostSettings) -> dict[str, str]:
     (declared,) = settings.routers
-    written = router.files(settings, declared)
+    written = texts(router.programs(settings, declared))
     return {Path(path).name: text for path, text in written.items() if "/systemd/" in path}
 
 
@@ -402,13 +403,13 @@ def test_no_key_is_in_anything_but_the_credential() -> None:
     settings = _private()
     (declared,) = settings.routers
     names = router.RouterNames(declared)
-    texts = router.files(settings, declared)
+    written = texts(router.programs(settings, declared))
     values = [secret.get_secret_value() for secret in SECRETS.values()]
-    assert [path for path, text in texts.items() if any(value in text for value in values)] == []
-    credential = router.keys(settings, declared, SECRETS)
+    assert [path for path, text in written.items() if any(value in text for value in values)] == []
+    credential = router.keys(settings, declared, SECRETS.__getitem__)
     assert all(value in credential for value in values)
     for unit in ("loopback", "drain"):
-        text = texts[f"/etc/systemd/system/{names.stem}-{unit}.service"]
+        text = written[f"/etc/systemd/system/{names.stem}-{unit}.service"]
         assert f"LoadCredential=keys:{names.key_file}" in text.splitlines()
 
 
