@@ -215,3 +215,40 @@ def test_bench_of_an_engine_that_is_not_declared_is_a_sentence() -> None:
     done = _live({"@fake/one": {}}, "bench", "mine.py", "chat")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "mine.py declares 0 engines 'chat'\n"
+
+
+BENCH = """
+import json, sys
+from pyinfra.api import Inventory
+from holdfast import inventory_file
+from holdfast.__main__ import main
+(settings,) = inventory_file.load("inventories/complete.py").values()
+fake = {"fake_responses": json.loads(sys.argv[1]), "fake_delay": 0.0, "fake_delay_jitter": 0.0}
+inventory_file.read = lambda _: Inventory(([("@fake/rack", fake)], {}))
+inventory_file.load = lambda _: {"@fake/rack": settings}
+main(["bench", "mine.py", "chat", *sys.argv[2:]])
+"""
+
+
+def test_bench_keeps_a_row_and_reports_an_engine_that_became_slower(tmp_path: Path) -> None:
+    names = re.findall(r"^([A-Z_]+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    keep_secrets(tmp_path, {name: f"{name.lower()[:9]}-9fKq27xLmZ" for name in names})
+    result = (ROOT / "tests/unit/recorded/bench_serve.json").read_text().strip()
+    file = tmp_path / "serving.csv"
+
+    def bench(result: str, *options: str) -> subprocess.CompletedProcess[str]:
+        answers = json.dumps({"bench serve": framed_lines([result, "250.0, 61"])})
+        arguments = [answers, "--csv", str(file), *options]
+        return _run("-c", BENCH, *arguments, HOLDFAST_SECRETS=str(tmp_path))
+
+    first = bench(result)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert re.match(r"[\d.]+ tokens/s, first token after", first.stdout)
+    assert len(file.read_text().splitlines()) == 2
+    speed = json.loads(result)["output_throughput"]
+    slow = result.replace(str(speed), str(speed / 10))
+    # Another load is another measurement.
+    assert bench(slow, "--requests", "7").returncode == 0
+    slower = bench(slow)
+    assert slower.returncode == 1
+    assert "tokens/s and made" in slower.stderr
