@@ -48,8 +48,8 @@ def running(
     Args:
         plan: what to install and bind.
         reboot: whether it may; as `holdfast.settings.GpuDriver.reboot`.
-        picture: the machine's state when the plan was made. touched: whether the machine was
-        changed since.
+        picture: the machine's state when the plan was made.
+        touched: whether the machine was changed since.
 
     For example::
 

@@ -1,1 +1,1 @@
-"""NVIDIA cards: what is declared, what is seen, what must be done about the difference."""
+"""NVIDIA cards: the declared and the actual ones, and what to do about differences."""

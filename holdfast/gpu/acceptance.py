@@ -1,10 +1,10 @@
-"""Declared cards against what the machine shows: each difference, what it looks like, its mend.
+"""Compare the declared cards with the machine: each difference, its likely cause, its correction.
 
-The diagnosis follows three counts. A card that was declared and is not in sysfs never answered on
-the bus: riser, slot or power supply. One that is in sysfs and not in ``nvidia-smi`` answers and is
-not driven: driver, or the card's own power. One that is in all three can still be the wrong one,
-badly linked, worn or unguarded. One cause is one sentence: what follows from a difference that was
-told already is left out.
+The diagnosis has three stages. A declared card that is not in sysfs never answered on the bus: the
+cause is riser, slot or power supply. A card in sysfs but not in ``nvidia-smi`` answers without a
+driver: the cause is the driver, or the card's own power. A card in all three can still be the wrong
+one, have a bad link, be worn or lack limits. One cause gives one sentence: consequences of a
+reported difference are left out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from holdfast.gpu.comparison import Comparison
 from holdfast.settings import GpuCard, Gpus
 
 Moment = Literal["before_driver", "before_caps", "after_driver"]
-"""``before_driver``: only what sysfs and journal know is judged, for there may be no driver yet.
-``before_caps``: everything but the power limits, which are about to be set. ``after_driver``:
+"""``before_driver``: only data of sysfs and journal is checked, because there may be no driver yet.
+``before_caps``: everything except the power limits, which are not set yet. ``after_driver``:
 everything."""
 
 Kind = Literal[
@@ -71,11 +71,11 @@ Kind = Literal[
 ]
 
 MANY_BUS_ERRORS = 100
-"""Bus errors since boot, short of fatal ones, from which a link is called marginal. Ours: a sound
-link has none for weeks, and a bad riser writes hundreds in an hour."""
+"""Non-fatal bus errors since boot from which a link counts as marginal. Our own figure: a good link
+has none for weeks, and a bad riser causes hundreds in an hour."""
 
 IDLE_MIB = 300
-"""More than this in use on a card that no service claims is somebody's, MiB. Ours: recorded idle
+"""Memory in use above which an unclaimed card counts as used, MiB. Our own figure: recorded idle
 cards use 0 to 116."""
 
 _THERMAL, _POWER_BRAKE = 0x40, 0x80
@@ -85,10 +85,10 @@ for heat, or because the power supply asked for it."""
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as declared. ``card`` is its declared name; "" for the whole machine.
+    """One difference. ``card`` is its declared name; "" for the whole machine.
 
-    ``sentence`` names the card, what was declared, what was seen and what it looks like; ``mend``
-    is what to try.
+    ``sentence`` names the card, the declared and the actual value and the likely cause; ``mend`` is
+    the correction to try.
     """
 
     kind: Kind
@@ -109,7 +109,7 @@ class _XidClass(NamedTuple):
     mend: str
 
 
-# A reboot, and not a reset alone: errors count for the boot they happened in.
+# A reboot, not only a reset, because errors count for their whole boot.
 _REBOOT = "reboot, which resets the card; if it happens again run NVIDIA's field diagnostic"
 _RETURN = "run NVIDIA's field diagnostic and have the card replaced"
 _GSP = _XidClass(
@@ -128,9 +128,9 @@ XIDS: dict[int, _XidClass] = {
     119: _GSP,
     120: _GSP,
 }
-"""Errors of the driver that are the card's, by NVIDIA's documentation of Xids
-(docs.nvidia.com/deploy/xid-errors). 79 and 154 have rules of their own. What is not here, 13, 31,
-43 and 45 above all, is a fault of the program that ran, or is not known to be the card's."""
+"""Driver errors that are caused by the card, by NVIDIA's documentation of Xids
+(docs.nvidia.com/deploy/xid-errors). 79 and 154 have their own rules. Others, above all 13, 31, 43
+and 45, are faults of a program, or are not known to be the card's."""
 
 _RECOVERY = 154
 
@@ -230,7 +230,7 @@ def _place(seen: Comparison) -> Iterator[Difference]:
         if card.pci_address and card.pci_address != pci.address
     ]
     absent = any(pci is None for _, pci in seen.matched)
-    # Without one card the firmware may renumber the others' buses.
+    # If one card is missing, the firmware may renumber the buses of the others.
     if not moved or absent:
         return
     where = ", ".join(f"{card.name} is at {pci.address}" for card, pci in moved)
@@ -253,8 +253,8 @@ def _place(seen: Comparison) -> Iterator[Difference]:
 
 
 def _narrow(seen: Comparison) -> dict[str, int]:
-    """Cards with fewer lanes than declared, and how many they have, by name."""
-    # Generation is not judged: an idle card falls to the first.
+    """Cards with fewer lanes than declared: name to their lanes."""
+    # The generation is not checked: an idle card uses the first.
     widths = {
         card: pci.link_width or (smi.link_width if smi else None)
         for card, pci in seen.present
@@ -281,7 +281,7 @@ def _bus_errors(seen: Comparison) -> Iterator[Difference]:
     names = {pci.address: card.name for card, pci in seen.present}
     for errors in seen.picture.bus_errors:
         name = names.get(errors.address)
-        # A link that lost lanes is the same riser, told already.
+        # A link that lost lanes has the same riser, which is reported already.
         if name is None or name in _narrow(seen):
             continue
         if errors.fatal or errors.correctable + errors.non_fatal >= MANY_BUS_ERRORS:
@@ -334,7 +334,7 @@ def _nouveau(seen: Comparison) -> Iterator[Difference]:
 
 
 def _driver(seen: Comparison) -> Iterator[Difference]:
-    """What keeps the whole driver from working; at most one."""
+    """The fault that keeps the whole driver from working; at most one."""
     driver, exit_status = seen.picture.driver, seen.picture.smi_exit
     if any(_nouveau(seen)) or not (seen.driven or seen.undriven):
         return
@@ -448,8 +448,8 @@ _UNSEEN = _Exit(
 
 
 def _wanted(seen: Comparison) -> dict[str, str]:
-    """What the journal asks for to recover a card, by name."""
-    # Of several the last, which may take back what those before it asked for.
+    """The recovery action for a card in the journal, by name."""
+    # The last of several, which may cancel earlier ones.
     asked = {card.name: xid.text for card, xid in seen.xids({_RECOVERY})}
     return {name: text for name, text in asked.items() if not text.endswith("(None)")}
 
@@ -458,7 +458,7 @@ def _unseen(seen: Comparison) -> Iterator[Difference]:
     reported = {card.name for card, _ in seen.xids(XIDS)} | set(_wanted(seen))
     if any(_nouveau(seen)) or any(_driver(seen)):
         return
-    # Where it lists nothing at all, one bad card hides the others.
+    # If it lists no card, one bad card hides the others.
     if seen.picture.smi is None and (reported or seen.fallen):
         return
     unseen = [(card, pci) for card, pci in seen.undriven if card.name not in reported]
@@ -505,7 +505,7 @@ def _memory(seen: Comparison) -> Iterator[Difference]:
 
 
 def _errors(seen: Comparison) -> Iterator[Difference]:
-    # Of several the first, which the others often follow from.
+    # The first of several, which often causes the others.
     reported = {card.name: xid for card, xid in reversed(seen.xids(XIDS))}
     wanted = _wanted(seen)
     for card, pci in seen.present:
@@ -532,7 +532,7 @@ def _errors(seen: Comparison) -> Iterator[Difference]:
             )
         elif smi and smi.recovery_action not in (None, "None"):
             yield _recovery(card, f"its driver asks for {smi.recovery_action!r}")
-        # The driver's present word counts more than what it once wrote.
+        # The driver's present state counts more than its log.
         elif card.name in wanted and not (smi and smi.recovery_action):
             yield _recovery(card, f"Xid 154 of this boot says {wanted[card.name]!r}")
 
@@ -652,7 +652,7 @@ def _budget(seen: Comparison) -> Iterator[Difference]:
 
 
 def _all(names: Sequence[str]) -> str:
-    """The names as one reads them out: "a, b and c"."""
+    """The names in a sentence: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -665,7 +665,7 @@ BUS_CHECKS: tuple[Check, ...] = (
     _bus_errors,
     _reserved,
 )
-"""What sysfs and the journal alone can tell."""
+"""The checks that need only sysfs and the journal."""
 
 DRIVER_CHECKS: tuple[Check, ...] = (
     _held,
@@ -682,7 +682,7 @@ DRIVER_CHECKS: tuple[Check, ...] = (
     _caps,
     _budget,
 )
-"""What takes a driver, or its absence."""
+"""The checks that need a driver, or its absence."""
 
 
 def differences(
@@ -691,14 +691,14 @@ def differences(
     moment: Moment = "after_driver",
     memory_claimed: bool = True,
 ) -> list[Difference]:
-    """Everything in ``picture`` that is not as ``declared``; empty where the rack is well.
+    """All differences between ``picture`` and ``declared``; empty if the rack is good.
 
     Args:
-        declared: the cards that must be there.
-        picture: what the machine shows.
-        moment: how far the run has come; decides what may be judged.
-        memory_claimed: whether services of this host may hold GPU memory; where none may, memory
-            in use is a difference.
+        declared: the cards that must be present.
+        picture: the machine's state.
+        moment: the stage of the run, which decides what is checked.
+        memory_claimed: whether services of this host may use GPU memory; if none may,
+            memory in use is a difference.
     """
     seen = Comparison(declared, picture, memory_claimed)
     checks = BUS_CHECKS if moment == "before_driver" else BUS_CHECKS + DRIVER_CHECKS

@@ -1,8 +1,7 @@
-"""What is known of a card by its PCI device id, before it is plugged in.
+"""Known data of cards by PCI device id.
 
-Only what was published by someone who had the card, each with where it was read. A card that is
-not here may still be declared: then its own driver is believed, and what could be said earlier is
-said after it is installed.
+It contains only data that an owner of the card has published, with its source. Other cards may also
+be declared: then the data comes from the driver, and errors are found only after its installation.
 
 Sources:
 
@@ -22,17 +21,17 @@ from typing import Literal
 Architecture = Literal["Ampere", "Hopper", "Blackwell"]
 
 VRAM_TOLERANCE = 0.01
-"""Cards of one model reserve a little more or less, by driver and VBIOS."""
+"""The reserved memory of one model differs a little by driver and VBIOS."""
 
 
 @dataclass(frozen=True)
 class Known:
     """One model: memory in MiB as ``nvidia-smi`` counts it, power in W, ``lanes`` of PCIe.
 
-    ``vram_mib`` is None where one id is sold with more than one size. ``power_default_w`` is
-    NVIDIA's; makers of GeForce cards may set more, and choose the highest limit themselves: then
-    ``power_max_w`` is None. ``surge_w`` is the highest draw that was published of spikes of 5 to
-    10 ms, None where none was.
+    ``vram_mib`` is None if one id is sold with several sizes. ``power_default_w`` is NVIDIA's;
+    makers of GeForce cards may set more, and choose the highest limit themselves: then
+    ``power_max_w`` is None. ``surge_w`` is the highest published power of spikes of 5 to 10 ms,
+    None if unknown.
     """
 
     name: str
@@ -70,6 +69,6 @@ KNOWN: dict[str, Known] = {
 
 
 def name_of(device: str) -> str:
-    """What to call a card in a message; its id where the model is not known."""
+    """The name of a card for a message; its id if the model is unknown."""
     known = KNOWN.get(device)
     return f"{known.name} ({device})" if known else f"NVIDIA card 10de:{device}"

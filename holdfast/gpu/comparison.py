@@ -1,4 +1,4 @@
-"""Which declared card is which of those that the machine shows, and how far each one got."""
+"""Match declared cards with those of the machine, and find the stage that each one reached."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Comparison:
 
     @cached_property
     def matched(self) -> list[tuple[GpuCard, PciCard | None]]:
-        """Every declared card with its counterpart on the bus.
+        """Every declared card with its match on the bus.
 
-        A UUID is the card itself and decides first; then model and address together, or the model
-        where no address is declared. What is left over on both sides is paired by model, then by
-        address, then at all: a card in the wrong place is one difference and not two.
+        A UUID identifies the card and decides first; then model and address together, or the model
+        if no address is declared. The rest is paired by model, then by address, then in any order,
+        so that a card in the wrong place is one difference and not two.
         """
         left = list(self.picture.pci)
         places = {card.uuid: card.address for card in self.smi.values() if card.uuid}

@@ -1,7 +1,7 @@
-"""Cards in containers: the toolkit, the engine's keys, and whether the CDI specification is fresh.
+"""Cards in containers: the toolkit, the engine's keys, and the state of the CDI specification.
 
 CDI tells the engine which device files and libraries a container gets with a card. It names
-libraries by the driver's version, so it is as old as the driver and the cards it was made for.
+libraries with the driver's version, so it is valid only for that driver and those cards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ of NVIDIA's own repository NVIDIA/nvidia-docker (branch gh-pages, commit 9ca6dc5
 pin the same checksum of that URL, and the key verifies NVIDIA's InRelease of the toolkit."""
 VENDOR_UNITS = ["nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"]
 """The toolkit's own, since 1.18. They run after multi-user.target, when containers that start at
-boot have long failed, and not at all where the module is Debian's nvidia-current-open.ko."""
+boot have already failed, and not at all if the module is Debian's nvidia-current-open.ko."""
 
 
 def wants_containers(settings: HostSettings) -> bool:
@@ -60,13 +60,13 @@ def daemon_keys(major: int) -> dict[str, Any]:
         "runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}},
     }
     if major >= 25:
-        # Docker 25 brought CDI; later ones have it on by default.
+        # Docker 25 added CDI; later versions enable it by default.
         keys["features"] = {"cdi": True}
     return keys
 
 
 def stale(state: ContainersState) -> str | None:
-    """Why the specification must be made again; None where it is fresh, or that is not known."""
+    """Why the specification must be regenerated; None if it is current, or this is unknown."""
     if state.uuids is None:
         return None
     if state.specified is None:
@@ -81,7 +81,7 @@ def stale(state: ContainersState) -> str | None:
 
 
 def complaint(containers: Sequence[GpuContainer]) -> str | None:
-    """The sentence about running containers that have lost their cards; None where none has."""
+    """The sentence about running containers that have lost their cards; None if there are none."""
     lost = [container for container in containers if container.lost is not None]
     if not lost:
         return None
@@ -94,7 +94,7 @@ def complaint(containers: Sequence[GpuContainer]) -> str | None:
 
 
 def unit_files() -> dict[str, str]:
-    """Path to text of the unit that makes the specification."""
+    """Path to text of the unit that generates the specification."""
     service = Service(name="gpu-cdi", unit=SERVICE, user="root", tier="T1")
     relaxed = [
         *driver_access(),

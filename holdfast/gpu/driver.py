@@ -1,4 +1,4 @@
-"""Which driver a rack gets, from where, and whether it runs as planned. No host is touched here."""
+"""The driver of a rack, its source, and whether it runs as planned. Does not access a host."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ VFIO = f"{SYSTEM}/{VFIO_UNIT}"
 VFIO_PROGRAM = "/usr/local/lib/holdfast/vfio-bind"
 KERNELS_SERVICE = "holdfast-gpu-kernels.service"
 KERNELS_TIMER = "holdfast-gpu-kernels.timer"
-"""Looks every hour whether the kernel that boots next has a module for the cards."""
+"""Checks every hour whether the kernel that boots next has a module for the cards."""
 KERNELS_UNITS = tuple(f"{SYSTEM}/{unit}" for unit in (KERNELS_TIMER, KERNELS_SERVICE))
 KERNELS_PROGRAM = "/usr/local/lib/holdfast/gpu-kernels"
 APT_LOCK = "/var/lib/dpkg/lock-frontend"
-"""Held by apt and by unattended upgrades from the first package to the last."""
+"""The lock that apt and unattended upgrades hold while they run."""
 
 MODULES = "linux-modules-nvidia-"
-"""What the packages of modules begin with that Ubuntu builds for each kernel."""
+"""Prefix of Ubuntu's packages with modules for each kernel."""
 KERNELS = ("linux-image-", "linux-headers-", "linux-modules-")
-"""What the packages of Ubuntu's kernels begin with."""
+"""Prefix of Ubuntu's kernel packages."""
 
 _VENDOR = "https://developer.download.nvidia.com/compute/cuda/repos"
 _CUDATOOLS = {
@@ -68,10 +68,10 @@ _PINNED_FROM = 580
 """The oldest branch for which NVIDIA documents a package nvidia-driver-pinning-<branch>
 (NVIDIA Driver Installation Guide, "Version locking")."""
 _UNNUMBERED_FROM = 590
-"""From here on NVIDIA's packages for Ubuntu have no branch in their names (the same guide,
+"""From this branch on NVIDIA's packages for Ubuntu have no branch in their names (the same guide,
 "Recent updates"); those for Debian never had."""
 _OPEN_BY_DEFAULT_FROM = 560
-"""Before it NVIDIA's own installers chose the proprietary modules wherever a card takes both
+"""Before it NVIDIA's own installers chose the proprietary modules if a card supports both
 ("NVIDIA Transitions Fully Towards Open-Source GPU Kernel Modules", 2024-07-17)."""
 
 _FIRST_BRANCH = {
@@ -88,12 +88,12 @@ _LAST_BRANCH = {"Pascal": 580, "Volta": 580}
 """The last branch: 590's release notes drop them."""
 
 _UBUNTU_BRANCHES = ("535", "580")
-"""Server branches for which Ubuntu signs and ships prebuilt modules in both flavours, and which
-are no empty shells for a newer one, as 570 is for 580."""
+"""Server branches for which Ubuntu ships signed modules in both flavours, without transitional
+packages, such as 570 for 580."""
 
 
 class Unplannable(ValueError):
-    """No driver can be planned. ``key`` lies below ``gpus`` in the inventory.
+    """No driver can be planned. ``key`` is below ``gpus`` in the inventory.
 
     The other fields are those of `holdfast.refusal.Refusal`.
     """
@@ -105,7 +105,7 @@ class Unplannable(ValueError):
 
 @dataclass(frozen=True)
 class Chip:
-    """A card by its device id: NVIDIA's name, its generation, and the modules that drive it."""
+    """A card by its device id: NVIDIA's name, its generation, and the modules that support it."""
 
     name: str
     architecture: str
@@ -114,13 +114,12 @@ class Chip:
 
 @dataclass(frozen=True)
 class DriverPlan:
-    """What is to be installed and bound.
+    """The packages to install and the cards to bind.
 
-    ``source`` is None where no card is for this host itself: then nothing is installed.
-    ``packages`` are installed in groups, one after the other. ``branch``, such as ``580``, and
-    ``flavour`` are what must be found on disk afterwards. ``signed``: the modules come with the
-    distribution's signature and need none of the machine owner's. ``vfio`` holds the addresses of
-    the cards that belong to guests.
+    ``source`` is None if this host itself uses no card: then nothing is installed. ``packages`` are
+    installed in groups, one after the other. ``branch``, such as ``580``, and ``flavour`` are the
+    expected state on disk afterwards. ``signed``: the modules have the distribution's signature and
+    need no machine owner key. ``vfio`` has the addresses of guests' cards.
     """
 
     distribution: Distribution
@@ -152,8 +151,8 @@ class DriverPlan:
 class Verdict:
     """Whether a machine runs the planned driver: not at all (``stop``), not yet (``reboot``).
 
-    Both are sentences; ``situation`` names what a reboot is to mend, so that one which did not is
-    recognised. None and None: it does.
+    Both are sentences; ``situation`` names the reason for a reboot, so that a reboot without effect
+    is recognised. None and None: it does.
     """
 
     stop: str | None = None
@@ -163,7 +162,7 @@ class Verdict:
 
 @cache
 def chips() -> dict[str, Chip]:
-    """Every card NVIDIA's data knows, by device id in lower-case hex."""
+    """Every card in NVIDIA's data, by device id in lower-case hex."""
     found: dict[str, Chip] = {}
     for chip in json.loads(SUPPORTED_GPUS.read_text(encoding="utf-8"))["chips"]:
         flavours: set[Flavour] = {"open"} if "kernelopen" in chip["features"] else {"proprietary"}
@@ -182,9 +181,9 @@ def plan(
     Args:
         gpus: what the inventory declares.
         distribution: the host's.
-        nvswitches: NVSwitch bridges seen in it; before the first connection none is known.
-        kernel: release of the running kernel, which tells its headers; the distribution's usual
-            one where it is not known yet.
+        nvswitches: NVSwitch bridges seen in it; unknown before the first connection.
+        kernel: release of the running kernel, which names its headers; default: the
+            distribution's usual one.
 
     Raises:
         Unplannable: no driver fits; says why and what to change.
@@ -299,7 +298,7 @@ def _flavour(gpus: Gpus, compute: list[tuple[int, GpuCard]]) -> Flavour:
 
 def _flavours_of(card: GpuCard, wanted: str) -> frozenset[Flavour]:
     chip = chips().get(card.device)
-    # An unknown card is here only because its owner said which modules drive it.
+    # The inventory must declare the flavour for an unknown card.
     return chip.flavours if chip else frozenset({"open" if wanted == "open" else "proprietary"})
 
 
@@ -328,7 +327,7 @@ _DEBIAN_SHIPS = {"debian12": "535", "debian13": "550"}
 def _distribution_problem(
     gpus: Gpus, distribution: Distribution, flavour: Flavour, nvswitches: int
 ) -> tuple[str, str, str] | None:
-    """Key below ``driver``, what is wrong and the mend; None where its packages do."""
+    """Key below ``driver``, error and correction; None if its packages support the cards."""
     branch, vendor = gpus.driver.branch, "write source 'vendor' or 'auto'"
     if shipped := _DEBIAN_SHIPS.get(distribution):
         wrong = f"{distribution} ships driver {shipped}"
@@ -351,7 +350,7 @@ def _distribution_problem(
 
 
 def _undriven(gpus: Gpus, branch: int) -> str | None:
-    """The first card of this host's own that ``branch`` is too old for."""
+    """The first own card of this host that ``branch`` is too old for."""
     for card in gpus.cards:
         chip = chips().get(card.device)
         if card.role == "compute" and chip and branch < _FIRST_BRANCH[chip.architecture]:
@@ -412,7 +411,7 @@ def _packages(
     kind = _kernel_kind(distribution, kernel)
     if source == "distribution" and distribution.startswith("ubuntu"):
         server = _server(branch, flavour)
-        # Asked for first: with the rest, apt would rather build modules by DKMS.
+        # Installed first: together with the rest, apt would choose to build modules with DKMS.
         return (
             (f"{MODULES}{server}-{kind}",),
             (
@@ -421,7 +420,7 @@ def _packages(
                 f"nvidia-utils-{branch}-server",
             ),
         )
-    # Without headers DKMS builds nothing and says so in a log alone.
+    # Without headers DKMS builds nothing and only logs it.
     headers = "proxmox-default-headers" if kind == "pve" else f"linux-headers-{kind}"
     if source == "distribution":
         kernel_module = "nvidia-open-kernel-dkms" if is_open else "nvidia-kernel-dkms"
@@ -443,7 +442,7 @@ def _packages(
 
 
 def _kernel_kind(distribution: Distribution, kernel: str) -> str:
-    """What the metapackages of the running kernel's line end in.
+    """The suffix of the metapackages of the running kernel's line.
 
     ``6.12.74+deb13+1-cloud-amd64`` is of the line ``cloud-amd64``, ``6.14.0-35-generic`` on Ubuntu
     24.04, whose own kernel is 6.8, of ``generic-hwe-24.04``.
@@ -461,7 +460,7 @@ def _kernel_kind(distribution: Distribution, kernel: str) -> str:
 
 
 def files(plan: DriverPlan) -> dict[str, str]:
-    """Path to content of what keeps origins apart, nouveau away, and cards where they belong."""
+    """Path to content of the files that pin the source, block nouveau, and bind cards of guests."""
     wanted = {NOUVEAU: render("gpu_driver/nouveau.conf.j2")}
     if plan.vfio:
         wanted[VFIO] = _vfio_unit()
@@ -476,7 +475,7 @@ def files(plan: DriverPlan) -> dict[str, str]:
     wanted[PERSISTENCE] = render("gpu_driver/nvidia-persistenced.conf.j2")
     wanted |= {**_kernels_units(), KERNELS_PROGRAM: kernels_program(plan)}
     if plan.distribution.startswith("debian"):
-        # Only the distribution's own driver is not free; NVIDIA's needs helpers from contrib.
+        # Only the distribution's own driver is in non-free; NVIDIA's needs helpers from contrib.
         non_free = ["non-free", "non-free-firmware"] if plan.source == "distribution" else []
         suite = {"debian12": "bookworm", "debian13": "trixie"}[plan.distribution]
         wanted[DEBIAN_SOURCE] = render(
@@ -486,7 +485,7 @@ def files(plan: DriverPlan) -> dict[str, str]:
 
 
 def kernels_program(plan: DriverPlan, root: str = "") -> str:
-    """The script that looks at the kernel that boots next; ``root`` is a prefix, for tests."""
+    """The script that checks the kernel that boots next; ``root`` is a prefix, for tests."""
     return render(
         "gpu_driver/kernels.j2",
         newest=newest_kernel(root),
@@ -499,7 +498,7 @@ def kernels_program(plan: DriverPlan, root: str = "") -> str:
 
 
 def _spoken(sentence: str) -> str:
-    """The sentence as a word of the script, which knows the values of its variables."""
+    """The sentence as a word of the script, with the script's variables."""
     parts = re.split(r"(\$(?:newest|version|library)\b)", sentence)
     return "".join(f'"{part}"' if part.startswith("$") else shlex.quote(part) for part in parts)
 
@@ -548,23 +547,23 @@ ALL_FILES = (
     *(*KERNELS_UNITS, KERNELS_PROGRAM),
 )
 PROGRAMS = (VFIO_PROGRAM, KERNELS_PROGRAM)
-"""Every path that `files` may name, so that what a plan does not want can be removed."""
+"""Every path that `files` may name, so that unwanted ones can be removed."""
 
 
 def needs_own_key(plan: DriverPlan, picture: Picture) -> bool:
-    """Whether modules of the plan load only once the owner's key is known to the firmware."""
+    """Whether the plan's modules load only after the owner's key was enrolled."""
     builds = plan.source is not None and not plan.signed
-    # One that loads already was signed with such a key.
+    # A loaded module was signed with such a key.
     return builds and bool(picture.driver.secure_boot) and picture.driver.loaded is None
 
 
 def check_machine(plan: DriverPlan, gpus: Gpus, picture: Picture, key_enrolled: bool) -> None:
-    """Whether a machine, as it is before anything is installed, lets the plan come true.
+    """Check that the present machine allows the plan.
 
-    ``key_enrolled`` tells whether DKMS has a signing key that the firmware knows.
+    ``key_enrolled``: DKMS has a signing key that is enrolled in the firmware.
 
     Raises:
-        Unplannable: it does not; says why and what to change.
+        Unplannable: it does not; with the reason and the correction.
     """
     if needs_own_key(plan, picture) and not key_enrolled:
         ubuntu = plan.distribution.startswith("ubuntu")
@@ -591,10 +590,11 @@ def check_machine(plan: DriverPlan, gpus: Gpus, picture: Picture, key_enrolled: 
 
 
 def held_back(settings: HostSettings) -> list[str]:
-    """What unattended upgrades must not touch, as the beginnings of package names.
+    """Prefixes of package names that unattended upgrades must skip.
 
-    Where the driver's modules come ready for each kernel, kernels are held with them: one that came
-    alone would boot without a driver. An inventory that holds no modules holds no kernels.
+    If the driver's modules are packages for each kernel, kernels are held with them: a new kernel
+    alone would boot without a driver. An inventory that does not hold modules does not hold
+    kernels.
     """
     own = settings.base.held_back
     if settings.gpus is None or not plan(settings.gpus, settings.distribution).signed:
@@ -632,12 +632,12 @@ def _server(branch: str, flavour: Flavour) -> str:
 
 
 def verdict(plan: DriverPlan, picture: Picture) -> Verdict:
-    """Whether the machine of ``picture`` runs the driver of ``plan``, and what it takes if not.
+    """Whether the machine of ``picture`` runs the driver of ``plan``, and what to do if not.
 
-    Never asks for a reboot into a kernel that has no module.
+    Never requests a reboot into a kernel without the module.
     """
     state = picture.driver
-    # Before anything was read there is no name for it.
+    # Its name is unknown before the first query.
     newest = state.newest_kernel or "of this host"
     if plan.source:
         if state.on_disk is None:

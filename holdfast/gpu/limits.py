@@ -1,4 +1,4 @@
-"""Power limits and clocks: what the unit on the host is to hold, and whether the cards have it."""
+"""Power limits and clocks: the unit's configuration, and whether the cards have the limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRAM = path_of(gpu_limits)
 TIMER = "holdfast-gpu-limits.timer"
 
 DEVICES = ("char-nvidia", "char-nvidia-frontend", "char-nvidiactl", "char-nvidia-caps")
-"""The driver's character devices; which of the names it uses depends on its version."""
+"""The driver's character devices; the names depend on its version."""
 
 
 def _declared(gpus: Gpus) -> Iterator[Wanted]:
@@ -44,20 +44,20 @@ def _declared(gpus: Gpus) -> Iterator[Wanted]:
 
 
 def declared(gpus: Gpus, modes: Mapping[str, str]) -> list[Wanted]:
-    """The cards whose limits are held here: those of this machine that can be told apart.
+    """The cards whose limits the unit sets: those of this machine with an identity.
 
-    ``modes`` maps sets of cards to the modes in force.
+    ``modes`` maps sets of cards to their active modes.
     """
     return [card.in_force(modes) for card in _declared(gpus)]
 
 
 def config(gpus: Gpus) -> str:
-    """What the program reads."""
+    """The program's configuration."""
     return json.dumps([asdict(card) for card in _declared(gpus)], indent=1) + "\n"
 
 
 def driver_access() -> list[Directive]:
-    """What a root service that talks to the driver needs beside the closed box."""
+    """Relaxations of the sandbox for a root service that uses the driver."""
     return [
         Directive("PrivateDevices", "no", "the driver is reached through its device files"),
         *(Directive("DeviceAllow", f"{name} rw", "the same") for name in DEVICES),
@@ -94,7 +94,7 @@ def not_held(
 ) -> Iterator[str]:
     """Names of the cards that are not as declared; ``locked`` maps UUID to MHz.
 
-    A card that keeps a locked clock which is not declared is named by its UUID.
+    A card with an undeclared locked clock is named by its UUID.
     """
     undeclared = dict(locked)
     for card in wanted:

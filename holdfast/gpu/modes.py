@@ -1,7 +1,7 @@
-"""Modes: what a set of cards is for, one thing at a time; from settings alone.
+"""Modes of sets of cards, from settings only.
 
-A mode is a systemd target that wants its services. A service that is in a mode ends with the last
-mode that holds it and starts with no other: it is not enabled by itself.
+A mode is a systemd target that wants its services. A service in a mode stops with the last mode
+that wants it, and is not enabled itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRESENT = mode_program.PRESENT
 
 
 def sets(settings: HostSettings) -> list[DeclaredSet]:
-    """The sets of cards of a host whose services take turns."""
+    """The sets of cards of a host."""
     return settings.gpus.card_sets if settings.gpus else []
 
 
@@ -40,7 +40,7 @@ def target(mode: str) -> str:
 
 
 def targets_of(settings: HostSettings, service: str) -> list[str]:
-    """The targets with which an engine or a service runs; none for one that always does."""
+    """The targets that want an engine or a service; empty if it always runs."""
     return [
         target(mode.name)
         for card_set in sets(settings)
@@ -63,7 +63,7 @@ def unit(settings: HostSettings, name: str) -> str:
 
 
 def service_units(settings: HostSettings) -> list[str]:
-    """The units of every service that is in a mode, each once."""
+    """The units of all services in modes, each once."""
     names = [
         name for card_set in sets(settings) for mode in card_set.modes for name in mode.services
     ]
@@ -71,9 +71,9 @@ def service_units(settings: HostSettings) -> list[str]:
 
 
 def in_force(gpus: Gpus, present: Mapping[str, str]) -> Gpus:
-    """The cards with the limits they have in the modes ``present`` (set to mode)."""
+    """The cards with their limits in the modes ``present`` (set to mode)."""
     defaults = {card_set.name: card_set.default for card_set in gpus.card_sets}
-    # As the program on the host decides it.
+    # The same rule as in the program on the host.
     limited = limits.declared(gpus, {**defaults, **present})
     caps = {card.name: card.power_cap_w for card in limited}
     cards = [
@@ -126,7 +126,7 @@ def _service(settings: HostSettings, service: Service) -> Tenant:
 
 
 def tenants(settings: HostSettings) -> Iterator[Tenant]:
-    """Every service that claims memory of a card or is in a mode, as the host's program sees it."""
+    """Every service that claims memory of a card or is in a mode, for the host's program."""
     for engine in registry.engines(settings):
         if engine.cards or targets_of(settings, engine.name):
             yield _engine(settings, engine)
@@ -136,7 +136,7 @@ def tenants(settings: HostSettings) -> Iterator[Tenant]:
 
 
 def config(settings: HostSettings) -> str:
-    """What the host's program reads."""
+    """The configuration of the host's program."""
     known = registry.cards(settings)
     told = [
         CardSet(
@@ -156,7 +156,7 @@ def config(settings: HostSettings) -> str:
 
 
 def records(settings: HostSettings) -> str:
-    """Has every boot begin with the defaults."""
+    """Sets the defaults at every boot."""
     return render("gpu_modes/records.conf.j2", sets=sets(settings), folder=PRESENT)
 
 
@@ -166,7 +166,7 @@ def greeting() -> str:
 
 
 def undo_unit() -> str:
-    """The text of the unit that takes over from a switch that was killed."""
+    """The text of the unit that undoes a killed switch."""
     service = Service(
         name="mode-undo", unit=mode_program.UNDO_UNIT.format(""), user="root", tier="T1"
     )
@@ -176,7 +176,7 @@ def undo_unit() -> str:
         what="the switch of modes of %i",
         command=f"{PROGRAM} --undo %i",
         on_failure=alerts.ON_FAILURE,
-        # Services of every tier are asked whether they answer.
+        # It checks services of every tier.
         sandbox=sandbox(
             service, peers=[f"{own}/32" for own in LOOPBACK_OF.values()], relaxed=relaxed
         ),
@@ -184,7 +184,7 @@ def undo_unit() -> str:
 
 
 def units(settings: HostSettings) -> dict[str, str]:
-    """Path to text of the modes' targets, and of what makes a service part of them."""
+    """Path to text of the modes' targets, and of the drop-ins of their services."""
     found = {}
     for card_set in sets(settings):
         for index, mode in enumerate(card_set.modes):
@@ -194,7 +194,7 @@ def units(settings: HostSettings) -> dict[str, str]:
                 card_set=card_set,
                 mode=mode,
                 others=every[:index] + every[index + 1 :],
-                # Which of two comes later does not matter: what stops goes before what starts.
+                # Their order does not matter: units stop before others start.
                 earlier=every[:index],
                 services=[unit(settings, name) for name in mode.services],
             )

@@ -1,4 +1,4 @@
-"""The power budget: what the cards draw from each power supply, and what it may be asked for."""
+"""The power budget: the load of each power supply, and its limit."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from holdfast.gpu.cards import KNOWN
 from holdfast.settings import GpuCard, Gpus, PowerSupply
 
 SUSTAINED_SHARE = 0.8
-"""Of a label, for hours. The label itself is promised for a new supply in cool air, and cards
-reach their limits only on average; 80 % is what electricians allow a circuit under continuous load
-(NEC 210.20), and we take it for the supply behind it."""
+"""Share of the label for continuous load. The label is for a new supply in cool air, and cards
+reach their limits only on average. 80 % is the limit for a circuit under continuous load (NEC
+210.20), which we use for the supply too."""
 
 SURGE_SHARE = 1.35
-"""Of a label, for 10 ms: what a supply without a 12VHPWR connector must stand by Intel's ATX 3.0
-design guide (table 3-3; 160 % with one). Older supplies promise nothing."""
+"""Share of the label for 10 ms: a supply without a 12VHPWR connector must carry it by Intel's ATX
+3.0 design guide (table 3-3; 160 % with one). Older supplies guarantee nothing."""
 
 SURGE_FACTOR = 1.3
-"""Of the default limit, where no one measured the card: an RTX 3090 has 450 / 350, an RTX 5090
-738 / 575 (see `cards`)."""
+"""Share of the default limit for cards without a measurement: an RTX 3090 has 450 / 350, an RTX
+5090 738 / 575 (see `cards`)."""
 
 NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one supply is asked for, W. ``unknown`` are cards whose power is not known yet."""
+    """The load of one supply, W. ``unknown`` are cards whose power is not known yet."""
 
     supply: PowerSupply
     cards: tuple[str, ...]
@@ -37,18 +37,18 @@ class Load:
 
     @property
     def sustained_limit_w(self) -> float:
-        """What it may be asked for all day."""
+        """Its limit for continuous load."""
         return self.supply.watts * SUSTAINED_SHARE
 
     @property
     def surge_limit_w(self) -> float:
-        """What it may be asked for at once."""
+        """Its limit for surges."""
         return self.supply.watts * SURGE_SHARE
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one supply. ``wrong`` and ``mend`` as in `holdfast.refusal.Refusal`."""
+    """The error of one supply. ``wrong`` and ``mend`` as in `holdfast.refusal.Refusal`."""
 
     supply: str
     wrong: str
@@ -63,7 +63,7 @@ def fed(gpus: Gpus) -> dict[str, tuple[str, ...]]:
 
 
 def loads(gpus: Gpus, limits: Mapping[str, float] = NO_LIMITS) -> list[Load]:
-    """What each supply is asked for; ``limits`` are default limits that the cards told, W."""
+    """The load of each supply; ``limits`` are default limits from the cards, W."""
     cards = {card.name: card for card in gpus.cards}
     feeding = fed(gpus)
     return [
@@ -89,7 +89,7 @@ def _load(
             unknown.append(card.name)
             continue
         sustained += limit
-        # A limit holds on average, over far more than 10 ms: a spike is none the lower for it.
+        # A limit applies to the average over far more than 10 ms, so it does not reduce spikes.
         usual = SURGE_FACTOR * (default or limit)
         surge += max(known.surge_w if known and known.surge_w else usual, limit)
     names = tuple(card.name for card in cards)
@@ -97,9 +97,9 @@ def _load(
 
 
 def faults(gpus: Gpus, limits: Mapping[str, float] = NO_LIMITS) -> list[Fault]:
-    """What is wrong with the supplies; none where none is declared. ``limits`` as in `loads`.
+    """The errors of the supplies; none if none is declared. ``limits`` as in `loads`.
 
-    Loads are judged only where it is clear what hangs on which supply, and for what is known.
+    Loads are checked only if the supply of each card is clear, and for cards with known power.
     """
     return list(_wiring(gpus)) or list(_overloads(gpus, limits))
 
@@ -166,7 +166,7 @@ def _counted(cards: tuple[str, ...]) -> str:
 
 
 def table(gpus: Gpus) -> str:
-    """The budget, one line a supply; empty where no supply is declared."""
+    """The budget, one line for each supply; empty if none is declared."""
     lines = []
     for load in loads(gpus):
         drawn = (

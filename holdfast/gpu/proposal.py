@@ -1,4 +1,4 @@
-"""The ``gpus`` block of an inventory as a live machine would have it: measured, ready to paste."""
+"""The ``gpus`` block of an inventory for a live machine, ready to paste."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _WIDTHS = get_args(GpuCard.model_fields["link_width"].annotation)
 
 
 def proposal(host: str, picture: Picture) -> str:
-    """What ``host`` may declare of its cards, as Python; a sentence where it has none.
+    """The cards of ``host`` as Python; a sentence if it has none.
 
-    Nothing is judged: what looks wrong is said in a comment beside the value, for the owner alone
-    knows what was bought and where it was plugged.
+    Nothing is refused: a suspicious value gets a comment, because only the owner knows what was
+    bought and where it was plugged.
     """
     if not picture.pci:
         return f"# {host}: no NVIDIA card answers on its PCI bus."
@@ -38,8 +38,7 @@ def proposal(host: str, picture: Picture) -> str:
 def declared(picture: Picture) -> Gpus:
     """The proposal as settings: the cards declared as they are now, with default driver.
 
-    Raises ValueError where there is no card, or one whose memory neither a driver nor
-    `holdfast.gpu.cards` knows.
+    Raises ValueError if there is no card, or if the memory of a card is unknown.
     """
     seen = {card.address: card for card in picture.smi or ()}
     return Gpus(cards=[_declared(card, seen.get(card.address)) for card in picture.pci])
@@ -96,7 +95,7 @@ def _link_width(card: PciCard) -> str:
 
 
 def _cap(smi: SmiCard) -> int | None:
-    """The limit where it is not the default, W."""
+    """The limit if it is not the default, W."""
     limit, default = smi.power_limit_w, smi.power_default_w
     if limit is None or default is None or round(limit) == round(default):
         return None

@@ -13,7 +13,7 @@ from inventories import reference
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu-drivers.md"
 
 _NVSWITCHES = {"h200": 4}
-"""What the machine would show: NVIDIA's HGX board of eight H100 or H200 has four."""
+"""The NVSwitches of the machine: NVIDIA's HGX board of eight H100 or H200 has four."""
 
 _PREFACE = """\
 # GPU drivers
@@ -65,7 +65,7 @@ def settings_on(rack: str, distribution: Distribution, **driver: str) -> HostSet
 
 
 def planned(rack: str, distribution: Distribution, **driver: str) -> DriverPlan:
-    """The plan of a reference rack as it would be on the machine itself.
+    """The plan of a reference rack, with the machine's NVSwitches.
 
     Raises:
         Unplannable: there is none.

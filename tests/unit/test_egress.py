@@ -255,7 +255,7 @@ def test_the_plan_says_what_ubuntu_is_not_held_to() -> None:
     sentence = egress.not_held(rack(distribution="ubuntu2404"))
     assert sentence
     assert "snapd" in sentence
-    assert "started otherwise as games does" in sentence
+    assert "started in another way as games can" in sentence
     assert egress.not_held(rack(distribution="ubuntu2404", services=[])) is None
 
 

@@ -26,7 +26,7 @@ from tests.doubles.machine import FakeMachine
 from tests.doubles.rack import Kind, rack
 from tests.unit.local_host import LocalHost
 
-NEVER = "GPU-00000000-0000-0000-0000-000000000000"
+NEVER = "GPU-00000000-0000-4000-8000-000000000000"
 
 
 @dataclass

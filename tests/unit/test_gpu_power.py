@@ -77,7 +77,7 @@ def test_a_cap_does_not_lower_a_surge() -> None:
     fault = only(power.faults(gpus))
     assert fault.supply == "b"
     assert "its 5 cards surge to 2250 W" in fault.wrong
-    assert "stands 2160 W" in fault.wrong
+    assert "carries 2160 W" in fault.wrong
     assert "machine" not in fault.wrong
 
 
