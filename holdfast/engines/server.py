@@ -29,8 +29,8 @@ class Server:
     configuration: Callable[[Engine, str, str, int], dict[str, Any]]
     """Of an engine, its checkpoint's folder, its socket and the tokens of a batch that it was
     planned with: what the configuration file says."""
-    environment: Callable[[Engine], Mapping[str, str]]
-    """Of an engine: its variables, none of them secret."""
+    environment: Callable[[Engine, str], Mapping[str, str]]
+    """Of an engine and its cache's folder: its variables, none of them secret."""
     running_metric: str
     """Requests that it computes."""
     waiting_metric: str
