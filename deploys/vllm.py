@@ -8,11 +8,12 @@ from pyinfra.api.deploy import deploy
 
 from facts.places import SYSTEM
 from holdfast import service
+from holdfast.engines.servers import environment
 from holdfast.engines.units import (
     UNDO,
-    EngineNames,
     configuration,
     devices,
+    every,
     programs,
     recovery,
     undo_unit,
@@ -21,24 +22,18 @@ from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.gpu import modes
 from holdfast.host_programs import gpu_memory
 from holdfast.host_programs import replace as replacement
-from holdfast.python_environment import directory
 from holdfast.service import Program
 from holdfast.settings import HostSettings, Vllm
 from operations import host_files, packages, program, python_environment, units, vllm
 from operations.host_files import HostFile
 
 
-def _engines(settings: HostSettings) -> list[EngineNames]:
-    declared = settings.vllm.engines if settings.vllm else []
-    return [EngineNames(VLLM, engine) for engine in declared]
-
-
-def _programs(settings: HostSettings, wanted: Vllm) -> list[Program]:
-    environment = directory(VLLM.name, lock_of(wanted).read_text(), settings.distribution)
+def _programs(settings: HostSettings) -> list[Program]:
+    folder = environment(settings, VLLM)
     return [
         replace(each, along_with=tuple(modes.targets_of(settings, names.engine.name)))
-        for names in _engines(settings)
-        for each in programs(settings, names, environment)
+        for names in every(settings)
+        for each in programs(settings, names, folder)
     ]
 
 
@@ -68,8 +63,8 @@ def apply(settings: HostSettings) -> None:
         return
     lock = lock_of(wanted).read_text()
     _install(settings, wanted, lock)
-    configurations = [(names, configuration(settings, names)) for names in _engines(settings)]
-    declared = _programs(settings, wanted)
+    configurations = [(names, configuration(settings, names)) for names in every(settings)]
+    declared = _programs(settings)
     # First, for its cards and its port may be wanted by another.
     told = [names.configuration for names, _ in configurations]
     vllm.only(name="Have no other engine", declared=[*told, *service.paths(declared)])
@@ -101,7 +96,7 @@ def settle(settings: HostSettings) -> None:
     if wanted is None:
         return
     # A port may pass from one to another.
-    program.settle("Have the engines running", _programs(settings, wanted), together=True)
+    program.settle("Have the engines running", _programs(settings), together=True)
     python_environment.pruned(
         name="Keep the environment before this one and none older",
         program=VLLM.name,

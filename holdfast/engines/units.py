@@ -19,6 +19,7 @@ from holdfast import alerts, completion
 from holdfast.doors import Door, doors
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.server import Server, paths, questions
+from holdfast.engines.servers import served
 from holdfast.gpu import limits
 from holdfast.host_programs import engine_watch, gpu_memory
 from holdfast.host_programs import replace as replace_program
@@ -131,6 +132,11 @@ class EngineNames:
     def proxies(self) -> str:
         """The beginning of the paths of its proxies' configuration."""
         return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}-"
+
+
+def every(settings: HostSettings) -> list[EngineNames]:
+    """The names of what belongs to each declared engine of a host."""
+    return [EngineNames(server, engine) for _, server, engine in served(settings)]
 
 
 def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:

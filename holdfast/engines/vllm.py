@@ -210,4 +210,6 @@ VLLM = Server(
     ),
     # Triton and PyTorch compile what launches a kernel, against Python's headers, as they need it.
     packages=("g++", "libnuma1", "python3-dev"),
+    engines=lambda settings: settings.vllm.engines if settings.vllm else [],
+    lock=lambda settings: lock_of(settings.vllm) if settings.vllm else LOCK,
 )

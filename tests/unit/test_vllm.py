@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from holdfast import alerts
 from holdfast.checks.gpu import memory
 from holdfast.checks.storage import storage
 from holdfast.checks.vllm import engines
-from holdfast.engines import vllm
+from holdfast.engines import servers, vllm
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.replacement import with_model
 from holdfast.engines.units import EngineNames, configuration, programs
+from holdfast.programs import programs as all_programs
+from holdfast.programs import without_network
 from holdfast.refusal import Refused
 from holdfast.registry import declared_services
 from holdfast.sandbox import AS_ROOT
@@ -407,3 +410,25 @@ def test_an_engine_is_a_declared_service(description: Path) -> None:
     settings = _settings(description, _engine(scope="tailnet"))
     (service,) = [each for each in declared_services(settings) if each.name == "vllm-chat"]
     assert [(listen.port, listen.scope) for listen in service.listens] == [(8100, "tailnet")]
+
+
+def test_another_server_is_another_instance(
+    description: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _settings(description).vllm.engines[0]  # type: ignore[union-attr]
+    other = replace(
+        vllm.VLLM,
+        name="other",
+        command="other --serve",
+        key_variable="OTHER_KEY",
+        engines=lambda settings: [engine.model_copy(update={"name": "more", "port": 8101})],
+    )
+    monkeypatch.setattr(servers, "SERVERS", (vllm.VLLM, other))
+    settings = _settings(description)
+    assert {"vllm-chat", "other-more"} <= {each.name for each in declared_services(settings)}
+    assert {"vllm-chat", "other-more"} <= without_network(settings)
+    written = texts(all_programs(settings))
+    unit = written["/etc/systemd/system/holdfast-other-more.service"]
+    assert "OTHER_KEY=$$(cat %d/key) exec /opt/holdfast/other/" in unit
+    assert "bin/other --serve --config /etc/holdfast/other/more.yaml" in unit
+    assert "/etc/systemd/system/holdfast-other-more-loopback.socket" in written
