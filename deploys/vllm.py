@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pyinfra.api.deploy import deploy
 
-from holdfast import alerts
+from facts.places import SYSTEM
+from holdfast import service
+from holdfast.engines.servers import environment
 from holdfast.engines.units import (
-    DEVICES,
-    RECOVERY,
-    SYSTEM,
     UNDO,
-    EngineNames,
     configuration,
-    devices_unit,
-    files,
-    recovery_unit,
-    secret_files,
+    devices,
+    every,
+    programs,
+    recovery,
     undo_unit,
 )
 from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.gpu import modes
-from holdfast.host_programs import engine_watch, gpu_memory, replace
-from holdfast.python_environment import directory
-from holdfast.secrets import require
+from holdfast.host_programs import gpu_memory
+from holdfast.host_programs import replace as replacement
+from holdfast.service import Program
 from holdfast.settings import HostSettings, Vllm
-from operations import host_files, packages, python_environment, units, vllm
+from operations import host_files, packages, program, python_environment, units, vllm
 from operations.host_files import HostFile
-from operations.units import Unit
 
 
-def _engines(settings: HostSettings) -> list[EngineNames]:
-    declared = settings.vllm.engines if settings.vllm else []
-    return [EngineNames(VLLM, engine) for engine in declared]
-
-
-def _unit(settings: HostSettings, engine: EngineNames) -> Unit:
-    return Unit(
-        engine.unit,
-        # Not the configuration: another one is a replacement, which restarts it.
-        restart_after=[f"{SYSTEM}/{engine.unit}", engine.key, engine.probe],
-        along_with=modes.targets_of(settings, engine.engine.name),
-    )
-
-
-def _beside(engine: EngineNames) -> list[Unit]:
-    """What watches an engine, and its doors."""
-    watch = f"{engine.watch}.timer"
-    doors = [unit for door in engine.doors for unit in units.of_door(door, engine.paths_of(door))]
-    return [Unit(watch, restart_after=[f"{SYSTEM}/{watch}"]), *doors]
+def _programs(settings: HostSettings) -> list[Program]:
+    folder = environment(settings, VLLM)
+    return [
+        replace(each, along_with=tuple(modes.targets_of(settings, names.engine.name)))
+        for names in every(settings)
+        for each in programs(settings, names, folder)
+    ]
 
 
 def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
@@ -76,41 +63,26 @@ def apply(settings: HostSettings) -> None:
         return
     lock = lock_of(wanted).read_text()
     _install(settings, wanted, lock)
-    environment = directory(VLLM.name, lock, settings.distribution)
-    engines = _engines(settings)
-    configurations = [(names, configuration(settings, names)) for names in engines]
-    texts: dict[str, str] = {}
-    private: dict[str, str] = {}
-    for names in engines:
-        texts |= files(settings, names, environment)
-        private |= secret_files(names, require(names.engine.api_key))
+    configurations = [(names, configuration(settings, names)) for names in every(settings)]
+    declared = _programs(settings)
     # First, for its cards and its port may be wanted by another.
-    told = [names.configuration for names in engines]
-    vllm.only(name="Have no other engine", declared=[*told, *texts, *private])
-    host_files.place(
-        name="Write the engines' units, configuration and keys",
-        directories=[
-            host_files.CONFIGURATION,
-            host_files.CREDENTIALS,
-        ],
+    told = [names.configuration for names, _ in configurations]
+    vllm.only(name="Have no other engine", declared=[*told, *service.paths(declared)])
+    beside = [recovery(), devices()]
+    program.place(
+        what="the engines",
+        programs=[*beside, *declared],
         files=[
-            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            HostFile(f"{SYSTEM}/{DEVICES}", devices_unit()),
-            HostFile(f"{SYSTEM}/{RECOVERY}", recovery_unit()),
             HostFile(f"{SYSTEM}/{UNDO}", undo_unit()),
-            *map(host_files.program, (gpu_memory, replace, engine_watch)),
-            *(HostFile(path, text) for path, text in texts.items()),
-            *(HostFile(path, text, mode="600") for path, text in private.items()),
+            *map(host_files.program, (gpu_memory, replacement)),
         ],
     )
     vllm.configured(name="Tell each engine what to serve", engines=configurations)
+    # Their doors open when they answer.
+    started = [replace(each, proxied=None) for each in declared if each.proxied]
     units.settle(
         name="Start the engines",
-        units=[
-            Unit(RECOVERY),
-            units.NO_OTHER_PROXY,
-            *(_unit(settings, names) for names in engines),
-        ],
+        units=[units.NO_OTHER_PROXY, *program.settled([*beside, *started])],
         # A card or a share of it may pass from one to another.
         together=True,
         wait=False,
@@ -123,13 +95,8 @@ def settle(settings: HostSettings) -> None:
     wanted = settings.vllm
     if wanted is None:
         return
-    engines = _engines(settings)
-    units.settle(
-        name="Have the engines answer",
-        units=[unit for names in engines for unit in (_unit(settings, names), *_beside(names))],
-        # A port may pass from one to another.
-        together=True,
-    )
+    # A port may pass from one to another.
+    program.settle("Have the engines running", _programs(settings), together=True)
     python_environment.pruned(
         name="Keep the environment before this one and none older",
         program=VLLM.name,

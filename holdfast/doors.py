@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from facts.places import SYSTEM
-from holdfast import alerts
 from holdfast.render import render
-from holdfast.sandbox import LOOPBACK, TAILNET, sandbox
-from holdfast.settings import LOOPBACK_OF, Service, Tier
+from holdfast.sandbox import LOOPBACK, RUN, TAILNET
+from holdfast.settings import LOOPBACK_OF, Tier
 
 MARK = 0x5AFE
 """On every packet of a door's sockets, the accepted ones too. None of its bits is Tailscale's
@@ -71,6 +69,11 @@ class Door:
         """The name of the unit behind it."""
         return f"{self.stem}.service"
 
+    @property
+    def admin(self) -> str:
+        """Where its proxy takes orders, where it does; only its user, and root, may give them."""
+        return f"{RUN}/{self.stem}/admin.sock"
+
 
 def doors(
     program: str, port: int, scope: Literal["loopback", "tailnet"], tier: Tier = "T1"
@@ -96,21 +99,3 @@ def doors(
 def socket_unit(door: Door) -> str:
     """The text of a door's socket unit."""
     return render("service/door.socket.j2", door=door, mark=MARK)
-
-
-def proxy_units(door: Door, service: Service, configuration: str) -> dict[str, str]:
-    """Path to text of a door's units, for a program whose own unit has no network.
-
-    ``service`` is that program, ``configuration`` the path of the proxy's configuration.
-    """
-    proxy = Service(name=door.name, unit=door.service, user=service.user, tier=service.tier)
-    return {
-        f"{SYSTEM}/{door.socket}": socket_unit(door),
-        f"{SYSTEM}/{door.service}": render(
-            "service/door.service.j2",
-            door=door,
-            configuration=configuration,
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(proxy, isolated=True),
-        ),
-    }

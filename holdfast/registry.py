@@ -14,6 +14,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from facts.places import STATE
+from holdfast.engines.servers import served
 from holdfast.grammar import names_a_secret, walk
 from holdfast.settings import (
     LOOPBACK_OF,
@@ -79,7 +80,7 @@ def cards(settings: HostSettings) -> dict[str, GpuCard]:
 
 def engines(settings: HostSettings) -> list[Engine]:
     """The declared engines of a host; none where it has none."""
-    return settings.vllm.engines if settings.vllm else []
+    return [engine for _, _, engine in served(settings)]
 
 
 def checkpoint_of(settings: HostSettings, engine: Engine) -> Checkpoint | None:
@@ -210,8 +211,8 @@ def _own_services(settings: HostSettings) -> list[tuple[str, Service]]:
     floor = floor_service(settings)
     if floor is not None:
         services.append(("floor", floor))
-    for index, engine in enumerate(engines(settings)):
-        services.append((f"vllm.engines[{index}]", engine_service("vllm", engine)))
+    for key, server, engine in served(settings):
+        services.append((key, engine_service(server.name, engine)))
     for index, router in enumerate(settings.routers):
         services.append((f"routers[{index}]", router_service(router)))
         if queue := queue_service(router):
@@ -441,10 +442,10 @@ def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
         for card in service.cards or NOWHERE
     ]
     declared = cards(settings)
-    for index, engine in enumerate(engines(settings)):
+    for key, _, engine in served(settings):
         claims += [
             GpuClaim(
-                f"vllm.engines[{index}].utilisation",
+                f"{key}.utilisation",
                 engine.name,
                 int(engine.utilisation * declared[card].vram_mib),
                 engine.utilisation,

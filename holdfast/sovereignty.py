@@ -14,12 +14,8 @@ from facts.egress import Attempts
 from holdfast import tailnet
 from holdfast.docker_networks import networks
 from holdfast.egress import LOG_SOCKETS, every_wall, has_drop_in
-from holdfast.programs import programs
-from holdfast.registry import (
-    declared_services,
-    engine_service,
-    engines,
-)
+from holdfast.programs import without_network
+from holdfast.registry import declared_services
 from holdfast.sandbox import LOOPBACK, NOTIFY_SOCKET
 from holdfast.settings import Cloud, DockerNetwork, HostSettings, Peer, Service, Tier
 
@@ -42,14 +38,6 @@ class Row:
     tried: str
 
 
-def without_network(settings: HostSettings) -> set[str]:
-    """Services whose unit has no network (`PrivateNetwork=yes`)."""
-    return {
-        *(engine_service("vllm", engine).name for engine in engines(settings)),
-        *(program.service.name for program in programs(settings) if program.isolated),
-    }
-
-
 def _peer(peer: Peer) -> str:
     network = peer.network.removesuffix("/32").removesuffix("/128")
     return f"{network} port {peer.port}" if peer.port else network
@@ -59,8 +47,8 @@ def _called(peers: list[Peer], clouds: list[Cloud]) -> list[str]:
     return [*map(_peer, peers), *(f"{cloud.name} port {cloud.port}" for cloud in clouds)]
 
 
-def _may_call(service: Service, settings: HostSettings, held: set[str]) -> str:
-    if service.name in without_network(settings):
+def _may_call(service: Service, settings: HostSettings, held: set[str], isolated: set[str]) -> str:
+    if service.name in isolated:
         return "nothing: it has no network"
     if service.unit == "tailscaled.service" and service.name in held and settings.tailnet:
         called = ", ".join(_called([], tailnet.called(settings.tailnet)))
@@ -100,12 +88,13 @@ def _tried(name: str, held: set[str], seen: Attempts) -> str:
 
 def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
     """Every service of a host and every network of containers, those that must not leave first."""
+    isolated = without_network(settings)
     held = {wall.name for wall in every_wall(settings)} if seen.enforced else set()
     told = [
         (
             service.tier,
             service.name,
-            _may_call(service, settings, held),
+            _may_call(service, settings, held, isolated),
             service.network or service.name,
         )
         for service in declared_services(settings)

@@ -1,16 +1,17 @@
 """What an engine's units need to know of the server that runs: the same few questions for each.
 
-vLLM answers them now; another server is another instance and changes nothing else.
+vLLM answers them now; another server is another instance, listed in `holdfast.engines.servers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from holdfast.completion import CHAT_PATH, COMPLETION_PATH
-from holdfast.settings import Engine
+from holdfast.settings import Engine, HostSettings
 
 GENERATE_PATHS = (CHAT_PATH, COMPLETION_PATH, "/v1/responses")
 COMPLETE_PATHS = (COMPLETION_PATH,)
@@ -29,8 +30,8 @@ class Server:
     configuration: Callable[[Engine, str, str, int], dict[str, Any]]
     """Of an engine, its checkpoint's folder, its socket and the tokens of a batch that it was
     planned with: what the configuration file says."""
-    environment: Callable[[Engine], Mapping[str, str]]
-    """Of an engine: its variables, none of them secret."""
+    environment: Callable[[Engine, str], Mapping[str, str]]
+    """Of an engine and its cache's folder: its variables, none of them secret."""
     running_metric: str
     """Requests that it computes."""
     waiting_metric: str
@@ -39,6 +40,10 @@ class Server:
     """Of these one moves whenever it gets on with a request, a long prompt's parts included."""
     packages: tuple[str, ...]
     """Distribution packages that it needs at run time."""
+    engines: Callable[[HostSettings], Sequence[Engine]]
+    """The engines that a host declares for it, under the inventory's key of its name."""
+    lock: Callable[[HostSettings], Path]
+    """The file that pins its Python environment."""
 
 
 def paths(engine: Engine) -> tuple[str, ...]:

@@ -8,15 +8,18 @@ below /v1 only.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import yaml
 
-from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
+from facts.places import CONFIGURATION, CREDENTIALS, STATE
 from holdfast import alerts, completion
-from holdfast.doors import PATIENCE, Door, doors, proxy_units
+from holdfast.doors import Door, doors
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.server import Server, paths, questions
+from holdfast.engines.servers import served
 from holdfast.gpu import limits
 from holdfast.host_programs import engine_watch, gpu_memory
 from holdfast.host_programs import replace as replace_program
@@ -24,7 +27,7 @@ from holdfast.host_programs.replace import Job
 from holdfast.registry import cards, checkpoint_of, engine_service, engines
 from holdfast.render import render
 from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive, sandbox, undoing
-from holdfast.secrets import Secret
+from holdfast.service import Credential, File, Program, Proxied, Timer
 from holdfast.settings import Engine, HostSettings, Service
 from holdfast.shipping import path_of
 from holdfast.storage import checkpoint_path
@@ -38,7 +41,6 @@ MEMORY_PROGRAM = path_of(gpu_memory)
 MEMORY_SECONDS = 60
 """How long a start waits for cards to be given back; an engine that was killed takes seconds."""
 REPLACE_PROGRAM = path_of(replace_program)
-WATCH_PROGRAM = path_of(engine_watch)
 UNDO = replace_program.UNDO_UNIT.format("")
 """Brings back what an engine served, where a replacement was killed; its instance is the engine."""
 RECOVERY = "holdfast-engines-recover.service"
@@ -48,6 +50,7 @@ RECORDS = (CONFIGURATION, STATE)
 DEVICES = "holdfast-gpu-devices.service"
 """Makes CUDA's device files at boot: an engine may not, and its sandbox lists what there is."""
 
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _RELAXED = (
     Directive("MemoryDenyWriteExecute", "no", "PyTorch and Triton write the kernels they run"),
     Directive("ProcSubset", "all", "reads /proc/cpuinfo and /proc/meminfo"),
@@ -121,13 +124,19 @@ class EngineNames:
         """What a replacement of its model needs to know."""
         return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}.json"
 
-    def admin_of(self, door: Door) -> str:
-        """Where a door's proxy takes orders; only its user, and root, may give them."""
-        return f"{RUN}/{door.stem}/admin.sock"
-
     def paths_of(self, door: Door) -> str:
-        """The file that tells a door's proxy what it lets through."""
-        return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}-{door.name}.cfg"
+        """The configuration of a door's proxy."""
+        return f"{self.proxies}{door.name}.cfg"
+
+    @property
+    def proxies(self) -> str:
+        """The beginning of the paths of its proxies' configuration."""
+        return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}-"
+
+
+def every(settings: HostSettings) -> list[EngineNames]:
+    """The names of what belongs to each declared engine of a host."""
+    return [EngineNames(server, engine) for _, server, engine in served(settings)]
 
 
 def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
@@ -136,25 +145,37 @@ def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
     return [uuid for name in engine.cards if name in known and (uuid := known[name].uuid)]
 
 
-def devices_unit() -> str:
-    """The text of the unit that makes CUDA's device files."""
-    service = Service(name="gpu-devices", unit=DEVICES, user="root", tier="T1")
+def devices() -> Program:
+    """What makes CUDA's device files."""
+    module = "modprobe@nvidia_uvm.service"
     own = "the driver may want its files to be another's"
-    relaxed = [
-        Directive("PrivateDevices", "no", "its files lie in /dev"),
-        Directive("DeviceAllow", "char-* m", "it makes files of devices and opens none"),
-        Directive("PrivateUsers", "no", "the kernel lets the machine's own root alone make them"),
-        Directive("CapabilityBoundingSet", "CAP_MKNOD CAP_CHOWN CAP_FOWNER", own),
-        Directive("ProcSubset", "all", "the driver describes itself in /proc"),
-        Directive("SystemCallFilter", "@system-service", own),
-        Directive("SystemCallFilter", "~@privileged @resources @keyring", own),
-        Directive("SystemCallFilter", "@chown", own),
-    ]
-    return render(
-        "vllm/holdfast-gpu-devices.service.j2",
-        module="modprobe@nvidia_uvm.service",
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+    return Program(
+        service=Service(name="gpu-devices", unit=DEVICES, user="root", tier="T1"),
+        description="Holdfast: CUDA's device files",
+        kind="oneshot",
+        # A machine without this program makes them by udev.
+        command=("-/usr/bin/nvidia-modprobe", "-u", "-c=0"),
+        # Engines wait for it, and a sick driver hangs.
+        start_seconds=300,
+        order=(
+            Directive("Wants", module, "systemd loads the module: this unit need not be able to"),
+            Directive("After", module),
+            Directive("After", "systemd-modules-load.service nvidia-persistenced.service"),
+        ),
+        tuned=(Directive("RemainAfterExit", "yes"),),
+        isolated=True,
+        relaxed=(
+            Directive("PrivateDevices", "no", "its files lie in /dev"),
+            Directive("DeviceAllow", "char-* m", "it makes files of devices and opens none"),
+            Directive(
+                "PrivateUsers", "no", "the kernel lets the machine's own root alone make them"
+            ),
+            Directive("CapabilityBoundingSet", "CAP_MKNOD CAP_CHOWN CAP_FOWNER", own),
+            Directive("ProcSubset", "all", "the driver describes itself in /proc"),
+            Directive("SystemCallFilter", "@system-service", own),
+            Directive("SystemCallFilter", "~@privileged @resources @keyring", own),
+            Directive("SystemCallFilter", "@chown", own),
+        ),
     )
 
 
@@ -169,70 +190,147 @@ def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
     ]
 
 
-def files(settings: HostSettings, names: EngineNames, environment: str) -> dict[str, str]:
-    """Path to text of what an engine needs, its configuration and its secrets aside.
+def programs(settings: HostSettings, names: EngineNames, environment: str) -> list[Program]:
+    """An engine, and the job that raises an alert when it does not get on.
 
     ``environment`` is the folder of the Python environment that holds the server.
     """
+    return [_engine(settings, names, environment), _watch(names)]
+
+
+def _engine(settings: HostSettings, names: EngineNames, environment: str) -> Program:
     server, engine = names.server, names.engine
-    service = engine_service(server.name, engine)
-    variables = dict(server.environment(engine))
-    if uuids := cards_of_engine(settings, engine):
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
-    found = {
-        names.job: json.dumps(asdict(_job(settings, names)), indent=1) + "\n",
-        f"{SYSTEM}/{names.unit}": render(
-            "vllm/engine.service.j2",
-            names=names,
-            server=server,
-            engine=engine,
-            models_path=settings.storage.models_path,
-            recovery=RECOVERY,
-            environment=environment,
-            variables=variables,
-            devices=DEVICES,
-            as_root=AS_ROOT,
-            waits=_waits(settings, engine),
-            neighbours=_neighbours(settings, names),
-            starts=STARTS,
-            # Every start of the row must lie in it, however long each of them takes to fail.
-            interval_seconds=STARTS * (engine.start_seconds + STOP_SECONDS + 60),
-            stop_seconds=STOP_SECONDS,
-            backs_off=settings.distribution != "debian12",
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(
-                service,
-                isolated=True,
-                relaxed=(*_RELAXED, *(_ON_CARDS if engine.cards else ())),
+    cache = f"/var/cache/{names.stem}"
+    uuids = cards_of_engine(settings, engine)
+    on_cards = {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
+    waits = _waits(settings, engine)
+    # Before anything is loaded, and as root, who sees whose process holds a card.
+    as_root = (*AS_ROOT.split(), "JOURNAL_STREAM=${JOURNAL_STREAM}", "/usr/bin/python3", "-I")
+    # The key is in no argv: the shell reads the credential and becomes the engine.
+    start = f"exec {environment}/bin/{server.command} --config {names.configuration}"
+    health = f"curl --fail --silent --output /dev/null --unix-socket {names.socket}"
+    alive = f"until {health} http://engine/health; do kill -0 $MAINPID && sleep 1 || exit 1; done"
+    return Program(
+        service=engine_service(server.name, engine),
+        description=f"Holdfast engine {engine.name}, by {server.name}",
+        before=((*as_root, *waits),) if waits else (),
+        command=("/bin/sh", "-c", f"{server.key_variable}=$$(cat %d/key) {start}"),
+        # An engine that has died is not waited for.
+        ready=(("/bin/sh", "-c", alive), ("/usr/bin/curl", "--config", "%d/probe")),
+        environment={
+            "PATH": f"{environment}/bin:{_PATH}",
+            "HOME": cache,
+            "XDG_CACHE_HOME": cache,
+            **server.environment(engine, cache),
+            **on_cards,
+        },
+        credentials=(
+            Credential(
+                "key", names.key, lambda read: f"{read(engine.api_key).get_secret_value()}\n"
+            ),
+            Credential(
+                "probe",
+                names.probe,
+                lambda read: completion.probe(
+                    names.socket, questions(engine), read(engine.api_key)
+                ),
             ),
         ),
-    }
-    watch = Service(name=names.watch, unit=names.unit, user=service.user, tier=service.tier)
-    found |= {
-        f"{SYSTEM}/{names.watch}.timer": render("vllm/watch.timer.j2", names=names),
-        f"{SYSTEM}/{names.watch}.service": render(
-            "vllm/watch.service.j2",
-            names=names,
-            run=RUN,
-            program=WATCH_PROGRAM,
-            busy=(server.running_metric, server.waiting_metric),
-            progress=server.progress_metrics,
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(watch, isolated=True),
+        # Its configuration is not among them: another one is a replacement, which restarts it.
+        files=(
+            File(
+                names.job,
+                json.dumps(asdict(_job(settings, names)), indent=1) + "\n",
+                read_at_start=False,
+            ),
         ),
-    }
-    for door in names.doors:
-        found |= proxy_units(door, service, names.paths_of(door))
-        found[names.paths_of(door)] = render(
-            "service/door.cfg.j2",
-            posted=paths(engine),
-            # Who may only ask has no business with what others ask.
-            read=["/health", "/v1/models", *(["/metrics"] if door.name == "loopback" else [])],
+        runtime=f"holdfast/{names.stem}",
+        cache=names.stem,
+        working_directory=cache,
+        start_seconds=engine.start_seconds,
+        stop_seconds=STOP_SECONDS,
+        # Always: an engine whose core was killed exits with 0.
+        restart="always",
+        restart_seconds=5,
+        # Every start of the row must lie in it, however long each of them takes to fail.
+        starts=(STARTS, STARTS * (engine.start_seconds + STOP_SECONDS + 60)),
+        at_boot=True,
+        order=(*_order(settings, names, environment),),
+        tuned=(*_tuned(settings, engine),),
+        isolated=True,
+        relaxed=(*_RELAXED, *(_ON_CARDS if engine.cards else ())),
+        proxied=Proxied(
+            doors=tuple(names.doors),
             socket=names.socket,
-            admin=names.admin_of(door),
-            patience=PATIENCE,
+            configuration=names.proxies,
+            posted=paths(engine),
+            read=("/health", "/v1/models"),
+            # Who may only ask has no business with what others ask.
+            read_here=("/metrics",),
+            # A replacement keeps callers out for as long as no engine would answer them.
+            may_be_held=True,
+        ),
+    )
+
+
+def _order(settings: HostSettings, names: EngineNames, environment: str) -> Iterator[Directive]:
+    yield Directive("RequiresMountsFor", f"{settings.storage.models_path} {environment}")
+    undone = "what was replaced when the power was cut is undone first"
+    yield Directive("Wants", RECOVERY, undone)
+    yield Directive("After", RECOVERY)
+    if names.engine.cards:
+        yield Directive("Wants", DEVICES)
+        yield Directive(
+            "After", f"{DEVICES} nvidia-persistenced.service holdfast-gpu-limits.service"
         )
-    return found
+    measured = "it measures a card that both share: what the other loads meanwhile would count"
+    for neighbour in _neighbours(settings, names):
+        yield Directive("After", neighbour, measured)
+
+
+def _tuned(settings: HostSettings, engine: Engine) -> Iterator[Directive]:
+    yield Directive("LimitNOFILE", "65536")
+    drains = "it drains when it is asked to end; what then is left, workers too, is killed"
+    yield Directive("KillMode", "mixed", drains)
+    if settings.distribution != "debian12":
+        yield Directive("RestartSteps", "4")
+        yield Directive("RestartMaxDelaySec", "60")
+    yield Directive("CPUWeight", "50", "the floor is scheduled before any engine")
+    if engine.cpus:
+        yield Directive("AllowedCPUs", engine.cpus)
+    yield Directive("OOMScoreAdjust", "300", "the floor is killed after any engine")
+    yield Directive("MemorySwapMax", "0")
+
+
+def _watch(names: EngineNames) -> Program:
+    server, user = names.server, engine_service(names.server.name, names.engine).user
+    busy = [("--busy", name) for name in (server.running_metric, server.waiting_metric)]
+    progress = [("--progress", name) for name in server.progress_metrics]
+    return Program(
+        service=Service(name=names.watch, unit=f"{names.watch}.service", user=user, tier="T1"),
+        description=f"Holdfast: does {names.unit} get on with what it has to do",
+        kind="oneshot",
+        source=engine_watch,
+        command=(
+            *("/usr/bin/python3", "-I", path_of(engine_watch), names.socket),
+            *("--state", f"{RUN}/{names.watch}/seen.json"),
+            *("--seconds", str(names.engine.stall_seconds)),
+            *chain(*busy, *progress),
+        ),
+        runtime=f"holdfast/{names.watch}",
+        start_seconds=120,
+        order=(Directive("After", names.unit),),
+        tuned=(Directive("RuntimeDirectoryPreserve", "yes", "what it saw last time"),),
+        isolated=True,
+        timer=Timer(
+            "twice a minute",
+            (
+                Directive("OnActiveSec", "30"),
+                Directive("OnUnitInactiveSec", "30"),
+                Directive("AccuracySec", "5"),
+            ),
+        ),
+    )
 
 
 def configuration(settings: HostSettings, names: EngineNames) -> str:
@@ -262,7 +360,7 @@ def _job(settings: HostSettings, names: EngineNames) -> Job:
         name=names.engine.name,
         unit=names.unit,
         socket=names.socket,
-        doors=[names.admin_of(door) for door in names.doors],
+        doors=[door.admin for door in names.doors],
         configuration=names.configuration,
         cache=f"/var/cache/{names.stem}",
         questions=[[path, body] for path, body in questions(names.engine)],
@@ -274,15 +372,22 @@ def _job(settings: HostSettings, names: EngineNames) -> Job:
     )
 
 
-def recovery_unit() -> str:
-    """The text of the unit that undoes interrupted replacements."""
-    service = Service(name="engines-recover", unit=RECOVERY, user="root", tier="T1")
-    relaxed = [Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in RECORDS]
-    return render(
-        "vllm/holdfast-engines-recover.service.j2",
-        program=REPLACE_PROGRAM,
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+def recovery() -> Program:
+    """What undoes interrupted replacements at boot."""
+    return Program(
+        service=Service(name="engines-recover", unit=RECOVERY, user="root", tier="T1"),
+        description="Holdfast: undo replacements of models that a power cut interrupted",
+        kind="oneshot",
+        command=(REPLACE_PROGRAM, "--recover"),
+        # Engines wait for it.
+        start_seconds=300,
+        at_boot=True,
+        order=(Directive("RequiresMountsFor", STATE),),
+        tuned=(Directive("RemainAfterExit", "yes"),),
+        isolated=True,
+        relaxed=tuple(
+            Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in RECORDS
+        ),
     )
 
 
@@ -297,11 +402,3 @@ def undo_unit() -> str:
         on_failure=alerts.ON_FAILURE,
         sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )
-
-
-def secret_files(names: EngineNames, key: Secret) -> dict[str, str]:
-    """Path to text of what root alone may read."""
-    return {
-        names.key: f"{key.get_secret_value()}\n",
-        names.probe: completion.probe(names.socket, questions(names.engine), key),
-    }

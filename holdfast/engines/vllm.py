@@ -172,9 +172,12 @@ def lock_of(wanted: Vllm) -> Path:
     return Path(wanted.lock).expanduser() if wanted.lock else LOCK
 
 
-def environment(engine: Engine) -> dict[str, str]:
+def environment(engine: Engine, cache: str) -> dict[str, str]:
     """The variables of an engine; the cards are named by `holdfast.engines.units`."""
     variables = {
+        "VLLM_CACHE_ROOT": cache,
+        "TRITON_CACHE_DIR": f"{cache}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -207,4 +210,6 @@ VLLM = Server(
     ),
     # Triton and PyTorch compile what launches a kernel, against Python's headers, as they need it.
     packages=("g++", "libnuma1", "python3-dev"),
+    engines=lambda settings: settings.vllm.engines if settings.vllm else [],
+    lock=lambda settings: lock_of(settings.vllm) if settings.vllm else LOCK,
 )

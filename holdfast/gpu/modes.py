@@ -15,14 +15,13 @@ from facts.gpu_modes import DROP_IN, PROGRAM
 from facts.places import SYSTEM
 from holdfast import alerts, registry
 from holdfast.engines.units import RECORDS as ENGINE_RECORDS
-from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
-from holdfast.engines.vllm import VLLM
+from holdfast.engines.units import REPLACE_PROGRAM, EngineNames, every
 from holdfast.gpu import limits
 from holdfast.host_programs import mode as mode_program
 from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
 from holdfast.sandbox import RUN, sandbox, undoing
-from holdfast.settings import LOOPBACK_OF, Engine, Gpus, HealthCheck, HostSettings, Service
+from holdfast.settings import LOOPBACK_OF, Gpus, HealthCheck, HostSettings, Service
 from holdfast.settings import CardSet as DeclaredSet
 
 CONFIG = mode_program.CONFIG
@@ -51,7 +50,7 @@ def targets_of(settings: HostSettings, service: str) -> list[str]:
 
 def engine_names(settings: HostSettings) -> dict[str, EngineNames]:
     """The declared engines, by name."""
-    return {engine.name: EngineNames(VLLM, engine) for engine in registry.engines(settings)}
+    return {names.engine.name: names for names in every(settings)}
 
 
 def unit(settings: HostSettings, name: str) -> str:
@@ -100,8 +99,8 @@ def _uuids(settings: HostSettings, names: list[str]) -> tuple[str, ...]:
     return tuple(uuid for name in names if name in known and (uuid := known[name].uuid))
 
 
-def _engine(settings: HostSettings, engine: Engine) -> Tenant:
-    names = EngineNames(VLLM, engine)
+def _engine(settings: HostSettings, names: EngineNames) -> Tenant:
+    engine = names.engine
     uuids = _uuids(settings, engine.cards)
     return Tenant(
         name=engine.name,
@@ -127,9 +126,9 @@ def _service(settings: HostSettings, service: Service) -> Tenant:
 
 def tenants(settings: HostSettings) -> Iterator[Tenant]:
     """Every service that claims memory of a card or is in a mode, for the host's program."""
-    for engine in registry.engines(settings):
-        if engine.cards or targets_of(settings, engine.name):
-            yield _engine(settings, engine)
+    for names in every(settings):
+        if names.engine.cards or targets_of(settings, names.engine.name):
+            yield _engine(settings, names)
     for service in settings.services:
         if service.gpu_mib or targets_of(settings, service.name):
             yield _service(settings, service)

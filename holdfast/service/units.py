@@ -9,7 +9,6 @@ from facts.places import SYSTEM
 from holdfast import alerts, doors
 from holdfast.doors import Door
 from holdfast.render import render
-from holdfast.sandbox import RUN
 from holdfast.service.program import PROXY, PROXY_FILES, File, Program, Words
 from holdfast.settings import Service
 
@@ -51,11 +50,6 @@ def _socket_unit(program: Program) -> str:
     )
 
 
-def admin_socket(door: Door) -> str:
-    """Where a door's proxy takes orders; only its user, and root, may give them."""
-    return f"{RUN}/{door.stem}/admin.sock"
-
-
 def proxies(program: Program) -> Iterator[Program]:
     """The programs that carry what comes in at each of a program's doors to its socket."""
     proxied = program.proxied
@@ -68,7 +62,7 @@ def proxies(program: Program) -> Iterator[Program]:
             posted=proxied.posted,
             read=[*proxied.read, *(proxied.read_here if door.name == "loopback" else ())],
             socket=proxied.socket,
-            admin=admin_socket(door) if proxied.may_be_held else "",
+            admin=door.admin if proxied.may_be_held else "",
             patience=doors.PATIENCE,
         )
         yield Program(

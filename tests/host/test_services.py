@@ -13,9 +13,9 @@ from testinfra.host import Host
 
 from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import alerts
+from holdfast.programs import without_network
 from holdfast.registry import declared_services, engine_service, engines
 from holdfast.settings import HostSettings, Service
-from holdfast.sovereignty import without_network
 from tests.host.doors import engine_is_wanted, listens_only_as_declared
 
 

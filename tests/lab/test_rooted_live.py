@@ -24,8 +24,8 @@ from holdfast.engines.units import (
     DEVICES,
     MEMORY_PROGRAM,
     EngineNames,
-    devices_unit,
-    files,
+    devices,
+    programs,
 )
 from holdfast.engines.vllm import VLLM
 from holdfast.firewall import ROLLBACK_UNIT
@@ -34,6 +34,7 @@ from holdfast.host_programs import firewall as firewall_program
 from holdfast.host_programs import gpu_memory
 from holdfast.registry import engine_service, engines
 from holdfast.render import render
+from holdfast.service import texts
 from holdfast.settings import HostSettings
 from holdfast.shipping import text_of
 from operations import sshd
@@ -116,7 +117,7 @@ def measured(engine: EngineNames) -> str:
 def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) -> None:
     user = engine_service(VLLM.name, names.engine).user
     box.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
-    for path, text in files(settings, names, ENVIRONMENT).items():
+    for path, text in texts(programs(settings, names, ENVIRONMENT)).items():
         write(box, path, text)
     write(box, MEMORY_PROGRAM, text_of(gpu_memory), "755")
     write(box, f"{ENVIRONMENT}/bin/vllm", "#!/bin/sh\nexec sleep infinity\n", "755")
@@ -345,7 +346,8 @@ def test_a_boot_brings_back_what_was_proved(proved: ContainerMachine) -> None:
 
 
 def test_the_files_of_cards_are_made_and_nothing_else(box: ContainerMachine) -> None:
-    write(box, f"/etc/systemd/system/{DEVICES}", devices_unit())
+    for path, text in texts([devices()]).items():
+        write(box, path, text)
     write(box, "/usr/bin/nvidia-modprobe", _MODPROBE, "755")
     box.succeed("rm -f /dev/nvidia-uvm; systemctl daemon-reload")
     box.succeed(f"systemctl restart {DEVICES}")

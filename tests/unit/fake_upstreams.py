@@ -340,8 +340,8 @@ def door(stand_in: StandIn) -> Iterator[Running]:
     assert settings.vllm is not None
     names = units.EngineNames(vllm.VLLM, settings.vllm.engines[0])
     loopback = names.doors[0]
-    text = units.files(settings, names, "/opt/none")[names.paths_of(loopback)]
-    with _proxied(stand_in, text, names.socket, names.admin_of(loopback)) as found:
+    text = texts(units.programs(settings, names, "/opt/none"))[names.paths_of(loopback)]
+    with _proxied(stand_in, text, names.socket, loopback.admin) as found:
         yield found
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from holdfast import doors, router
 from holdfast.doors import PATIENCE
-from holdfast.engines import units
 from tests.unit.fake_upstreams import (
     AUTHORISED,
     COMPLETIONS,
@@ -72,7 +71,6 @@ SHORT = replace(FEW, header_seconds=1, body_seconds=2, idle_seconds=2)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fronts with another patience than the real one."""
     monkeypatch.setattr(router, "PATIENCE", request.param)
-    monkeypatch.setattr(units, "PATIENCE", request.param)
     monkeypatch.setattr(doors, "PATIENCE", request.param)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from facts.artefacts import InstalledVersion, InstalledVersions
+from facts.places import CREDENTIALS, SYSTEM
 from facts.vllm import EngineFiles
-from holdfast.engines.units import CREDENTIALS, SYSTEM
 from holdfast.python_environment import digest, directory
 from operations import python_environment, vllm
 from tests.unit.local_host import LocalHost

@@ -8,10 +8,13 @@ from dataclasses import replace
 from rich.console import Console
 
 from facts.egress import Attempt, Attempts, EgressAttempts, OpenSocket
+from holdfast.programs import programs
+from holdfast.service.units import service_unit
 from holdfast.settings import Docker, HostSettings, Peer, Tailnet
 from holdfast.sovereignty import Row, rows, sockets
 from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
+from tests.unit.test_clouds import host
 
 SOCKETS = """\
 #= sockets
@@ -159,3 +162,20 @@ def test_without_the_rules_no_service_is_said_to_be_held() -> None:
 def test_those_that_must_not_leave_come_first() -> None:
     tiers = [row.tier for row in rows(_settings(), SEEN)]
     assert tiers == sorted(tiers)
+
+
+def test_the_report_says_no_network_of_those_whose_units_have_none() -> None:
+    settings = host(profile="private", clouds=[], keys=[], api_key="CALLERS_KEY", queue={})
+    for each in (settings, host()):
+        isolated = {
+            program.service.name
+            for program in programs(each)
+            if "PrivateNetwork=yes" in service_unit(program).splitlines()
+        }
+        assert {"floor", "vllm-a"} < _without(each) == isolated & _told(each, SEEN).keys()
+    assert {"queue-home"} < _without(settings)
+    assert {"ledger"} < _without(host())
+
+
+def _without(settings: HostSettings) -> set[str]:
+    return {row.service for row in rows(settings, SEEN) if row.may_call.startswith("nothing")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from holdfast import alerts
 from holdfast.checks.gpu import memory
 from holdfast.checks.storage import storage
 from holdfast.checks.vllm import engines
-from holdfast.engines import vllm
+from holdfast.engines import servers, vllm
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.replacement import with_model
-from holdfast.engines.units import EngineNames, configuration, files, secret_files
+from holdfast.engines.units import EngineNames, configuration, programs
+from holdfast.programs import programs as all_programs
+from holdfast.programs import without_network
 from holdfast.refusal import Refused
 from holdfast.registry import declared_services
 from holdfast.sandbox import AS_ROOT
+from holdfast.service import texts
 from holdfast.settings import HostSettings
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -258,7 +262,7 @@ def test_a_new_flag_that_could_move_the_walls_is_looked_at() -> None:
 def _files(settings: HostSettings) -> dict[str, str]:
     assert settings.vllm is not None
     names = EngineNames(vllm.VLLM, settings.vllm.engines[0])
-    return files(settings, names, ENVIRONMENT)
+    return texts(programs(settings, names, ENVIRONMENT))
 
 
 def test_every_flag_that_is_written_is_one_that_vllm_takes(description: Path) -> None:
@@ -304,7 +308,7 @@ def test_engines_that_share_a_card_start_one_after_another(description: Path) ->
     after = {}
     for engine in settings.vllm.engines:
         names = EngineNames(vllm.VLLM, engine)
-        unit = files(settings, names, ENVIRONMENT)[f"/etc/systemd/system/{names.unit}"]
+        unit = texts(programs(settings, names, ENVIRONMENT))[f"/etc/systemd/system/{names.unit}"]
         after[engine.name] = re.findall(r"^After=holdfast-vllm-(\w+)\.service$", unit, re.M)
     assert after == {"chat": [], "more": ["chat"], "else": ["more"]}
 
@@ -314,10 +318,11 @@ def test_the_key_is_in_files_for_root_alone(description: Path) -> None:
     assert settings.vllm is not None
     names = EngineNames(vllm.VLLM, settings.vllm.engines[0])
     key = SecretStr("a-key-of-some-length")
-    private = secret_files(names, key)
+    engine, *_ = programs(settings, names, ENVIRONMENT)
+    private = {each.path: each.text(lambda name: key) for each in engine.credentials}
     assert all(key.get_secret_value() in text for text in private.values())
     assert set(private) == {names.key, names.probe}
-    unit = files(settings, names, ENVIRONMENT)[f"/etc/systemd/system/{names.unit}"]
+    unit = texts(programs(settings, names, ENVIRONMENT))[f"/etc/systemd/system/{names.unit}"]
     assert all(f":{path}" in unit for path in private)
 
 
@@ -405,3 +410,25 @@ def test_an_engine_is_a_declared_service(description: Path) -> None:
     settings = _settings(description, _engine(scope="tailnet"))
     (service,) = [each for each in declared_services(settings) if each.name == "vllm-chat"]
     assert [(listen.port, listen.scope) for listen in service.listens] == [(8100, "tailnet")]
+
+
+def test_another_server_is_another_instance(
+    description: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _settings(description).vllm.engines[0]  # type: ignore[union-attr]
+    other = replace(
+        vllm.VLLM,
+        name="other",
+        command="other --serve",
+        key_variable="OTHER_KEY",
+        engines=lambda settings: [engine.model_copy(update={"name": "more", "port": 8101})],
+    )
+    monkeypatch.setattr(servers, "SERVERS", (vllm.VLLM, other))
+    settings = _settings(description)
+    assert {"vllm-chat", "other-more"} <= {each.name for each in declared_services(settings)}
+    assert {"vllm-chat", "other-more"} <= without_network(settings)
+    written = texts(all_programs(settings))
+    unit = written["/etc/systemd/system/holdfast-other-more.service"]
+    assert "OTHER_KEY=$$(cat %d/key) exec /opt/holdfast/other/" in unit
+    assert "bin/other --serve --config /etc/holdfast/other/more.yaml" in unit
+    assert "/etc/systemd/system/holdfast-other-more-loopback.socket" in written
