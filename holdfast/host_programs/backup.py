@@ -331,7 +331,8 @@ def find(job: Job, wanted: str) -> Snapshot:
         if wanted == "latest" or snapshot.id.startswith(wanted)
     ]
     if not matching:
-        raise Failure(f"{job.repository} holds no snapshot {wanted} of {job.host}")
+        which = "snapshot" if wanted == "latest" else f"snapshot {wanted}"
+        raise Failure(f"{job.repository} holds no {which} of {job.host}")
     return matching[-1]
 
 
