@@ -17,7 +17,6 @@ from pyinfra.api import StringCommand, operation
 from facts.host_files import PathStates
 from facts.places import SYSTEM
 from facts.units import UnitState, UnitStates
-from holdfast.doors import Door
 
 _FORGIVE = "systemctl reset-failed {} 2>/dev/null"
 """A start by a deploy does not count towards the unit's start limit."""
@@ -44,19 +43,6 @@ class Unit:
 
 NO_OTHER_PROXY = Unit("haproxy.service", masked=True)
 """HAProxy's own unit, masked because only our own proxies are used."""
-
-
-def of_door(door: Door, configuration: str) -> list[Unit]:
-    """A door's units, which run while it is open; its proxy reads ``configuration``."""
-    return [
-        Unit(
-            unit,
-            enabled=door.is_open,
-            running=door.is_open,
-            restart_after=[f"{SYSTEM}/{unit}", configuration],
-        )
-        for unit in (door.socket, door.service)
-    ]
 
 
 def _outdated(unit: Unit, state: UnitState) -> bool:

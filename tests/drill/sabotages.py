@@ -816,7 +816,7 @@ FLOOR = (
         ("floor::it_refuses_who_does_not",),
         *edited(
             f"/etc/systemd/system/{floor.UNIT}",
-            "/--api-key-file/d",
+            "s/--api-key-file [^ ]*//",
             f"systemctl daemon-reload && systemctl restart {floor.UNIT}",
         ),
     ),
