@@ -331,7 +331,7 @@ def find(job: Job, wanted: str) -> Snapshot:
         if wanted == "latest" or snapshot.id.startswith(wanted)
     ]
     if not matching:
-        raise Failure(f"{job.repository} holds no snapshot {wanted} of {job.host}")
+        raise Failure(f"{job.repository} holds no snapshot of {job.host} called {wanted}")
     return matching[-1]
 
 

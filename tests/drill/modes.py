@@ -300,7 +300,7 @@ class Modes:
             status, said = self.switch("audio", "--now")
             self.record.check("--now asks nobody", status == 0 and not self.wrong("audio"), said)
         with self.described(lambda rack: rack["cards"][0]["utilisation"].update(gpu=90)):
-            self.refused("a card at work", "audio", "creative", "left is at work")
+            self.refused("a card at work", "audio", "creative", "left is busy")
         self.switch("creative")
         self._waits()
 

@@ -183,15 +183,15 @@ GARBAGE = {
     "one has another size": ("touch -d @1 {live}/note", "differs from the snapshot in time"),
     "a file became a folder": (
         "rm {live}/note && mkdir {live}/note",
-        "is a directory and was a file",
+        "is a directory, but was a file",
     ),
     "a folder became a file": (
         "rm -r {live}/deep && touch {live}/deep",
-        "is a file and was a directory",
+        "is a file, but was a directory",
     ),
     "a file became a FIFO": (
         "rm {live}/note && mkfifo {live}/note",
-        "is a special file and was a file",
+        "is a special file, but was a file",
     ),
 }
 

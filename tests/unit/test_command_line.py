@@ -150,7 +150,7 @@ def test_a_fault_of_holdfasts_own_is_one_sentence_without_a_secret(tmp_path: Pat
     done = _run("-c", script, cwd=tmp_path, HOLDFAST_SECRETS=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("RuntimeError: no door for ...: this is a fault of Holdfast's own")
+    assert sentence.startswith("RuntimeError: no door for ...: this is a bug in Holdfast")
     kept = (tmp_path / "pyinfra-debug.log").read_text()
     assert "faulty.py" in kept
     assert "w0rk-" not in done.stderr + kept

@@ -175,7 +175,7 @@ def test_cards_that_are_idle_go_to_the_other_mode(host: Host) -> None:
 def test_cards_at_work_stay_where_they_are(host: Host, load: str) -> None:
     # The second is at work between two looks.
     (host.folder / "load").write_text(load)
-    assert "chat is busy: slot-0 is at work" in host.refuses()
+    assert "chat is busy: slot-0 is busy" in host.refuses()
     assert host.is_as_before
 
 

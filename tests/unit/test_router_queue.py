@@ -199,7 +199,7 @@ def test_a_full_queue_says_when_to_come_again(rack: Rack) -> None:
     reply = rack.ask("one more")
     assert (reply.status, reply.engine) == (503, None)
     assert reply.headers["retry-after"]
-    assert "3 are kept already" in json.loads(reply.body)["error"]["message"]
+    assert "the queue is full (3 requests)" in json.loads(reply.body)["error"]["message"]
 
 
 CANNOT_WAIT = {

@@ -192,7 +192,7 @@ def test_a_replacement_serves_the_new_model_and_keeps_the_old_ones_word(host: Ho
     host.offer("new")
     status, said = host.run("chat")
     assert (status, host.serves(), host.step) == (0, "new", "done"), said
-    assert "s without an answer" in said
+    assert "s without answers" in said
     assert "models/old" in (host.folder / "chat.yaml.previous").read_text()
     # No caller was let in while it was not answering, and each one is now.
     assert host.told_the_door() == ["maint", "ready"]
