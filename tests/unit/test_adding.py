@@ -1,0 +1,64 @@
+"""The examples of docs/adding.md do what the page says."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+from facts.packages import InstalledPackages
+from holdfast import service
+from holdfast.registry import declared_services
+from holdfast.settings import HostSettings
+from operations import packages
+from operations import program as operations
+from tests.unit.local_host import LocalHost
+from tests.unit.site_data import good
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/adding.md").read_text()
+EXAMPLES = dict(re.findall(r"```python\n# (.+?)\n(.*?)```", PAGE, re.DOTALL))
+
+
+def _run(name: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(EXAMPLES[name], names)  # noqa: S102 - this repository's own page
+    return names
+
+
+def _rack(**changes: Any) -> HostSettings:
+    return HostSettings.model_validate(good()["rack"] | changes)
+
+
+def test_the_entry_of_a_service_is_all_that_it_needs() -> None:
+    photos = ast.literal_eval(EXAMPLES['inventory: "services"'])
+    declared = declared_services(_rack(services=[photos]))
+    assert "photos" in {each.name for each in declared}
+
+
+def test_a_programs_units_follow_from_its_declaration() -> None:
+    exporter = _run("program")["exporter"]
+    texts = service.texts([exporter])
+    unit = texts["/etc/systemd/system/holdfast-node-exporter.service"]
+    assert "User=node-exporter" in unit
+    assert "MemoryMax=64M" in unit
+    assert "# its figures are those of /proc\nProcSubset=all" in unit
+    assert "OnFailure=holdfast-notify@%n.service" in unit
+    (settled,) = operations.settled([exporter])
+    assert (settled.name, settled.running) == (exporter.unit, True)
+
+
+def test_a_package_is_installed_by_its_name() -> None:
+    call = ast.parse(EXAMPLES["operation"]).body[-1]
+    assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+    told = {str(each.arg): ast.literal_eval(each.value) for each in call.value.keywords}
+    assert told.pop("name")
+    host = LocalHost(facts={InstalledPackages: {}})
+    commands = host.planned(packages.present, **told)
+    assert any(" install nano" in command for command in commands), commands
+
+
+def test_a_check_yields_what_is_wrong_and_the_mend() -> None:
+    long = good()["rack"]["services"][0] | {"name": "a-name-that-nobody-types"}
+    (finding,) = _run("check")["long_names"](_rack(services=[long]))
+    assert (finding.key, finding.mend) == ("services[0].name", "shorten it")
