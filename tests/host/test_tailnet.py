@@ -137,7 +137,7 @@ def test_those_rules_come_before_tailscaled_at_boot_and_are_watched(
 
 
 def test_ssh_returns_to_the_lan_as_declared_where_the_membership_is_lost(
-    host: Host, settings: HostSettings
+    host: Host, settings: HostSettings, tailnet: Tailnet
 ) -> None:
     questions = {
         "config": f"cat {tailnet_membership.CONFIG}",

@@ -141,7 +141,7 @@ def _ends_in(box: ContainerMachine, mode: str) -> bool:
 
 def test_it_is_followed_and_says_how_it_ended(in_agent: ContainerMachine) -> None:
     status, said = in_agent.execute(f"{modes.PROGRAM} creative 2>&1", timeout_seconds=60)
-    assert (status, "creative is active" in said) == (0, True), said
+    assert (status, "switched from agent to creative in" in said) == (0, True), said
     assert _ends_in(in_agent, "creative")
 
 

@@ -35,7 +35,7 @@ pytestmark = [
 SPEC = Spec("sockets", variant="rack", host_number=12, memory_mib=2048, cpus=2)
 PATIENCE_SECONDS = 120
 INSTALL = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y"
-PACKAGES = "curl dbus nftables python3 rsyslog systemd-container systemd-resolved"
+PACKAGES = "haproxy curl dbus nftables python3 rsyslog systemd-container systemd-resolved"
 PROBE = "/bin/sh -c 'exec python3 -I /opt/probe.py \"$(cat /opt/tries.json)\"'"
 """Tries every socket there is."""
 _PROBE = """
