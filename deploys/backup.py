@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
-from facts.places import CREDENTIALS
 from holdfast import alerts, backup
 from holdfast.host_programs import backup as backup_program
 from holdfast.secrets import require
@@ -18,13 +17,13 @@ RESTIC = "restic"
 
 
 def _secrets(repository: Repository) -> list[HostFile]:
-    stem = f"{CREDENTIALS}/backup-{repository.name}"
+    paths = backup.files_of(repository)
     user_password = require(repository.user_password) if repository.user_password else None
     location = backup.location(repository, user_password)
     password = require(repository.password)
     return [
-        HostFile(f"{stem}-location", f"{location.get_secret_value()}\n", mode="600"),
-        HostFile(f"{stem}-password", f"{password.get_secret_value()}\n", mode="600"),
+        HostFile(paths["location"], f"{location.get_secret_value()}\n", mode="600"),
+        HostFile(paths["password"], f"{password.get_secret_value()}\n", mode="600"),
     ]
 
 
@@ -69,7 +68,7 @@ def apply(settings: HostSettings) -> None:
             ),
             *(
                 HostFile(
-                    f"{backup.JOBS}/{repository.name}.json",
+                    backup.files_of(repository)["job"],
                     backup.job_text(settings, repository, restic),
                 )
                 for repository in wanted.repositories

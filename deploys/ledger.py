@@ -13,7 +13,7 @@ from operations.host_files import HostDirectory, HostFile
 
 @deploy("Ledger")
 def apply(settings: HostSettings) -> None:
-    """Have the ledger of this host's clouds; `deploys/router.py` removes one that no router needs.
+    """Have the ledger of this host's clouds; `deploys/removal.py` removes one that no router needs.
 
     What it holds stays on disk.
     """

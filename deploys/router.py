@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
-from holdfast import clouds, ledger, service
+from holdfast import clouds
 from holdfast.router import programs
 from holdfast.settings import HostSettings
-from operations import packages, program, python_environment, router
+from operations import packages, program, python_environment
 
 
 @deploy("Routers")
 def apply(settings: HostSettings) -> None:
-    """Have every declared router at its port, and no other."""
+    """Have every declared router at its port."""
     declared = [each for one in settings.routers for each in programs(settings, one)]
-    # First, for its port may be wanted by another.
-    router.only(
-        name="Have no other router",
-        declared=service.paths([*declared, *ledger.programs(settings)]),
-    )
     if not declared:
         return
     asked = settings.clouds if any(each.clouds for each in settings.routers) else None

@@ -15,6 +15,7 @@ from deploys import (
     gpu_limits,
     gpu_modes,
     ledger,
+    removal,
     router,
     ssh,
     storage,
@@ -29,6 +30,7 @@ base.apply(settings=settings)
 ssh.apply(settings=settings)
 firewall.apply(settings=settings)
 egress.apply(settings=settings)
+removal.apply(settings=settings)
 gpu_acceptance.before_driver(settings=settings)
 gpu_driver.apply(settings=settings)
 gpu_acceptance.before_caps(settings=settings)

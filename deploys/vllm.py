@@ -7,7 +7,6 @@ from dataclasses import replace
 from pyinfra.api.deploy import deploy
 
 from facts.places import SYSTEM
-from holdfast import service
 from holdfast.engines.servers import environment
 from holdfast.engines.units import (
     UNDO,
@@ -53,21 +52,17 @@ def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
 
 @deploy("vLLM")
 def apply(settings: HostSettings) -> None:
-    """Install vLLM and start every declared engine, and no other.
+    """Install vLLM and start every declared engine.
 
     Loading a model takes minutes: `settle` waits for it, after all else that a deploy does.
     """
     wanted = settings.vllm
     if wanted is None:
-        vllm.only(name="Have no other engine", declared=[])
         return
     lock = lock_of(wanted).read_text()
     _install(settings, wanted, lock)
     configurations = [(names, configuration(settings, names)) for names in every(settings)]
     declared = _programs(settings)
-    # First, for its cards and its port may be wanted by another.
-    told = [names.configuration for names, _ in configurations]
-    vllm.only(name="Have no other engine", declared=[*told, *service.paths(declared)])
     beside = [recovery(), devices()]
     program.place(
         what="the engines",

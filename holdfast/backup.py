@@ -223,6 +223,16 @@ def _jobs(backup: Backup) -> list[tuple[str, str, str, bool]]:
     ]
 
 
+def files_of(repository: Repository) -> dict[str, str]:
+    """What a repository has on a host beside its units, to its path: its job, and its secrets."""
+    stem = f"{CREDENTIALS}/backup-{repository.name}"
+    return {
+        "job": f"{JOBS}/{repository.name}.json",
+        "location": f"{stem}-location",
+        "password": f"{stem}-password",
+    }
+
+
 def job_text(settings: HostSettings, repository: Repository, restic: str) -> str:
     """The job file of ``repository``."""
     return json.dumps(job(settings, repository, restic), indent=1) + "\n"

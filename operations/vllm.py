@@ -1,4 +1,4 @@
-"""Engines: remove undeclared ones, and replace models with a rollback."""
+"""Engines: replace models with a rollback."""
 
 from __future__ import annotations
 
@@ -12,23 +12,7 @@ from pyinfra.api import StringCommand, operation
 
 from facts.host_files import PathStates
 from facts.units import UnitStates
-from facts.vllm import EngineFiles
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
-from operations import units
-
-
-@operation()
-def only(declared: list[str]) -> Generator[StringCommand, None, None]:
-    """Stop and remove every engine with a file that is not in ``declared``.
-
-    Models and caches stay.
-
-    For example::
-
-        vllm.only(name="Have no other engine", declared=[file.path for file in files])
-    """
-    present: list[str] = host.get_fact(EngineFiles)
-    yield from units.without(sorted(set(present) - set(declared)))
 
 
 @operation()

@@ -58,7 +58,8 @@ class Drill(Rehearsal):
     stage: RackStage
     untaken: Collection[str] = (
         *("Cards on the bus", "GPU driver", "Cards as driven", "GPU limits", "Cards accepted"),
-        *("GPU containers", "Ledger", "GPU modes, their services", "vLLM, its engines"),
+        *("GPU containers", "Ledger", "GPU modes, their services", "vLLM", "vLLM, its engines"),
+        "Routers",
         "GPU containers, a last look",
     )
     """Steps in which its rack, which has no card, does nothing: the power cannot be cut there."""

@@ -6,13 +6,14 @@ the ground makes on a whole machine are made here.
 
 from pyinfra import host
 
-from deploys import floor, gpu_limits, gpu_modes, storage, vllm
+from deploys import floor, gpu_limits, gpu_modes, removal, storage, vllm
 from holdfast.site import settings_of
 from tests.drill import accounts
 
 settings = settings_of(host)
 
 accounts.make(settings)
+removal.apply(settings=settings)
 gpu_modes.declare(settings=settings)
 gpu_limits.apply(settings=settings)
 storage.apply(settings=settings)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from facts.artefacts import InstalledVersion, InstalledVersions
-from facts.places import CREDENTIALS, SYSTEM
-from facts.vllm import EngineFiles
 from holdfast.python_environment import digest, directory
-from operations import python_environment, vllm
+from operations import python_environment
 from tests.unit.local_host import LocalHost
 
 LOCK = "vllm==0.32.0 --hash=sha256:00\n"
@@ -38,17 +36,3 @@ def test_what_is_older_than_the_one_before_is_removed() -> None:
     assert host.planned(python_environment.pruned, **ASKED) == [
         f"rm -rf {directory('vllm', OLD, 'debian13')}"
     ]
-
-
-def test_an_engine_that_is_declared_no_more_is_stopped_before_its_files_go() -> None:
-    kept = f"{SYSTEM}/holdfast-vllm-chat.service"
-    gone = [f"{SYSTEM}/holdfast-vllm-old.service", f"{CREDENTIALS}/holdfast-vllm-old-key"]
-    host = LocalHost(facts={EngineFiles: [kept, *gone]})
-    (command,) = host.planned(vllm.only, declared=[kept])
-    steps = command.split(" && ")
-    assert steps[1:3] == [
-        "systemctl stop holdfast-vllm-old.service",
-        "systemctl disable holdfast-vllm-old.service",
-    ]
-    assert set(steps[3].split()) == {"rm", "-f", *gone}
-    assert host.planned(vllm.only, declared=[kept, *gone]) == []

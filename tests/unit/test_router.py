@@ -20,7 +20,6 @@ from holdfast.registry import declared_services
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.service import texts
 from holdfast.settings import HostSettings
-from operations import router as operations
 from tests import malice
 from tests.unit.fake_upstreams import (
     AUTHORISED,
@@ -35,7 +34,6 @@ from tests.unit.fake_upstreams import (
     until,
     written,
 )
-from tests.unit.local_host import LocalHost
 
 CALLERS = SECRETS["CALLERS_KEY"].get_secret_value()
 
@@ -492,15 +490,3 @@ def test_a_key_that_no_header_can_hold_is_refused(monkeypatch: pytest.MonkeyPatc
     (finding,) = router_keys(_private())
     assert finding.key == "routers[0].api_key"
     assert "without spaces" in finding.wrong
-
-
-def test_an_undeclared_router_is_stopped_and_removed() -> None:
-    system = "/etc/systemd/system"
-    kept = [f"{system}/holdfast-router-work-loopback.service", "/etc/holdfast/router/work.cfg"]
-    gone = [f"{system}/holdfast-queue-old.service", "/etc/holdfast/router/old.cfg"]
-    host = LocalHost(facts={operations.RouterFiles: [*kept, *gone]})
-    (command,) = host.planned(operations.only, declared=kept)
-    assert "stop holdfast-queue-old.service " in command
-    assert all(path in command for path in gone)
-    assert not any(path in command for path in kept)
-    assert host.planned(operations.only, declared=[*kept, *gone]) == []
