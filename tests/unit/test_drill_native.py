@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -161,10 +162,14 @@ time.sleep(1)
 @pytest.mark.parametrize("option", [[], ["--beside"]])
 def test_an_interrupted_night_goes_on_where_it_stopped(
     option: list[str],
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # What is started in the background by a shell ignores the interrupt.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     ran = tmp_path / "ran"
     counts = ("-c", f"open({str(ran)!r}, 'a').write('x'); print('drill: 2 passed, 0 failed')")
     dies = ("-c", DIES)
