@@ -74,7 +74,9 @@ def without(stray: list[str]) -> Generator[StringCommand, None, None]:
     if not stray:
         return
     paths = " ".join(map(shlex.quote, stray))
-    units = [path.rpartition("/")[2] for path in stray if path.startswith(f"{SYSTEM}/")]
+    found = [path.rpartition("/")[2] for path in stray if path.startswith(f"{SYSTEM}/")]
+    # A template is no unit that runs; its instances end with what asked for them.
+    units = [name for name in found if "@." not in name]
     if not units:
         yield StringCommand(f"rm -f {paths}")
         return

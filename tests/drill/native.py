@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from holdfast import egress
+from facts.places import STATE
+from holdfast import backup, egress, owned
+from holdfast.registry import FLOOR_STATE
 from tests.drill import (
     attack,
     cards,
@@ -115,6 +117,7 @@ class NativeDrill(Drill):
             Act("lose a card", self._lose_a_card, rows=(3,)),
             *lockout.acts(lambda: self.lockout),
             *exploits.of_users(lambda: self.exploits),
+            Act("take services out, and put them back", self._take_out, rows=(33,)),
             Act("keep data in two places", self._keep_data, rows=(17,)),
             Act("sabotage", self._sabotage, rows=(34,)),
             Act("lose the rack", self._lose, vital=True, rows=(1,)),
@@ -180,6 +183,29 @@ class NativeDrill(Drill):
         self.cards.lose_one(f"({address}) is on the bus and not in nvidia-smi")
         self.cards.find_it_again()
 
+    def _take_out(self) -> None:
+        """Declare no service of ours, and then all of them again."""
+        rack, record = self.stage.rack, self.record
+        models = self.stage.settings.storage.models_path
+        kept = [FLOOR_STATE, models, f"{STATE}/ledger", backup.STATE]
+        gone: dict[str, object] = {"floor": None, "vllm": None, "clouds": None, "backup": None}
+        gone |= {"routers": [], "gpus": None, "services": [private.PHOTOS_SERVICE]}
+        with self.stage.declared(**gone):
+            self.site.converge("without services", fatal=True)
+            found = rack.execute(f"ls -dp {' '.join(owned.patterns())} 2>/dev/null")[1].split()
+            left = [path for path in found if not path.endswith("/")]
+            record.check("what left the inventory has left the rack", not left, left)
+            names = "holdfast-floor* holdfast-vllm-* holdfast-router-* holdfast-backup@*"
+            running = rack.succeed(f"systemctl list-units --plain --no-legend {names}").strip()
+            record.check("and runs no more", not running, running)
+            here = rack.execute(f"ls -d {' '.join(kept)}")
+            record.check("models, the ledger and records of backups stay", here[0] == 0, here[1])
+            self.site.expect_nothing("without services, again")
+        self.site.converge("with services again", fatal=True)
+        self.engines.wait_until_serving()
+        self.private.wait_until_ready()
+        self.site.expect_nothing("with services again, again")
+
     def _sabotage(self) -> None:
         sabotage.commit(self.site, self.stage.rack, self.chosen, complete=self.sabotage)
 
@@ -209,6 +235,7 @@ class ShortDrill(NativeDrill):
         *("lead root astray by links and races", "back up a hostile folder"),
         *("bench", "replace a model", "replace it by what does not serve"),
         *("kill an engine, and ask the floor", "what a router costs"),
+        "take services out, and put them back",
         *("switch from mode to mode", "switch while somebody is at work"),
         *("switch beside a stranger", "switch in vain", "stay in another mode, then reboot"),
         *("ask clouds after a reboot", "lose a card", "lock the operator out by the firewall"),

@@ -286,7 +286,7 @@ class Private:
     def wait_for_health(self, port: int = WORK, status: int = 200) -> None:
         self.stage.rack.wait_until_succeeds(
             "curl --silent --output /dev/null --write-out '%{http_code}'"
-            f" http://127.0.0.1:{port}/health | grep -q {status}",
+            f" {self._names(port).url}/health | grep -q {status}",
             timeout_seconds=60,
         )
 

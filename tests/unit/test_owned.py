@@ -79,6 +79,15 @@ def test_what_is_declared_no_more_is_stopped_before_its_files_go() -> None:
     assert host.planned(operations.only, declared=[*kept, *gone], **asked) == []
 
 
+def test_a_template_goes_without_being_stopped() -> None:
+    gone = [f"{SYSTEM}/holdfast-replace-undo@.service", f"{SYSTEM}/holdfast-vllm-old.service"]
+    host = LocalHost(facts={OwnedFiles: gone})
+    (command,) = host.planned(operations.only, declared=[], patterns=owned.patterns())
+    steps = command.split(" && ")
+    assert steps[1] == "systemctl stop holdfast-vllm-old.service"
+    assert set(steps[3].split()) == {"rm", "-f", *gone}
+
+
 def test_the_fact_finds_files_and_no_folder(tmp_path: Path) -> None:
     (tmp_path / "holdfast-a.service").touch()
     (tmp_path / "holdfast-a.service.d").mkdir()
