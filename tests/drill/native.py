@@ -157,6 +157,10 @@ class NativeDrill(Drill):
     def _have_internet(self) -> None:
         """Have everything beyond the rack's own links be the lab's, and its names known."""
         self.stage.cloud.become_the_internet_of(self.stage.rack)
+        # A look-up from before would be joined instead, and it may have found no resolver.
+        self.stage.rack.wait_until_succeeds(
+            f"! systemctl is-active {egress.RESOLVE} | grep --quiet activating", timeout_seconds=120
+        )
         self.stage.rack.start_unit(egress.RESOLVE)
         # It has run since before there was nft, which marks what it sends.
         self.stage.rack.succeed("systemctl restart systemd-timesyncd")

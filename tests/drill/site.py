@@ -21,8 +21,12 @@ from tests.drill.rows import ROWS_OF_FILES
 from tests.lab.machine import Machine, acceleration_works
 
 HOST_TESTS = ROOT / "tests" / "host"
-SLOW = {"test_backup.py", "test_floor.py"}
-"""Half of the time that all host tests take."""
+DISTURBING = {
+    *("test_egress.py", "test_floor.py", "test_hardening.py"),
+    *("test_router.py", "test_sandbox.py", "test_services.py"),
+}
+"""Files that kill a service or have a unit fail, and those that expect every service to run and no
+unit to have failed: never at the same time. Half of the time that all host tests take."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Site:
         runs = [[f"test_{file}.py::test_{test}" for file, test in (t.split("::") for t in only)]]
         if not only:
             files = self._files()
-            runs = [sorted(run) for run in (files & SLOW, files - SLOW) if run]
+            runs = [sorted(run) for run in (files & DISTURBING, files - DISTURBING) if run]
         label = re.sub("[^a-z0-9]+", "-", when.lower())
         # At the same time: most of a host test is waiting for an emulated answer. As processes,
         # because pyinfra's inventories bring gevent, which xdist's workers do not survive.

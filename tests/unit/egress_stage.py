@@ -428,14 +428,32 @@ CALLERS = {"lan": NAS[4], "lan6": NAS[6], "world": WORLD[4]}
 _CALL = """
 import socket, sys, time
 rack, source = sys.argv[1:]
+print("ready", flush=True)
 while True:
     try:
         call = socket.create_connection((rack, 2342), timeout=1, source_address=(source, 0))
         break
     except ConnectionRefusedError:
         time.sleep(0.02)
+call.settimeout(3)
 print(call.recv(9).decode())
 """
+
+
+def _calls_from(command: list[str], address: str, source: str) -> subprocess.Popen[str]:
+    """A caller that calls until it is let in, or hears nothing.
+
+    It has started when this returns: who answers waits for a call, and not for a process.
+    """
+    caller = subprocess.Popen(
+        [*command, sys.executable, "-c", _CALL, address, source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert caller.stdout is not None
+    caller.stdout.readline()
+    return caller
 
 
 def container_answers(stage: Stage, source: str) -> str:
@@ -443,12 +461,7 @@ def container_answers(stage: Stage, source: str) -> str:
     version = 6 if ":" in source else 4
     address = container_address("home", version)
     ours = source == address[:-1] + "1"
-    caller = subprocess.Popen(
-        [*([] if ours else stage.far.split()), sys.executable, "-c", _CALL, address, source],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    caller = _calls_from([] if ours else stage.far.split(), address, source)
 
     def serve() -> None:
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
@@ -457,7 +470,7 @@ def container_answers(stage: Stage, source: str) -> str:
         server.accept()[0].sendall(b"hello")
 
     as_user("root", serve, stage.containers["home"])
-    return caller.communicate(timeout=10)[0].strip()
+    return caller.communicate(timeout=60)[0].strip()
 
 
 def answers(stage: Stage, source: str, *, handed: bool) -> str:
@@ -466,12 +479,7 @@ def answers(stage: Stage, source: str, *, handed: bool) -> str:
     It listens itself, or on a port that root has ``handed`` to it, as systemd does.
     """
     version = 6 if ":" in source else 4
-    caller = subprocess.Popen(
-        [*stage.far.split(), sys.executable, "-c", _CALL, RACK[version], source],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    caller = _calls_from(stage.far.split(), RACK[version], source)
 
     def listen() -> socket.socket:
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
@@ -489,7 +497,7 @@ def answers(stage: Stage, source: str, *, handed: bool) -> str:
     as_user("games", serve)
     if server:
         server.close()
-    return caller.communicate(timeout=10)[0].strip()
+    return caller.communicate(timeout=60)[0].strip()
 
 
 def by_a_door() -> str:

@@ -83,6 +83,8 @@ class StandIn:
     left: int = 0
     """How many callers went while it worked."""
     seen: list[Seen] = field(default_factory=list)
+    looks: int = 0
+    """How often its health was asked since it listens."""
     _server: ThreadingHTTPServer | None = None
 
     @property
@@ -93,6 +95,7 @@ class StandIn:
     def up(self) -> None:
         """Listen."""
         if self._server is None:
+            self.looks = 0
             self._server = _Server(("127.0.0.1", self.port), self._handler())
             threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True).start()
 
@@ -109,6 +112,13 @@ class StandIn:
         self.seen.clear()
         (self.up if is_up else self.down)()
 
+    def wait_until_known(self) -> None:
+        """Wait until the one HAProxy that checks its health knows that it is up.
+
+        Checks of a server follow one another: at the second one the first has been counted.
+        """
+        until(lambda: self.looks >= 2)
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         stand_in = self
 
@@ -118,6 +128,8 @@ class StandIn:
             def do_GET(self) -> None:
                 if self.path != "/health":
                     self._saw(b"")
+                else:
+                    stand_in.looks += 1
                 self._send(200, b"ok")
 
             def do_POST(self) -> None:

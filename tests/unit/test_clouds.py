@@ -696,6 +696,7 @@ def started() -> Iterator[Home]:
 def home(started: Home) -> Home:
     for stand_in in (started.a, started.floor):
         stand_in.be(True)
+        stand_in.wait_until_known()
     started.asks.does.clear()
     until(lambda: started.ask() == (200, "a"))
     started.asks.asked.clear()

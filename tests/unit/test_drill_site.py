@@ -15,7 +15,7 @@ from tests.drill import site as site_of_drill
 from tests.drill.not_here import UNDECLARED, Verdict, judge, undeclared
 from tests.drill.record import Phase, Record
 from tests.drill.rows import ROWS, ROWS_OF_FILES
-from tests.drill.site import HOST_TESTS, Site
+from tests.drill.site import DISTURBING, HOST_TESTS, Site
 from tests.unit.site_data import good
 
 REASONS = {("floor", "this host has no floor")}
@@ -160,3 +160,14 @@ def test_a_file_that_cannot_be_collected(site: Site) -> None:
 def test_a_file_without_a_test(site: Site) -> None:
     (site_of_drill.HOST_TESTS / "test_base.py").write_text("")
     assert _verify(site)["host tests now: base"] == (False, "nothing ran")
+
+
+def test_no_file_that_disturbs_units_runs_beside_one_that_judges_them() -> None:
+    disturbs, judges = ("kill -9", "/bin/false", "egress.WATCH"), ("--failed", "ActiveState,User")
+    files = {
+        path.name
+        for path in HOST_TESTS.glob("test_*.py")
+        if any(word in path.read_text() for word in (*disturbs, *judges))
+    }
+    assert {"test_floor.py", "test_hardening.py", "test_services.py"} < files
+    assert files <= DISTURBING

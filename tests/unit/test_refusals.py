@@ -1113,7 +1113,7 @@ def test_pyinfra_does_connect_to_a_good_inventory(door: socket.socket, tmp_path:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as run:
-        door.settimeout(30)
+        door.settimeout(240)
         door.accept()[0].close()
         run.kill()
 

@@ -52,6 +52,8 @@ class Chain:
         """Have everybody answer, with nothing remembered."""
         for stand_in in (self.a, self.b, self.floor):
             stand_in.be(True)
+        for stand_in in (self.a, self.b, self.floor):
+            stand_in.wait_until_known()
         until(lambda: self.router.ask().engine == "a")
         for stand_in in (self.a, self.b, self.floor):
             stand_in.seen.clear()

@@ -147,6 +147,7 @@ def test_what_was_accepted_is_answered_in_order_after_kills_and_a_power_cut(rack
     # One may have been asked twice: what was under way when the queue was killed.
     assert list(dict.fromkeys(asked)) == texts
     assert len(asked) <= len(texts) + 1
+    until(lambda: rack.router.ask("/health", method="GET").status == 200)
     assert rack.ask("now").engine == "floor"
 
 
