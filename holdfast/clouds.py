@@ -10,8 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from facts.places import CREDENTIALS
-from facts.router import CLOUDS_CONFIGURATIONS as CONFIGURATIONS
+from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import registry
 from holdfast.completion import CHAT_PATH
 from holdfast.host_programs import clouds as clouds_program
@@ -24,6 +23,8 @@ from holdfast.settings import HostSettings, Router
 from holdfast.shipping import path_of
 
 LITELLM = "litellm"
+CONFIGURATIONS = f"{CONFIGURATION}/clouds"
+"""The folder of the configuration for each router."""
 LOCK = Path(__file__).resolve().parent.parent / "locks" / "litellm.txt"
 PATH = CHAT_PATH
 """The one thing that clouds are asked."""

@@ -6,8 +6,7 @@ user gets into no other: PostgreSQL asks the kernel who connects, so there is no
 
 from __future__ import annotations
 
-from facts.places import STATE
-from facts.router import LEDGER_FOLDER as FOLDER
+from facts.places import CONFIGURATION, STATE
 from holdfast.registry import LEDGER_DUMPS, clouds_service, ledger_service
 from holdfast.render import render
 from holdfast.sandbox import RUN, Directive
@@ -15,6 +14,8 @@ from holdfast.service import File, Program, Words
 from holdfast.settings import Distribution, HostSettings, Service
 
 DUMP = "holdfast-ledger-dump.service"
+FOLDER = f"{CONFIGURATION}/ledger"
+"""The folder of its configuration."""
 SOCKET_FOLDER = f"{RUN}/holdfast-ledger"
 MAJOR: dict[Distribution, int] = {
     "debian12": 15,

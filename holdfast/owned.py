@@ -7,9 +7,9 @@ does not declare is left over from an entry that was removed. Data is not among 
 from __future__ import annotations
 
 from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
-from facts.router import CLOUDS_CONFIGURATIONS, CONFIGURATIONS, LEDGER_FOLDER
-from holdfast import backup, service
+from holdfast import backup, clouds, ledger, router, service
 from holdfast.engines import units
+from holdfast.engines.servers import SERVERS
 from holdfast.gpu import limits
 from holdfast.programs import programs
 from holdfast.settings import HostSettings
@@ -20,16 +20,21 @@ PATTERNS = {
         *(f"{CREDENTIALS}/floor-*", f"{CONFIGURATION}/floor/*.cfg"),
     ),
     "engines": (
-        *(f"{SYSTEM}/holdfast-{name}" for name in ("vllm-*.*", "engines-recover.service")),
-        *(f"{SYSTEM}/{name}" for name in ("holdfast-gpu-devices.service", units.UNDO)),
-        f"{CREDENTIALS}/holdfast-vllm-*",
-        *(f"{CONFIGURATION}/vllm/*.{kind}" for kind in ("yaml", "cfg", "json")),
+        *(f"{SYSTEM}/{name}" for name in (units.RECOVERY, units.DEVICES, units.UNDO)),
+        *(f"{SYSTEM}/holdfast-{server.name}-*.*" for server in SERVERS),
+        *(f"{CREDENTIALS}/holdfast-{server.name}-*" for server in SERVERS),
+        *(
+            f"{CONFIGURATION}/{server.name}/*.{kind}"
+            for server in SERVERS
+            for kind in ("yaml", "cfg", "json")
+        ),
     ),
     "routers": (
         *(f"{SYSTEM}/holdfast-{kind}-*.*" for kind in ("router", "queue", "clouds")),
         f"{SYSTEM}/holdfast-ledger*.*",
         *(f"{CREDENTIALS}/holdfast-{kind}-*" for kind in ("router", "clouds")),
-        *(f"{CONFIGURATIONS}/*.cfg", f"{CLOUDS_CONFIGURATIONS}/*.json", f"{LEDGER_FOLDER}/*"),
+        *(f"{router.CONFIGURATIONS}/*.cfg", f"{clouds.CONFIGURATIONS}/*.json"),
+        f"{ledger.FOLDER}/*",
     ),
     "backup": (
         f"{SYSTEM}/holdfast-backup@*.*",
@@ -49,14 +54,12 @@ def patterns() -> list[str]:
 def declared(settings: HostSettings) -> list[str]:
     """The paths that match `PATTERNS` and belong to what the inventory declares."""
     repositories = settings.backup.repositories if settings.backup else []
+    engines = units.every(settings)
+    beside = (units.RECOVERY, units.DEVICES, units.UNDO)
     return [
         *service.paths(programs(settings)),
-        *(names.configuration for names in units.every(settings)),
-        *(
-            (*service.paths([units.recovery(), units.devices()]), f"{SYSTEM}/{units.UNDO}")
-            if units.every(settings)
-            else ()
-        ),
+        *(names.configuration for names in engines),
+        *((f"{SYSTEM}/{name}" for name in beside) if engines else ()),
         *(backup.unit_files(settings) if settings.backup else ()),
         *(path for each in repositories for path in backup.files_of(each).values()),
         *((*limits.unit_files(), limits.CONFIG) if settings.gpus else ()),

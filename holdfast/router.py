@@ -12,8 +12,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from facts.places import CREDENTIALS
-from facts.router import CONFIGURATIONS
+from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import clouds
 from holdfast.doors import PATIENCE, Door, doors
 from holdfast.engines.server import GENERATE_PATHS, paths
@@ -35,6 +34,8 @@ from holdfast.settings import LOOPBACK_OF, Engine, HostSettings, Listen, Router,
 from holdfast.shipping import path_of
 
 QUEUE_PROGRAM = path_of(queue_program)
+CONFIGURATIONS = f"{CONFIGURATION}/router"
+"""The folder of the configuration of each process."""
 MODELS_PATH = "/v1/models"
 BUFFER_BYTES = 256 * 1024
 """A request no larger than this can be sent again, to the next, when an engine breaks off."""

@@ -124,10 +124,6 @@ class EngineNames:
         """What a replacement of its model needs to know."""
         return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}.json"
 
-    def paths_of(self, door: Door) -> str:
-        """The configuration of a door's proxy."""
-        return f"{self.proxies}{door.name}.cfg"
-
     @property
     def proxies(self) -> str:
         """The beginning of the paths of its proxies' configuration."""

@@ -304,9 +304,9 @@ class Private:
         for router in self.stage.settings.routers:
             if router.engines:
                 self.wait_for_health(router.port)
-            for engine in router.engines:
-                # A floor is enough for its health.
-                self._wait_until_told(1 + router.engines.index(engine), True, router.port)
+            # A floor is enough for its health.
+            for rung in range(1, len(router.engines) + 1):
+                self._wait_until_told(rung, True, router.port)
 
     def wait_for_health(self, port: int = WORK, status: int = 200) -> None:
         self.stage.rack.wait_until_succeeds(

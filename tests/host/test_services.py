@@ -13,8 +13,9 @@ from testinfra.host import Host
 
 from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import alerts
+from holdfast.engines.units import every
 from holdfast.programs import without_network
-from holdfast.registry import declared_services, engine_service, engines
+from holdfast.registry import declared_services, engine_service
 from holdfast.settings import HostSettings, Service
 from tests.host.doors import engine_is_wanted, listens_only_as_declared
 
@@ -23,9 +24,9 @@ from tests.host.doors import engine_is_wanted, listens_only_as_declared
 def services(host: Host, settings: HostSettings) -> list[Service]:
     """The services of ours that are to run in the mode that is in force."""
     away = {
-        engine_service("vllm", engine).name
-        for engine in engines(settings)
-        if not engine_is_wanted(host, settings, engine.name)
+        engine_service(names.server.name, names.engine).name
+        for names in every(settings)
+        if not engine_is_wanted(host, settings, names.engine.name)
     }
     ours = [each for each in declared_services(settings) if each.unit.startswith("holdfast-")]
     found = [each for each in ours if each.name not in away]

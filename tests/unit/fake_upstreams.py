@@ -352,7 +352,9 @@ def door(stand_in: StandIn) -> Iterator[Running]:
     assert settings.vllm is not None
     names = units.EngineNames(vllm.VLLM, settings.vllm.engines[0])
     loopback = names.doors[0]
-    text = texts(units.programs(settings, names, "/opt/none"))[names.paths_of(loopback)]
+    programs = units.programs(settings, names, "/opt/none")
+    (proxied,) = (each.proxied for each in programs if each.proxied)
+    text = texts(programs)[proxied.configuration_of(loopback)]
     with _proxied(stand_in, text, names.socket, loopback.admin) as found:
         yield found
 

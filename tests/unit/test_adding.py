@@ -59,6 +59,6 @@ def test_a_package_is_installed_by_its_name() -> None:
 
 
 def test_a_check_yields_what_is_wrong_and_the_mend() -> None:
-    long = good()["rack"]["services"][0] | {"name": "a-name-that-nobody-types"}
+    long = good()["rack"]["services"][0] | {"name": "a-name-of-25-characters-x"}
     (finding,) = _run("check")["long_names"](_rack(services=[long]))
     assert (finding.key, finding.mend) == ("services[0].name", "shorten it")

@@ -298,16 +298,7 @@ def test_a_host_on_which_nothing_can_be_done_is_one_sentence(
             "ssh_key": {str(key)!r}, "ssh_known_hosts_file": {str(tmp_path / "known")!r},
         }})]"""
     )
-    run = subprocess.run(
-        [sys.executable, "-m", "holdfast", "deploy", str(inventory)],
-        cwd=ROOT,
-        env=os.environ | {"HOLDFAST_SECRETS": str(tmp_path), "PYINFRA_PROGRESS": "off"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    run = _holdfast(tmp_path, "deploy", inventory, ROOT / "deploys/site.py")
     assert run.returncode != 0, run.stderr
     sentences = [line for line in run.stderr.splitlines() if words in line]
     assert len(sentences) == 1, run.stderr

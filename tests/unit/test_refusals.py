@@ -193,7 +193,7 @@ BAD = [
         clouds(api="anthropic", base_url="https://api.anthropic.com/v1"),
         "clouds.providers[0].base_url", "https://api.anthropic.com/v1", "without /v1"),
     # Words.
-    Bad("a locale that nobody speaks", "rack/base/locale", "en_EN.UTF-8", "base.locale",
+    Bad("a locale that does not exist", "rack/base/locale", "en_EN.UTF-8", "base.locale",
         "'en_EN.UTF-8'", "there is no such locale; write one such as en_"),
     Bad("a card's UUID of zeros", "rack/gpus",
         {"cards": [gpu(uuid="GPU-00000000-0000-0000-0000-000000000000")]}, "gpus.cards[0].uuid",
