@@ -8,15 +8,13 @@ from deploys import (
     docker,
     egress,
     firewall,
-    floor,
     gpu_acceptance,
     gpu_containers,
     gpu_driver,
     gpu_limits,
     gpu_modes,
-    ledger,
     removal,
-    router,
+    services,
     ssh,
     storage,
     tailnet,
@@ -41,10 +39,7 @@ docker.apply(settings=settings)
 gpu_containers.apply(settings=settings)
 tailnet.apply(settings=settings)
 storage.apply(settings=settings)
-floor.apply(settings=settings)
-vllm.apply(settings=settings)
-ledger.apply(settings=settings)
-router.apply(settings=settings)
+services.apply(settings=settings)
 gpu_modes.settle(settings=settings)
 backup.apply(settings=settings)
 vllm.settle(settings=settings)

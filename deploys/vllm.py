@@ -7,7 +7,6 @@ from dataclasses import replace
 from pyinfra.api.deploy import deploy
 
 from facts.places import SYSTEM
-from holdfast.engines.servers import environment
 from holdfast.engines.units import (
     UNDO,
     configuration,
@@ -17,37 +16,21 @@ from holdfast.engines.units import (
     recovery,
     undo_unit,
 )
-from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.gpu import modes
 from holdfast.host_programs import gpu_memory
 from holdfast.host_programs import replace as replacement
 from holdfast.service import Program
-from holdfast.settings import HostSettings, Vllm
-from operations import host_files, packages, program, python_environment, units, vllm
+from holdfast.settings import HostSettings
+from operations import host_files, program, units, vllm
 from operations.host_files import HostFile
 
 
 def _programs(settings: HostSettings) -> list[Program]:
-    folder = environment(settings, VLLM)
     return [
         replace(each, along_with=tuple(modes.targets_of(settings, names.engine.name)))
         for names in every(settings)
-        for each in programs(settings, names, folder)
+        for each in programs(settings, names)
     ]
-
-
-def _install(settings: HostSettings, wanted: Vllm, lock: str) -> None:
-    packages.present(
-        name="Install what vLLM needs",
-        packages=["curl", "haproxy", *python_environment.PACKAGES, *VLLM.packages],
-    )
-    python_environment.installed(
-        name="Install vLLM",
-        program=VLLM.name,
-        lock=lock,
-        distribution=settings.distribution,
-        index=wanted.packages,
-    )
 
 
 @deploy("vLLM")
@@ -56,13 +39,11 @@ def apply(settings: HostSettings) -> None:
 
     Loading a model takes minutes: `settle` waits for it, after all else that a deploy does.
     """
-    wanted = settings.vllm
-    if wanted is None:
-        return
-    lock = lock_of(wanted).read_text()
-    _install(settings, wanted, lock)
-    configurations = [(names, configuration(settings, names)) for names in every(settings)]
     declared = _programs(settings)
+    if not declared:
+        return
+    program.install("the engines", declared)
+    configurations = [(names, configuration(settings, names)) for names in every(settings)]
     beside = [recovery(), devices()]
     program.place(
         what="the engines",
@@ -87,14 +68,9 @@ def apply(settings: HostSettings) -> None:
 @deploy("vLLM, its engines")
 def settle(settings: HostSettings) -> None:
     """Have every declared engine answer a request, and its doors be open."""
-    wanted = settings.vllm
-    if wanted is None:
+    declared = _programs(settings)
+    if not declared:
         return
     # A port may pass from one to another.
-    program.settle("Have the engines running", _programs(settings), together=True)
-    python_environment.pruned(
-        name="Keep the environment before this one and none older",
-        program=VLLM.name,
-        lock=lock_of(wanted).read_text(),
-        distribution=settings.distribution,
-    )
+    program.settle("Have the engines running", declared, together=True)
+    program.prune(declared)

@@ -14,8 +14,9 @@ from facts.gpu_driver import REBOOT_MARKER
 from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
 from holdfast import alerts, integrity, ledger, storage
 from holdfast.host_programs import backup as backup_program
-from holdfast.registry import declared_services, ledger_service
+from holdfast.registry import declared_services
 from holdfast.render import render
+from holdfast.routing import ledger_service
 from holdfast.sandbox import Directive, sandbox
 from holdfast.secrets import Secret
 from holdfast.settings import Backup, DataPath, HostSettings, Repository, Service

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from facts.places import CONFIGURATION, CREDENTIALS
-from holdfast import registry
 from holdfast.completion import CHAT_PATH
+from holdfast.engines.servers import declared_engines
 from holdfast.host_programs import clouds as clouds_program
 from holdfast.ledger import SOCKET_FOLDER
-from holdfast.python_environment import directory
+from holdfast.python_environment import PythonEnvironment
+from holdfast.routing import LEDGER_UNIT, clouds_service, providers, router_service
 from holdfast.sandbox import RUN, Directive
 from holdfast.secrets import Secret
 from holdfast.service import Credential, File, Program, UnixSocket
@@ -52,7 +53,7 @@ def key_file(router: Router) -> str:
 
 def serves(settings: HostSettings, router: Router) -> str:
     """The name of the model that callers write: that of the chain's engines, where it has some."""
-    declared = {engine.name: engine for engine in registry.engines(settings)}
+    declared = {engine.name: engine for engine in declared_engines(settings)}
     if router.engines:
         return declared[router.engines[0]].checkpoint
     return settings.floor.model if router.floor and settings.floor else router.name
@@ -67,7 +68,7 @@ def configuration(settings: HostSettings, router: Router) -> str:
             "input_usd": str(provider.input_usd),
             "output_usd": str(provider.output_usd),
         }
-        for provider in registry.providers(settings, router)
+        for provider in providers(settings, router)
     ]
     callers = {
         key.name: {"clouds": key.clouds, "budget_usd": str(key.budget_usd), "period": key.period}
@@ -85,7 +86,7 @@ def configuration(settings: HostSettings, router: Router) -> str:
 
 def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
     """Each cloud's name to that of the secret which is its key."""
-    return {each.name: each.api_key for each in registry.providers(settings, router)}
+    return {each.name: each.api_key for each in providers(settings, router)}
 
 
 def keys(settings: HostSettings, router: Router, read: Callable[[str], Secret]) -> str:
@@ -96,10 +97,11 @@ def keys(settings: HostSettings, router: Router, read: Callable[[str], Secret]) 
 
 def program(settings: HostSettings, router: Router) -> Program | None:
     """What asks clouds for a router; None for a router without clouds."""
-    service = registry.clouds_service(settings, router)
+    service = clouds_service(settings, router)
     if service is None:
         return None
-    environment = directory(LITELLM, LOCK.read_text(), settings.distribution)
+    index = settings.clouds.packages if settings.clouds else None
+    litellm = PythonEnvironment(LITELLM, LOCK.read_text(), settings.distribution, index)
     path = configuration_path(router)
     # No variable of this host means anything to it, and LiteLLM fetches nothing when it starts.
     variables = (
@@ -116,7 +118,8 @@ def program(settings: HostSettings, router: Router) -> Program | None:
         # LiteLLM takes seconds to be read.
         kind="notify",
         source=clouds_program,
-        command=(*start, f"{environment}/bin/python", "-I", path_of(clouds_program), path),
+        python=litellm,
+        command=(*start, f"{litellm.folder}/bin/python", "-I", path_of(clouds_program), path),
         credentials=(
             Credential("keys", key_file(router), lambda read: keys(settings, router, read)),
         ),
@@ -126,8 +129,8 @@ def program(settings: HostSettings, router: Router) -> Program | None:
         restart_seconds=2,
         at_boot=True,
         order=(
-            Directive("Wants", registry.LEDGER_UNIT, "what it spends is recorded there"),
-            Directive("After", registry.LEDGER_UNIT),
+            Directive("Wants", LEDGER_UNIT, "what it spends is recorded there"),
+            Directive("After", LEDGER_UNIT),
         ),
-        socket=UnixSocket(socket(router), registry.router_service(router).user),
+        socket=UnixSocket(socket(router), router_service(router).user),
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 from facts.places import SYSTEM
 from holdfast.refusal import Refusal
-from holdfast.settings import AptRepository, Distribution, Docker
+from holdfast.service.capability import Declared
+from holdfast.settings import AptRepository, Distribution, Docker, HostSettings, Service
 
 DAEMON_JSON = "/etc/docker/daemon.json"
 DROP_IN = f"{SYSTEM}/docker.service.d/holdfast.conf"
@@ -213,3 +214,10 @@ def major_version(package_version: str | None) -> int | None:
     if package_version is None:
         return None
     return int(package_version.rpartition(":")[2].partition(".")[0])
+
+
+def services(settings: HostSettings) -> list[Declared]:
+    """The container engine, where the host has one."""
+    if settings.docker is None:
+        return []
+    return [("docker", Service(name="docker", unit="docker.service", user="root", tier="T4"))]

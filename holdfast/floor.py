@@ -7,18 +7,22 @@ as long as its request comes in; so the proxy meets it with requests that are th
 
 from __future__ import annotations
 
-from facts.places import CONFIGURATION, CREDENTIALS
+from facts.places import CONFIGURATION, CREDENTIALS, STATE
 from holdfast import completion
-from holdfast.artefact import directory
+from holdfast.artefact import Archive
 from holdfast.doors import doors
-from holdfast.registry import floor_model, floor_service
 from holdfast.sandbox import Directive
 from holdfast.secrets import Secret
 from holdfast.service import Credential, Program, Proxied, Slice
-from holdfast.settings import HostSettings
+from holdfast.service.capability import Declared
+from holdfast.settings import DataPath, HealthCheck, HostSettings, Listen, ModelFile, Service
 from holdfast.storage import model_path
 
 PROGRAM = "llama.cpp"
+FLOOR_USER = "holdfast-floor"
+
+
+FLOOR_STATE = f"{STATE}/floor"
 UNIT = "holdfast-floor.service"
 RUNTIME_DIRECTORY = "holdfast/holdfast-floor"
 SLICE = "floor.slice"
@@ -29,6 +33,39 @@ KEY_FILE = f"{CREDENTIALS}/floor-api-key"
 PROBE_FILE = f"{CREDENTIALS}/floor-probe"
 """A curl configuration that asks for one token; it holds the key, so that no argv has to."""
 _HEALTH = f"curl --fail --silent --output /dev/null --unix-socket {SOCKET} http://floor/health"
+
+
+def floor_model(settings: HostSettings) -> ModelFile | None:
+    """The model the floor serves, or None where there is no floor or the model is not declared."""
+    wanted = settings.floor.model if settings.floor else None
+    return next((model for model in settings.storage.models if model.name == wanted), None)
+
+
+def floor_service(settings: HostSettings) -> Service | None:
+    """The floor as a service, or None where the host has none."""
+    floor = settings.floor
+    if floor is None:
+        return None
+    model = floor_model(settings)
+    data = [DataPath(path=FLOOR_STATE, backup="state")]
+    if model is not None:
+        data.append(DataPath(path=model_path(settings.storage, model), backup="derived"))
+    return Service(
+        name="floor",
+        unit="holdfast-floor.service",
+        user=FLOOR_USER,
+        tier="T1",
+        listens=[Listen(port=floor.port, scope=floor.scope, callers=floor.callers)],
+        memory_max_mib=floor.memory_max_mib,
+        data=data,
+        health=HealthCheck(url=f"http://127.0.0.1:{floor.port}/health", contains="ok"),
+    )
+
+
+def services(settings: HostSettings) -> list[Declared]:
+    """The floor, where the host has one."""
+    service = floor_service(settings)
+    return [("floor", service)] if service else []
 
 
 def key_problem(key: Secret) -> str | None:
@@ -42,22 +79,24 @@ def key_problem(key: Secret) -> str | None:
     return completion.key_problem(key)
 
 
-def program(settings: HostSettings) -> Program | None:
-    """The floor; None where the host has none, or its model is not declared."""
+def programs(settings: HostSettings) -> list[Program]:
+    """The floor; none where the host has none, or its model is not declared."""
     floor, service, model = settings.floor, floor_service(settings), floor_model(settings)
     if floor is None or service is None or model is None:
-        return None
+        return []
+    llama = Archive(PROGRAM, floor.release, strip_components=1)
     path = model_path(settings.storage, model)
     key, memory = floor.api_key, f"{floor.memory_max_mib}M"
     # Weights stay in memory. The name of this setting differs between releases; each reads its own.
     locked = {"LLAMA_ARG_MLOCK": "1", "LLAMA_ARG_LOAD_MODE": "mmap+mlock"}
     alive = f"until {_HEALTH}; do kill -0 $MAINPID && sleep 1 || exit 1; done"
-    return Program(
+    declared = Program(
         service=service,
+        archive=llama,
         description=f"Holdfast floor: {floor.model} on the CPU",
         documentation="https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
         command=(
-            f"{directory(PROGRAM, floor.release)}/llama-server",
+            f"{llama.folder}/llama-server",
             *("--host", SOCKET),
             *("--api-key-file", "%d/floor-api-key"),
             *("--model", path),
@@ -108,6 +147,7 @@ def program(settings: HostSettings) -> Program | None:
             configuration=f"{CONFIGURATION}/floor/",
         ),
     )
+    return [declared]
 
 
 def probe(key: Secret) -> str:

@@ -7,10 +7,11 @@ user gets into no other: PostgreSQL asks the kernel who connects, so there is no
 from __future__ import annotations
 
 from facts.places import CONFIGURATION, STATE
-from holdfast.registry import LEDGER_DUMPS, clouds_service, ledger_service
 from holdfast.render import render
+from holdfast.routing import LEDGER_DUMPS, clouds_service, ledger_service
 from holdfast.sandbox import RUN, Directive
 from holdfast.service import File, Program, Words
+from holdfast.service.capability import Declared
 from holdfast.settings import Distribution, HostSettings, Service
 
 DUMP = "holdfast-ledger-dump.service"
@@ -26,11 +27,6 @@ MAJOR: dict[Distribution, int] = {
 """PostgreSQL as each distribution has it; Ubuntu 26.04's is read, not installed."""
 NO_CLUSTER = "/etc/postgresql-common/createcluster.d/holdfast.conf"
 """Keeps the package from starting a server of its own, at a TCP port."""
-
-
-def package(settings: HostSettings) -> str:
-    """The distribution package of the server."""
-    return f"postgresql-{MAJOR[settings.distribution]}"
 
 
 def databases(settings: HostSettings) -> list[str]:
@@ -61,6 +57,8 @@ def programs(settings: HostSettings) -> list[Program]:
     return [
         Program(
             service=service,
+            packages=(f"postgresql-{major}",),
+            packages_read=(File(NO_CLUSTER, "create_main_cluster = false\n"),),
             description=f"Holdfast ledger: PostgreSQL {major}, what was spent on clouds",
             kind="notify",
             before=(_sh(_OTHER_MAJOR.format(major=major)), _sh(_made(binaries, service, major))),
@@ -74,6 +72,7 @@ def programs(settings: HostSettings) -> list[Program]:
             runtime=SOCKET_FOLDER.removeprefix("/run/"),
             runtime_mode="0755",
             state="holdfast/ledger",
+            folders=(LEDGER_DUMPS,),
             working_directory=f"{STATE}/ledger",
             start_seconds=300,
             stop_seconds=120,
@@ -140,3 +139,9 @@ def _dumped(binaries: str, name: str) -> str:
         f"{binaries}/pg_dump --host={SOCKET_FOLDER} --clean --if-exists --no-owner --file={new}"
         f" {name}; sync {new}; mv {new} {LEDGER_DUMPS}/{name}.sql"
     )
+
+
+def services(settings: HostSettings) -> list[Declared]:
+    """The ledger, where a router asks clouds."""
+    service = ledger_service(settings)
+    return [("clouds", service)] if service else []

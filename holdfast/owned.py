@@ -6,61 +6,48 @@ does not declare is left over from an entry that was removed. Data is not among 
 
 from __future__ import annotations
 
-from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
-from holdfast import backup, clouds, ledger, router, service
-from holdfast.engines import units
-from holdfast.engines.servers import SERVERS
+from facts.places import CREDENTIALS, SYSTEM
+from holdfast import backup
+from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import limits
-from holdfast.programs import programs
+from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
 
-PATTERNS = {
-    "floor": (
-        *(f"{SYSTEM}/holdfast-floor*.*", f"{SYSTEM}/floor.slice"),
-        *(f"{CREDENTIALS}/floor-*", f"{CONFIGURATION}/floor/*.cfg"),
-    ),
-    "engines": (
-        *(f"{SYSTEM}/{name}" for name in (units.RECOVERY, units.DEVICES, units.UNDO)),
-        *(f"{SYSTEM}/holdfast-{server.name}-*.*" for server in SERVERS),
-        *(f"{CREDENTIALS}/holdfast-{server.name}-*" for server in SERVERS),
-        *(
-            f"{CONFIGURATION}/{server.name}/*.{kind}"
-            for server in SERVERS
-            for kind in ("yaml", "cfg", "json")
+
+def _backup(settings: HostSettings) -> list[str]:
+    if settings.backup is None:
+        return []
+    kept = [backup.files_of(repository) for repository in settings.backup.repositories]
+    return [*backup.unit_files(settings), *(path for each in kept for path in each.values())]
+
+
+def _limits(settings: HostSettings) -> list[str]:
+    return [*limits.unit_files(), limits.CONFIG] if settings.gpus else []
+
+
+REMOVED: tuple[Capability, ...] = (
+    *CAPABILITIES,
+    Capability(
+        "Backup",
+        owns=(
+            f"{SYSTEM}/holdfast-backup@*.*",
+            *(f"{SYSTEM}/holdfast-{kind}-check@*.*" for kind in ("backup", "restore")),
+            *(f"{CREDENTIALS}/backup-*", f"{backup.JOBS}/*.json"),
         ),
+        beside=_backup,
     ),
-    "routers": (
-        *(f"{SYSTEM}/holdfast-{kind}-*.*" for kind in ("router", "queue", "clouds")),
-        f"{SYSTEM}/holdfast-ledger*.*",
-        *(f"{CREDENTIALS}/holdfast-{kind}-*" for kind in ("router", "clouds")),
-        *(f"{router.CONFIGURATIONS}/*.cfg", f"{clouds.CONFIGURATIONS}/*.json"),
-        f"{ledger.FOLDER}/*",
+    Capability(
+        "GPU limits", owns=(f"{SYSTEM}/holdfast-gpu-limits.*", limits.CONFIG), beside=_limits
     ),
-    "backup": (
-        f"{SYSTEM}/holdfast-backup@*.*",
-        *(f"{SYSTEM}/holdfast-{kind}-check@*.*" for kind in ("backup", "restore")),
-        *(f"{CREDENTIALS}/backup-*", f"{backup.JOBS}/*.json"),
-    ),
-    "gpu_limits": (f"{SYSTEM}/holdfast-gpu-limits.*", limits.CONFIG),
-}
-"""Capability to shell patterns of the files that it has on a host."""
+)
+"""Every capability whose files are removed when they leave the inventory."""
 
 
 def patterns() -> list[str]:
     """Every pattern."""
-    return [pattern for own in PATTERNS.values() for pattern in own]
+    return [pattern for each in REMOVED for pattern in each.owns]
 
 
 def declared(settings: HostSettings) -> list[str]:
-    """The paths that match `PATTERNS` and belong to what the inventory declares."""
-    repositories = settings.backup.repositories if settings.backup else []
-    engines = units.every(settings)
-    beside = (units.RECOVERY, units.DEVICES, units.UNDO)
-    return [
-        *service.paths(programs(settings)),
-        *(names.configuration for names in engines),
-        *((f"{SYSTEM}/{name}" for name in beside) if engines else ()),
-        *(backup.unit_files(settings) if settings.backup else ()),
-        *(path for each in repositories for path in backup.files_of(each).values()),
-        *((*limits.unit_files(), limits.CONFIG) if settings.gpus else ()),
-    ]
+    """The paths that match `patterns` and belong to what the inventory declares."""
+    return [path for each in REMOVED for path in each.declared(settings)]

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from holdfast import floor, ledger, router
-from holdfast.engines import units
-from holdfast.engines.servers import environment
+from holdfast.capabilities import CAPABILITIES
 from holdfast.service import Program
 from holdfast.settings import HostSettings
 
 
 def programs(settings: HostSettings) -> list[Program]:
     """The programs that a host's settings declare, in the order of the capabilities."""
-    serves = floor.program(settings)
-    return [
-        *([serves] if serves else []),
-        *(
-            each
-            for names in units.every(settings)
-            for each in units.programs(settings, names, environment(settings, names.server))
-        ),
-        *ledger.programs(settings),
-        *(each for declared in settings.routers for each in router.programs(settings, declared)),
-    ]
+    return [program for each in CAPABILITIES for program in each.programs(settings)]
 
 
 def without_network(settings: HostSettings) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from facts.places import PROGRAMS
@@ -23,3 +24,21 @@ def digest(lock: str, distribution: str) -> str:
 def directory(program: str, lock: str, distribution: str) -> str:
     """Where the environment of ``lock`` lies on a host."""
     return f"{PROGRAMS}/{program}/{digest(lock, distribution)[:12]}"
+
+
+@dataclass(frozen=True)
+class PythonEnvironment:
+    """A locked Python environment that holds a program."""
+
+    name: str
+    lock: str
+    """The text of requirements with hashes."""
+    distribution: str
+    """The host's: another release has another interpreter."""
+    index: str | None = None
+    """The URL of a package index in place of PyPI; the hashes verify its files."""
+
+    @property
+    def folder(self) -> str:
+        """Where it lies on a host."""
+        return directory(self.name, self.lock, self.distribution)

@@ -11,217 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
-from urllib.parse import urlsplit
 
-from facts.places import STATE
+from holdfast.capabilities import CAPABILITIES
 from holdfast.engines.servers import served
+from holdfast.gpu.cards import declared_cards
 from holdfast.grammar import names_a_secret, walk
-from holdfast.settings import (
-    LOOPBACK_OF,
-    Checkpoint,
-    Cloud,
-    DataPath,
-    Engine,
-    Floor,
-    GpuCard,
-    HealthCheck,
-    HostSettings,
-    Listen,
-    ModelFile,
-    Peer,
-    Provider,
-    Router,
-    Service,
-    Tier,
-)
-from holdfast.storage import model_path
-
-FLOOR_USER = "holdfast-floor"
-FLOOR_STATE = f"{STATE}/floor"
-LEDGER_UNIT = "holdfast-ledger.service"
-LEDGER_DUMPS = "/var/backups/holdfast-ledger"
-TIER_OF_PROFILE: dict[str, Tier] = {
-    **{"private": "T1", "client": "T1"},
-    **{"personal": "T2", "cloud": "T3"},
-}
+from holdfast.service.capability import Declared
+from holdfast.settings import HostSettings, Service
 
 
-def floor_model(settings: HostSettings) -> ModelFile | None:
-    """The model the floor serves, or None where there is no floor or the model is not declared."""
-    wanted = settings.floor.model if settings.floor else None
-    return next((model for model in settings.storage.models if model.name == wanted), None)
-
-
-def floor_service(settings: HostSettings) -> Service | None:
-    """The floor as a service, or None where the host has none."""
-    floor: Floor | None = settings.floor
-    if floor is None:
-        return None
-    model = floor_model(settings)
-    data = [DataPath(path=FLOOR_STATE, backup="state")]
-    if model is not None:
-        data.append(DataPath(path=model_path(settings.storage, model), backup="derived"))
-    return Service(
-        name="floor",
-        unit="holdfast-floor.service",
-        user=FLOOR_USER,
-        tier="T1",
-        listens=[Listen(port=floor.port, scope=floor.scope, callers=floor.callers)],
-        memory_max_mib=floor.memory_max_mib,
-        data=data,
-        health=HealthCheck(url=f"http://127.0.0.1:{floor.port}/health", contains="ok"),
-    )
-
-
-def cards(settings: HostSettings) -> dict[str, GpuCard]:
-    """The declared cards of a host by name; none where it has none."""
-    return {card.name: card for card in settings.gpus.cards} if settings.gpus else {}
-
-
-def engines(settings: HostSettings) -> list[Engine]:
-    """The declared engines of a host; none where it has none."""
-    return [engine for _, _, engine in served(settings)]
-
-
-def checkpoint_of(settings: HostSettings, engine: Engine) -> Checkpoint | None:
-    """The checkpoint an engine serves, or None where it is not declared."""
-    declared = settings.storage.checkpoints
-    return next((each for each in declared if each.name == engine.checkpoint), None)
-
-
-def engine_service(program: str, engine: Engine) -> Service:
-    """An engine as a service; ``program`` is what serves, such as ``vllm``."""
-    name = f"{program}-{engine.name}"
-    return Service(
-        name=name,
-        unit=f"holdfast-{name}.service",
-        user=name,
-        # It has no network: nothing that it receives leaves the host.
-        tier="T1",
-        listens=[Listen(port=engine.port, scope=engine.scope, callers=engine.callers)],
-        memory_max_mib=engine.memory_max_mib,
-        data=[DataPath(path=f"/var/cache/holdfast-{name}", backup="derived")],
-    )
-
-
-def router_service(router: Router) -> Service:
-    """A router as a service."""
-    name = f"router-{router.name}"
-    tier = TIER_OF_PROFILE[router.profile]
-    return Service(
-        name=name,
-        unit=f"holdfast-{name}-loopback.service",
-        user=name,
-        tier=tier,
-        listens=[Listen(port=router.port, scope=router.scope, callers=router.callers)],
-        # It never calls a cloud itself: that is another process's, which it hands requests to.
-        peers=[] if tier == "T1" else [Peer(network="127.0.0.1/32")],
-        health=HealthCheck(url=f"http://{LOOPBACK_OF[tier]}:{router.port}/health", contains="ok"),
-    )
-
-
-def providers(settings: HostSettings, router: Router) -> list[Provider]:
-    """The clouds of a router in the order in which they are tried, those that are declared."""
-    declared = settings.clouds.providers if settings.clouds else []
-    return [each for name in router.clouds for each in declared if each.name == name]
-
-
-def clouds_service(settings: HostSettings, router: Router) -> Service | None:
-    """What asks clouds for a router as a service, or None where it leads to none."""
-    if not router.clouds:
-        return None
-    name = f"clouds-{router.name}"
-    called = [urlsplit(provider.base_url) for provider in providers(settings, router)]
-    clouds = [Cloud(name=url.hostname or "", port=url.port or 443) for url in called]
-    return Service(
-        name=name,
-        unit=f"holdfast-{name}.service",
-        user=name,
-        tier=TIER_OF_PROFILE[router.profile],
-        clouds=list(dict.fromkeys(clouds)),
-        memory_max_mib=2048,
-    )
-
-
-def ledger_service(settings: HostSettings) -> Service | None:
-    """The record of what was spent on clouds as a service, or None where nothing can be."""
-    if not any(router.clouds for router in settings.routers):
-        return None
-    return Service(
-        name="ledger",
-        unit=LEDGER_UNIT,
-        user="holdfast-ledger",
-        tier="T1",
-        data=[
-            # Files that change while they are read are no backup: its dumps are.
-            DataPath(path=f"{STATE}/ledger", backup="derived"),
-            DataPath(path=LEDGER_DUMPS, backup="state"),
-        ],
-    )
-
-
-def queue_service(router: Router) -> Service | None:
-    """The queue behind a router as a service, or None where it has none."""
-    if router.queue is None:
-        return None
-    name = f"queue-{router.name}"
-    return Service(
-        name=name,
-        unit=f"holdfast-{name}.service",
-        user=name,
-        tier="T1",
-        # Prompts are not needed twice: a restored queue would ask what was answered long ago.
-        data=[DataPath(path=f"{STATE}/queue/{router.name}", backup="derived")],
-    )
-
-
-def ssh_service(settings: HostSettings) -> Service:
-    """The SSH server; its scopes are those that hold once the deploy has finished."""
-    ssh = settings.ssh
-    listens = []
-    if settings.tailnet is not None:
-        listens = [Listen(port=ssh.port, scope="tailnet", callers=ssh.callers)]
-    # The storage network has no business logging in.
-    lan = [name for name, link in settings.interfaces.items() if link.role != "storage"]
-    if ssh.lan_access == "keep" and ssh.lan_sources and lan:
-        listens += [
-            Listen(port=ssh.port, scope="lan", interface=name, sources=ssh.lan_sources)
-            for name in lan
-        ]
-    elif ssh.lan_access == "keep":
-        listens.append(Listen(port=ssh.port, scope="public"))
-    return Service(name="ssh", unit="ssh.service", user="root", tier="T4", listens=listens)
-
-
-def _own_services(settings: HostSettings) -> list[tuple[str, Service]]:
+def _own_services(settings: HostSettings) -> list[Declared]:
     """Services that the capabilities declare, each with the key that it stands for."""
-    services = [("ssh", ssh_service(settings))]
-    if settings.tailnet is not None:
-        tailscaled = Service(
-            name="tailscaled",
-            unit="tailscaled.service",
-            user="root",
-            tier="T4",
-            listens=[Listen(port=settings.tailnet.port, protocol="udp", scope="public")],
-        )
-        services.append(("tailnet", tailscaled))
-    if settings.docker is not None:
-        docker = Service(name="docker", unit="docker.service", user="root", tier="T4")
-        services.append(("docker", docker))
-    floor = floor_service(settings)
-    if floor is not None:
-        services.append(("floor", floor))
-    for key, server, engine in served(settings):
-        services.append((key, engine_service(server.name, engine)))
-    for index, router in enumerate(settings.routers):
-        services.append((f"routers[{index}]", router_service(router)))
-        if queue := queue_service(router):
-            services.append((f"routers[{index}].queue", queue))
-        if clouds := clouds_service(settings, router):
-            services.append((f"routers[{index}].clouds", clouds))
-    if ledger := ledger_service(settings):
-        services.append(("clouds", ledger))
-    return services
+    return [declared for each in CAPABILITIES for declared in each.services(settings)]
 
 
 def declared_services(settings: HostSettings) -> list[Service]:
@@ -441,7 +242,7 @@ def gpu_claims(settings: HostSettings) -> list[GpuClaim]:
         if service.gpu_mib
         for card in service.cards or NOWHERE
     ]
-    declared = cards(settings)
+    declared = declared_cards(settings)
     for key, _, engine in served(settings):
         claims += [
             GpuClaim(

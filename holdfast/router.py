@@ -16,9 +16,10 @@ from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import clouds
 from holdfast.doors import PATIENCE, Door, doors
 from holdfast.engines.server import GENERATE_PATHS, paths
+from holdfast.engines.servers import declared_engines
 from holdfast.host_programs import queue as queue_program
-from holdfast.registry import TIER_OF_PROFILE, engines, queue_service, router_service
 from holdfast.render import render
+from holdfast.routing import TIER_OF_PROFILE, queue_service, router_service
 from holdfast.sandbox import RUN, Directive
 from holdfast.secrets import Secret
 from holdfast.service import (
@@ -128,7 +129,7 @@ def ladder(settings: HostSettings, router: Router) -> list[Upstream]:
 
 
 def _engines(settings: HostSettings, router: Router) -> list[Engine]:
-    declared = {engine.name: engine for engine in engines(settings)}
+    declared = {engine.name: engine for engine in declared_engines(settings)}
     return [declared[name] for name in router.engines]
 
 
@@ -227,7 +228,12 @@ def _process(
     )
 
 
-def programs(settings: HostSettings, router: Router) -> list[Program]:
+def programs(settings: HostSettings) -> list[Program]:
+    """The programs of every router."""
+    return [each for router in settings.routers for each in programs_of(settings, router)]
+
+
+def programs_of(settings: HostSettings, router: Router) -> list[Program]:
     """A process for each door of a router, after what it needs: its queue, or what asks clouds."""
     asks = clouds.program(settings, router)
     doors = [

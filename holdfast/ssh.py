@@ -9,7 +9,8 @@ from facts.ssh import ROLLBACK_STATE
 from holdfast import alerts
 from holdfast.render import render
 from holdfast.sandbox import Directive, sandbox
-from holdfast.settings import HostSettings, Service
+from holdfast.service.capability import Declared
+from holdfast.settings import HostSettings, Listen, Service
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 """The one key offered, and never replaced: every client since 2014 takes it. Debian's RSA key has
@@ -130,3 +131,22 @@ def rollback_unit() -> str:
         on_failure=alerts.ON_FAILURE,
         sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )
+
+
+def services(settings: HostSettings) -> list[Declared]:
+    """The SSH server; its scopes are those that hold once the deploy has finished."""
+    ssh = settings.ssh
+    listens = []
+    if settings.tailnet is not None:
+        listens = [Listen(port=ssh.port, scope="tailnet", callers=ssh.callers)]
+    # The storage network has no business logging in.
+    lan = [name for name, link in settings.interfaces.items() if link.role != "storage"]
+    if ssh.lan_access == "keep" and ssh.lan_sources and lan:
+        listens += [
+            Listen(port=ssh.port, scope="lan", interface=name, sources=ssh.lan_sources)
+            for name in lan
+        ]
+    elif ssh.lan_access == "keep":
+        listens.append(Listen(port=ssh.port, scope="public"))
+    server = Service(name="ssh", unit="ssh.service", user="root", tier="T4", listens=listens)
+    return [("ssh", server)]

@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 
-from holdfast.settings import Checkpoint, ModelFile, NfsMount, Storage
+from holdfast.settings import Checkpoint, Engine, HostSettings, ModelFile, NfsMount, Storage
 
 NFS_OPTIONS = "vers=4.2,hard,_netdev,nosuid,nodev,noexec"
 """``hard``: a write waits for the NAS; ``soft`` may lose it. Data is neither program nor device."""
@@ -80,3 +80,9 @@ def checksums(storage: Storage) -> str:
         for checkpoint in storage.checkpoints
     ]
     return "".join(f"{sha256}  {path}\n" for sha256, path in files)
+
+
+def checkpoint_of(settings: HostSettings, engine: Engine) -> Checkpoint | None:
+    """The checkpoint an engine serves, or None where it is not declared."""
+    declared = settings.storage.checkpoints
+    return next((each for each in declared if each.name == engine.checkpoint), None)

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from facts.tailnet import Node
-from holdfast.settings import AptRepository, Cloud, Distribution, Tailnet
+from holdfast.service.capability import Declared
+from holdfast.settings import (
+    AptRepository,
+    Cloud,
+    Distribution,
+    HostSettings,
+    Listen,
+    Service,
+    Tailnet,
+)
 
 VENDOR_CONTROL = "https://controlplane.tailscale.com"
 VENDOR_PACKAGES = "https://pkgs.tailscale.com/stable"
@@ -163,3 +172,17 @@ def keeps_lan_ssh(settings: Tailnet, node: Node) -> str | None:
 
 def _list(tags: tuple[str, ...] | list[str]) -> str:
     return ", ".join(sorted(tags)) or "no tags"
+
+
+def services(settings: HostSettings) -> list[Declared]:
+    """tailscaled, where the host has a tailnet."""
+    if settings.tailnet is None:
+        return []
+    tailscaled = Service(
+        name="tailscaled",
+        unit="tailscaled.service",
+        user="root",
+        tier="T4",
+        listens=[Listen(port=settings.tailnet.port, protocol="udp", scope="public")],
+    )
+    return [("tailnet", tailscaled)]

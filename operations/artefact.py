@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator
-from typing import Literal
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from facts.artefacts import MARKER, InstalledVersion, InstalledVersions
 from facts.places import PROGRAMS
-from holdfast.artefact import directory
+from holdfast.artefact import Unpack, directory
 from holdfast.settings import Artefact
 
 PACKAGES = ["bzip2", "ca-certificates", "curl"]
 """Distribution packages that must be on the host before `installed` runs."""
-
-Unpack = Literal["tar.gz", "tar.bz2", "bz2", "none"]
 
 CURL = (
     "curl --fail --silent --show-error --location --proto '=http,https' --connect-timeout 20"

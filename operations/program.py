@@ -10,40 +10,98 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from holdfast import alerts, service
+from holdfast.python_environment import PythonEnvironment
 from holdfast.secrets import require
 from holdfast.service import PROXY, Program
 from holdfast.service.units import proxies
-from operations import host_files, units
+from operations import artefact, host_files, packages, python_environment, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
 
-def have(
-    what: str,
-    programs: Sequence[Program],
-    files: Sequence[HostFile] = (),
-    directories: Sequence[HostDirectory] = (),
-    together: bool = False,
-) -> None:
-    """Place the files of ``programs`` and have their units running; ``what`` names them.
+def have(what: str, programs: Sequence[Program], together: bool = False) -> None:
+    """Install ``programs``, place their files and have their units running; ``what`` names them.
 
-    ``files`` and ``directories`` are placed beside; for ``together`` see `operations.units.settle`.
+    For ``together`` see `operations.units.settle`.
     """
-    place(what, programs, files, directories)
+    install(what, programs)
+    place(what, programs)
     settle(f"Have {what} running", programs, together)
+    prune(programs)
 
 
-def place(
-    what: str,
-    programs: Sequence[Program],
-    files: Sequence[HostFile] = (),
-    directories: Sequence[HostDirectory] = (),
-) -> None:
-    """Place all that ``programs`` run and read, and ``files`` and ``directories`` beside it."""
+def install(what: str, programs: Sequence[Program]) -> None:
+    """Install where ``programs`` come from: packages, pinned archives, Python environments."""
+    if first := [file for program in programs for file in program.packages_read]:
+        host_files.place(
+            name=f"Write what the packages of {what} read",
+            files=[HostFile(file.path, file.text) for file in first],
+        )
+    if needed := needed_packages(programs):
+        packages.present(name=f"Install the packages of {what}", packages=needed)
+    for archive in dict.fromkeys(each.archive for each in programs if each.archive):
+        artefact.installed(
+            name=f"Install {archive.name}",
+            program=archive.name,
+            artefact=archive.artefact,
+            unpack=archive.unpack,
+            file=archive.file,
+            strip_components=archive.strip_components,
+        )
+    for python in _environments(programs):
+        python_environment.installed(
+            name=f"Install {python.name}",
+            program=python.name,
+            lock=python.lock,
+            distribution=python.distribution,
+            index=python.index,
+        )
+
+
+def prune(programs: Sequence[Program]) -> None:
+    """Keep the Python environment before that of ``programs``, and none older."""
+    for python in _environments(programs):
+        python_environment.pruned(
+            name=f"Keep one older {python.name}",
+            program=python.name,
+            lock=python.lock,
+            distribution=python.distribution,
+        )
+
+
+def _environments(programs: Sequence[Program]) -> list[PythonEnvironment]:
+    return list(dict.fromkeys(each.python for each in programs if each.python))
+
+
+def needed_packages(programs: Sequence[Program]) -> list[str]:
+    """The distribution packages of ``programs``, with those that their other fields imply."""
+    found = [package for each in programs for package in each.packages]
+    if any(each.archive for each in programs):
+        found += artefact.PACKAGES
+    if any(each.python for each in programs):
+        found += python_environment.PACKAGES
+    if any(each.source for each in programs):
+        found.append(packages.PYTHON)
+    if _proxied(programs):
+        found.append("haproxy")
+    return list(dict.fromkeys(found))
+
+
+def _proxied(programs: Sequence[Program]) -> bool:
+    return any(each.proxied or PROXY in each.command for each in programs)
+
+
+def place(what: str, programs: Sequence[Program], files: Sequence[HostFile] = ()) -> None:
+    """Place all that ``programs`` run and read, and ``files`` beside it."""
+    owned = [
+        HostDirectory(path, mode="700", user=each.service.user, group=each.service.user)
+        for each in programs
+        for path in each.folders
+    ]
     notify = HostFile(alerts.UNIT_PATH, alerts.notify_unit())
     host_files.place(
         name=f"Write the files of {what}",
-        directories=[host_files.CONFIGURATION, host_files.CREDENTIALS, *directories],
+        directories=[host_files.CONFIGURATION, host_files.CREDENTIALS, *owned],
         files=[notify, *placed(programs), *files],
     )
 
@@ -74,8 +132,7 @@ def placed(programs: Sequence[Program]) -> list[HostFile]:
 def settled(programs: Sequence[Program]) -> list[Unit]:
     """Every unit of ``programs`` as it should be, in their order."""
     found = [unit for program in programs for unit in _units(program)]
-    proxied = any(program.proxied or PROXY in program.command for program in programs)
-    return [*([units.NO_OTHER_PROXY] if proxied else []), *found]
+    return [*([units.NO_OTHER_PROXY] if _proxied(programs) else []), *found]
 
 
 def _units(program: Program) -> Iterator[Unit]:

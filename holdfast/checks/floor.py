@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from holdfast import registry, secrets
+from holdfast import secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
 from holdfast.checks.tailnet import tailnet_scope
-from holdfast.floor import key_problem
+from holdfast.floor import floor_model, key_problem
 from holdfast.settings import HostSettings
 
 
@@ -14,7 +14,7 @@ def floor(settings: HostSettings) -> Findings:
     floor = settings.floor
     if floor is None:
         return
-    model = registry.floor_model(settings)
+    model = floor_model(settings)
     if model is None:
         names = {model.name for model in settings.storage.models}
         yield Finding(

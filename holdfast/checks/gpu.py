@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings, nearest
+from holdfast.engines.servers import declared_engines
 from holdfast.gpu import modes, power
-from holdfast.gpu.cards import KNOWN, VRAM_TOLERANCE
+from holdfast.gpu.cards import KNOWN, VRAM_TOLERANCE, declared_cards
 from holdfast.registry import GpuClaim
 from holdfast.settings import GpuCard, Gpus, HostSettings
 
 
 def own_card(key: str, name: str, settings: HostSettings, why_uuid: str) -> Findings:
     """A card that is not declared, belongs to a guest, or has no stable identity."""
-    declared = registry.cards(settings)
+    declared = declared_cards(settings)
     card = declared.get(name)
     if card is None:
         mend = nearest(name, set(declared))
@@ -118,7 +119,7 @@ def memory(settings: HostSettings) -> Findings:
             )
         return
     declared = {service.name for service in settings.services}
-    declared |= {engine.name for engine in registry.engines(settings)}
+    declared |= {engine.name for engine in declared_engines(settings)}
     if any(set(mode.services) - declared for one in settings.gpus.card_sets for mode in one.modes):
         # The services of a mode are known only after the mode's own finding is corrected.
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings, nearest
 from holdfast.checks.gpu import cap_of, own_card
+from holdfast.engines.servers import declared_engines
+from holdfast.gpu.cards import declared_cards
 from holdfast.refusal import MISSING
 from holdfast.settings import CardSet, HostSettings, Mode
 
@@ -50,7 +52,7 @@ def _cards(
 
 
 def _caps(key: str, mode: Mode, card_set: CardSet, settings: HostSettings) -> Findings:
-    declared = registry.cards(settings)
+    declared = declared_cards(settings)
     for name, cap in mode.power_caps_w.items():
         at = f"{key}.power_caps_w.{name}"
         if name not in card_set.cards:
@@ -62,7 +64,7 @@ def _caps(key: str, mode: Mode, card_set: CardSet, settings: HostSettings) -> Fi
 
 def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findings:
     gpus = settings.gpus
-    engines = {engine.name: engine.cards for engine in registry.engines(settings)}
+    engines = {engine.name: engine.cards for engine in declared_engines(settings)}
     services = {service.name: service for service in settings.services}
     cards = {**{name: one.cards for name, one in services.items()}, **engines}
     for place, name in enumerate(mode.services):
@@ -83,7 +85,7 @@ def _services(key: str, mode: Mode, index: int, settings: HostSettings) -> Findi
             if any(name in other.services for other in one.modes)
         ]
         of_set = set(gpus.card_sets[index].cards) if gpus else set()
-        declared = registry.cards(settings).keys()
+        declared = declared_cards(settings).keys()
         # An undeclared card has its own finding.
         outside = [card for card in cards[name] if card in declared - of_set and of_set <= declared]
         if others:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from holdfast import completion, registry, secrets
+from holdfast import completion, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
 from holdfast.checks.tailnet import tailnet_scope
+from holdfast.engines.servers import declared_engines
 from holdfast.settings import CallerKey, Engine, HostSettings, Router
 
 _TAKEN = ("floor", "queue")
@@ -13,7 +14,7 @@ _TAKEN = ("floor", "queue")
 
 def routers(settings: HostSettings) -> Findings:
     """Routers whose chain is empty, wrong, or would answer with another model."""
-    declared = {engine.name: engine for engine in registry.engines(settings)}
+    declared = {engine.name: engine for engine in declared_engines(settings)}
     for index, router in enumerate(settings.routers):
         key = f"routers[{index}]"
         if router.name.endswith(("-loopback", "-tailnet", "-drain")):
@@ -154,7 +155,7 @@ def clouds(settings: HostSettings) -> Findings:
 
 def _leads_to_clouds(key: str, router: Router, settings: HostSettings) -> Findings:
     declared = {each.name for each in settings.clouds.providers} if settings.clouds else set()
-    taken = {*_TAKEN, *(engine.name for engine in registry.engines(settings))}
+    taken = {*_TAKEN, *(engine.name for engine in declared_engines(settings))}
     for place, name in enumerate(router.clouds):
         at = f"{key}.clouds[{place}]"
         if name not in declared:

@@ -7,18 +7,20 @@ import re
 
 from pydantic import ValidationError
 
-from holdfast import completion, registry, secrets
+from holdfast import completion, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest, no_file
 from holdfast.checks.gpu import own_card
 from holdfast.checks.storage import WHAT_FILES_DO, described
 from holdfast.checks.tailnet import tailnet_scope
 from holdfast.engines import vllm
 from holdfast.engines.fit import FLAGS, fit_of
+from holdfast.engines.servers import declared_engines
 from holdfast.engines.vllm import lock_of
 from holdfast.fit.architecture import NotUnderstood
 from holdfast.fit.planner import Fit
 from holdfast.refusal import MISSING, shown
 from holdfast.settings import Engine, HostSettings, Vllm
+from holdfast.storage import checkpoint_of
 
 PROCESSES_BYTES = 2200 * 2**20
 """Memory of an engine's three processes without weights and cache on a CPU: 3.2 GB of them with
@@ -90,7 +92,7 @@ def _name(key: str, engine: Engine) -> Findings:
 
 
 def _checkpoint(key: str, engine: Engine, settings: HostSettings) -> Findings:
-    if registry.checkpoint_of(settings, engine) is None:
+    if checkpoint_of(settings, engine) is None:
         names = {checkpoint.name for checkpoint in settings.storage.checkpoints}
         yield Finding(
             f"{key}.checkpoint",
@@ -173,7 +175,7 @@ def _in_keys(sentence: str) -> str:
 
 
 def _fit(key: str, engine: Engine, settings: HostSettings) -> Findings:
-    checkpoint = registry.checkpoint_of(settings, engine)
+    checkpoint = checkpoint_of(settings, engine)
     if checkpoint is None or isinstance(described(checkpoint), str):
         # The checkpoint has its own finding.
         return
@@ -228,7 +230,7 @@ def _host_memory(key: str, engine: Engine, fit: Fit) -> Findings:
 
 def engine_keys(settings: HostSettings) -> Findings:
     """Keys that cannot be sent; expects that the secrets can be read."""
-    for index, engine in enumerate(registry.engines(settings)):
+    for index, engine in enumerate(declared_engines(settings)):
         key = secrets.read(engine.api_key)
         if key and (wrong := completion.key_problem(key)):
             at = f"vllm.engines[{index}].api_key"

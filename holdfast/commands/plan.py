@@ -38,15 +38,15 @@ def _show(name: str, settings: HostSettings) -> None:
     from rich.console import Console
 
     from holdfast.engines.fit import fit_of
+    from holdfast.engines.servers import declared_engines
     from holdfast.engines.vllm import UNCOUNTED, peer_word
     from holdfast.fit.report import table
     from holdfast.gpu import power
-    from holdfast.registry import engines
 
     console = Console()
     if settings.gpus is not None and (budget := power.table(settings.gpus)):
         print(f"{name}: what its power supplies are asked for\n{budget}")
-    for engine in engines(settings):
+    for engine in declared_engines(settings):
         if word := peer_word(engine):
             print(f"{name}: vLLM's engine {engine.name}: {word}")
         if fit := fit_of(settings, engine):

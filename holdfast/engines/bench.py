@@ -13,12 +13,12 @@ from pyinfra.api import StringCommand
 
 from facts.framed import answer, framed
 from holdfast import inventory_file, live
+from holdfast.engines.servers import declared_engines
 from holdfast.engines.throughput import Load, Row, row_of, script
 from holdfast.engines.units import cards_of_engine
 from holdfast.engines.vllm import VERSION
-from holdfast.registry import checkpoint_of, engines
 from holdfast.settings import Engine, HostSettings
-from holdfast.storage import checkpoint_folder
+from holdfast.storage import checkpoint_folder, checkpoint_of
 
 
 def _told(host: str, settings: HostSettings, engine: Engine, load: Load) -> dict[str, str]:
@@ -69,7 +69,7 @@ def measure(path: str, hosts: dict[str, HostSettings], engine_name: str, load: L
     found = [
         (name, settings, engine)
         for name, settings in hosts.items()
-        for engine in engines(settings)
+        for engine in declared_engines(settings)
         if engine.name == engine_name
     ]
     if len(found) != 1:

@@ -9,9 +9,9 @@ from typing import Any
 from holdfast.engines.vllm import VERSION
 from holdfast.fit import planner
 from holdfast.fit.planner import Card, EngineSettings, Fit
-from holdfast.registry import cards as declared_cards
-from holdfast.registry import checkpoint_of
+from holdfast.gpu.cards import declared_cards
 from holdfast.settings import Engine, HostSettings
+from holdfast.storage import checkpoint_of
 
 FLAGS = {
     "block-size": "block_tokens",

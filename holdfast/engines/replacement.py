@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from holdfast import registry
+from holdfast.checks import vllm
 from holdfast.checks.finding import nearest
-from holdfast.checks.vllm import engines
+from holdfast.engines.servers import declared_engines
 from holdfast.refusal import Refusal, Refused
 from holdfast.settings import HostSettings
 
@@ -21,14 +21,16 @@ def with_model(
     found = {name: settings for name, settings in changed.items() if settings is not None}
     if not found:
         known = {
-            engine.name for settings in hosts.values() for engine in registry.engines(settings)
+            engine.name for settings in hosts.values() for engine in declared_engines(settings)
         }
         wrong = "no host of the inventory declares such an engine"
         raise Refused(
             [Refusal("inventory", "ENGINE", engine_name, wrong, nearest(engine_name, known))]
         )
     refusals = [
-        Refusal(name, *finding) for name, settings in found.items() for finding in engines(settings)
+        Refusal(name, *finding)
+        for name, settings in found.items()
+        for finding in vllm.engines(settings)
     ]
     if refusals:
         raise Refused(refusals)
@@ -36,7 +38,7 @@ def with_model(
 
 
 def _changed(settings: HostSettings, engine_name: str, model: str) -> HostSettings | None:
-    declared = registry.engines(settings)
+    declared = declared_engines(settings)
     if settings.vllm is None or engine_name not in [engine.name for engine in declared]:
         return None
     update = [

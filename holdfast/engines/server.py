@@ -44,6 +44,8 @@ class Server:
     """The engines that a host declares for it, under the inventory's key of its name."""
     lock: Callable[[HostSettings], Path]
     """The file that pins its Python environment."""
+    index: Callable[[HostSettings], str | None]
+    """The URL of a package index in place of PyPI."""
 
 
 def paths(engine: Engine) -> tuple[str, ...]:

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from holdfast.engines.servers import engine_service
 from holdfast.engines.units import EngineNames, cards_of_engine
 from holdfast.engines.vllm import VLLM, lock_of
 from holdfast.python_environment import directory
-from holdfast.registry import checkpoint_of, engine_service
 from holdfast.render import render
 from holdfast.settings import Engine, HostSettings
-from holdfast.storage import checkpoint_path
+from holdfast.storage import checkpoint_of, checkpoint_path
 
 SLOWER = 0.10
 """Share of the usual throughput that a run may lack."""

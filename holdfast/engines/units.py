@@ -14,23 +14,23 @@ from itertools import chain
 
 import yaml
 
-from facts.places import CONFIGURATION, CREDENTIALS, STATE
+from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
 from holdfast import alerts, completion
 from holdfast.doors import Door, doors
 from holdfast.engines.fit import cards_of, settings_of
 from holdfast.engines.server import Server, paths, questions
-from holdfast.engines.servers import served
+from holdfast.engines.servers import declared_engines, engine_service, environment, served
 from holdfast.gpu import limits
+from holdfast.gpu.cards import declared_cards
 from holdfast.host_programs import engine_watch, gpu_memory
 from holdfast.host_programs import replace as replace_program
 from holdfast.host_programs.replace import Job
-from holdfast.registry import cards, checkpoint_of, engine_service, engines
 from holdfast.render import render
 from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive, sandbox, undoing
 from holdfast.service import Credential, File, Program, Proxied, Timer
 from holdfast.settings import Engine, HostSettings, Service
 from holdfast.shipping import path_of
-from holdfast.storage import checkpoint_path
+from holdfast.storage import checkpoint_of, checkpoint_path
 
 STARTS = 5
 """An engine that fails so often in a row is left alone, and an alert is raised."""
@@ -137,7 +137,7 @@ def every(settings: HostSettings) -> list[EngineNames]:
 
 def cards_of_engine(settings: HostSettings, engine: Engine) -> list[str]:
     """The UUIDs of an engine's cards, in the order in which they are named."""
-    known = cards(settings)
+    known = declared_cards(settings)
     return [uuid for name in engine.cards if name in known and (uuid := known[name].uuid)]
 
 
@@ -177,7 +177,7 @@ def devices() -> Program:
 
 def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
     """Units of engines that are declared before this one and share a card with it."""
-    others = engines(settings)
+    others = declared_engines(settings)
     earlier = others[: others.index(names.engine)] if names.engine in others else []
     return [
         EngineNames(names.server, other).unit
@@ -186,16 +186,14 @@ def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
     ]
 
 
-def programs(settings: HostSettings, names: EngineNames, environment: str) -> list[Program]:
-    """An engine, and the job that raises an alert when it does not get on.
-
-    ``environment`` is the folder of the Python environment that holds the server.
-    """
-    return [_engine(settings, names, environment), _watch(names)]
+def programs(settings: HostSettings, names: EngineNames) -> list[Program]:
+    """An engine, and the job that raises an alert when it does not get on."""
+    return [_engine(settings, names), _watch(names)]
 
 
-def _engine(settings: HostSettings, names: EngineNames, environment: str) -> Program:
+def _engine(settings: HostSettings, names: EngineNames) -> Program:
     server, engine = names.server, names.engine
+    python = environment(settings, server)
     cache = f"/var/cache/{names.stem}"
     uuids = cards_of_engine(settings, engine)
     on_cards = {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
@@ -203,18 +201,20 @@ def _engine(settings: HostSettings, names: EngineNames, environment: str) -> Pro
     # Before anything is loaded, and as root, who sees whose process holds a card.
     as_root = (*AS_ROOT.split(), "JOURNAL_STREAM=${JOURNAL_STREAM}", "/usr/bin/python3", "-I")
     # The key is in no argv: the shell reads the credential and becomes the engine.
-    start = f"exec {environment}/bin/{server.command} --config {names.configuration}"
+    start = f"exec {python.folder}/bin/{server.command} --config {names.configuration}"
     health = f"curl --fail --silent --output /dev/null --unix-socket {names.socket}"
     alive = f"until {health} http://engine/health; do kill -0 $MAINPID && sleep 1 || exit 1; done"
     return Program(
         service=engine_service(server.name, engine),
         description=f"Holdfast engine {engine.name}, by {server.name}",
+        packages=("curl", *server.packages),
+        python=python,
         before=((*as_root, *waits),) if waits else (),
         command=("/bin/sh", "-c", f"{server.key_variable}=$$(cat %d/key) {start}"),
         # An engine that has died is not waited for.
         ready=(("/bin/sh", "-c", alive), ("/usr/bin/curl", "--config", "%d/probe")),
         environment={
-            "PATH": f"{environment}/bin:{_PATH}",
+            "PATH": f"{python.folder}/bin:{_PATH}",
             "HOME": cache,
             "XDG_CACHE_HOME": cache,
             **server.environment(engine, cache),
@@ -251,7 +251,7 @@ def _engine(settings: HostSettings, names: EngineNames, environment: str) -> Pro
         # Every start of the row must lie in it, however long each of them takes to fail.
         starts=(STARTS, STARTS * (engine.start_seconds + STOP_SECONDS + 60)),
         at_boot=True,
-        order=(*_order(settings, names, environment),),
+        order=(*_order(settings, names, python.folder),),
         tuned=(*_tuned(settings, engine),),
         isolated=True,
         relaxed=(*_RELAXED, *(_ON_CARDS if engine.cards else ())),
@@ -269,8 +269,8 @@ def _engine(settings: HostSettings, names: EngineNames, environment: str) -> Pro
     )
 
 
-def _order(settings: HostSettings, names: EngineNames, environment: str) -> Iterator[Directive]:
-    yield Directive("RequiresMountsFor", f"{settings.storage.models_path} {environment}")
+def _order(settings: HostSettings, names: EngineNames, folder: str) -> Iterator[Directive]:
+    yield Directive("RequiresMountsFor", f"{settings.storage.models_path} {folder}")
     undone = "what was replaced when the power was cut is undone first"
     yield Directive("Wants", RECOVERY, undone)
     yield Directive("After", RECOVERY)
@@ -327,6 +327,22 @@ def _watch(names: EngineNames) -> Program:
             ),
         ),
     )
+
+
+BESIDE = (RECOVERY, DEVICES, UNDO)
+"""Units that all engines of a host share."""
+
+
+def every_program(settings: HostSettings) -> list[Program]:
+    """The programs of every declared engine."""
+    return [program for names in every(settings) for program in programs(settings, names)]
+
+
+def beside(settings: HostSettings) -> list[str]:
+    """The paths that engines have on a host beside their programs' files."""
+    engines = every(settings)
+    shared = [f"{SYSTEM}/{name}" for name in BESIDE] if engines else []
+    return [*shared, *(names.configuration for names in engines)]
 
 
 def configuration(settings: HostSettings, names: EngineNames) -> str:

@@ -212,4 +212,5 @@ VLLM = Server(
     packages=("g++", "libnuma1", "python3-dev"),
     engines=lambda settings: settings.vllm.engines if settings.vllm else [],
     lock=lambda settings: lock_of(settings.vllm) if settings.vllm else LOCK,
+    index=lambda settings: settings.vllm.packages if settings.vllm else None,
 )

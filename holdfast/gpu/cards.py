@@ -18,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.settings import GpuCard, HostSettings
+
 Architecture = Literal["Ampere", "Hopper", "Blackwell"]
 
 VRAM_TOLERANCE = 0.01
@@ -72,3 +74,8 @@ def name_of(device: str) -> str:
     """The name of a card for a message; its id if the model is unknown."""
     known = KNOWN.get(device)
     return f"{known.name} ({device})" if known else f"NVIDIA card 10de:{device}"
+
+
+def declared_cards(settings: HostSettings) -> dict[str, GpuCard]:
+    """The declared cards of a host by name; none where it has none."""
+    return {card.name: card for card in settings.gpus.cards} if settings.gpus else {}

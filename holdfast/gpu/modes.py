@@ -13,10 +13,11 @@ from dataclasses import asdict
 
 from facts.gpu_modes import DROP_IN, PROGRAM
 from facts.places import SYSTEM
-from holdfast import alerts, registry
+from holdfast import alerts
 from holdfast.engines.units import RECORDS as ENGINE_RECORDS
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames, every
 from holdfast.gpu import limits
+from holdfast.gpu.cards import declared_cards
 from holdfast.host_programs import mode as mode_program
 from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
@@ -95,7 +96,7 @@ def _check(check: HealthCheck | None) -> Check | None:
 
 
 def _uuids(settings: HostSettings, names: list[str]) -> tuple[str, ...]:
-    known = registry.cards(settings)
+    known = declared_cards(settings)
     return tuple(uuid for name in names if name in known and (uuid := known[name].uuid))
 
 
@@ -136,7 +137,7 @@ def tenants(settings: HostSettings) -> Iterator[Tenant]:
 
 def config(settings: HostSettings) -> str:
     """The configuration of the host's program."""
-    known = registry.cards(settings)
+    known = declared_cards(settings)
     told = [
         CardSet(
             name=card_set.name,

@@ -22,7 +22,9 @@ from types import ModuleType
 from typing import ClassVar, Literal
 
 from facts.places import SYSTEM
+from holdfast.artefact import Archive
 from holdfast.doors import Door
+from holdfast.python_environment import PythonEnvironment
 from holdfast.sandbox import Directive, sandbox
 from holdfast.secrets import Secret
 from holdfast.settings import Service
@@ -137,6 +139,12 @@ class Program:
     """When it counts as started: it runs, it says so itself, or it has done its work and ended."""
     source: ModuleType | None = None
     """The module of `holdfast.host_programs` that the command runs; it is placed on the host."""
+    packages: tuple[str, ...] = ()
+    """Distribution packages that it needs, beside those that its other fields imply."""
+    packages_read: tuple[File, ...] = ()
+    """Files that its packages read while they are installed."""
+    archive: Archive | None = None
+    python: PythonEnvironment | None = None
     before: tuple[Words, ...] = ()
     """What must succeed before it is started."""
     ready: tuple[Words, ...] = ()
@@ -153,6 +161,8 @@ class Program:
     """Its folder below /var/lib, with mode 700."""
     cache: str = ""
     """Its folder below /var/cache, with mode 700."""
+    folders: tuple[str, ...] = ()
+    """Paths of its other folders, with mode 700."""
     working_directory: str = ""
     start_seconds: int | None = None
     stop_seconds: int | None = None

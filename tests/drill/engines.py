@@ -18,8 +18,8 @@ from typing import Protocol
 from holdfast import floor
 from holdfast.engines import throughput, vllm
 from holdfast.engines.fit import fit_of
+from holdfast.engines.servers import declared_engines
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
-from holdfast.registry import engines
 from holdfast.settings import HostSettings
 from tests.drill.converge import ROOT
 from tests.drill.rehearsal import Act
@@ -114,7 +114,7 @@ class Engines:
 
     def names(self) -> list[EngineNames]:
         """What belongs to each declared engine."""
-        return [EngineNames(vllm.VLLM, engine) for engine in engines(self.stage.settings)]
+        return [EngineNames(vllm.VLLM, engine) for engine in declared_engines(self.stage.settings)]
 
     def wait_until_serving(self) -> None:
         """Wait until every engine's unit believes that it serves."""

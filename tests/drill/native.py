@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from facts.places import STATE
 from holdfast import backup, egress, owned
-from holdfast.registry import FLOOR_STATE
+from holdfast.floor import FLOOR_STATE
 from tests.drill import (
     attack,
     cards,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.engines import vllm
+from holdfast.engines.servers import declared_engines
 from holdfast.engines.units import EngineNames
-from holdfast.registry import engines
 from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION, Rack, known
 from tests.drill import engines as engines_of_drill
@@ -237,7 +237,7 @@ class NativeStage(RackStage):
         return self._engine_names(name).doors[0].stem
 
     def _engine_names(self, name: str) -> EngineNames:
-        found = next(each for each in engines(self.settings) if each.name == name)
+        found = next(each for each in declared_engines(self.settings) if each.name == name)
         return EngineNames(vllm.VLLM, found)
 
     def vllm(self, engines: list[dict[str, object]]) -> dict[str, object]:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from holdfast import egress
 from holdfast.gpu import containers, modes
-from holdfast.registry import declared_services, ledger_service
+from holdfast.registry import declared_services
+from holdfast.routing import ledger_service
 from holdfast.settings import HostSettings
 from tests.drill.converge import ROOT
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast import clouds, floor, ledger
-from holdfast.registry import LEDGER_DUMPS
 from holdfast.router import RouterNames
+from holdfast.routing import LEDGER_DUMPS
 from holdfast.settings import HostSettings
 from tests import malice
 from tests.drill import routers as routers_of_rack

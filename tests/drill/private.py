@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from holdfast import alerts, egress, floor
-from holdfast.registry import router_service
 from holdfast.router import CALLERS, RouterNames
+from holdfast.routing import router_service
 from holdfast.settings import HostSettings
 from tests import malice
 from tests.drill import routers

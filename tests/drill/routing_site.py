@@ -5,7 +5,8 @@ As in `serving_site.py`; the engines are stand-ins, which the drill has started.
 
 from pyinfra import host
 
-from deploys import docker, egress, firewall, floor, ledger, removal, router, storage
+from deploys import docker, egress, firewall, removal, services, storage
+from holdfast.capabilities import CAPABILITIES, ENGINES
 from holdfast.site import settings_of
 from tests.drill import accounts
 
@@ -17,6 +18,4 @@ egress.apply(settings=settings)
 removal.apply(settings=settings)
 docker.apply(settings=settings)
 storage.apply(settings=settings)
-floor.apply(settings=settings)
-ledger.apply(settings=settings)
-router.apply(settings=settings)
+services.apply(settings=settings, only=[each for each in CAPABILITIES if each is not ENGINES])

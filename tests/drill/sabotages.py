@@ -20,7 +20,7 @@ from holdfast import (
 from holdfast.docker import DAEMON_JSON
 from holdfast.firewall import DOCKER_USER
 from holdfast.gpu import containers, driver, limits, modes
-from holdfast.registry import LEDGER_DUMPS
+from holdfast.routing import LEDGER_DUMPS
 from holdfast.sandbox import RUN
 from holdfast.settings import DockerNetwork
 from operations.sshd import DROP_IN as SSHD

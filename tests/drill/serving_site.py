@@ -6,7 +6,7 @@ the ground makes on a whole machine are made here.
 
 from pyinfra import host
 
-from deploys import floor, gpu_limits, gpu_modes, removal, storage, vllm
+from deploys import gpu_limits, gpu_modes, removal, services, storage, vllm
 from holdfast.site import settings_of
 from tests.drill import accounts
 
@@ -17,7 +17,6 @@ removal.apply(settings=settings)
 gpu_modes.declare(settings=settings)
 gpu_limits.apply(settings=settings)
 storage.apply(settings=settings)
-floor.apply(settings=settings)
-vllm.apply(settings=settings)
+services.apply(settings=settings)
 gpu_modes.settle(settings=settings)
 vllm.settle(settings=settings)

@@ -7,8 +7,9 @@ import re
 import pytest
 from testinfra.host import Host
 
-from holdfast import clouds, registry
+from holdfast import clouds
 from holdfast.python_environment import directory
+from holdfast.routing import providers
 from holdfast.settings import HostSettings, Router
 
 
@@ -47,7 +48,7 @@ def test_its_keys_are_the_declared_clouds(
     for router in routers:
         path = clouds.key_file(router)
         names = host.check_output(f"python3 -c 'import json; print(*json.load(open(\"{path}\")))'")
-        assert names.split() == [each.name for each in registry.providers(settings, router)]
+        assert names.split() == [each.name for each in providers(settings, router)]
 
 
 def test_no_variable_of_the_host_reaches_it(host: Host, routers: list[Router]) -> None:

@@ -7,8 +7,7 @@ import json
 import pytest
 from testinfra.host import Host
 
-from holdfast.floor import KEY_FILE, PROBE_FILE, UNIT
-from holdfast.registry import floor_model
+from holdfast.floor import KEY_FILE, PROBE_FILE, UNIT, floor_model
 from holdfast.settings import Floor, HostSettings
 
 BACK_SECONDS = 180

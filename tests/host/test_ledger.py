@@ -6,7 +6,7 @@ import pytest
 from testinfra.host import Host
 
 from holdfast import ledger
-from holdfast.registry import LEDGER_DUMPS, ledger_service
+from holdfast.routing import LEDGER_DUMPS, ledger_service
 from holdfast.settings import HostSettings, Service
 
 

@@ -14,8 +14,9 @@ import pytest
 from testinfra.host import Host
 
 from holdfast.engines.server import questions
-from holdfast.registry import engines, queue_service
+from holdfast.engines.servers import declared_engines
 from holdfast.router import CALLERS, RouterNames, digest, ladder, posted_paths
+from holdfast.routing import queue_service
 from holdfast.secrets import require
 from holdfast.settings import HostSettings
 from tests.host.doors import engine_is_wanted
@@ -55,7 +56,7 @@ def _queues(routers: list[RouterNames]) -> list[str]:
 
 
 def _body(settings: HostSettings, names: RouterNames) -> object:
-    declared = {engine.name: engine for engine in engines(settings)}
+    declared = {engine.name: engine for engine in declared_engines(settings)}
     if not names.router.engines:
         return {"prompt": "ready", "max_tokens": 1}
     _, body = questions(declared[names.router.engines[0]])[0]

@@ -13,9 +13,10 @@ from testinfra.host import Host
 
 from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import alerts
+from holdfast.engines.servers import engine_service
 from holdfast.engines.units import every
 from holdfast.programs import without_network
-from holdfast.registry import declared_services, engine_service
+from holdfast.registry import declared_services
 from holdfast.settings import HostSettings, Service
 from tests.host.doors import engine_is_wanted, listens_only_as_declared
 

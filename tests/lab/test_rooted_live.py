@@ -19,6 +19,7 @@ from facts.firewall import ROLLBACK_STATE
 from facts.ssh import ROLLBACK_STATE as ROLLBACK_OF_SSH
 from holdfast import alerts, ssh
 from holdfast import firewall as walls
+from holdfast.engines.servers import declared_engines, engine_service
 from holdfast.engines.throughput import Load
 from holdfast.engines.units import (
     DEVICES,
@@ -27,12 +28,12 @@ from holdfast.engines.units import (
     devices,
     programs,
 )
-from holdfast.engines.vllm import VLLM
+from holdfast.engines.vllm import LOCK, VLLM
 from holdfast.firewall import ROLLBACK_UNIT
 from holdfast.gpu import driver
 from holdfast.host_programs import firewall as firewall_program
 from holdfast.host_programs import gpu_memory
-from holdfast.registry import engine_service, engines
+from holdfast.python_environment import directory
 from holdfast.render import render
 from holdfast.service import texts
 from holdfast.settings import HostSettings
@@ -53,7 +54,7 @@ SPEC = Spec("rooted", variant="rack", host_number=11, memory_mib=2048, cpus=2)
 PATIENCE_SECONDS = 120
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y"
-ENVIRONMENT = test_vllm.ENVIRONMENT
+ENVIRONMENT = directory(VLLM.name, LOCK.read_text(), "debian13")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def description(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(box: ContainerMachine, description: Path) -> EngineNames:
     """An engine on a card, whose program sleeps, and a driver that shows the card."""
     settings = test_vllm._settings(description)
-    names = EngineNames(VLLM, engines(settings)[0])
+    names = EngineNames(VLLM, declared_engines(settings)[0])
     _install(box, settings, names)
     return names
 
@@ -117,7 +118,7 @@ def measured(engine: EngineNames) -> str:
 def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) -> None:
     user = engine_service(VLLM.name, names.engine).user
     box.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
-    for path, text in texts(programs(settings, names, ENVIRONMENT)).items():
+    for path, text in texts(programs(settings, names)).items():
         write(box, path, text)
     write(box, MEMORY_PROGRAM, text_of(gpu_memory), "755")
     write(box, f"{ENVIRONMENT}/bin/vllm", "#!/bin/sh\nexec sleep infinity\n", "755")

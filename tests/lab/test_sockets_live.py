@@ -206,8 +206,7 @@ def test_our_own_t1_units_open_nothing_and_have_what_they_need(
 def test_a_door_finds_its_program_again_after_a_restart(box: ContainerMachine) -> None:
     settings = rack()
     assert settings.floor is not None
-    program = floor.program(settings)
-    assert program is not None
+    (program,) = floor.programs(settings)
     assert program.proxied is not None
     write(box, program.command[0], _LLAMA, "755")
     for path, text in texts([program]).items():

@@ -352,7 +352,7 @@ def door(stand_in: StandIn) -> Iterator[Running]:
     assert settings.vllm is not None
     names = units.EngineNames(vllm.VLLM, settings.vllm.engines[0])
     loopback = names.doors[0]
-    programs = units.programs(settings, names, "/opt/none")
+    programs = units.programs(settings, names)
     (proxied,) = (each.proxied for each in programs if each.proxied)
     text = texts(programs)[proxied.configuration_of(loopback)]
     with _proxied(stand_in, text, names.socket, loopback.admin) as found:
@@ -362,8 +362,7 @@ def door(stand_in: StandIn) -> Iterator[Running]:
 @contextmanager
 def floor_door(stand_in: StandIn) -> Iterator[Running]:
     """The same of the floor."""
-    program = floor.program(settings_of([StandIn("floor")], {"floor": True}))
-    assert program is not None
+    (program,) = floor.programs(settings_of([StandIn("floor")], {"floor": True}))
     text = texts([program])["/etc/holdfast/floor/loopback.cfg"]
     with _proxied(stand_in, text, floor.SOCKET) as found:
         yield found

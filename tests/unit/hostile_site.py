@@ -38,13 +38,11 @@ from deploys import (
     docker,
     egress,
     firewall,
-    floor,
     gpu_containers,
     gpu_driver,
     gpu_limits,
     gpu_modes,
-    ledger,
-    router,
+    services,
     ssh,
     storage,
     tailnet,
@@ -58,7 +56,8 @@ from holdfast import firewall as walls
 from holdfast import grammar, types
 from holdfast import render as rendering
 from holdfast.engines import throughput as bench
-from holdfast.registry import declared_services, engines
+from holdfast.engines.servers import declared_engines
+from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 from holdfast.types import Word
 from operations.host_files import HostFile
@@ -70,7 +69,7 @@ from tests.unit.site_data import SHA256, good
 DEPLOYS: tuple[Callable[..., Any], ...] = (
     *(base.apply, ssh.apply, firewall.apply, egress.apply, gpu_driver.apply, gpu_modes.declare),
     *(gpu_limits.apply, docker.apply, gpu_containers.apply, tailnet.apply, storage.apply),
-    *(floor.apply, vllm.apply, ledger.apply, router.apply, backup.apply, vllm.settle),
+    *(services.apply, backup.apply, vllm.settle),
 )
 UNITS = ("service", "socket", "timer", "mount", "automount", "slice", "target")
 _POLICY = "it is in the tailnet's policy alone, which is written as JSON"
@@ -370,7 +369,7 @@ def _plan(settings: HostSettings, made: Made) -> None:
         state.set_stage(StateStage.Prepare)
         (host,) = inventory
         with ctx_config.use(state.config.copy()), ctx_host.use(host):
-            for engine in engines(settings):
+            for engine in declared_engines(settings):
                 made.commands.append(("a bench", bench.script(settings, engine, bench.Load())))
             for deploy in DEPLOYS:
                 try:

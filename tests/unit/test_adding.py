@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from facts.packages import InstalledPackages
-from holdfast import service
+from holdfast import owned, programs, registry, service
+from holdfast.capabilities import CAPABILITIES
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 from operations import packages
@@ -46,6 +49,20 @@ def test_a_programs_units_follow_from_its_declaration() -> None:
     assert "OnFailure=holdfast-notify@%n.service" in unit
     (settled,) = operations.settled([exporter])
     assert (settled.name, settled.running) == (exporter.unit, True)
+
+
+def test_a_capability_on_the_list_is_known_to_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = _run("program")["capability"]
+    unit = "/etc/systemd/system/holdfast-node-exporter.service"
+    assert "node-exporter" not in {each.name for each in declared_services(_rack())}
+    for module in (registry, programs):
+        monkeypatch.setattr(module, "CAPABILITIES", [*CAPABILITIES, toy])
+    monkeypatch.setattr(owned, "REMOVED", [*owned.REMOVED, toy])
+    settings = _rack()
+    assert 9100 in {claim.port for claim in registry.port_claims(settings)}
+    assert unit in {each.path("service") for each in programs.programs(settings)}
+    assert unit in owned.declared(settings)
+    assert operations.needed_packages(toy.programs(settings)) == ["prometheus-node-exporter"]
 
 
 def test_a_package_is_installed_by_its_name() -> None:

@@ -39,7 +39,8 @@ from holdfast.host_programs.clouds import (
     request,
     written,
 )
-from holdfast.registry import clouds_service, declared_services, ledger_service
+from holdfast.registry import declared_services
+from holdfast.routing import clouds_service, ledger_service
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.service import texts as texts_of
 from holdfast.settings import HostSettings
@@ -855,8 +856,7 @@ def test_its_tiers_and_whom_it_may_call_follow_from_the_declaration() -> None:
 
 
 def _units(settings: HostSettings) -> dict[str, str]:
-    (declared,) = settings.routers
-    texts = texts_of([*router.programs(settings, declared), *ledger.programs(settings)])
+    texts = texts_of([*router.programs(settings), *ledger.programs(settings)])
     return {Path(path).name: text for path, text in texts.items() if "/systemd/" in path}
 
 
@@ -864,7 +864,7 @@ def test_each_key_is_where_it_is_needed_and_nowhere_else() -> None:
     settings = host()
     (declared,) = settings.routers
     values = {name: secret.get_secret_value() for name, secret in SECRETS.items()}
-    programs = [*router.programs(settings, declared), *ledger.programs(settings)]
+    programs = [*router.programs(settings), *ledger.programs(settings)]
     texts = list(texts_of(programs).values())
     assert [name for name, value in values.items() if any(value in text for text in texts)] == []
     own = router.keys(settings, declared, SECRETS.__getitem__)

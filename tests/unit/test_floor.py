@@ -49,8 +49,7 @@ def _units(**values: Any) -> dict[str, str]:
 
 
 def _program(**values: Any) -> Program:
-    program = floor.program(_settings(**values))
-    assert program is not None
+    (program,) = floor.programs(_settings(**values))
     return program
 
 
@@ -122,7 +121,7 @@ def test_a_key_that_would_not_protect_is_refused(key: str, problem: str | None) 
 
 def test_a_host_without_a_floor_has_no_program_of_one() -> None:
     settings = _settings().model_copy(update={"floor": None})
-    assert floor.program(settings) is None
+    assert floor.programs(settings) == []
 
 
 def test_systemd_judges_the_sandbox_as_declared(tmp_path: Path) -> None:

@@ -367,8 +367,7 @@ def _private(**declared: Any) -> HostSettings:
 
 
 def _units(settings: HostSettings) -> dict[str, str]:
-    (declared,) = settings.routers
-    written = texts(router.programs(settings, declared))
+    written = texts(router.programs(settings))
     return {Path(path).name: text for path, text in written.items() if "/systemd/" in path}
 
 
@@ -403,7 +402,7 @@ def test_no_key_is_in_anything_but_the_credential() -> None:
     settings = _private()
     (declared,) = settings.routers
     names = router.RouterNames(declared)
-    written = texts(router.programs(settings, declared))
+    written = texts(router.programs(settings))
     values = [secret.get_secret_value() for secret in SECRETS.values()]
     assert [path for path, text in written.items() if any(value in text for value in values)] == []
     credential = router.keys(settings, declared, SECRETS.__getitem__)

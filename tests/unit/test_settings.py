@@ -11,6 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast import registry, settings, types
+from holdfast import ssh as ssh_server
 from holdfast.docs import SETTINGS_PAGE, settings_page
 from holdfast.grammar import walk
 from holdfast.settings import HostSettings
@@ -265,7 +266,8 @@ def test_every_service_is_declared_once(rack: HostSettings) -> None:
 )
 def test_where_ssh_ends_up(ssh: dict[str, Any], scopes: list[tuple[Any, ...]]) -> None:
     settings = HostSettings.model_validate(good()["rack"] | {"ssh": ssh})
-    listens = registry.ssh_service(settings).listens
+    ((_, server),) = ssh_server.services(settings)
+    listens = server.listens
     assert [(item.scope, item.interface, item.sources) for item in listens] == scopes
 
 

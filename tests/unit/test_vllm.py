@@ -30,7 +30,6 @@ from holdfast.settings import HostSettings
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 UUIDS = [f"GPU-00000000-0000-4000-8000-00000000000{index}" for index in range(2)]
-ENVIRONMENT = "/opt/holdfast/vllm/0123456789ab"
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -262,7 +261,7 @@ def test_a_new_flag_that_could_move_the_walls_is_looked_at() -> None:
 def _files(settings: HostSettings) -> dict[str, str]:
     assert settings.vllm is not None
     names = EngineNames(vllm.VLLM, settings.vllm.engines[0])
-    return texts(programs(settings, names, ENVIRONMENT))
+    return texts(programs(settings, names))
 
 
 def test_every_flag_that_is_written_is_one_that_vllm_takes(description: Path) -> None:
@@ -308,7 +307,7 @@ def test_engines_that_share_a_card_start_one_after_another(description: Path) ->
     after = {}
     for engine in settings.vllm.engines:
         names = EngineNames(vllm.VLLM, engine)
-        unit = texts(programs(settings, names, ENVIRONMENT))[f"/etc/systemd/system/{names.unit}"]
+        unit = texts(programs(settings, names))[f"/etc/systemd/system/{names.unit}"]
         after[engine.name] = re.findall(r"^After=holdfast-vllm-(\w+)\.service$", unit, re.M)
     assert after == {"chat": [], "more": ["chat"], "else": ["more"]}
 
@@ -318,11 +317,11 @@ def test_the_key_is_in_files_for_root_alone(description: Path) -> None:
     assert settings.vllm is not None
     names = EngineNames(vllm.VLLM, settings.vllm.engines[0])
     key = SecretStr("a-key-of-some-length")
-    engine, *_ = programs(settings, names, ENVIRONMENT)
+    engine, *_ = programs(settings, names)
     private = {each.path: each.text(lambda name: key) for each in engine.credentials}
     assert all(key.get_secret_value() in text for text in private.values())
     assert set(private) == {names.key, names.probe}
-    unit = texts(programs(settings, names, ENVIRONMENT))[f"/etc/systemd/system/{names.unit}"]
+    unit = texts(programs(settings, names))[f"/etc/systemd/system/{names.unit}"]
     assert all(f":{path}" in unit for path in private)
 
 

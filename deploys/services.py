@@ -1,0 +1,38 @@
+"""Services of ours: each capability that serves, from where its programs come from to running."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyinfra.api.deploy import deploy
+
+from deploys import vllm
+from holdfast.capabilities import CAPABILITIES, ENGINES
+from holdfast.service.capability import Capability
+from holdfast.settings import HostSettings
+from operations import program
+
+
+def apply(settings: HostSettings, only: Sequence[Capability] = CAPABILITIES) -> None:
+    """Have the programs of every capability running, in the order of the list.
+
+    Engines take minutes to load: they are started here, and `deploys.vllm.settle` waits for them.
+    """
+    for capability in only:
+        if capability is ENGINES:
+            vllm.apply(settings=settings)
+        elif capability.programs(settings):
+            _have(capability, settings)
+
+
+def _have(capability: Capability, settings: HostSettings) -> None:
+    @deploy(capability.title)
+    def have() -> None:
+        # A port may pass from one to another.
+        program.have(
+            what=f"the {capability.title.lower()}",
+            programs=capability.programs(settings),
+            together=True,
+        )
+
+    have()

@@ -1,0 +1,41 @@
+"""What one capability has on a host: one entry of `holdfast.capabilities`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from holdfast.service.program import Program
+from holdfast.service.units import paths
+from holdfast.settings import HostSettings, Service
+
+Declared = tuple[str, Service]
+"""A service, and the inventory's key that declares it."""
+
+
+def _nothing(_: HostSettings) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What one capability has on a host, each by a function of the host's settings.
+
+    For example::
+
+        Capability("Node exporter", node_exporter.services, programs=node_exporter.programs)
+    """
+
+    title: str
+    """Its heading in a plan."""
+    services: Callable[[HostSettings], Sequence[Declared]] = lambda _: ()
+    programs: Callable[[HostSettings], Sequence[Program]] = lambda _: ()
+    owns: tuple[str, ...] = ()
+    """Shell patterns of files that only this capability has on a host. A file that the inventory
+    does not declare is removed; data is never among them."""
+    beside: Callable[[HostSettings], Sequence[str]] = _nothing
+    """Declared paths that match `owns` and that do not follow from `programs`."""
+
+    def declared(self, settings: HostSettings) -> list[str]:
+        """The paths that the inventory declares."""
+        return [*paths(self.programs(settings)), *self.beside(settings)]
