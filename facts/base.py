@@ -53,6 +53,8 @@ class BaseState:
     default_core_limit: str
     audit_rules: frozenset[str]
     """The kernel's audit rules as auditctl lists them."""
+    audit_enabled: bool
+    """Whether the kernel records what these rules name."""
 
 
 class Ground(Framed[BaseState]):
@@ -101,6 +103,7 @@ class Ground(Framed[BaseState]):
             "modes": f"stat --format='%a %n' -- {wanted_modes}",
             "core": "systemctl show --property=DefaultLimitCORE --value",
             "audit": "auditctl -l",
+            "audit-enabled": "auditctl -s | grep '^enabled [12]$'",
         }
         return probe(questions)
 
@@ -147,4 +150,5 @@ class Ground(Framed[BaseState]):
             modes={path: mode for mode, _, path in (x.partition(" ") for x in sections["modes"])},
             default_core_limit=first("core"),
             audit_rules=frozenset(sections["audit"]),
+            audit_enabled=bool(sections.get("audit-enabled")),
         )

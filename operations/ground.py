@@ -51,6 +51,8 @@ def settled(settings: HostSettings) -> Generator[StringCommand, None, None]:
             yield StringCommand(f"chmod {mode} {path}")
     if not base.audit_rules() <= state.audit_rules:
         yield StringCommand("augenrules --load")
+    if not state.audit_enabled:
+        yield StringCommand("auditctl -e 1")
     if base.sysctls_not_in_force(state):
         yield StringCommand(f"/lib/systemd/systemd-sysctl {SYSCTL_FILE}")
 

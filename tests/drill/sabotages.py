@@ -190,6 +190,12 @@ HARDENING = (
         "augenrules --load",
     ),
     Sabotage(
+        "the kernel's audit is off",
+        ("hardening::a_change_of_configuration_is_on_record",),
+        "auditctl -e 0",
+        "auditctl -e 1",
+    ),
+    Sabotage(
         "no program is confined",
         ("hardening::programs_are_confined",),
         "mount --bind /dev/null /sys/kernel/security/apparmor/profiles",
@@ -672,8 +678,13 @@ CLOUDS = (
         f"chmod 600 {RUN}/{_HOME}.sock",
     ),
     Sabotage(
-        "anyone may read the clouds' keys",
+        "a cloud's key stands under the name of another",
         ("clouds::its_keys_are_the_declared_clouds",),
+        *edited(f"/etc/holdfast/credentials/{_HOME}-keys", 's/^{"/&other-/'),
+    ),
+    Sabotage(
+        "anyone may read the clouds' keys",
+        ("services::secrets_are_roots_alone_and_nowhere_else",),
         f"chmod 644 /etc/holdfast/credentials/{_HOME}-keys",
         f"chmod 600 /etc/holdfast/credentials/{_HOME}-keys",
     ),

@@ -114,6 +114,7 @@ class BareMachine:
             modes=dict.fromkeys(modes, "644"),
             default_core_limit="infinity",
             audit_rules=frozenset(),
+            audit_enabled=False,
         )
 
     def _sshd(self, **_: object) -> SshState:

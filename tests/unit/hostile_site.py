@@ -272,6 +272,7 @@ def _ground(settings: HostSettings) -> BaseState:
         modes={},
         default_core_limit="0",
         audit_rules=frozenset(),
+        audit_enabled=False,
     )
 
 

@@ -53,6 +53,7 @@ def _converged() -> BaseState:
         hosts_file=base.hosts_file(recorded.hosts_file, _settings()),
         sysctls={path: base.SYSCTLS[path] for path in base.SYSCTLS if "*" not in path},
         audit_rules=frozenset(base.audit_rules()),
+        audit_enabled=True,
         modes=base.MODES,
     )
 
@@ -162,12 +163,17 @@ def test_a_converged_host_needs_no_command() -> None:
         ({"sysctls": {"net/ipv4/conf/veth1/send_redirects": "1"}}, ground.SYSCTL_FILE),
         ({"default_core_limit": "infinity"}, "systemctl daemon-reload"),
         ({"audit_rules": frozenset()}, "augenrules --load"),
+        ({"audit_enabled": False}, "auditctl -e 1"),
     ],
 )
 def test_what_drifted_is_mended_and_only_that(wrong: dict[str, Any], mend: str) -> None:
     host = LocalHost(facts={Ground: replace(_converged(), **wrong)})
     (command,) = host.planned(ground.settled, settings=_settings())
     assert mend in command
+
+
+def test_a_restart_of_the_journal_leaves_the_audit_on() -> None:
+    assert "\nAudit=\n" in render("base/journald.conf.j2", max_mib=1)
 
 
 def test_a_locale_that_is_not_built_in_is_generated() -> None:
