@@ -61,7 +61,7 @@ class RoutingStage(ContainerStage):
         """Have the engines ready to be started."""
         self.cloud.start()
         super().raise_curtain()
-        # The base is not deployed here: it would look up Debian's time servers, and its packets would
+        # The base is not deployed here: it would look up time servers, and its packets would
         # be counted with those on trial.
         self.rack.execute("systemctl disable --now systemd-timesyncd")
         (self.folder / "cpu.txt").write_text("vllm==0.32.0+cpu --hash=sha256:00\n")
