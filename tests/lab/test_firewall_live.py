@@ -188,7 +188,7 @@ def test_neighbours_find_only_what_is_declared(stage: Stage) -> None:
     assert stage.heard() == set(MULTICAST)
     stage.rack.succeed(opened.replace("-I", "-D"))
     found = {"port": 5353, "protocol": "udp", "scope": "lan", "interface": LAN_INTERFACE}
-    service = {"name": "avahi", "unit": "avahi-daemon.service", "user": "svc-avahi", "tier": "T2"}
+    service = {"name": "finder", "unit": "finder.service", "user": "svc-finder", "tier": "T2"}
     listens = [{**found, "sources": ["10.77.0.0/24", "fd77::/64", "fe80::/10"]}]
     assert stage.converge("declared", services=[{**service, "listens": listens}]).ok
     assert stage.heard() == {"224.0.0.251", "ff02::fb"}

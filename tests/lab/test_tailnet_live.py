@@ -33,8 +33,8 @@ from tests.lab.services import CONTROLLER_SEEN_BY_GUESTS, Services
 from tests.lab.services.ca import NAMES
 from tests.lab.services.daemon import wait_until
 from tests.lab.services.tailnet import Tailnet
-from tests.unit.site_data import filled_in
-from tests.unit.test_inventories import SECRETS
+from tests.unit.site_data import filled_in, keep_secrets
+from tests.unit.test_inventories import SECRETS as EXAMPLES
 
 pytestmark = [
     pytest.mark.lab,
@@ -60,10 +60,15 @@ class Stage:
     inventory: Path
 
     def policy(self, inventory: Path | None = None) -> dict[str, Any]:
-        """What an inventory, else the rack's, says to the control server."""
+        """What an inventory, else the rack's, says to the control server.
+
+        Another inventory has its secrets beside it.
+        """
+        own = {"HOLDFAST_SECRETS": str(inventory.parent)} if inventory else {}
         done = subprocess.run(
             [sys.executable, "-m", "holdfast", "policy", inventory or self.inventory],
             cwd=ROOT,
+            env={**os.environ, **own},
             capture_output=True,
             text=True,
             check=True,
@@ -327,6 +332,7 @@ def test_the_control_server_finds_the_policies_of_other_inventories_true(
     stage.services.node("workstation", "tag:workstation").start()
     inventory = tmp_path / "mine.py"
     inventory.write_text(filled_in(ROOT / "inventories" / f"{name}.py"))
+    keep_secrets(tmp_path, {key: f"{key.lower()[:9]}-9fKq27xLmZ" for key in EXAMPLES})
     policy = stage.policy(inventory)
     assert policy["tests"]
     assert stage.services.headscale.check_policy(policy) == ""
