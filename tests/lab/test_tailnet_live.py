@@ -34,7 +34,7 @@ from tests.lab.services.ca import NAMES
 from tests.lab.services.daemon import wait_until
 from tests.lab.services.tailnet import Tailnet
 from tests.unit.site_data import filled_in, keep_secrets
-from tests.unit.test_inventories import SECRETS as EXAMPLES
+from tests.unit.test_inventories import SECRETS
 
 pytestmark = [
     pytest.mark.lab,
@@ -332,7 +332,7 @@ def test_the_control_server_finds_the_policies_of_other_inventories_true(
     stage.services.node("workstation", "tag:workstation").start()
     inventory = tmp_path / "mine.py"
     inventory.write_text(filled_in(ROOT / "inventories" / f"{name}.py"))
-    keep_secrets(tmp_path, {key: f"{key.lower()[:9]}-9fKq27xLmZ" for key in EXAMPLES})
+    keep_secrets(tmp_path, {key: f"{key.lower()[:9]}-9fKq27xLmZ" for key in SECRETS})
     policy = stage.policy(inventory)
     assert policy["tests"]
     assert stage.services.headscale.check_policy(policy) == ""
