@@ -6,7 +6,7 @@ from holdfast.commands import Inventory
 
 
 def policy(inventory: Inventory) -> int:
-    """Print who may call what, for the tailnet's control server."""
+    """Print the policy of the tailnet for its control server, as JSON."""
     import json
 
     from holdfast import inventory_file
