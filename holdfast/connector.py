@@ -119,7 +119,7 @@ class RackConnector(SSHConnector):
 
     @staticmethod
     def make_names_data(name: str) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-        """Map the inventory entry ``@rack/tower`` to the host ``tower``, reached under that name."""
+        """Map the inventory entry ``@rack/tower`` to the host ``tower``, with this address."""
         yield name, {"ssh_hostname": name}, []
 
     def __init__(self, state: State, host: Host) -> None:

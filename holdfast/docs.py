@@ -1,4 +1,4 @@
-"""`python -m holdfast.docs`: write docs/settings.md from the models, so that it is always current."""
+"""`python -m holdfast.docs`: write docs/settings.md from the models, so that it stays current."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def keys_of(model: type[BaseModel]) -> list[str]:
 
 
 def describe(annotation: Any) -> str:
-    """A description of the accepted value, such as "a whole number without quotes from 1 to 65535"."""
+    """The accepted value in words, such as "a whole number without quotes from 1 to 65535"."""
     options = arms(annotation)
     if len(options) > 1:
         return " or ".join(describe(option) for option in options)

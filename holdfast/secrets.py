@@ -90,8 +90,7 @@ def env_problem() -> str | None:
 
 
 def known_values(root: Path | None = None) -> frozenset[str]:
-    """Every value in `.env` and `secrets/` that is long enough to be a secret, for masks in
-    messages.
+    """Every value in `.env` and `secrets/` that is long enough to be a secret, to be masked.
 
     Files that cannot be read are ignored here; `read` reports them.
     """

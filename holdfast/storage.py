@@ -73,7 +73,7 @@ def checkpoint_path(storage: Storage, checkpoint: Checkpoint) -> str:
 
 
 def checksums(storage: Storage) -> str:
-    """The checksum list for ``sha256sum --check``: every model and every checkpoint's SHA256SUMS."""
+    """The list for ``sha256sum --check``: every model and every checkpoint's SHA256SUMS."""
     files = [(model.sha256, model_path(storage, model)) for model in storage.models]
     files += [
         (checkpoint.sha256, f"{checkpoint_path(storage, checkpoint)}/SHA256SUMS")

@@ -6,7 +6,7 @@ from holdfast.commands import Inventory
 
 
 def policy(inventory: Inventory) -> int:
-    """Print the policy of the tailnet for its control server, as JSON."""
+    """Print the tailnet's policy for its control server."""
     import json
 
     from holdfast import inventory_file
