@@ -1,4 +1,4 @@
-"""Where a failed unit's alert goes, until a host has something that carries it further."""
+"""Alerts of failed units, as files on the host until another program forwards them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from holdfast.settings import Service
 
 UNIT_PATH = f"{SYSTEM}/holdfast-notify@.service"
 ON_FAILURE = "holdfast-notify@%n.service"
-"""For a unit's ``OnFailure=``."""
+"""The value of a unit's ``OnFailure=``."""
 ALERTS = "/run/holdfast/alerts"
-"""One file per unit that failed, holding the time; removed by the person who has dealt with it."""
+"""The folder with one file for each failed unit, with the time; the operator removes it."""
 
 
 def notify_unit() -> str:

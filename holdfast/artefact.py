@@ -1,4 +1,4 @@
-"""Pinned downloads, by name: where one lies."""
+"""The paths of pinned downloads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Unpack = Literal["tar.gz", "tar.bz2", "bz2", "none"]
 
 
 def directory(program: str, artefact: Artefact) -> str:
-    """Where this version of ``program`` lies on a host."""
+    """The path of this version of ``program`` on a host."""
     return f"{PROGRAMS}/{program}/{artefact.version}"
 
 

@@ -1,4 +1,4 @@
-"""What is backed up, from which declarations, and what each repository's units need."""
+"""The declared paths to back up, and the units of each repository."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ CACHE = str(backup_program.Places.cache)
 JOBS = str(backup_program.Places.jobs)
 
 ROOTS = (places.STATE,)
-"""Everything in here must be declared as state, secret or derived."""
+"""Folders in which every path must be declared as state, secret or derived."""
 
 HOUSE = (
-    # What the machine is known by: clients and `known_hosts` must not notice a rebuild.
+    # The host's identity: clients and `known_hosts` must not notice a rebuild.
     DataPath(path="/etc/ssh", backup="secret"),
     DataPath(path=CONFIGURATION, backup="secret"),
     DataPath(path=STATE, backup="derived"),
@@ -43,7 +43,7 @@ HOUSE = (
     DataPath(path=f"{places.STATE}/vllm", backup="derived"),
     DataPath(path=integrity.STATE, backup="derived"),
 )
-"""What every host has, independent of what it serves."""
+"""Paths that every host has, whatever it serves."""
 
 FRESHNESS_SCHEDULE = "hourly"
 
@@ -78,23 +78,23 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 
 
 def sources(settings: HostSettings) -> list[str]:
-    """The paths a snapshot of the host holds; none lies within another."""
+    """The paths in a snapshot of the host; none lies within another."""
     return _outermost([item.path for item in data(settings) if item.backup != "derived"])
 
 
 def derived(settings: HostSettings) -> list[str]:
-    """The paths that are left out, wherever they lie."""
+    """The paths that are left out of a snapshot."""
     return [item.path for item in data(settings) if item.backup == "derived"]
 
 
 def mount_of(settings: HostSettings, repository: Repository) -> str | None:
-    """Where the declared mount that holds a ``path`` repository is mounted, if one does."""
+    """The mount point of the declared mount that holds a ``path`` repository, if there is one."""
     mount = storage.mount_of(settings.storage.mounts, repository.path or "")
     return mount.path if mount else None
 
 
 def job(settings: HostSettings, repository: Repository, restic: str) -> dict[str, Any]:
-    """What `holdfast.host_programs.backup.Job` reads, as JSON-ready values."""
+    """The job that `holdfast.host_programs.backup.Job` reads, as JSON-ready values."""
     if settings.backup is None:
         raise ValueError(f"{settings.hostname} declares no backup")
     keep = settings.backup
@@ -118,12 +118,12 @@ def job(settings: HostSettings, repository: Repository, restic: str) -> dict[str
 
 
 def snapshot_paths(settings: HostSettings, repository: Repository) -> list[str]:
-    """What a complete snapshot in ``repository`` holds: the sources and their manifest."""
+    """The paths in a complete snapshot in ``repository``: the sources and their manifest."""
     return sorted([*sources(settings), f"{STATE}/manifest-{repository.name}.jsonl"])
 
 
 def location(repository: Repository, user_password: Secret | None) -> Secret:
-    """Where restic writes, with credentials: the content of a file that only root reads.
+    """The location of the repository for restic, with credentials; only root reads that file.
 
     Raises:
         ValueError: a ``path`` repository has no path, or a ``rest`` repository no url.
@@ -142,7 +142,7 @@ def location(repository: Repository, user_password: Secret | None) -> Secret:
 
 
 def peers(repository: Repository, hosts: Mapping[str, str]) -> list[str] | None:
-    """The networks (CIDR) restic must reach; None where only DNS knows.
+    """The networks (CIDR) that restic must reach; None if only DNS knows them.
 
     ``hosts`` maps the names of /etc/hosts to addresses.
     """
@@ -225,7 +225,7 @@ def _jobs(backup: Backup) -> list[tuple[str, str, str, bool]]:
 
 
 def files_of(repository: Repository) -> dict[str, str]:
-    """What a repository has on a host beside its units, to its path: its job, and its secrets."""
+    """The files of a repository on a host, besides its units, name to path: job and secrets."""
     stem = f"{CREDENTIALS}/backup-{repository.name}"
     return {
         "job": f"{JOBS}/{repository.name}.json",
@@ -235,14 +235,14 @@ def files_of(repository: Repository) -> dict[str, str]:
 
 
 def job_text(settings: HostSettings, repository: Repository, restic: str) -> str:
-    """The job file of ``repository``."""
+    """The text of the job file of ``repository``."""
     return json.dumps(job(settings, repository, restic), indent=1) + "\n"
 
 
 def unproved(record: Mapping[str, Any], paths: Sequence[str]) -> bool:
-    """Whether a repository still owes its first snapshot of ``paths`` or a restore that worked.
+    """Whether a repository still needs its first snapshot of ``paths``, or a restore that worked.
 
-    After a rebuild the old machine's snapshot is adopted as it is: see `first` in the program.
+    After a rebuild the snapshot of the old machine counts: see `first` in the program.
     """
     taken = record.get("backup")
     if not taken or not record.get("restore_check", {}).get("ok"):

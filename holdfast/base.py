@@ -1,4 +1,4 @@
-"""What the ground of a host must be: pure decisions from settings and facts."""
+"""The base settings of a host: kernel settings, packages, users and checks. Pure decisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ALL_INTERFACES_V4 = "net/ipv4/conf/*"
 _ALL_INTERFACES_V6 = "net/ipv6/conf/*"
 
 SYSCTLS: dict[str, str] = {
-    # Kernel addresses and logs help an exploit and no user.
+    # Kernel addresses and logs help exploits, not users.
     "kernel/kptr_restrict": "2",
     "kernel/dmesg_restrict": "1",
     "kernel/perf_event_paranoid": "3",
@@ -28,20 +28,20 @@ SYSCTLS: dict[str, str] = {
     "kernel/sysrq": "0",
     "kernel/core_uses_pid": "1",
     "dev/tty/ldisc_autoload": "0",
-    # Memory of a privileged program never lands on disk.
+    # Memory of a privileged program is never written to disk.
     "fs/suid_dumpable": "0",
     "fs/protected_hardlinks": "1",
     "fs/protected_symlinks": "1",
     "fs/protected_fifos": "2",
     "fs/protected_regular": "2",
-    # A neighbour on the LAN does not get to redirect our packets.
+    # Neighbours on the LAN cannot redirect our packets.
     f"{_ALL_INTERFACES_V4}/accept_redirects": "0",
     f"{_ALL_INTERFACES_V4}/secure_redirects": "0",
     f"{_ALL_INTERFACES_V4}/send_redirects": "0",
     f"{_ALL_INTERFACES_V4}/accept_source_route": "0",
     f"{_ALL_INTERFACES_V6}/accept_redirects": "0",
     f"{_ALL_INTERFACES_V6}/accept_source_route": "0",
-    # One report for each group, which the rules of `holdfast.egress` can judge.
+    # The kernel reports each group on its own, so the rules of `holdfast.egress` can match it.
     "net/ipv4/conf/all/force_igmp_version": "2",
     "net/ipv6/conf/all/force_mld_version": "1",
     "net/ipv4/conf/all/log_martians": "1",
@@ -50,25 +50,23 @@ SYSCTLS: dict[str, str] = {
     "net/ipv4/icmp_ignore_bogus_error_responses": "1",
     "net/ipv4/tcp_syncookies": "1",
 }
-"""Path below /proc/sys, with ``*`` for every interface, to value.
-
-Nothing here that Docker, Tailscale or NVIDIA needs otherwise: no forwarding, no rp_filter, no
-modules_disabled. ufw would undo some of it: `firewall` tells it to set no sysctls of its own.
-"""
+"""Path below /proc/sys, with ``*`` for every interface, to value. No setting here breaks Docker,
+Tailscale or NVIDIA: no forwarding, no rp_filter, no modules_disabled. ufw would undo some of them,
+so `firewall` makes it set no sysctls of its own."""
 
 BLACKLISTED_MODULES = [
     *("dccp", "sctp", "rds", "tipc"),
-    # Any user opens their sockets, and the kernel sends what is written there without a user: the
-    # rules of `holdfast.egress` know a packet by its user. rxrpc sends UDP, smc TCP, kcm and l2tp
-    # either, pppoe frames without IP.
+    # Any user may open these sockets, and the kernel sends their data without a user, so the rules
+    # of `holdfast.egress` cannot match it. rxrpc sends UDP, smc TCP, kcm and l2tp either, pppoe
+    # frames without IP.
     *("rxrpc", "kafs", "smc", "smc_diag", "kcm", "l2tp_core", "l2tp_ip", "l2tp_ip6", "l2tp_ppp"),
     *("pppox", "pppoe", "pptp"),
-    # Sockets between a machine and the one that it runs on, which no rule of either sees.
+    # Sockets between a virtual machine and its host, which no rule of either sees.
     *("vsock", "vsock_loopback", "vmw_vsock_virtio_transport", "vmw_vsock_vmci_transport"),
     *("hv_sock", "vhost_vsock"),
     *("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus", "udf"),
-    # FireWire gives a person who plugs in a cable direct access to memory. USB storage stays:
-    # people carry models and backups on it.
+    # With FireWire, a person who plugs in a cable has direct access to memory. USB storage stays,
+    # because people carry models and backups on it.
     *("firewire-ohci", "firewire-core"),
 ]
 
@@ -78,10 +76,10 @@ AUDITED_PATHS = [
     *(SYSTEM, "/etc/modprobe.d", "/etc/sysctl.d", "/etc/apt", "/etc/hosts"),
     CONFIGURATION,
 ]
-"""Configuration whose change somebody will one day want to explain."""
+"""Configuration whose changes are logged."""
 
 MODES: dict[str, str] = {
-    # Only root reads what root runs on a schedule, or how logins are decided.
+    # Only root may read its scheduled commands and the files that control logins.
     "/etc/crontab": "600",
     "/etc/cron.d": "700",
     "/etc/cron.hourly": "700",
@@ -93,17 +91,17 @@ MODES: dict[str, str] = {
     "/etc/sudoers.d": "750",
     "/boot/grub/grub.cfg": "600",
 }
-"""Octal modes of paths that may be there; absent ones are not made."""
+"""Octal modes of paths that may exist; missing ones are not created."""
 
 _PACKAGES = [
     "apparmor",  # Docker confines containers with it
-    "apt-listchanges",  # what an upgrade breaks is read before it
+    "apt-listchanges",  # it shows known bugs of an upgrade before it
     "auditd",
     "ca-certificates",
     "dbus",
     "kmod",
     "libpam-pwquality",  # passwords still count at the console and for sudo
-    "libpam-tmpdir",  # no user plants a file where another's script will write
+    "libpam-tmpdir",  # no user can place a file where another user's script will write
     "needrestart",  # a patched library protects only programs that have been restarted
     "procps",
     "systemd-timesyncd",
@@ -114,30 +112,30 @@ _PACKAGES = [
 
 _ROOT_FREE_MIB = 256
 _BOOT_FREE_MIB = 100
-"""Room for one more kernel and its initrd: 30 MiB and 60 MiB on Debian 13, amd64."""
+"""Space for one more kernel and its initrd: 30 MiB and 60 MiB on Debian 13, amd64."""
 
 _BLOCK = ("# Holdfast: begin", "# Holdfast: end")
 
 
 def packages(settings: HostSettings) -> list[str]:
-    """Distribution packages the ground needs."""
+    """Distribution packages of the base."""
     # The C locales are built in; any other is generated.
     is_built_in = re.match(r"(C|POSIX)\b", settings.base.locale)
     return _PACKAGES if is_built_in else [*_PACKAGES, "locales"]
 
 
 def service_users(settings: HostSettings) -> list[str]:
-    """Users that declared services run as, less root, each once."""
+    """Users of declared services, without root, each once."""
     return sorted({service.user for service in declared_services(settings)} - {"root"})
 
 
 def asked_accounts(settings: HostSettings) -> list[str]:
-    """Users this host's settings name: those of services and those who may log in."""
+    """Users that the settings of this host name: those of services and those who may log in."""
     return sorted({*service_users(settings), *settings.ssh.authorised_keys})
 
 
 def refusals(host: str, settings: HostSettings, state: BaseState) -> list[Refusal]:
-    """Why this host cannot become what the inventory says; empty when it can."""
+    """Why this host cannot become what the inventory declares; empty if it can."""
     found = []
 
     def refuse(key: str, value: object, wrong: str, mend: str) -> None:
@@ -203,7 +201,7 @@ def refusals(host: str, settings: HostSettings, state: BaseState) -> list[Refusa
 def hosts_file(current: str, settings: HostSettings) -> str:
     """/etc/hosts with our block in it.
 
-    A line outside the block stays as it is, unless it gives the host's own address another name.
+    Lines outside the block are kept, except those that give the host's own address another name.
     """
     begin, end = _BLOCK
     lines = current.splitlines()
@@ -223,12 +221,15 @@ def hosts_file(current: str, settings: HostSettings) -> str:
 
 
 def authority_path(name: str) -> str:
-    """Where the private authority ``name`` lies on the host."""
+    """The path of the private certificate authority ``name`` on the host."""
     return f"{AUTHORITIES}/{name}.crt"
 
 
 def sysctls_not_in_force(state: BaseState) -> list[str]:
-    """Paths below /proc/sys whose value is not ours; what this kernel lacks is not wrong."""
+    """Paths below /proc/sys with another value than ours.
+
+    Settings that this kernel lacks are ignored.
+    """
     return [
         path
         for path, value in state.sysctls.items()
@@ -238,11 +239,11 @@ def sysctls_not_in_force(state: BaseState) -> list[str]:
 
 
 def audit_rules() -> set[str]:
-    """The audit rules as auditctl takes and lists them."""
+    """The audit rules in the form that auditctl reads and lists."""
     return {f"-w {path} -p wa -k holdfast" for path in AUDITED_PATHS}
 
 
 def blacklist_patterns(held_back: list[str]) -> list[str]:
-    """``held_back`` prefixes as the regular expressions unattended-upgrades wants."""
-    # Brackets, because apt.conf gives a backslash a meaning of its own.
+    """``held_back`` prefixes as regular expressions for unattended-upgrades."""
+    # Brackets, because a backslash has a meaning of its own in apt.conf.
     return [f"^{prefix.replace('.', '[.]').replace('+', '[+]')}" for prefix in held_back]

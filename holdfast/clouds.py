@@ -1,7 +1,7 @@
-"""What asks clouds for a router: its unit, its configuration, and the keys it holds.
+"""The program that asks clouds for a router: its unit, its configuration, and its keys.
 
-It is LiteLLM as a library, in a process of its own beside the router's: the one user of this host
-that may call the declared clouds, and the only one that holds their keys.
+It uses LiteLLM as a library, in a process of its own besides the router's. Only its user may call
+the declared clouds, and only it holds their keys.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from holdfast.shipping import path_of
 
 LITELLM = "litellm"
 CONFIGURATIONS = f"{CONFIGURATION}/clouds"
-"""The folder of the configuration for each router."""
+"""The folder with the configuration for each router."""
 LOCK = Path(__file__).resolve().parent.parent / "locks" / "litellm.txt"
 PATH = CHAT_PATH
-"""The one thing that clouds are asked."""
+"""The only path that clouds are asked at."""
 
 
 def stem(router: Router) -> str:
@@ -37,22 +37,22 @@ def stem(router: Router) -> str:
 
 
 def socket(router: Router) -> str:
-    """Where it listens; only the router's user may connect."""
+    """The socket of the program; only the router's user may connect."""
     return f"{RUN}/{stem(router)}.sock"
 
 
 def configuration_path(router: Router) -> str:
-    """The path of its configuration; no secret is in it."""
+    """The path of its configuration, which contains no secret."""
     return f"{CONFIGURATIONS}/{router.name}.json"
 
 
 def key_file(router: Router) -> str:
-    """The clouds' keys, for root alone; systemd hands them over."""
+    """The file with the clouds' keys; only root may read it, and systemd passes it on."""
     return f"{CREDENTIALS}/{stem(router)}-keys"
 
 
 def serves(settings: HostSettings, router: Router) -> str:
-    """The name of the model that callers write: that of the chain's engines, where it has some."""
+    """The model name that callers send: that of the router's engines, if it has any."""
     declared = {engine.name: engine for engine in declared_engines(settings)}
     if router.engines:
         return declared[router.engines[0]].checkpoint
@@ -64,7 +64,7 @@ def configuration(settings: HostSettings, router: Router) -> str:
     clouds = [
         {
             **provider.model_dump(include={"name", "api", "base_url", "model", "max_tokens"}),
-            # Written out: money is no binary fraction.
+            # As text, because binary fractions cannot represent money.
             "input_usd": str(provider.input_usd),
             "output_usd": str(provider.output_usd),
         }
@@ -75,17 +75,17 @@ def configuration(settings: HostSettings, router: Router) -> str:
         for key in router.keys
         if key.clouds
     }
-    told = {
+    found = {
         "serves": serves(settings, router),
         "ledger": SOCKET_FOLDER,
         "clouds": clouds,
         "callers": callers,
     }
-    return json.dumps(told, indent=1) + "\n"
+    return json.dumps(found, indent=1) + "\n"
 
 
 def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
-    """Each cloud's name to that of the secret which is its key."""
+    """The name of each cloud to the name of the secret with its key."""
     return {each.name: each.api_key for each in providers(settings, router)}
 
 
@@ -96,14 +96,14 @@ def keys(settings: HostSettings, router: Router, read: Callable[[str], Secret]) 
 
 
 def program(settings: HostSettings, router: Router) -> Program | None:
-    """What asks clouds for a router; None for a router without clouds."""
+    """The program that asks clouds for a router; None for a router without clouds."""
     service = clouds_service(settings, router)
     if service is None:
         return None
     index = settings.clouds.packages if settings.clouds else None
     litellm = PythonEnvironment(LITELLM, LOCK.read_text(), settings.distribution, index)
     path = configuration_path(router)
-    # No variable of this host means anything to it, and LiteLLM fetches nothing when it starts.
+    # It ignores the host's environment, and LiteLLM fetches nothing when it starts.
     variables = (
         "CREDENTIALS_DIRECTORY=%d",
         "NOTIFY_SOCKET=${NOTIFY_SOCKET}",
@@ -115,7 +115,7 @@ def program(settings: HostSettings, router: Router) -> Program | None:
     return Program(
         service=service,
         description=f"Holdfast: clouds of the router {router.name}",
-        # LiteLLM takes seconds to be read.
+        # LiteLLM takes seconds to import.
         kind="notify",
         source=clouds_program,
         python=litellm,
@@ -129,7 +129,7 @@ def program(settings: HostSettings, router: Router) -> Program | None:
         restart_seconds=2,
         at_boot=True,
         order=(
-            Directive("Wants", LEDGER_UNIT, "what it spends is recorded there"),
+            Directive("Wants", LEDGER_UNIT, "it records its spending there"),
             Directive("After", LEDGER_UNIT),
         ),
         socket=UnixSocket(socket(router), router_service(router).user),

@@ -1,4 +1,4 @@
-"""Asking a model server for one answer: the proof that it serves and does not merely listen."""
+"""Requests of one answer from a model server, which prove that it serves and not only listens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPLETION_PATH = "/v1/completions"
 
 
 def key_problem(key: Secret) -> str | None:
-    """Why ``key`` cannot stand in an HTTP header and in a line of its own, or None."""
+    """Why ``key`` cannot be sent in an HTTP header or stored in a line of its own, or None."""
     value = key.get_secret_value()
     if not value.isascii() or not value.isprintable() or " " in value or '"' in value:
         return "must be printable ASCII without spaces or double quotes"
@@ -21,13 +21,13 @@ def key_problem(key: Secret) -> str | None:
 
 
 Question = tuple[str, Mapping[str, Any]]
-"""A path, and the body that is posted to it."""
+"""A path, and the body of a POST to it."""
 
 
 def probe(socket: str, questions: Sequence[Question], key: Secret) -> str:
-    """A curl configuration that asks each of ``questions`` on a Unix socket, until one fails.
+    """A curl configuration that sends each of ``questions`` to a Unix socket until one fails.
 
-    It says nothing unless it fails. The key is in it, so that no argv has to hold it.
+    It prints failures only. It contains the key, so that no command line does.
     """
     asked = []
     for path, body in questions:

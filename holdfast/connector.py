@@ -1,10 +1,10 @@
-"""`@rack/NAME`: pyinfra's SSH with seven things a rack needs.
+"""`@rack/NAME`: pyinfra's SSH connector with seven changes for a rack.
 
-The whole inventory is checked before the first socket is opened; the tailnet is tried before the
-LAN; Nagle's algorithm is off (with it, every command waits 40 ms for a delayed ACK); a connection
-through a proxy command ends when that does; one to a rack that answers no more ends as well; a host
-of which a fact is missing gets no further command; and a *new* login can be asked for, which is how
-a firewall change proves that it locked out no user.
+It checks the whole inventory before it opens the first socket. It tries the tailnet before the LAN.
+It turns Nagle's algorithm off, which would delay every command by 40 ms (delayed ACK). A connection
+through a proxy command ends with that command. A connection to a rack that no longer answers ends
+as well. If a fact fails on a host, no more commands run there. A *new* login can be requested,
+which proves that a change of the firewall locked no user out.
 """
 
 from __future__ import annotations
@@ -38,14 +38,13 @@ Path = Literal["tailnet", "lan"]
 
 ASKED_EVERY_SECONDS = 15.0
 SILENT_SECONDS = 120.0
-"""How long a rack may take to answer its SSH server's simplest question; one under heavy load has
-taken seconds."""
+"""Limit for the host's answer to the simplest request; one under heavy load has taken seconds."""
 
 
 NEEDED = """test -d /run/systemd/system || exit 41
 command -v sudo >/dev/null || exit 42
 sudo -n true 2>/dev/null || exit 43"""
-"""What a host must have before it is asked anything; all but the first line is about sudo."""
+"""The requirements of a host, checked before its first fact; all but the first line need sudo."""
 UNFIT = {
     41: "it does not run systemd, which Holdfast needs; install a distribution"
     " that docs/settings.md names",
@@ -54,20 +53,20 @@ UNFIT = {
     43: "sudo asks {user} for a password; as root: echo '{user} ALL=(ALL) NOPASSWD: ALL' >"
     " /etc/sudoers.d/{user}",
 }
-"""Exit status of `NEEDED` to what is wrong and how to mend it."""
+"""Exit status of `NEEDED` to the error and its correction."""
 
-# What it has to say about a connection that fails it raises, too; printed it is a traceback.
+# paramiko logs each error of a connection with a traceback, and also raises it.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 class EndingProxyCommand(ProxyCommand):
-    """A proxy command whose end is the connection's: `tailscale nc` to a rack that lost its power.
+    """A proxy command that ends its connection when it exits, as `tailscale nc` does without power.
 
-    paramiko's (4.0) reads on for ever then, with one core at full load, and the run never ends.
+    paramiko's own (4.0) then reads for ever, with one core at full load, and the run never ends.
     """
 
     def recv(self, size: int) -> bytes:
-        """At most ``size`` bytes, none where the command has ended.
+        """At most ``size`` bytes; none after the command has ended.
 
         Raises:
             TimeoutError: there were none in time.
@@ -78,7 +77,7 @@ class EndingProxyCommand(ProxyCommand):
         return os.read(output.fileno(), size)
 
     def close(self) -> None:
-        """End the command, if it has not ended."""
+        """End the command if it is still running."""
         with suppress(ProcessLookupError):
             super().close()
 
@@ -87,14 +86,14 @@ sshuserclient.ProxyCommand = EndingProxyCommand  # type: ignore[misc]
 
 
 def watch(transport: Transport) -> None:
-    """End a connection whose other end is silent: a rack that has lost its power says nothing.
+    """End a connection whose other end no longer answers, such as a rack without power.
 
-    paramiko's own keepalive asks for no answer, so a command would be waited for without end.
+    paramiko's own keepalive expects no answer, so a command would wait for ever.
     """
 
     def ask() -> None:
         with suppress(OSError, EOFError, SSHException):
-            # No server knows it, and each says so.
+            # No server knows this request, and each replies so.
             transport.global_request("keepalive@holdfast")
 
     def look() -> None:
@@ -114,20 +113,20 @@ def watch(transport: Transport) -> None:
 
 
 class RackConnector(SSHConnector):
-    """SSH to a rack, over the tailnet where it is joined and over the LAN where it is not yet."""
+    """SSH to a rack: over the tailnet, or over the LAN before the rack has joined it."""
 
     via: Path = "tailnet"
 
     @staticmethod
     def make_names_data(name: str) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-        """Inventory entry ``@rack/tower`` is host ``tower``, reached under that name."""
+        """Map the inventory entry ``@rack/tower`` to the host ``tower``, with this address."""
         yield name, {"ssh_hostname": name}, []
 
     def __init__(self, state: State, host: Host) -> None:
-        """Check the whole inventory while pyinfra builds its hosts, before any of them connects.
+        """Check the whole inventory while pyinfra creates its hosts, before any connection.
 
-        Raised from here a refusal ends the command with its sentences; raised while connecting it
-        would come with a traceback of the greenlet it happened in.
+        Here a refusal ends the command with its sentences. During a connection it would be printed
+        with the traceback of a greenlet.
 
         Raises:
             Refused: the inventory cannot work as it is written.
@@ -149,14 +148,14 @@ class RackConnector(SSHConnector):
             try:
                 super()._connect()
             finally:
-                # The next connection, after a reboot say, tries the tailnet first again.
+                # The next connection, for example after a reboot, tries the tailnet first again.
                 self.data["ssh_hostname"] = named
         _disable_nagle(self.client)
         if self.client and (transport := self.client.get_transport()):
             watch(transport)
 
     def connect(self) -> None:
-        """Connect, and ask whether anything can be done there.
+        """Connect, and check that commands can run there.
 
         Raises:
             ConnectError: it cannot be reached, runs no systemd, or its sudo asks for a password.
@@ -176,21 +175,21 @@ class RackConnector(SSHConnector):
     def run_shell_command(
         self, command: StringCommand, *rest: Any, **arguments: Any
     ) -> tuple[bool, CommandOutput]:
-        """Run a command there, but none on a host that has failed.
+        """Run a command, but not on a host that has failed.
 
-        pyinfra continues an operation with the default of a fact that failed on its host, as if
-        nothing were there, and it takes the default as well where a command prints nothing at all.
+        If a fact fails, pyinfra continues the operation with the fact's default. It also uses the
+        default if a command prints nothing at all.
         """
         if self.host in self.state.failed_hosts:
             return False, _said("it has failed, so no more commands run there")
         okay, output = super().run_shell_command(command, *rest, **arguments)
-        # A fact's command comes as text.
+        # The command of a fact is a text.
         if okay and is_framed(str(command)) and not output.stdout_lines:
             return False, _said(str(Unanswered()))
         return okay, output
 
     def new_login(self, path: Path | None = None) -> None:
-        """Log in once more and run ``true``; by ``path``, or as the present connection does.
+        """Log in once more, over ``path`` or as the present connection does, and run ``true``.
 
         Raises:
             ConnectError: the login did not succeed.
@@ -211,7 +210,7 @@ class RackConnector(SSHConnector):
         except (OSError, EOFError, SSHException) as error:
             raise ConnectError(f"a new login by the {path or self.via} failed ({error})") from error
         finally:
-            # A proxy command that has ended already makes paramiko hide the real reason.
+            # If a proxy command has already ended, paramiko hides the real error.
             with suppress(OSError):
                 client.close()
 

@@ -1,8 +1,8 @@
-"""A run of pyinfra, and an exit status that tells.
+"""A run of pyinfra with a reliable exit status.
 
-pyinfra's own command line succeeds where somebody interrupts it or a host was not done, and prints
-tracebacks. This run says what went wrong in a sentence, and succeeds only where every host did.
-(`config.py` ends both where an inventory names no host.)
+pyinfra's own command line succeeds even if it is interrupted or a host was skipped, and it prints
+tracebacks. This run reports an error in a sentence, and succeeds only if every host did.
+(`config.py` stops both if an inventory names no host.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _say(sentence: str) -> None:
 
 
 def tell(error: BaseException) -> None:
-    """Say why a run ended; what only a developer can mend goes to `LOG`."""
+    """Print why a run ended; errors that only a developer can correct go to `LOG`."""
     cause = getattr(error, "exception", error)
     if isinstance(cause, Refused):
         for refusal in cause.refusals:
@@ -52,9 +52,9 @@ def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def run(inventory: str, deploy: str, *, dry: bool = False) -> int:
-    """Run a deploy; 0 where every host of the inventory has been through it.
+    """Run a deploy; return 0 if it finished on every host of the inventory.
 
-    ``dry``: show what would change, and change nothing.
+    With ``dry`` it shows what would change, and changes nothing.
     """
     arguments = ["--dry" if dry else "-y", inventory, deploy]
     pyinfra.is_cli = True

@@ -1,4 +1,4 @@
-"""What the container engine must be told, and where it comes from. No host is touched here."""
+"""The configuration of the container engine, and the source of its packages. Pure decisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAEMON_JSON = "/etc/docker/daemon.json"
 DROP_IN = f"{SYSTEM}/docker.service.d/holdfast.conf"
 
 LINKS_SCRIPT = "/usr/local/lib/holdfast/docker-links"
-"""Has the machine's own links keep the routes of IPv6 that routers advertise."""
+"""Lets the machine's own links keep the IPv6 routes that routers advertise."""
 
 VENDOR_KEY_SHA256 = "1500c1f56fa9e26b9b8f42452a553675796ade0807cdce11975eb98170b3a570"
 """Checksum of https://download.docker.com/linux/debian/gpg, the same file for Ubuntu; its
@@ -44,7 +44,7 @@ def vendor_repository(distribution: Distribution) -> AptRepository:
 
 
 def packages(settings: Docker, distribution: Distribution) -> list[str]:
-    """The packages that make the engine."""
+    """The packages of the engine."""
     if settings.source == "vendor":
         return [
             "docker-ce",
@@ -53,23 +53,24 @@ def packages(settings: Docker, distribution: Distribution) -> list[str]:
             "docker-buildx-plugin",
             "docker-compose-plugin",
         ]
-    # Debian 13 took the command line out of the engine's package.
+    # Debian 13 moved the command line to a package of its own.
     return ["docker.io", "docker-cli"] if distribution == "debian13" else ["docker.io"]
 
 
 def enforced(settings: Docker, major: int) -> dict[str, Any]:
-    """The keys of daemon.json that are not the user's to choose, for the engine's ``major``.
+    """The keys of daemon.json that Holdfast sets, for the engine's ``major`` version.
 
-    Left alone on purpose: ``icc`` (compose files rely on it) and ``runtimes`` (NVIDIA's). What
-    would undo the firewall is refused rather than overridden (`merged`): somebody has a reason.
+    It leaves ``icc`` alone, because compose files rely on it, and ``runtimes``, which is NVIDIA's.
+    A key that would undo the firewall is refused and not overridden (`merged`), because its author
+    had a reason for it.
     """
     keys: dict[str, Any] = {
         # A port published without an address is for this host, not for the LAN.
         "ip": "127.0.0.1",
-        # An engine that is upgraded or reconfigured must not take the containers with it.
+        # Containers must survive an upgrade or a new configuration of the engine.
         "live-restore": True,
         "no-new-privileges": True,
-        # Of the drivers that rotate, the one every log shipper can read.
+        # Every log shipper can read this format, and the driver rotates.
         "log-driver": "json-file",
         "log-opts": {
             "max-size": f"{settings.log_max_mib}m",
@@ -77,11 +78,12 @@ def enforced(settings: Docker, major: int) -> dict[str, Any]:
         },
     }
     if settings.dns:
-        # Else the engine asks resolvers on loopback, and since 26 those of IPv6 for containers
-        # without it, as root from the host's own network, where no rule knows whom it asks for.
+        # Otherwise the engine asks resolvers on loopback, and since 26 IPv6 resolvers for
+        # containers without IPv6. It does so as root, from the host's own network, where no rule
+        # can attribute a query to a container.
         keys["dns"] = settings.dns
     if major >= 24:
-        # "ip" speaks for the default bridge only; this, since Docker 24, for compose's networks.
+        # "ip" covers the default bridge only. Since Docker 24 this key covers compose's networks.
         keys["default-network-opts"] = {
             "bridge": {"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"}
         }
@@ -113,7 +115,7 @@ _PREMISES: dict[str, tuple[object, str]] = {
     "bridge": ("docker0", "whose containers no rule covers"),
     "group": ("docker", "whose members are root"),
 }
-"""Key of daemon.json to the only value under which the firewall holds, and what another does."""
+"""Key of daemon.json to the only value that the firewall permits, and the effect of others."""
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "com.docker.network.bridge.gateway_mode_ipv4": (("nat", "isolated"), _ROUTES),
@@ -121,13 +123,13 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "com.docker.network.bridge.enable_ip_masquerade": (("true",), _PREMISES["ip-masq"][1]),
     "com.docker.network.bridge.trusted_host_interfaces": ((), _ROUTES),
 }
-"""The same for what ``default-network-opts`` says of bridges."""
+"""The same for the options of bridges in ``default-network-opts``."""
 
 
 def _undoing(theirs: dict[str, Any]) -> Iterator[tuple[str, object, str]]:
-    """Each of the user's keys that takes away what the firewall stands on, its value, and how."""
+    """Each of the user's keys that would undo the firewall, its value, and its effect."""
     for key, (safe, wrong) in _PREMISES.items():
-        # The engine takes an empty text for its default.
+        # For the engine an empty text is the default.
         if key in theirs and theirs[key] not in (safe, ""):
             yield key, theirs[key], wrong
     hosts = theirs.get("hosts", [])
@@ -146,11 +148,11 @@ _LONG = {"host": "hosts"} | {key: key for key in _PREMISES}
 
 
 def options(started_with: str) -> dict[str, Any]:
-    """What a command line says of the keys that `merged` refuses, as daemon.json would say it.
+    """The options of a command line that `merged` would refuse, as keys of daemon.json.
 
     ``started_with`` is `DockerState.started_with`: a unit's command and assignments of variables.
     """
-    # An option is an option, whichever quotes or name of a variable it follows.
+    # An option may follow a quote or the name of a variable.
     words = re.sub(r"\w+=(?=\s*-)|[\"';]", " ", started_with).split()
     found: dict[str, Any] = {}
     for word, following in pairwise([*words, ""]):
@@ -169,8 +171,10 @@ def options(started_with: str) -> dict[str, Any]:
 
 
 def refusals(host: str, state_text: str | None, started_with: str = "") -> list[Refusal]:
-    """Why an engine cannot have ours: by the daemon.json on a host (its text, None without one), or
-    by how it is started there (`DockerState.started_with`).
+    """Why our configuration cannot be merged; empty if it can.
+
+    ``state_text`` is the text of the host's daemon.json, None without one; ``started_with`` is
+    `DockerState.started_with`.
     """
     try:
         merged(state_text, {})
@@ -183,17 +187,17 @@ def refusals(host: str, state_text: str | None, started_with: str = "") -> list[
             "docker",
             "docker.service",
             f"the engine is started with {key} as {value!r}, {wrong}",
-            "take that out of the unit's drop-ins or /etc/default/docker",
+            "remove that option from the unit's drop-ins or /etc/default/docker",
         )
         for key, value, wrong in _undoing(options(started_with))
     ]
 
 
 def merged(content: str | None, keys: dict[str, Any]) -> str | None:
-    """daemon.json with ``keys`` in force and all others as they were; None when it is that already.
+    """daemon.json with our ``keys`` and all others unchanged; None if it has them already.
 
     Raises:
-        ValueError: the content cannot be merged; the text says why and what to do.
+        ValueError: the content cannot be merged; the message says why and what to do.
     """
     try:
         theirs = json.loads(content) if content and content.strip() else {}
@@ -210,7 +214,7 @@ def merged(content: str | None, keys: dict[str, Any]) -> str | None:
 
 
 def major_version(package_version: str | None) -> int | None:
-    """The engine's major version from its package's, such as 29 from ``5:29.1.3-1~debian.13``."""
+    """The engine's major version, such as 29 for the package ``5:29.1.3-1~debian.13``."""
     if package_version is None:
         return None
     return int(package_version.rpartition(":")[2].partition(".")[0])

@@ -1,4 +1,4 @@
-"""Docker's networks that carry a tier: what they must be, and what is in the way."""
+"""Docker's networks with a tier: the commands that create them, and reasons to refuse."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from holdfast.refusal import Refusal
 from holdfast.settings import DockerNetwork, HostSettings
 
 LABEL = "holdfast"
-"""Marks a network as ours, to be removed when it is declared no more."""
+"""The label of a network that Holdfast created, and removes once it is no longer declared."""
 
 
 def networks(settings: HostSettings) -> list[DockerNetwork]:
-    """The declared networks of a host; none where it has no Docker."""
+    """The declared networks of a host; none without Docker."""
     return settings.docker.networks if settings.docker else []
 
 
 def bridge(network: DockerNetwork) -> str:
-    """Its interface on the host, by which the rules know it.
+    """The network's interface on the host, which the rules match.
 
-    The firewall's rules for Docker's own bridges (``br-`` and an id) hold it as well.
+    The firewall's rules for Docker's own bridges (``br-`` and an id) match it as well.
     """
     return f"br-{network.name}"
 
 
 def is_as_declared(network: DockerNetwork, present: BridgeNetwork) -> bool:
-    """Whether a network is what it must be; where it says nothing of subnets, any will do."""
+    """Whether a network on the host is as declared; without declared subnets any IPv4 one is."""
     declared = {4: "", 6: ""} | {6 if ":" in each else 4: each for each in network.subnets}
     return (
         present.bridge == bridge(network)
-        # One that is internal publishes no port.
+        # An internal network publishes no port.
         and not present.internal
         and declared[6] == "".join(each for each in present.subnets if ":" in each)
         and declared[4] in ("", *present.subnets)
@@ -39,12 +39,12 @@ def is_as_declared(network: DockerNetwork, present: BridgeNetwork) -> bool:
 
 
 def creation(network: DockerNetwork) -> str:
-    """The command that makes it."""
+    """The command that creates the network."""
     return shlex.join(
         [
             *("docker", "network", "create", f"--label={LABEL}"),
             f"--opt=com.docker.network.bridge.name={bridge(network)}",
-            # As daemon.json has it for networks that others make, since Docker 24.
+            # Since Docker 24 daemon.json sets the same for networks that others create.
             "--opt=com.docker.network.bridge.host_binding_ipv4=127.0.0.1",
             *(["--ipv6"] if any(":" in subnet for subnet in network.subnets) else []),
             *(f"--subnet={subnet}" for subnet in network.subnets),
@@ -54,7 +54,7 @@ def creation(network: DockerNetwork) -> str:
 
 
 def stale(declared: list[DockerNetwork], state: DockerState) -> list[str]:
-    """Networks that must go: ours that are not declared, and those that are not as declared."""
+    """Networks to remove: ours that are not declared, and those that are not as declared."""
     wanted = {network.name: network for network in declared}
     return [
         name
@@ -64,7 +64,7 @@ def stale(declared: list[DockerNetwork], state: DockerState) -> list[str]:
 
 
 def commands(declared: list[DockerNetwork], state: DockerState) -> Iterator[str]:
-    """What makes a host's networks the declared ones; nothing when they are."""
+    """The commands that make a host's networks the declared ones; none if they are."""
     gone = stale(declared, state)
     for name in gone:
         yield f"docker network rm {shlex.quote(name)}"
@@ -74,13 +74,13 @@ def commands(declared: list[DockerNetwork], state: DockerState) -> Iterator[str]
 
 
 def refusals(host: str, settings: HostSettings, state: DockerState) -> list[Refusal]:
-    """Networks that would have to go and that containers use, and bridges that are not Docker's."""
+    """Refuse to remove a network that containers use, or to take over a foreign interface."""
     declared = networks(settings)
     wanted = {network.name for network in declared}
     found = []
     for name in stale(declared, state):
         if users := ", ".join(state.users(name)):
-            is_not = "is not as declared" if name in wanted else "is declared no more"
+            is_not = "is not as declared" if name in wanted else "is no longer declared"
             wrong = f"the network on the host {is_not}, and containers use it: {users}"
             mend = "remove them, or declare it as it is"
             found.append(Refusal(host, "docker.networks", name, wrong, mend))
@@ -90,7 +90,7 @@ def refusals(host: str, settings: HostSettings, state: DockerState) -> list[Refu
             host,
             "docker.networks",
             network.name,
-            f"the host has an interface {bridge(network)} that is no network of Docker's",
+            f"the host has an interface {bridge(network)} that is not a Docker network",
             "rename the network",
         )
         for network in declared

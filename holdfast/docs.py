@@ -1,4 +1,4 @@
-"""`python -m holdfast.docs`: docs/settings.md, written from the models so that it cannot drift."""
+"""`python -m holdfast.docs`: write docs/settings.md from the models, so that it stays current."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _sections(model: type[BaseModel], key: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Every model below ``model`` with the key it stands under; ``[]`` marks items of a list."""
+    """Every model below ``model`` with its key; ``[]`` marks items of a list."""
     yield key, model
     for name, field in model.model_fields.items():
         annotation = annotation_of(model, name)
@@ -56,7 +56,7 @@ def _sections(model: type[BaseModel], key: str) -> Iterator[tuple[str, type[Base
 def _kind(model: type[BaseModel], name: str) -> str:
     annotation = annotation_of(model, name)
     if any(_models_in(annotation)):
-        # The section of that model says more than a list of its keys.
+        # That model has a section of its own, which says more than a list of its keys.
         (first, *others) = arms(annotation)
         if get_origin(first) is Annotated:
             (first, *_) = arms(get_args(first)[0])

@@ -1,8 +1,8 @@
-"""Doors: how a program without a network is reached.
+"""Doors: how callers reach a program without a network.
 
-systemd holds the port, bound to its interface, and a process behind it carries what comes in to the
-program's Unix socket. A port bound to an interface follows every change of address, and nothing
-that breaks out of the program can call anyone.
+systemd opens the port, bound to an interface, and a proxy behind it forwards requests to the
+program's Unix socket. A port that is bound to an interface follows every change of address. A
+compromised program has no network to call out with.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from holdfast.sandbox import LOOPBACK, RUN, TAILNET
 from holdfast.settings import LOOPBACK_OF, Tier
 
 MARK = 0x5AFE
-"""On every packet of a door's sockets, the accepted ones too. None of its bits is Tailscale's
-(0xff0000)."""
+"""The mark of every packet of a door's sockets, including accepted ones. It uses none of
+Tailscale's bits (0xff0000)."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a door's proxy waits for its callers, and how many it lets wait."""
+    """How long a door's proxy waits for callers, and how many connections it accepts."""
 
     header_seconds: int = 5
-    """For the whole of a request's headers; for it every caller can hold a place without a key."""
+    """Limit for all headers of a request. For so long a caller without a key can hold a
+    connection."""
     body_seconds: int = 15
-    """For a body, or as much of it as is kept before it goes on."""
+    """Limit for a body, or for the part of it that the proxy buffers before it forwards it."""
     silent_seconds: int = 60
-    """For the next byte of a body that goes on while it comes."""
+    """Limit for the next byte of a body that is already being forwarded."""
     idle_seconds: int = 10
-    """For the next request of a connection that stays open."""
+    """Limit for the next request of a connection that stays open."""
     connections: int = 1024
     source_connections: int = 512
-    """Of one address: the programs of this host share one, and hold one for each stream."""
+    """Connections from one address. The programs of this host share one address, and each stream
+    holds a connection."""
 
 
 PATIENCE = Patience()
@@ -52,7 +54,7 @@ class Door:
     peers: tuple[str, ...]
     is_open: bool = True
     dependency: ClassVar[str] = "BindsTo"
-    """What the unit behind it does when its socket goes: it ends."""
+    """How the unit behind it depends on the socket: `BindsTo` stops the unit with the socket."""
 
     @property
     def stem(self) -> str:
@@ -71,15 +73,16 @@ class Door:
 
     @property
     def admin(self) -> str:
-        """Where its proxy takes orders, where it does; only its user, and root, may give them."""
+        """The proxy's admin socket, if it has one; only its own user and root may connect."""
         return f"{RUN}/{self.stem}/admin.sock"
 
 
 def doors(
     program: str, port: int, scope: Literal["loopback", "tailnet"], tier: Tier = "T1"
 ) -> list[Door]:
-    """Where a program can be reached, and where it could be: a door that is shut stays described,
-    so that a host whose scope was narrowed closes it.
+    """The doors of a program, open and closed.
+
+    A closed door is listed too, so that a host whose ``scope`` was narrowed closes it.
     """
     own = f"{LOOPBACK_OF[tier]}:{port}"
     return [

@@ -1,8 +1,8 @@
-"""What each service may reach, from declarations alone: the kernel's rules, and systemd's beside.
+"""What each service may reach: the kernel's rules and systemd's drop-ins, from declarations alone.
 
-The rules go by user: each process of a service's user is held to them, in its unit or out of it.
-Root is not. What a container sends carries no user of this host: the rules know it by the bridge of
-its network.
+The kernel's rules match users. They apply to each process of a service's user, inside its unit and
+outside; they do not apply to root. Packets of containers carry no user of this host, so for them
+the rules match the bridge of their network.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ USERS = egress_program.USERS
 CLOUDS = egress_program.CLOUDS
 NETWORKS = egress_program.NETWORKS
 OWN_MARK = 0x5AFD
-"""On what this machine itself sends to groups on a bridge. None of its bits is Tailscale's."""
+"""The mark of packets that this machine itself sends to groups on a bridge. It uses none of
+Tailscale's bits."""
 TAILSCALED_MARK = "meta mark & 0xff0000 == 0x80000"
-"""What tailscaled, which is root, sends itself, in the words of nftables."""
+"""The match, in nftables' syntax, of packets that tailscaled itself sends; it runs as root."""
 PROGRAM = path_of(egress_program)
 SERVICE = "holdfast-egress.service"
 WATCH = "holdfast-egress-watch.service"
@@ -48,18 +49,18 @@ TIMER = "holdfast-egress-watch.timer"
 RESOLVE = "holdfast-egress-resolve.service"
 RESOLVE_TIMER = "holdfast-egress-resolve.timer"
 REQUEST_KEYS = "/etc/request-key.d/holdfast.conf"
-"""What the kernel does where somebody wants a key that is not there (request-key.conf(5))."""
+"""What the kernel runs when a program requests a missing key (request-key.conf(5))."""
 
 DOORS = "our_doors"
-"""The name under which calls by a door's socket are reported; no service can have it."""
+"""The name under which refused calls through a door's socket are counted; no service may use it."""
 MULTICAST = {"ip": ["224.0.0.251", "224.0.0.252"], "ip6": ["ff02::2", "ff02::fb", "ff02::1:3"]}
-"""Multicast groups whose numbers say nothing: mDNS, LLMNR and the routers'."""
+"""Well-known multicast groups, whose numbers carry no data: mDNS, LLMNR and the routers'."""
 LOG_SOCKETS = ("/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
-"""Where programs write to the log; what they print goes there too."""
+"""The sockets of the log, which also takes the output of programs."""
 RESOLVER_PORTS = (53, 853, 5353)
 """DNS, DNS over TLS, mDNS."""
 TAILSCALE_SERVICES = {"ip": "100.100.100.100", "ip6": "fd7a:115c:a1e0::53"}
-"""Where tailscaled answers on every member of a tailnet, as a resolver that asks others too."""
+"""The addresses of tailscaled's resolver on every member of a tailnet; it also asks others."""
 SOVEREIGN = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -67,15 +68,15 @@ SOVEREIGN = tuple(
         *("::1/128", "fc00::/7"),
     )
 )
-"""What a T1 service may reach or answer at most: loopback, private networks and the tailnet."""
+"""The networks that a T1 service may exchange data with: loopback, private ones, the tailnet."""
 
 
 @dataclass(frozen=True)
 class Wall:
-    """What the processes of one user may reach, the containers behind one bridge, or one program.
+    """What the processes of one user, the containers behind one bridge, or one program may reach.
 
-    ``callers`` maps ``ip`` and ``ip6`` to the networks that T1 may answer; ``peers`` are matches
-    for those it may call, in the words of nftables; ``clouds`` are resolved on the host.
+    ``callers`` maps ``ip`` and ``ip6`` to the networks that T1 may answer. ``peers`` are matches in
+    nftables' syntax for the addresses that it may call. ``clouds`` are resolved on the host.
     """
 
     name: str
@@ -89,14 +90,14 @@ class Wall:
 
     @property
     def chain(self) -> str:
-        """The chain its packets go through."""
+        """The name of its chain."""
         return f"from-{self.name}"
 
 
 def lies_within(
     network: str, others: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]
 ) -> bool:
-    """Whether one of the ``others`` holds all of a network (CIDR)."""
+    """Whether one of the ``others`` contains the whole network (CIDR)."""
     parsed = ipaddress.ip_network(network)
     return any(
         parsed.version == other.version and parsed.subnet_of(other)  # type: ignore[arg-type]
@@ -105,7 +106,7 @@ def lies_within(
 
 
 def is_sovereign(network: str) -> bool:
-    """Whether a network (CIDR) lies where a T1 service's data may go."""
+    """Whether data of a T1 service may go to a network (CIDR)."""
     return lies_within(network, SOVEREIGN)
 
 
@@ -130,12 +131,12 @@ def _beyond(service: Service) -> list[str]:
 
 
 def _answered(service: Service) -> dict[str, list[str]]:
-    # All of loopback is on this machine; the rest is as the service's sandbox has it.
+    # All of loopback is on this machine; the other networks are those of the service's sandbox.
     return _by_family(["127.0.0.0/8", "::1", *_beyond(service)])
 
 
 def walls(settings: HostSettings) -> list[Wall]:
-    """The walls of users: one for each T1 service, and for others that say whom they call."""
+    """The walls of users: one for each T1 service, and for others with declared peers or clouds."""
     return [
         Wall(
             service.name,
@@ -151,7 +152,7 @@ def walls(settings: HostSettings) -> list[Wall]:
 
 
 def bridges(settings: HostSettings) -> list[Wall]:
-    """The walls of Docker's networks: one for each of T1, and others that say whom they call."""
+    """The walls of Docker's networks: each of T1, and others with declared peers or clouds."""
     return [
         Wall(
             network.name,
@@ -174,14 +175,14 @@ def bridges(settings: HostSettings) -> list[Wall]:
 
 
 def tailscaled(settings: HostSettings) -> list[Wall]:
-    """The wall of what tailscaled calls by TCP, where the control server is not Tailscale's.
+    """The wall for tailscaled's TCP connections, if the control server is not Tailscale's.
 
-    When it cannot reach that server it asks Tailscale's own relays for the server's address, and so
-    tells them its name. Peers are called by UDP, wherever they are: that is left alone.
+    When tailscaled cannot reach that server, it asks Tailscale's own relays for the address, and so
+    discloses the server's name. UDP is not restricted, because peers may be anywhere.
     """
     if settings.tailnet is None or settings.tailnet.control_server is None:
         return []
-    # It forwards this machine's questions, to any resolver that the tailnet names.
+    # It forwards this machine's DNS queries, to any resolver that the tailnet names.
     peers = [*(f"{_family(str(each))} daddr {each}" for each in SOVEREIGN), "tcp dport 53"]
     clouds = []
     for called in tailnet.called(settings.tailnet):
@@ -195,7 +196,7 @@ def tailscaled(settings: HostSettings) -> list[Wall]:
 
 
 def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
-    """Ports of services that are not T1, by protocol: to T1 they are a way out."""
+    """Ports of services that are not T1, by protocol; T1 could send data out through them."""
     found: dict[str, set[int]] = {}
     for service in declared_services(settings):
         for listen in service.listens if service.tier != "T1" else ():
@@ -204,12 +205,12 @@ def other_tiers(settings: HostSettings) -> dict[str, list[int]]:
 
 
 def every_wall(settings: HostSettings) -> list[Wall]:
-    """Those of users, of networks and of tailscaled."""
+    """The walls of users, of networks and of tailscaled."""
     return [*walls(settings), *bridges(settings), *tailscaled(settings)]
 
 
 def rules(settings: HostSettings) -> str:
-    """The table as nftables reads it, less the rules that lead users into it."""
+    """The table in nftables' syntax, without the rules that send users to their walls."""
     return render(
         "egress/egress.nft.j2",
         program=PROGRAM,
@@ -230,14 +231,14 @@ def rules(settings: HostSettings) -> str:
 
 
 def users(settings: HostSettings) -> str:
-    """User to the service whose wall holds it, as the program reads it."""
+    """User to the service whose wall applies, in JSON for the program."""
     return json.dumps({wall.user: wall.name for wall in walls(settings)}, indent=1) + "\n"
 
 
 def clouds(settings: HostSettings) -> str:
-    """Wall to the names and ports it may call, and who is asked for them, as the program reads it.
+    """Wall to the names and ports that it may call, and the resolvers, in JSON for the program.
 
-    Beside the host's own resolvers containers ask those in Docker's configuration.
+    Besides the host's resolvers, containers ask those in Docker's configuration.
     """
     found = {
         wall.name: [[cloud.name, cloud.port] for cloud in wall.clouds]
@@ -249,7 +250,7 @@ def clouds(settings: HostSettings) -> str:
 
 
 def sovereign_networks(settings: HostSettings) -> str:
-    """Docker's networks of T1 and their bridges, as the program reads them."""
+    """Docker's networks of T1 and their bridges, in JSON for the program."""
     found = {wall.name: wall.bridge for wall in bridges(settings) if wall.tier == "T1"}
     return json.dumps(found, indent=1) + "\n"
 
@@ -283,7 +284,7 @@ def unit_files() -> dict[str, str]:
 
 
 def has_drop_in(service: Service) -> bool:
-    """Whether systemd holds a service that the inventory declares to its tier."""
+    """Whether a drop-in of systemd restricts a service that the inventory declares."""
     return (
         service.tier == "T1"
         and service.user != "root"
@@ -293,7 +294,7 @@ def has_drop_in(service: Service) -> bool:
 
 
 def not_held(settings: HostSettings) -> str | None:
-    """What no declaration holds on this distribution, in a sentence for the plan, or None."""
+    """A sentence for the plan on what this distribution cannot enforce, or None."""
     users = sorted({wall.user for wall in walls(settings) if wall.tier == "T1"})
     if not users or not settings.distribution.startswith("ubuntu"):
         return None
@@ -305,10 +306,11 @@ def not_held(settings: HostSettings) -> str | None:
 
 
 def drop_ins(settings: HostSettings) -> dict[str, str]:
-    """Unit to the text of its drop-in: T1 services whose units are the owner's.
+    """Unit to the text of its drop-in, for T1 services whose units the inventory only names.
 
-    And the socket unit of each, be there one or not: what it hands over is root's to the kernel's
-    rules, and a service's own list does not hold for it (systemd.resource-control(5)).
+    The socket unit of each gets one too, whether it exists or not. The kernel's rules see root as
+    the owner of its sockets, and a service's list of addresses does not apply to them
+    (systemd.resource-control(5)).
     """
     return {
         f"{service.unit.removesuffix('.service')}.{kind.lower()}": render(
@@ -326,5 +328,5 @@ def drop_ins(settings: HostSettings) -> dict[str, str]:
 
 
 def drop_in_path(unit: str) -> str:
-    """Where a unit's drop-in lies."""
+    """The path of a unit's drop-in."""
     return f"{SYSTEM}/{unit}.d/{DROP_IN}"

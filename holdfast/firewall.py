@@ -1,7 +1,7 @@
-"""What the firewall must be, and which commands bring it there. No host is touched here.
+"""The rules of the firewall, and the commands that set them. Pure decisions.
 
-Two walls, one for each way in: ufw's rules guard the programs of the host (INPUT), our chains
-guard the containers (FORWARD), which Docker would otherwise open past ufw.
+ufw's rules guard the programs of the host (INPUT). Our own chains guard the containers (FORWARD),
+because Docker opens published ports past ufw.
 """
 
 from __future__ import annotations
@@ -36,30 +36,31 @@ ANYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
 DOCKER_USER = "DOCKER-USER"
 DOCKER_USER_SCRIPT = firewall_program.DOCKER_USER
 LOAD = f"{PROGRAM} load"
-"""What ``ufw reload`` does, without its open moment."""
+"""Does what ``ufw reload`` does, but without a moment in which the firewall is open."""
 ROLLBACK_UNIT = f"{firewall_program.ROLLBACK}.service"
-"""Restores the last proved firewall: at the deadline of a change, or at a boot before it."""
+"""Restores the last proved firewall, at the deadline of a change or at an earlier boot."""
 WATCH = "holdfast-firewall-watch.service"
 TIMER = "holdfast-firewall-watch.timer"
 
 MARK = "holdfast:"
-"""How the comment of every rule begins that is ours."""
+"""Prefix of the comment of every rule of ours."""
 UNTIL_TAILNET = "ssh until the tailnet is proved"
-"""Why SSH is open on the LAN at first; this reason distinguishes the rule from others."""
+"""Reason of the rule that opens SSH on the LAN at first; it distinguishes the rule from others."""
 WITHOUT_TAILNET = "ssh while the tailnet is lost"
-"""Why a host has opened SSH on the LAN by itself, and will close it (`tailnet_membership`)."""
+"""Reason of the rule with which a host itself opens SSH on the LAN, and later closes it
+(`tailnet_membership`)."""
 
 OPTIONS = {
     "IPV6": "yes",
     "DEFAULT_INPUT_POLICY": "DROP",
     "DEFAULT_OUTPUT_POLICY": "ACCEPT",
     "DEFAULT_FORWARD_POLICY": "DROP",
-    # Managing the built-in chains means flushing them, Docker's and Tailscale's jumps included.
+    # ufw would flush the built-in chains, with the jumps of Docker and Tailscale in them.
     "MANAGE_BUILTINS": "no",
     # ufw would apply its own sysctls after ours.
     "IPT_SYSCTL": "",
 }
-"""What /etc/default/ufw must say."""
+"""The required settings of /etc/default/ufw."""
 
 _OWN = {"RestrictAddressFamilies", "CapabilityBoundingSet"}
 RUNS_UFW = (
@@ -67,21 +68,21 @@ RUNS_UFW = (
     Directive(
         "RestrictAddressFamilies",
         "AF_UNIX AF_NETLINK AF_INET AF_INET6",
-        "how the kernel takes rules, from either kind of iptables",
+        "both kinds of iptables load rules over these",
     ),
-    Directive("CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW", "the same"),
-    Directive("ProcSubset", "all", "whether there is IPv6, and the settings that ufw makes"),
-    Directive("ReadWritePaths", "-/etc/ufw", "ufw's rules"),
-    Directive("ReadWritePaths", "-/run", "the locks of ufw and iptables"),
+    Directive("CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW", "iptables needs them"),
+    Directive("ProcSubset", "all", "ufw checks for IPv6 and writes kernel settings"),
+    Directive("ReadWritePaths", "-/etc/ufw", "ufw's rules are here"),
+    Directive("ReadWritePaths", "-/run", "the locks of ufw and iptables are here"),
 )
-"""What a unit needs beyond the closed box to change ufw's rules; it runs as root."""
+"""The lines of a unit that changes ufw's rules; it runs as root."""
 
 
 @dataclass(frozen=True)
 class Hole:
-    """Something reachable from off the machine: a port, from a source, perhaps on an interface.
+    """A port that other machines may reach, from a source and perhaps on one interface only.
 
-    ``source`` is a network of the family. ``container`` tells that Docker publishes the port.
+    ``source`` is a network of the family. ``container`` says whether Docker publishes the port.
     """
 
     family: Family
@@ -99,7 +100,7 @@ class Hole:
 
     @property
     def identity(self) -> str:
-        """How ufw's rules file writes the rule, without its comment."""
+        """The rule without its comment, as in ufw's rules file."""
         anywhere = ANYWHERE[self.family]
         direction = f"in_{self.interface}" if self.interface else "in"
         source = self.source
@@ -109,7 +110,7 @@ class Hole:
 
     @property
     def rule(self) -> str:
-        """How ufw's rules file writes the rule."""
+        """The rule as in ufw's rules file."""
         return f"{self.identity} comment={self.comment.encode().hex()}"
 
     @property
@@ -133,11 +134,11 @@ class Hole:
         )
 
     def container_rule(self, chain: str) -> str:
-        """The rule that lets the hole through ``chain``, written as ``iptables -S`` prints it.
+        """The rule of ``chain`` that accepts the port, as ``iptables -S`` prints it.
 
-        After Docker's translation the port is the container's own: the one that was asked for is
-        the connection's original. Only translated connections count, or the same port of every
-        other container would be open to each machine that routes to its address.
+        After Docker's translation a packet has the container's own port, so the rule matches the
+        connection's original port. It matches translated connections only. Otherwise the same port
+        of every container would be open to each machine with a route to its address.
         """
         source = "" if self.source == ANYWHERE[self.family] else f"-s {self.source} "
         interface = f"-i {self.interface} " if self.interface else ""
@@ -167,10 +168,10 @@ def _holes(port: Listen | Opening, sources: list[str], why: str) -> list[Hole]:
 
 
 def holes(settings: HostSettings, services: list[Service], *, lan_ssh: str | None) -> list[Hole]:
-    """Every hole the inventory declares, and SSH on the LAN where ``lan_ssh`` says why it is open.
+    """Every hole that the inventory declares, and SSH on the LAN if ``lan_ssh`` gives a reason.
 
-    A service that listens on the tailnet needs none: Tailscale accepts what comes from its own
-    interface before ufw is asked, and `holdfast.tailnet_rules` stand before both.
+    A service that listens on the tailnet needs none. Tailscale accepts packets of its interface
+    before they reach ufw, and `holdfast.tailnet_rules` apply before both.
     """
     anywhere = list(ANYWHERE.values())
     wanted: list[Hole] = []
@@ -184,7 +185,7 @@ def holes(settings: HostSettings, services: list[Service], *, lan_ssh: str | Non
                 wanted += _holes(listen, sources, service.name)
     for opening in settings.firewall.openings:
         wanted += _holes(opening, opening.sources, opening.reason)
-    # Two declarations of one hole are one rule; the first says why.
+    # Two declarations of one hole make one rule, with the reason of the first.
     unique = {(hole.identity, hole.container): hole for hole in reversed(wanted)}
     return list(reversed(unique.values()))
 
@@ -192,11 +193,10 @@ def holes(settings: HostSettings, services: list[Service], *, lan_ssh: str | Non
 def container_rules(
     chain: str, declared: list[Hole], external: set[str], family: Family
 ) -> list[str]:
-    """The rules of ``chain`` for ``family``, written as ``iptables -S`` prints them.
+    """The rules of ``chain`` for ``family``, as ``iptables -S`` prints them.
 
-    Containers keep their way out and each other; the tailnet keeps its way to published ports, as
-    far as `holdfast.tailnet_rules` let it come;
-    from the ``external`` interfaces only what was declared gets in.
+    Containers may call out and call each other. The tailnet may call published ports, as far as
+    `holdfast.tailnet_rules` allow. From ``external`` interfaces only declared ports are open.
     """
     rule = f"-A {chain}"
     outside = sorted(external)
@@ -207,27 +207,27 @@ def container_rules(
         f"{rule} -i tailscale0 -j RETURN",
         *(hole.container_rule(chain) for hole in holes),
         *(f"{rule} -i {name} -j DROP" for name in outside),
-        # What leaves by an external interface is somebody's way out, be it through a bridge that
-        # is named as Docker's are.
+        # Allow packets that leave by an external interface, even if it is a bridge with a name
+        # like Docker's.
         *(f"{rule} -o {name} -j RETURN" for name in outside),
         f"{rule} -i docker0 -j RETURN",
         f"{rule} -i br-+ -j RETURN",
-        # An interface that did not exist when this was written.
+        # Packets from an interface that did not exist when these rules were written.
         f"{rule} -o docker0 -j DROP",
         f"{rule} -o br-+ -j DROP",
-        # And a bridge whose name says nothing: what is published and not declared stays shut.
+        # A bridge with another name: a published port that is not declared stays closed.
         f"{rule} -m conntrack --ctstate DNAT -j DROP",
         f"{rule} -j RETURN",
     ]
 
 
 def block(declared: list[Hole], external: set[str], family: Family) -> list[str]:
-    """The marker block for after.rules; restoring it replaces both chains, each in one step.
+    """The marked block of after.rules; restoring it replaces both chains, each in one step.
 
-    The same rules stand twice. DOCKER-USER is the place Docker provides; but a Docker that starts
-    takes its jump out and puts it back, and containers that outlive their engine were reachable
-    for that moment (measured: 394 answers through two restarts). The other chain is asked first,
-    from a table that Docker leaves alone.
+    Both chains have the same rules. Docker provides DOCKER-USER for them, but at its start it
+    removes the jump and adds it again. In between, running containers were reachable (measured: 394
+    answers during two restarts). The other chain comes first, in a table that Docker does not
+    change.
     """
     return [
         BLOCK_BEGIN,
@@ -242,7 +242,7 @@ def block(declared: list[Hole], external: set[str], family: Family) -> list[str]
 
 
 def external_interfaces(settings: HostSettings, state: FirewallState) -> set[str]:
-    """What leads off the machine: what was found there and what the inventory names."""
+    """The interfaces to other machines: those found on the host and those in the inventory."""
     return {*state.external, *settings.interfaces}
 
 
@@ -256,7 +256,7 @@ def _identity_of(rule: str) -> str:
 
 
 def lan_ssh_rules(state: FirewallState, why: str) -> list[str]:
-    """The rules on the host that keep SSH open on the LAN for this reason, of both families."""
+    """The host's rules of both families that open SSH on the LAN for the reason ``why``."""
     return [
         rule
         for family in (state.v4, state.v6)
@@ -266,14 +266,14 @@ def lan_ssh_rules(state: FirewallState, why: str) -> list[str]:
 
 
 def lan_ssh_wanted(settings: HostSettings, state: FirewallState) -> str | None:
-    """Why SSH must be open on the LAN for now; None where it must not be.
+    """Why SSH must be open on the LAN for now; None if it must not be.
 
-    At first, until `withdraw` has closed it. Once closed it stays closed, also while something
-    else is repaired: a host that carries our rules without that one has been through the proof.
-    What the host has opened because its tailnet is lost is the host's to close.
+    It is open at first, until `withdraw` has closed it. Then it stays closed, even while other
+    rules are repaired: a host that has our rules but not this one has already proved its tailnet.
+    If the host itself opened it because its tailnet is lost, the host also closes it.
     """
     if settings.ssh.lan_access == "keep":
-        return None  # The ssh service says itself where it listens.
+        return None  # The ssh service declares where it listens.
     if settings.tailnet is None or lan_ssh_rules(state, UNTIL_TAILNET):
         return UNTIL_TAILNET
     if settings.ssh.lan_return and lan_ssh_rules(state, WITHOUT_TAILNET):
@@ -287,13 +287,13 @@ def lan_ssh_wanted(settings: HostSettings, state: FirewallState) -> str | None:
 
 
 def describe(rule: str) -> str:
-    """A rule of ufw's file as an operator would read it."""
+    """A rule of ufw's file, for an operator."""
     comment = _comment_of(rule)
     return _identity_of(rule) + (f" ({comment})" if comment else "")
 
 
 def deletion(rule: str) -> str:
-    """The command that removes one rule of ufw's file, ours or another's."""
+    """The command that removes one rule of ufw's file, ours or not."""
     action, protocol, port, destination, source_port, source, *rest = _identity_of(rule).split()
     direction = rest[-1]
     applications = rest[:-1] or ["-", "-"]
@@ -361,9 +361,9 @@ def unit_files() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, in order, and which rules that somebody else wrote will be gone after it.
+    """The commands to run, in order, and the foreign rules that they remove.
 
-    ``preparation`` changes files that are not read before ``action``; from there on it counts.
+    ``preparation`` only changes files; they take effect with ``action``.
     """
 
     preparation: list[str]
@@ -372,7 +372,7 @@ class Plan:
 
     @property
     def commands(self) -> list[str]:
-        """All of it, in order; empty when the host is as it must be."""
+        """All commands, in order; empty if the host is already as declared."""
         return [*self.preparation, *self.action]
 
 
@@ -381,7 +381,7 @@ def _chain(live: tuple[str, ...], name: str) -> list[str]:
 
 
 def jump_is_first(live: tuple[str, ...]) -> bool:
-    """Whether FORWARD asks DOCKER-USER before anything of Docker's and before it accepts."""
+    """Whether FORWARD jumps to DOCKER-USER before Docker's own rules and any ACCEPT."""
     deciding = [line for line in _chain(live, "FORWARD") if re.search(r" -j (DOCKER|ACCEPT)", line)]
     return bool(deciding) and deciding[0] == "-A FORWARD -j DOCKER-USER"
 
@@ -400,9 +400,9 @@ def _guarded(
 
 
 def _undeclared(lets: Iterable[str]) -> list[str]:
-    """What of ``lets``, as ufw's files or ``iptables -S`` have it, no network needs to work.
+    """The rules in ``lets`` (of ufw's files, or from ``iptables -S``) that no network needs.
 
-    ufw itself lets mDNS and SSDP in. A service that is to be found so says that it listens there.
+    ufw accepts mDNS and SSDP by default. A service that needs them declares that it listens there.
     """
     needed = (
         r" -i lo | --ctstate RELATED,ESTABLISHED | -p (icmp|icmpv6|ipv6-icmp) "
@@ -414,7 +414,7 @@ def _undeclared(lets: Iterable[str]) -> list[str]:
 def _without(path: str, lines: list[str]) -> str:
     new = f"{path}.holdfast-new"
     these = shlex.join(word for line in lines for word in ("-e", line))
-    # Which says 1 where nothing is left.
+    # grep exits with 1 if no line is left.
     return (
         f"umask 077; {{ grep -vxF {these} {path} || test $? = 1; }} > {new}"
         f" && chmod 640 {new} && mv -fT {new} {path}"
@@ -456,10 +456,10 @@ def _write_block(path: str, lines: list[str]) -> str:
 
 
 def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> Plan:
-    """The commands that make ``state`` what ``declared`` asks for; none when it is already so.
+    """The commands that change ``state`` to what ``declared`` demands; none if it is so already.
 
-    Rules are added before others are removed, and ufw is enabled last: at no point is there less
-    access than before and than there will be.
+    Rules are added before others are removed, and ufw is enabled last. So no access that exists
+    before and after is interrupted.
     """
     commands: list[str] = []
     options = {key: value for key, value in OPTIONS.items() if state.options.get(key) != value}
@@ -491,7 +491,7 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
                 removals.append(deletion(rule))
                 if not _comment_of(rule).startswith(MARK):
                     foreign.append(describe(rule))
-    # Both families' rules may go with one command: an application's, for one.
+    # One command may remove the rules of both families, for example those of an application.
     commands += dict.fromkeys(removals)
 
     enabled = state.options.get("ENABLED") == "yes"
@@ -500,7 +500,7 @@ def plan(settings: HostSettings, declared: list[Hole], state: FirewallState) -> 
     )
     preparation = [] if enabled else commands
     commands = commands if enabled else ["ufw --force enable"]
-    # What a login proves must be what a boot will load: ufw's own commands leave other rules.
+    # A login must prove the rules that a boot will load; ufw's own commands leave other rules.
     if commands or not in_force:
         commands.append(LOAD)
 

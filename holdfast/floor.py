@@ -1,8 +1,8 @@
-"""The floor: its units and the files they read, from settings alone.
+"""The floor: its units and their files, from settings alone.
 
-llama-server has no network. It answers on a Unix socket, and a proxy without a network of its own
-carries requests from each of its doors. llama-server gives each caller one of its few threads for
-as long as its request comes in; so the proxy meets it with requests that are there.
+llama-server has no network. It listens on a Unix socket, and a proxy, also without a network,
+forwards requests from each of its doors. llama-server occupies one of its few threads while a
+request arrives, so the proxy receives a request before it forwards it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ FLOOR_STATE = f"{STATE}/floor"
 UNIT = "holdfast-floor.service"
 RUNTIME_DIRECTORY = "holdfast/holdfast-floor"
 SLICE = "floor.slice"
-"""A slice of its own, for memory and CPU time are shared out between slices first."""
+"""A slice of its own, because the kernel first divides memory and CPU time among slices."""
 SOCKET = f"/run/{RUNTIME_DIRECTORY}/http.sock"
-"""Where llama-server listens; only its own user may connect."""
+"""The socket of llama-server; only its own user may connect."""
 KEY_FILE = f"{CREDENTIALS}/floor-api-key"
 PROBE_FILE = f"{CREDENTIALS}/floor-probe"
-"""A curl configuration that asks for one token; it holds the key, so that no argv has to."""
+"""A curl configuration that requests one token; it holds the key, so that no command line does."""
 _HEALTH = f"curl --fail --silent --output /dev/null --unix-socket {SOCKET} http://floor/health"
 
 
@@ -71,7 +71,7 @@ def services(settings: HostSettings) -> list[Declared]:
 def key_problem(key: Secret) -> str | None:
     """Why ``key`` would not protect the floor, or None.
 
-    llama-server reads one key a line and takes a line that starts with # for a comment: such a key
+    llama-server reads one key per line, and a line that starts with # is a comment. Such a key
     would leave the floor open to everyone who can reach it.
     """
     if key.get_secret_value().startswith("#"):
@@ -80,14 +80,14 @@ def key_problem(key: Secret) -> str | None:
 
 
 def programs(settings: HostSettings) -> list[Program]:
-    """The floor; none where the host has none, or its model is not declared."""
+    """The floor; empty if the host has none, or if its model is not declared."""
     floor, service, model = settings.floor, floor_service(settings), floor_model(settings)
     if floor is None or service is None or model is None:
         return []
     llama = Archive(PROGRAM, floor.release, strip_components=1)
     path = model_path(settings.storage, model)
     key, memory = floor.api_key, f"{floor.memory_max_mib}M"
-    # Weights stay in memory. The name of this setting differs between releases; each reads its own.
+    # Weights stay in memory. Releases name this setting differently, so both names are set.
     locked = {"LLAMA_ARG_MLOCK": "1", "LLAMA_ARG_LOAD_MODE": "mmap+mlock"}
     alive = f"until {_HEALTH}; do kill -0 $MAINPID && sleep 1 || exit 1; done"
     declared = Program(
@@ -106,8 +106,7 @@ def programs(settings: HostSettings) -> list[Program]:
             *("--cache-ram", "0"),
             *("--offline", "--no-webui", "--no-slots", "--metrics"),
         ),
-        # First that the model is loaded, then a completion. An engine that has died is not waited
-        # for.
+        # Wait until the model is loaded, then request a completion. Stop if the engine has died.
         ready=(("/bin/sh", "-c", alive), ("/usr/bin/curl", "--config", "%d/floor-probe")),
         environment=locked,
         credentials=(
@@ -125,9 +124,9 @@ def programs(settings: HostSettings) -> list[Program]:
         at_boot=True,
         slice=Slice(
             SLICE,
-            "Holdfast: what the floor has before everything else on this machine",
+            "Holdfast: memory and CPU time reserved for the floor",
             (
-                Directive("MemoryMin", memory, "a unit is promised no more than its slice"),
+                Directive("MemoryMin", memory, "a unit is guaranteed no more than its slice"),
                 Directive("CPUWeight", "400"),
             ),
         ),
@@ -140,7 +139,7 @@ def programs(settings: HostSettings) -> list[Program]:
             Directive("MemorySwapMax", "0"),
         ),
         isolated=True,
-        # It lets every path in: llama-server checks the key.
+        # The proxy forwards every path; llama-server checks the key.
         proxied=Proxied(
             doors=tuple(doors("holdfast-floor", floor.port, floor.scope)),
             socket=SOCKET,
@@ -151,7 +150,7 @@ def programs(settings: HostSettings) -> list[Program]:
 
 
 def probe(key: Secret) -> str:
-    """A curl configuration that asks the floor for one token and says nothing unless it fails."""
+    """A curl configuration that requests one token from the floor; it prints only failures."""
     chat = {"messages": [{"role": "user", "content": "ready"}], "max_tokens": 1}
     questions = [
         (completion.CHAT_PATH, chat),

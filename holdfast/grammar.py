@@ -1,4 +1,4 @@
-"""The settings models read as a grammar: what may stand where, in words."""
+"""The settings models as a grammar: descriptions of the accepted values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEN_YEARS_DAYS = 3660
 
 
 class Unit(NamedTuple):
-    """What the numbers of a key are written in; a larger one than ``most`` is of another unit."""
+    """The unit of the numbers of a key; a number above ``most`` is in another unit."""
 
     name: str
     """Empty for numbers without a unit."""
@@ -42,19 +42,19 @@ _UNITS = {
     "usd": Unit("USD", 10**6),
     "tokens": Unit("tokens", 10**8),
 }
-"""By the last word of a key."""
+"""The unit by the last word of a key."""
 
 _NO_UNIT = Unit("", 2**31 - 1)
-"""Every program reads numbers up to this one."""
+"""Every program can read numbers up to this one."""
 
 
 def unit_of(key: str) -> Unit:
-    """The unit that the last word of a key names."""
+    """The unit in the last word of a key."""
     return _UNITS.get(key.rpartition(".")[2].rpartition("_")[2], _NO_UNIT)
 
 
 def arms(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union without None; one alternative where it is no union."""
+    """The alternatives of a union without None; one alternative if it is no union."""
     if get_origin(annotation) is Annotated:
         return (annotation,)
     if get_origin(annotation) in (Union, types.UnionType):
@@ -63,7 +63,7 @@ def arms(annotation: Any) -> tuple[Any, ...]:
 
 
 def annotation_of(model: type[BaseModel], name: object) -> Any:
-    """The type of one key of a model, its limits included; None where there is no such key."""
+    """The type of one key of a model, with its limits; None if there is no such key."""
     for field_name, field in model.model_fields.items():
         if name in (field_name, field.alias):
             if field.metadata:
@@ -73,12 +73,12 @@ def annotation_of(model: type[BaseModel], name: object) -> Any:
 
 
 def keys_of(model: type[BaseModel]) -> list[str]:
-    """The keys an inventory may use in this model."""
+    """The keys that an inventory may use in this model."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def describe(annotation: Any) -> str:
-    """The accepted value in words: "a whole number without quotes from 1 to 65535"."""
+    """The accepted value in words, such as "a whole number without quotes from 1 to 65535"."""
     options = arms(annotation)
     if len(options) > 1:
         return " or ".join(describe(option) for option in options)
@@ -124,7 +124,7 @@ def _limits(metadata: tuple[Any, ...]) -> str:
 
 
 def names_a_secret(annotation: Any) -> bool:
-    """Whether the name of a secret belongs here."""
+    """Whether the value is the name of a secret."""
     return any(
         isinstance(item, Word) and item.secret
         for arm in arms(annotation)
@@ -133,7 +133,7 @@ def names_a_secret(annotation: Any) -> bool:
 
 
 def names_a_machine(annotation: Any) -> bool:
-    """Whether a name, an address or a URL belongs here."""
+    """Whether the value is a name, an address or a URL."""
     return any(
         isinstance(item, Word) and item.machine
         for arm in arms(annotation)
@@ -142,7 +142,7 @@ def names_a_machine(annotation: Any) -> bool:
 
 
 def walk(value: Any, annotation: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every value below ``value`` with its key and type, containers before what they hold.
+    """Every value below ``value`` with its key and type, containers before their items.
 
     ``annotation`` is the type of ``value``; keys are written as an operator would, such as
     ``firewall.openings[0].port``.

@@ -1,7 +1,7 @@
-"""What changes in programs and settings, told in the journal every day: AIDE's and debsums' part.
+"""Daily reports of changed programs and settings in the journal, with AIDE and debsums.
 
-Not an alarm: updates and converges change these files as well. It answers, months later, when a
-file became what it is.
+They raise no alert, because updates and deploys change these files as well. Months later they show
+when a file was changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMER = "holdfast-integrity.timer"
 
 
 def config_files() -> dict[str, str]:
-    """Path to text of what AIDE and debsums read."""
+    """Path to text of the configuration of AIDE and debsums."""
     return {
         CONFIG: render("integrity/aide.conf.j2", database=DATABASE),
         DEBSUMS: render("integrity/debsums.j2"),

@@ -1,4 +1,4 @@
-"""An inventory file read as pyinfra's command line reads it; nothing is connected to."""
+"""Read an inventory file as pyinfra's command line does, without any connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _refuse(path: str, key: str, value: object, wrong: str, mend: str) -> NoRetu
 
 
 def _groups(path: str) -> dict[str, Any]:
-    """What the file says, by name, once Python has run it.
+    """Run the file with Python and return its names.
 
     Raises:
         Refused: Python could not, or the file ended the program.
@@ -57,12 +57,12 @@ def _groups(path: str) -> dict[str, Any]:
 
 
 def _no_group(key: str) -> str:
-    """How to say that a list or tuple is no group of hosts, which pyinfra takes it for."""
+    """A hint for a list or tuple that pyinfra takes for a group of hosts."""
     return "" if key == "hosts" else f"; if it lists no hosts, call it _{key}"
 
 
 def _entries(path: str, key: str, group: list[Any] | tuple[Any, ...]) -> list[Any]:
-    """The hosts of a group, which may be a tuple of them and of data that they share."""
+    """The hosts of a group; it may be a tuple of hosts and their shared data."""
     if isinstance(group, list):
         return group
     if len(group) == 2 and isinstance(group[0], list) and isinstance(group[1], dict):
@@ -72,7 +72,7 @@ def _entries(path: str, key: str, group: list[Any] | tuple[Any, ...]) -> list[An
 
 
 def _check_entries(path: str, key: str, entries: list[Any]) -> None:
-    """Raise Refused where a group of hosts is not what pyinfra takes, or names a host twice."""
+    """Refuse a group of hosts that pyinfra cannot read, or that names a host twice."""
     names: list[str] = []
     for index, entry in enumerate(entries):
         at = f"{key}[{index}]"
@@ -96,14 +96,14 @@ def _check_entries(path: str, key: str, entries: list[Any]) -> None:
 
 
 def read(path: str) -> Inventory:
-    """The inventory file ``path`` as pyinfra reads it, its hosts' settings unchecked.
+    """The inventory file ``path`` as pyinfra reads it; settings of hosts are not checked yet.
 
     Raises:
         Refused: the file fails when Python runs it, or lists no hosts of ours.
     """
     if not Path(path).is_file():
         _refuse(path, "INVENTORY", path, "there is no such file", "name a file in inventories/")
-    # pyinfra caches a file's code by its name; a changed file is read again.
+    # pyinfra caches code by file name; the file may have changed, so it is read again.
     PYTHON_CODES.pop(path, None)
     with ctx_state.use(State()):
         said = _groups(path)
@@ -135,7 +135,7 @@ def load(path: str) -> dict[str, HostSettings]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Tell why an inventory cannot work and end the program with status 1."""
+    """Print refusals and exit with status 1."""
     try:
         yield
     except Refused as refused:

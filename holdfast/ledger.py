@@ -1,7 +1,8 @@
-"""The ledger: PostgreSQL as a record of what was spent on clouds, reached by a Unix socket alone.
+"""The ledger: a PostgreSQL that records spending on clouds, and listens on a Unix socket only.
 
-Each router that leads to clouds has a database called as the user is that writes to it, and that
-user gets into no other: PostgreSQL asks the kernel who connects, so there is no password.
+Each router with clouds has a database of its own. The database has the name of the user that writes
+to it, and that user may open no other. PostgreSQL asks the kernel which user connects, so there is
+no password.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ MAJOR: dict[Distribution, int] = {
     "ubuntu2404": 16,
     "ubuntu2604": 18,
 }
-"""PostgreSQL as each distribution has it; Ubuntu 26.04's is read, not installed."""
+"""PostgreSQL's major version in each distribution. Ubuntu 26.04's was looked up, not installed."""
 NO_CLUSTER = "/etc/postgresql-common/createcluster.d/holdfast.conf"
-"""Keeps the package from starting a server of its own, at a TCP port."""
+"""Prevents the package from starting a server of its own, on a TCP port."""
 
 
 def databases(settings: HostSettings) -> list[str]:
-    """The users who write to it; each one's database is called as it is."""
+    """The users that write to the ledger; each has a database of the same name."""
     services = [clouds_service(settings, router) for router in settings.routers]
     return [service.user for service in services if service]
 
 
 def programs(settings: HostSettings) -> list[Program]:
-    """The ledger, and the job that writes it out for a backup; none where no router asks clouds."""
+    """The ledger, and the job that dumps it for a backup; none if no router asks clouds."""
     service = ledger_service(settings)
     if service is None:
         return []
@@ -59,7 +60,7 @@ def programs(settings: HostSettings) -> list[Program]:
             service=service,
             packages=(f"postgresql-{major}",),
             packages_read=(File(NO_CLUSTER, "create_main_cluster = false\n"),),
-            description=f"Holdfast ledger: PostgreSQL {major}, what was spent on clouds",
+            description=f"Holdfast ledger: PostgreSQL {major}, spending on clouds",
             kind="notify",
             before=(_sh(_OTHER_MAJOR.format(major=major)), _sh(_made(binaries, service, major))),
             command=(
@@ -80,7 +81,7 @@ def programs(settings: HostSettings) -> list[Program]:
             restart_seconds=2,
             at_boot=True,
             tuned=(
-                Directive("KillSignal", "SIGINT", "fast: clients are disconnected, all is on disk"),
+                Directive("KillSignal", "SIGINT", "fast: clients are disconnected, data is saved"),
                 Directive("KillMode", "mixed"),
             ),
             isolated=True,
@@ -88,7 +89,7 @@ def programs(settings: HostSettings) -> list[Program]:
         ),
         Program(
             service=service.model_copy(update={"unit": DUMP}),
-            description="Holdfast ledger: written out for the backup",
+            description="Holdfast ledger: dump for the backup",
             kind="oneshot",
             command=_sh("; ".join(_dumped(binaries, name) for name in names)),
             # The backup waits for it.
@@ -106,14 +107,14 @@ def _sh(script: str) -> Words:
 
 _OTHER_MAJOR = (
     "test -e {major} && exit; for other in [1-9]*; do test ! -e $other"
-    ' || {{ echo "<3>the ledger is of PostgreSQL $other, and this is {major}:'
-    ' docs/routing.md says how to take it along" >&2; exit 1; }}; done'
+    ' || {{ echo "<3>the ledger was written by PostgreSQL $other, but this is {major}:'
+    ' docs/routing.md says how to migrate it" >&2; exit 1; }}; done'
 )
-"""After an upgrade of the distribution: a new and empty ledger would forget what was spent."""
+"""Refuses to start after an upgrade of the distribution: an empty ledger would reset budgets."""
 
 
 def _made(binaries: str, service: Service, major: int) -> str:
-    # Made aside first: what a power cut left half done is not taken for a ledger.
+    # Create it under another name first, so that no half-done one is used after a power cut.
     return (
         f"test -e {major} || {{ rm -rf new; {binaries}/initdb --pgdata=new"
         f" --username={service.user} --auth=peer --encoding=UTF8 --locale=C --data-checksums >&2;"
@@ -123,7 +124,7 @@ def _made(binaries: str, service: Service, major: int) -> str:
 
 def _with_database(binaries: str, name: str) -> str:
     asked = f"{binaries}/psql --host={SOCKET_FOLDER} --dbname=postgres --tuples-only --no-align"
-    # The name is that of a user in the grammar of inventories, and ends no quote.
+    # The name is a user's in the grammar of inventories, so it contains no quote.
     return (
         f'ask="{asked} --command";'  # noqa: S608
         f' test -n "$($ask "SELECT 1 FROM pg_roles WHERE rolname = \'{name}\'")"'

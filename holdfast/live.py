@@ -1,4 +1,4 @@
-"""What live hosts answer, outside of a deploy."""
+"""Facts of live hosts, outside of a deploy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @contextmanager
 def session(inventory: Inventory) -> Iterator[State]:
-    """What pyinfra needs around it where hosts are connected and asked."""
+    """The state that pyinfra needs to connect to hosts and read facts."""
     state = State(inventory, Config())  # type: ignore[no-untyped-call]
     state.set_stage(StateStage.Connect)
     with ctx_state.use(state), ctx_inventory.use(inventory):
@@ -26,7 +26,7 @@ def session(inventory: Inventory) -> Iterator[State]:
 
 
 def answers(inventory: Inventory, fact: type[FactBase[T]]) -> Iterator[tuple[Host, T | None]]:
-    """Each host and what it says; None, and told on standard error, where it does not answer."""
+    """Each host and its fact; None if it does not answer, which is printed on standard error."""
     with session(inventory) as state:
         for host in inventory:
             try:
@@ -38,5 +38,5 @@ def answers(inventory: Inventory, fact: type[FactBase[T]]) -> Iterator[tuple[Hos
                 print(f"{host.name}: it did not answer: {error}", file=sys.stderr)  # noqa: T201
                 yield host, None
                 continue
-            # A fact that fails, for want of sudo perhaps, is printed by pyinfra and not raised.
+            # pyinfra prints a fact that fails, for example without sudo, and does not raise it.
             yield host, None if host in state.failed_hosts else answer

@@ -1,4 +1,4 @@
-"""Locked Python environments, by name: where one lies, and what pins the installer itself."""
+"""Locked Python environments: their paths, and the lock of the installer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from facts.places import PROGRAMS
 
 UV_LOCK = Path(__file__).resolve().parent.parent / "locks" / "uv.txt"
-"""The installer, by hash."""
+"""The requirements of the installer (uv), with hashes."""
 
 
 def digest(lock: str, distribution: str) -> str:
-    """The checksum that an environment is known by.
+    """The checksum that names an environment.
 
-    ``lock`` is the text of requirements with hashes; ``distribution`` is the host's, because
-    another release has another interpreter.
+    ``lock`` is the text of requirements with hashes. ``distribution`` is the host's, because each
+    has another interpreter.
     """
     return hashlib.sha256(f"{distribution}\n{lock}".encode()).hexdigest()
 
 
 def directory(program: str, lock: str, distribution: str) -> str:
-    """Where the environment of ``lock`` lies on a host."""
+    """The path of the environment of ``lock`` on a host."""
     return f"{PROGRAMS}/{program}/{digest(lock, distribution)[:12]}"
 
 

@@ -71,8 +71,8 @@ class Refusal:
         object.__setattr__(self, "value", _masked_value(self.value, secrets))
 
     def __str__(self) -> str:
-        told = f"{self.host}: {self.key} = {self.value!r}: {self.wrong}; {self.mend}."
-        return re.sub(r"\s*\n\s*", " ", told)
+        sentence = f"{self.host}: {self.key} = {self.value!r}: {self.wrong}; {self.mend}."
+        return re.sub(r"\s*\n\s*", " ", sentence)
 
 
 class Refused(PyinfraError):

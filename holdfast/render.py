@@ -1,4 +1,4 @@
-"""Templates to text: Jinja2 where an undefined name is an error."""
+"""Render templates with Jinja2; an undefined name is an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: object) -> str:
-    """The text of ``templates/<template>`` filled with ``values``.
+    """The text of ``templates/<template>`` with ``values``.
 
     Raises:
         jinja2.UndefinedError: the template names a value that was not given.

@@ -1,9 +1,9 @@
-"""Routers: their units and the configuration of these, from settings alone.
+"""Routers: their units and configuration, from settings alone.
 
 A router is the distribution's HAProxy with a ladder of upstreams on this host, each a literal
-address. It reads of a request its method, its path and the caller's key, and never its body: no
-text in there can choose who answers. What does read bodies is another process and user: the queue,
-which has no network, and what asks clouds (`holdfast.clouds`), which has little more.
+address. It reads a request's method, path and key, and never its body, so no text in a body can
+choose the upstream. Two other programs do read bodies, each as a user of its own: the queue, which
+has no network, and the program that asks clouds (`holdfast.clouds`), which may call only these.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from holdfast.shipping import path_of
 
 QUEUE_PROGRAM = path_of(queue_program)
 CONFIGURATIONS = f"{CONFIGURATION}/router"
-"""The folder of the configuration of each process."""
+"""The folder with the configuration of each process."""
 MODELS_PATH = "/v1/models"
 BUFFER_BYTES = 256 * 1024
-"""A request no larger than this can be sent again, to the next, when an engine breaks off."""
+"""A request up to this size can be sent again, to the next rung, if an engine disconnects."""
 CALLERS = "callers"
-"""Whose key it is that callers send; an engine's own stands under ``engine:NAME``."""
+"""The name of the callers' key in the credential; an engine's key is called ``engine:NAME``."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class Upstream:
     """One rung of a router's ladder: a model server at a port of this host's loopback."""
 
     name: str
-    """What the answer's header calls it."""
+    """Its name in the header of an answer."""
     port: int
     key: str
-    """What its key is called in the router's credential."""
+    """The name of its key in the router's credential."""
     secret: str
-    """The secret that this key is."""
+    """The name of the secret with this key."""
 
 
 @dataclass(frozen=True)
 class RouterNames:
-    """What belongs to one router of a host, by name."""
+    """The names of the units, files and sockets of one router."""
 
     router: Router
 
@@ -70,22 +70,22 @@ class RouterNames:
 
     @property
     def tier(self) -> Tier:
-        """How far its chain may lead."""
+        """The tier of its profile, which limits its upstreams."""
         return TIER_OF_PROFILE[self.router.profile]
 
     @property
     def url(self) -> str:
-        """Where this host's own programs call it, without a path."""
+        """The URL, without a path, for this host's own programs."""
         return f"http://{LOOPBACK_OF[self.tier]}:{self.router.port}"
 
     @property
     def doors(self) -> list[Door]:
-        """Where callers reach it, and where they could; each door is a process."""
+        """Its doors, open and closed; each is a process."""
         return doors(self.stem, self.router.port, self.router.scope, self.tier)
 
     @property
     def key_file(self) -> str:
-        """Every key that it compares or sends, for root alone; systemd hands it over."""
+        """The file with every key that it compares or sends; only root may read it."""
         return f"{CREDENTIALS}/{self.stem}-keys"
 
     @property
@@ -95,26 +95,26 @@ class RouterNames:
 
     @property
     def queue_socket(self) -> str:
-        """Where the queue listens; only the router's user may connect."""
+        """The socket of the queue; only the router's user may connect."""
         return f"{RUN}/{self.queue_stem}.sock"
 
     @property
     def drain_stem(self) -> str:
-        """The beginning of the names of the way back: by it the queue asks what it has kept."""
+        """The beginning of the units' names of the way back, on which the queue calls engines."""
         return f"{self.stem}-drain"
 
     @property
     def drain_socket(self) -> str:
-        """Where that way begins; only the queue's user may connect."""
+        """The socket of the way back; only the queue's user may connect."""
         return f"{RUN}/{self.drain_stem}.sock"
 
     def configuration(self, door: str) -> str:
-        """The path of the configuration of the process behind this door; no secret is in it."""
+        """The path of the configuration of the process behind a door; it contains no secret."""
         return f"{CONFIGURATIONS}/{self.router.name}-{door}.cfg"
 
 
 def ladder(settings: HostSettings, router: Router) -> list[Upstream]:
-    """Who is asked, in order.
+    """The upstreams of a router, in the order in which it asks them.
 
     Raises:
         KeyError: an engine is not declared.
@@ -134,7 +134,7 @@ def _engines(settings: HostSettings, router: Router) -> list[Engine]:
 
 
 def posted_paths(settings: HostSettings, router: Router) -> tuple[str, ...]:
-    """Where callers may post; the ladder's engines all take the same."""
+    """The paths to which callers may post; they are the same for all engines of a ladder."""
     if router.profile == "cloud":
         return (clouds.PATH,)
     return paths(_engines(settings, router)[0]) if router.engines else GENERATE_PATHS
@@ -145,8 +145,9 @@ def configuration(
 ) -> str:
     """The configuration of one of a router's processes.
 
-    ``bind`` is where it listens and ``run`` its folder for the ladder's sockets. One that
-    ``drains`` is the queue's own way back: the right to connect is the key, and nothing is queued.
+    ``bind`` is its listening address and ``run`` its folder for the ladder's sockets. With
+    ``drains`` the process is the queue's way back: the socket's permissions replace the key, and no
+    request is queued.
     """
     names = RouterNames(router)
     return render(
@@ -169,16 +170,16 @@ def configuration(
 
 
 def secret_names(settings: HostSettings, router: Router) -> dict[str, str]:
-    """What a key is called in a router's credential, to the name of the secret that it is.
+    """The name of each key in a router's credential, to the name of its secret.
 
-    Of callers who each have a key of their own it holds digests: those are not among them.
+    Keys of callers that have one each are not included: the credential has only their digests.
     """
     callers = {CALLERS: router.api_key} if router.api_key else {}
     return callers | {rung.key: rung.secret for rung in ladder(settings, router)}
 
 
 def digest(key: Secret) -> str:
-    """How a router knows a caller's key: as HAProxy writes the checksum of the header."""
+    """The digest by which a router recognises a caller's key, as HAProxy computes it."""
     return hashlib.sha256(f"Bearer {key.get_secret_value()}".encode()).hexdigest().upper()
 
 
@@ -198,10 +199,10 @@ def _process(
     description: str,
     socket: Door | UnixSocket,
 ) -> Program:
-    """The process behind one of a router's doors, or ``drain``, the queue's way back."""
+    """The process behind one of a router's doors, or behind ``drain``, the queue's way back."""
     names, path = RouterNames(router), RouterNames(router).configuration(door)
     stem = f"{names.stem}-{door}"
-    # It calls what is on loopback, from wherever it is itself called and in every tier.
+    # In every tier and scope it calls loopback only.
     confined = router_service(router).model_copy(
         update={
             "unit": f"{stem}.service",
@@ -211,7 +212,7 @@ def _process(
         }
     )
     text = configuration(settings, router, "fd@3", f"{RUN}/{stem}", drains=door == "drain")
-    # No variable of this host, a proxy's for one, means anything to it.
+    # It ignores the host's environment, for example the variables of a proxy.
     start = ("/usr/bin/env", "--ignore-environment", "CREDENTIALS_DIRECTORY=%d")
     return Program(
         service=confined,
@@ -234,7 +235,7 @@ def programs(settings: HostSettings) -> list[Program]:
 
 
 def programs_of(settings: HostSettings, router: Router) -> list[Program]:
-    """A process for each door of a router, after what it needs: its queue, or what asks clouds."""
+    """A process for each door of a router, after its queue and the program that asks clouds."""
     asks = clouds.program(settings, router)
     doors = [
         _process(
@@ -250,7 +251,7 @@ def programs_of(settings: HostSettings, router: Router) -> list[Program]:
 
 
 def _queue(settings: HostSettings, router: Router) -> list[Program]:
-    """Its way back to the engines, the queue, and the job that raises an alert of its age."""
+    """The queue, its way back to the engines, and the job that raises an alert about its age."""
     names, queue, service = RouterNames(router), router.queue, queue_service(router)
     if queue is None or service is None:
         return []
@@ -280,7 +281,7 @@ def _queue(settings: HostSettings, router: Router) -> list[Program]:
         ),
         Program(
             service=age,
-            description=f"{description}: has anyone waited too long",
+            description=f"{description}: report requests that wait too long",
             kind="oneshot",
             source=queue_program,
             command=(QUEUE_PROGRAM, "age", database, "--max-age-minutes", minutes),

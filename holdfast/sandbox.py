@@ -1,7 +1,7 @@
-"""The sandbox of a service's unit, decided from its declaration: user, tier, data, memory, network.
+"""The sandbox of a service's unit, from its declared user, tier, data, memory and network.
 
-Every unit starts from the same closed box. What a program cannot live without is opened by a
-`Directive` that says why, and the reason is written into the unit above the line.
+Every unit starts from the same closed sandbox. If a program needs an exception, a `Directive` opens
+it and gives the reason, which is written into the unit above the line.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from holdfast.settings import Service
 
 LOOPBACK = ("127.0.0.1/32",)
-"""Not 127.0.0.0/8: that would open the stub resolver and the other tiers' routers."""
+"""Not 127.0.0.0/8, which would open the stub resolver and the routers of other tiers."""
 TAILNET = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
-"""The ranges that Tailscale and headscale number their peers from."""
+"""The ranges from which Tailscale and headscale assign addresses."""
 EXPOSURE_MAX = 2.0
-"""Highest score `systemd-analyze security` may give a unit that runs as a user of its own."""
+"""Highest score of `systemd-analyze security` for a unit that runs as a user of its own."""
 EXPOSURE_MAX_ROOT = 2.5
-"""The same for a unit that must be root, because it reads or restores everyone's files."""
+"""Highest score for a unit that must be root, because it reads or restores files of all users."""
 
 RUN = "/run/holdfast"
-"""The folder of every socket of ours, and all that our own units see of /run."""
+"""The folder of all sockets of ours, and the only part of /run that our units see."""
 NOTIFY_SOCKET = "/run/systemd/notify"
-"""Where a unit tells systemd that it is ready."""
+"""The socket on which a unit reports to systemd that it is ready."""
 
 AS_ROOT = (
     "+/usr/bin/env -i --chdir=/ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
-"""Begins a command that a unit runs with full privileges. ``+`` alone would leave it the unit's
-environment and working folder: root's Python then runs what lies in the service's HOME."""
+"""Prefix of a command that a unit runs with full privileges. ``+`` alone would keep the unit's
+environment and working folder, and root's Python would then run files in the service's HOME."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Directive:
 
 
 def undoing(paths: Sequence[str], others: str) -> list[Directive]:
-    """What a unit needs that puts files in ``paths`` back; ``others`` says whose they are."""
+    """The lines of a unit that restores files in ``paths``; ``others`` names their owners."""
     return [
-        *(Directive("ReadWritePaths", f"-{path}", "what it undoes") for path in paths),
+        *(Directive("ReadWritePaths", f"-{path}", "it restores these files") for path in paths),
         Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
         Directive("PrivateUsers", "no", others),
     ]
@@ -81,8 +81,8 @@ _CLOSED = (
     Directive("MemoryDenyWriteExecute", "yes"),
     Directive("SystemCallArchitectures", "native"),
     Directive("SystemCallFilter", "@system-service"),
-    # Keys too: for one of type dns_resolver the kernel asks a resolver as root, in whichever
-    # network the unit is (keyutils, which nfs-common brings).
+    # @keyring too: for a key of type dns_resolver the kernel asks a resolver as root, from any
+    # network namespace (keyutils, which nfs-common installs).
     Directive("SystemCallFilter", "~@privileged @resources @keyring"),
     Directive("SystemCallErrorNumber", "EPERM"),
 )
@@ -90,11 +90,11 @@ _CLOSED = (
 
 LOADS_RULES = (
     Directive("PrivateNetwork", "no", "the rules are those of this machine's network"),
-    Directive("RestrictAddressFamilies", "AF_UNIX AF_NETLINK", "how the kernel takes rules"),
-    Directive("CapabilityBoundingSet", "CAP_NET_ADMIN", "who may load and read them"),
-    Directive("PrivateUsers", "no", "they are the machine's own root's"),
+    Directive("RestrictAddressFamilies", "AF_UNIX AF_NETLINK", "rules are loaded over netlink"),
+    Directive("CapabilityBoundingSet", "CAP_NET_ADMIN", "loading and reading rules needs it"),
+    Directive("PrivateUsers", "no", "the rules belong to the machine's own root"),
 )
-"""What a unit needs beyond the closed box to load the kernel's firewall rules; it runs as root."""
+"""The lines of a unit that loads the kernel's firewall rules; it runs as root."""
 
 
 def _network(service: Service, isolated: bool, peers: Sequence[str]) -> list[Directive]:
@@ -115,7 +115,7 @@ def _network(service: Service, isolated: bool, peers: Sequence[str]) -> list[Dir
 
 
 def callers(service: Service) -> list[str]:
-    """The networks that may call a T1 service, as CIDR: they follow from where it listens."""
+    """The networks (CIDR) that may call a T1 service; they follow from where it listens."""
     networks: list[str] = []
     for listen in service.listens:
         networks += LOOPBACK
@@ -125,20 +125,20 @@ def callers(service: Service) -> list[str]:
 
 
 def allowed(service: Service, peers: Sequence[str] = ()) -> list[str]:
-    """The networks a T1 service may exchange packets with, as CIDR.
+    """The networks (CIDR) with which a T1 service may exchange packets.
 
-    Its callers, and those it calls: its declared peers, and ``peers`` that follow from other
-    settings, such as a backup's server.
+    They are its callers, its declared peers, and ``peers`` that follow from other settings, such as
+    a backup's server.
     """
     called = [peer.network for peer in service.peers]
     return list(dict.fromkeys([*callers(service), *called, *peers]))
 
 
 def _sockets(service: Service, isolated: bool) -> list[Directive]:
-    """The lines that leave a user those sockets below /run that are ours, and no others.
+    """The lines that hide all sockets below /run from a user, except ours.
 
-    Root's programs listen there for every user (D-Bus, a resolver, snapd), and some of them send on
-    what a user gives them: a network namespace does not keep a unit from them.
+    Root's programs listen there for every user (D-Bus, a resolver, snapd), and some of them forward
+    data for a user. A network namespace does not prevent that.
     """
     if service.user == "root" or not (isolated or service.tier == "T1"):
         return []
@@ -155,11 +155,11 @@ def sandbox(
     peers: Sequence[str] = (),
     relaxed: Sequence[Directive] = (),
 ) -> list[Directive]:
-    """The [Service] lines that confine ``service``, in the order they are written.
+    """The [Service] lines that confine ``service``, in the order of the unit.
 
-    ``isolated`` takes the network away altogether, for a program that is reached through sockets
-    which systemd holds. ``peers`` are networks (CIDR) that a T1 service may call. Each ``relaxed``
-    directive replaces the rule's lines of that name, or is added where the rule has none.
+    ``isolated`` removes the network, for a program that callers reach through sockets of systemd.
+    ``peers`` are networks (CIDR) that a T1 service may call. Each ``relaxed`` directive replaces
+    the default lines of that name, or is added if there are none.
 
     Raises:
         ValueError: a relaxation gives no reason.

@@ -1,4 +1,4 @@
-"""Secrets: named in the inventory, kept in `.env`, in `secrets/` or in the environment.
+"""Secrets: named in the inventory, stored in `.env`, in `secrets/` or in the environment.
 
 A value leaves this module only as a ``Secret``, whose ``repr`` is masked.
 """
@@ -18,7 +18,7 @@ _PLACEHOLDERS = ("change", "replace", "example", "placeholder", "password", "sec
 
 
 def folder() -> Path:
-    """Where `.env` and `secrets/` are: HOLDFAST_SECRETS, else the current directory."""
+    """The folder of `.env` and `secrets/`: HOLDFAST_SECRETS, else the current directory."""
     return Path(os.environ.get("HOLDFAST_SECRETS") or ".")
 
 
@@ -39,7 +39,7 @@ def _parse_env(text: str) -> dict[str, str]:
         if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"line {number} is not NAME=value; correct that line")
         if name in values:
-            # A later line that silently wins is how a weak key replaces a strong one.
+            # A second value must not replace the first without notice: it could be a weaker key.
             raise ValueError(f"{name} is set twice (again in line {number}); keep one")
         values[name] = _unquoted(value.strip())
     return values
@@ -58,10 +58,10 @@ def _env_values(root: Path) -> dict[str, str]:
 
 
 def read(name: str, root: Path | None = None) -> Secret | None:
-    """The secret called ``name``, or None where it is not set or empty.
+    """The secret called ``name``; None if it is not set, or empty.
 
-    Looked for in the environment, then in ``<root>/secrets/<name>``, then in ``<root>/.env``.
-    ``root`` defaults to the HOLDFAST_SECRETS folder, else the current directory.
+    It is read from the environment, else from ``<root>/secrets/<name>``, else from ``<root>/.env``.
+    ``root`` is the HOLDFAST_SECRETS folder by default, else the current directory.
 
     Raises:
         ValueError: a file is readable by others, or `.env` holds a name twice or a line that is
@@ -77,7 +77,7 @@ def read(name: str, root: Path | None = None) -> Secret | None:
 
 
 def env_problem() -> str | None:
-    """Why `.env` cannot be read, "what is wrong; the mend"; None where it can, or is not there."""
+    """Why `.env` cannot be read, as "error; correction"; None if it can, or does not exist."""
     try:
         _env_values(folder())
     except UnicodeDecodeError:
@@ -90,10 +90,9 @@ def env_problem() -> str | None:
 
 
 def known_values(root: Path | None = None) -> frozenset[str]:
-    """Every value in `.env` and `secrets/` long enough to be a secret, to keep messages free of
-    them.
+    """Every value in `.env` and `secrets/` that is long enough to be a secret, to be masked.
 
-    What cannot be read gives none: `read` is what complains about it.
+    Files that cannot be read are ignored here; `read` reports them.
     """
     root = root or folder()
     values: list[str] = []
@@ -106,7 +105,7 @@ def known_values(root: Path | None = None) -> frozenset[str]:
 
 
 def weakness(secret: Secret) -> str | None:
-    """Why ``secret`` would not protect anything, or None."""
+    """Why ``secret`` is too weak, or None."""
     value = secret.get_secret_value()
     if len(value) < 16:
         return f"it has {len(value)} characters and needs at least 16"
@@ -118,7 +117,7 @@ def weakness(secret: Secret) -> str | None:
 
 
 def require(name: str) -> Secret:
-    """The secret called ``name``; `holdfast.site` has proved that it is there.
+    """The secret called ``name``, which `holdfast.site` has already checked.
 
     Raises:
         LookupError: it is not set.

@@ -1,7 +1,7 @@
-"""How the programs of `holdfast.host_programs` come to a host: the path there, and the text.
+"""The path and text of each program of `holdfast.host_programs` on a host.
 
-`operations.host_files.program` places one at its path; an operation or a fact that runs one without
-placing it sends the text.
+`operations.host_files.program` places a program at its path. An operation or a fact that runs one
+without placing it sends the text.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from holdfast.host_programs import shared
 
 
 def path_of(program: ModuleType) -> str:
-    """Where a program lies on a host, such as /usr/local/sbin/holdfast-gpu-memory."""
+    """The path of a program on a host, such as /usr/local/sbin/holdfast-gpu-memory."""
     name = program.__name__.rpartition(".")[2]
     return f"/usr/local/sbin/holdfast-{name.replace('_', '-')}"
 
 
 def text_of(program: ModuleType) -> str:
-    """What a host runs: one file, whose imports from `holdfast.host_programs.shared` are resolved.
+    """The text of a program for a host: one file, with the code of `holdfast.host_programs.shared`.
 
-    The text of the shared module stands in place of the import. Root thus imports from no folder,
-    and a program and what it needs are always of one version.
+    The text of the shared module replaces its import. So root imports from no folder, and a program
+    always has the matching version of the shared code.
     """
     text = inspect.getsource(program)
     lines = text.splitlines(keepends=True)
@@ -37,7 +37,7 @@ def text_of(program: ModuleType) -> str:
 def _body(module: ModuleType) -> str:
     """The text of a shared module from its first import on.
 
-    What stands before is its docstring, and the import from ``__future__`` that every program has.
+    It leaves out the docstring, and the import from ``__future__`` that every program has.
     """
     text = inspect.getsource(module)
     first = ast.parse(text).body[2]

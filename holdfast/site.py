@@ -1,4 +1,4 @@
-"""From an inventory to typed settings: every host parsed and checked before any connection."""
+"""Parse an inventory into typed settings, and check every host before any connection."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def _data(host: Host) -> dict[str, Any]:
 
 
 def settings_of(host: Host) -> HostSettings:
-    """The settings of one host of the running deploy."""
+    """The settings of the current host of the running deploy."""
     return load(host.inventory)[host.name]

@@ -1,7 +1,7 @@
-"""Whose data can leave each host, and what tried to.
+"""The services whose data can leave each host, and their refused attempts.
 
-For people who read no firewall: of every service its tier, whom it may call, and what it was
-refused a call to; and which programs any user may ask to call for it. Changes nothing.
+It shows each service's tier, the addresses that it may call, and its refused calls, and the
+programs that forward data for any user. It needs no knowledge of firewalls and changes nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TIERS: dict[Tier, str] = {
     "T3": "T3: cloud",
     "T4": "T4: runs the host",
 }
-"""What a tier means, in as many words as a column takes."""
+"""The meaning of each tier, short enough for a column."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One service, for people."""
+    """The row of one service."""
 
     service: str
     tier: str
@@ -78,19 +78,19 @@ def _tried(name: str, held: set[str], seen: Attempts) -> str:
     calls = [call for call in seen.calls if call.service == name]
     if not refused and not calls:
         return "nothing"
-    told = f"{refused} packets since the rules were loaded"
+    attempts = f"{refused} packets since the rules were loaded"
     if calls:
         last = calls[-1]
         port = f" port {last.port}" if last.port else ""
-        told += f"; last {last.protocol} to {last.address}{port}, {last.at}"
-    return told
+        attempts += f"; last {last.protocol} to {last.address}{port}, {last.at}"
+    return attempts
 
 
 def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
-    """Every service of a host and every network of containers, those that must not leave first."""
+    """Every service and every network of containers of a host, T1 first."""
     isolated = without_network(settings)
     held = {wall.name for wall in every_wall(settings)} if seen.enforced else set()
-    told = [
+    found = [
         (
             service.tier,
             service.name,
@@ -99,7 +99,7 @@ def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
         )
         for service in declared_services(settings)
     ]
-    told += [
+    found += [
         (
             network.tier,
             f"containers on {network.name}",
@@ -110,12 +110,12 @@ def rows(settings: HostSettings, seen: Attempts) -> list[Row]:
     ]
     return [
         Row(name, TIERS[tier], may_call, _tried(wall, held, seen))
-        for tier, name, may_call, wall in sorted(told, key=lambda each: each[0])
+        for tier, name, may_call, wall in sorted(found, key=lambda each: each[0])
     ]
 
 
 def _seen_by(path: str, settings: HostSettings) -> str:
-    """Which units of T1 see a socket that any user may open."""
+    """The units of T1 that see a socket that any user may open."""
     if path.startswith("@"):
         return "those in this machine's network"
     if not path.startswith("/run/"):
@@ -133,10 +133,10 @@ def _seen_by(path: str, settings: HostSettings) -> str:
 
 
 def sockets(host: str, settings: HostSettings, seen: Attempts) -> Table:
-    """Where a host's programs listen for every user, who may ask them to call for it."""
+    """The sockets of a host that any user may open; their programs could forward data."""
     found = Table(
         title=f"{host}: sockets that any user may open",
-        caption="Only units cannot see them: start no other program as a T1 user.",
+        caption="Only units cannot see them, so start no other program as a T1 user.",
         title_justify="left",
         caption_justify="left",
     )
@@ -148,7 +148,7 @@ def sockets(host: str, settings: HostSettings, seen: Attempts) -> Table:
 
 
 def table(host: str, settings: HostSettings, seen: Attempts) -> Table:
-    """The rows of a host as a table."""
+    """The table of a host's services."""
     ours = "" if seen.enforced else ": the kernel has no rules, deploy first"
     found = Table(title=f"{host}{ours}", title_justify="left")
     for name in ("service", "tier", "may call", "was refused a call to"):

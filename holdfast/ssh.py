@@ -1,4 +1,4 @@
-"""What sshd must be told: pure decisions from settings."""
+"""The configuration of sshd. Pure decisions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from holdfast.service.capability import Declared
 from holdfast.settings import HostSettings, Listen, Service
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
-"""The one key offered, and never replaced: every client since 2014 takes it. Debian's RSA key has
-3072 bits where ssh-audit wants 4096, and its ECDSA key is on a NIST curve: both stay on disk."""
+"""The only key that sshd offers, and it is never replaced; every client since 2014 accepts it.
+Debian's RSA key has 3072 bits, but ssh-audit demands 4096, and its ECDSA key is on a NIST curve.
+Both stay on disk."""
 MODULI = "/etc/ssh/moduli.holdfast"
-"""A copy without the short groups; the original is a configuration file of the package, and an
-edit there would hold its updates back."""
+"""A copy without the short groups. The original is a configuration file of the package, and a
+change there would hold back its updates."""
 
 KEYS = f"{CONFIGURATION}/ssh"
-"""The keys of each user whom the inventory names, in a file of root's: an intruder in a login
-can neither add a key nor lead root astray by what lies in its home."""
+"""The keys of each user in the inventory, in a folder of root's. So an intruder in a login cannot
+add a key, and cannot mislead root with files in the user's home."""
 KEY_FILE = f"{KEYS}/%u"
-"""The same as sshd's configuration writes it."""
+"""The same path, as sshd's configuration writes it."""
 
 ROLLBACK_SCRIPT = "/usr/local/lib/holdfast/ssh-rollback"
 ROLLBACK_UNIT = "holdfast-ssh-rollback.service"
-"""Restores the last proved configuration: at the deadline of a change, or at a boot before it."""
+"""Restores the last proved configuration, at the deadline of a change or at an earlier boot."""
 
-# ssh-audit's policy for Debian 12 passes with these, and paramiko 4 still finds a common set.
+# ssh-audit's policy for Debian 12 accepts these, and paramiko 4 shares some of them.
 _KEX = (
     "sntrup761x25519-sha512,sntrup761x25519-sha512@openssh.com,curve25519-sha256,"
     "curve25519-sha256@libssh.org,diffie-hellman-group16-sha512,diffie-hellman-group18-sha512,"
@@ -43,7 +44,7 @@ _MACS = "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,umac-128-et
 
 
 def directives(settings: HostSettings, ports: list[int]) -> list[tuple[str, str]]:
-    """The lines of our sshd_config, in order. ``ports`` are all that sshd shall listen on."""
+    """The lines of our sshd_config, in order; ``ports`` are all ports of sshd."""
     own = settings.ssh
     return [
         *(("Port", str(port)) for port in ports),
@@ -59,10 +60,10 @@ def directives(settings: HostSettings, ports: list[int]) -> list[tuple[str, str]
         ("PermitEmptyPasswords", "no"),
         ("HostbasedAuthentication", "no"),
         ("PermitRootLogin", "no" if own.root_login == "never" else "prohibit-password"),
-        # PAM opens the session (limits, systemd's user slice); it is asked for no password.
+        # PAM opens the session (limits, systemd's user slice), but does not ask for a password.
         ("UsePAM", "yes"),
         ("MaxAuthTries", "3"),
-        # zlib has no business reading what comes from the network; what is large is compressed.
+        # zlib would parse data from the network, and large files are compressed already.
         ("Compression", "no"),
         # A multiplexing client opens a second connection when it wants more.
         ("MaxSessions", "2"),
@@ -74,7 +75,7 @@ def directives(settings: HostSettings, ports: list[int]) -> list[tuple[str, str]
         ("PermitTunnel", "no"),
         ("X11Forwarding", "no"),
         ("PermitUserEnvironment", "no"),
-        # Encrypted probes find a dead client; TCP's own can be forged by a neighbour.
+        # Encrypted probes detect a dead client; a neighbour could forge TCP's own.
         ("TCPKeepAlive", "no"),
         ("ClientAliveInterval", "90"),
         ("ClientAliveCountMax", "2"),
@@ -84,9 +85,9 @@ def directives(settings: HostSettings, ports: list[int]) -> list[tuple[str, str]
 
 
 def keyed(settings: HostSettings, present: Iterable[str]) -> list[str]:
-    """The users whose keys are read from `KEYS` alone: the declared ones, and those ``present``.
+    """The users whose keys are read only from `KEYS`: the declared ones, and those ``present``.
 
-    Who is declared no more keeps the file: what lies in that user's home is older.
+    A user who is no longer declared keeps the file, because the keys in that user's home are older.
     """
     return sorted({*settings.ssh.authorised_keys, *present})
 
@@ -97,16 +98,16 @@ def in_force(settings: HostSettings, ports: list[int]) -> set[tuple[str, str]]:
     return {
         (keyword.lower(), spelt.get(value, value))
         for keyword, value in directives(settings, ports)
-        # Debian's own patch; on Debian 12 it is obeyed and not printed.
+        # The keyword is Debian's own; Debian 12 obeys it but does not print it.
         if keyword != "DebianBanner"
     }
 
 
 def ports(settings: HostSettings, came_by: int | None) -> list[int]:
-    """What sshd listens on: the declared port, and the one this very login came by.
+    """The ports of sshd: the declared port, and the one of this login.
 
-    A run that moves sshd to another port so keeps its own way in; a later run that logs in on the
-    new port closes the old one.
+    So a run that moves sshd to another port keeps its own connection. A later run that logs in on
+    the new port closes the old one.
     """
     return sorted({settings.ssh.port, came_by or settings.ssh.port})
 

@@ -1,4 +1,4 @@
-"""Where data lives: names of mount units, which mount a path is on, what the checks must find."""
+"""Names of mount units, the mount of a path, and the paths of models and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from holdfast.settings import Checkpoint, Engine, HostSettings, ModelFile, NfsMount, Storage
 
 NFS_OPTIONS = "vers=4.2,hard,_netdev,nosuid,nodev,noexec"
-"""``hard``: a write waits for the NAS; ``soft`` may lose it. Data is neither program nor device."""
+"""``hard``: a write waits for the NAS; with ``soft`` data may be lost. Files there cannot run as
+programs or act as devices."""
 
 
 WRITE_SUMS = "find * -type f ! -name SHA256SUMS ! -path '*/.*' -exec sha256sum {} + > SHA256SUMS"
-"""What a checkpoint's publisher types in its folder to list its files, sub-folders' too."""
+"""The command with which a checkpoint's publisher lists the files in its folder and sub-folders."""
 
 
 def unit_name(path: str, suffix: str) -> str:
-    """The unit that systemd gives to an absolute ``path``, as ``systemd-escape --path`` does it.
+    """The unit that systemd gives to an absolute ``path``, as ``systemd-escape --path`` does.
 
     ``suffix`` is ``mount`` or ``automount``.
     """
@@ -34,7 +35,7 @@ def unit_name(path: str, suffix: str) -> str:
 
 
 def what(mount: NfsMount) -> str:
-    """``server:/export``; an IPv6 address in the brackets that NFS wants."""
+    """``server:/export``; NFS requires brackets around an IPv6 address."""
     try:
         is_v6 = ipaddress.ip_address(mount.server.partition("%")[0]).version == 6
     except ValueError:
@@ -43,37 +44,36 @@ def what(mount: NfsMount) -> str:
 
 
 def options(mount: NfsMount) -> str:
-    """Mount options of ``mount``."""
+    """The options of ``mount``."""
     return f"{NFS_OPTIONS},{'ro' if mount.read_only else 'rw'}"
 
 
 def mount_of(mounts: Iterable[NfsMount], path: str) -> NfsMount | None:
-    """The declared mount that ``path`` lies on, or None where it is on local disk."""
+    """The declared mount of ``path``; None if it is on local disk."""
     holding = [m for m in mounts if path == m.path or path.startswith(f"{m.path}/")]
     return max(holding, key=lambda mount: len(mount.path), default=None)
 
 
 def model_path(storage: Storage, model: ModelFile) -> str:
-    """Where ``model`` lies on local disk."""
+    """The path of ``model`` on local disk."""
     return f"{storage.models_path}/{model.filename}"
 
 
 def checkpoint_folder(checkpoint: Checkpoint) -> str:
-    """The name of the folder ``checkpoint`` lies in: another one for every content, so that the one
-    before stays for a way back.
+    """The name of the folder of ``checkpoint``.
+
+    It differs for every content, so that the previous folder stays for a rollback.
     """
     return f"{checkpoint.name}-{checkpoint.sha256[:12]}"
 
 
 def checkpoint_path(storage: Storage, checkpoint: Checkpoint) -> str:
-    """Where ``checkpoint`` lies on local disk."""
+    """The path of ``checkpoint`` on local disk."""
     return f"{storage.models_path}/{checkpoint_folder(checkpoint)}"
 
 
 def checksums(storage: Storage) -> str:
-    """Every declared model, and the list of every checkpoint's files, in the form that
-    ``sha256sum --check`` reads.
-    """
+    """The list for ``sha256sum --check``: every model and every checkpoint's SHA256SUMS."""
     files = [(model.sha256, model_path(storage, model)) for model in storage.models]
     files += [
         (checkpoint.sha256, f"{checkpoint_path(storage, checkpoint)}/SHA256SUMS")

@@ -1,4 +1,4 @@
-"""What a host must do to be on its tailnet as declared: settings and state to steps, no I/O."""
+"""The steps that make a host a member of its tailnet as declared. Pure decisions."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def vendor_repository(distribution: Distribution) -> AptRepository:
 
 @dataclass(frozen=True)
 class Steps:
-    """What to do, in this order. A ``refusal`` is one sentence and excludes the rest."""
+    """The steps, in this order. A ``refusal`` is one sentence and excludes the others."""
 
     refusal: str | None = None
     join: bool = False
     connect: bool = False
     change: tuple[str, ...] = field(default=())
-    """Flags for ``tailscale set``, which leaves the link as it is."""
+    """Flags for ``tailscale set``, which does not interrupt the connection."""
     request_tags: bool = False
 
 
@@ -59,18 +59,21 @@ def _control_server(settings: Tailnet) -> str:
 
 
 def called(settings: Tailnet) -> list[Cloud]:
-    """What tailscaled may call by TCP: its control server and relays; empty for Tailscale's own."""
+    """The servers that tailscaled may call by TCP: control server and relays, if not Tailscale's.
+
+    The list is empty for Tailscale's own control server.
+    """
     if settings.control_server is None:
         return []
     server = urlsplit(settings.control_server)
-    # It tries the two usual ports beside the one that is written.
+    # tailscaled tries the two usual ports besides the declared one.
     ports = dict.fromkeys([server.port or 443, 443, 80])
     own = [Cloud.model_construct(name=server.hostname or "", port=port) for port in ports]
     return [*own, *settings.relays]
 
 
 def relays_missing(settings: Tailnet, node: Node) -> str | None:
-    """What is wrong where the control server names relays that are not declared, or None."""
+    """A sentence on relays that the control server names but the inventory does not, or None."""
     if settings.control_server is None:
         return None
     known = {(one.name, one.port) for one in called(settings)}
@@ -85,10 +88,10 @@ def relays_missing(settings: Tailnet, node: Node) -> str | None:
 
 
 def join_flags(settings: Tailnet, hostname: str) -> list[str]:
-    """Flags of ``tailscale up`` that describe the host, beside the key and the timeout.
+    """Flags of ``tailscale up`` that describe the host, besides the key and the timeout.
 
-    A headscale binds tags to the key and refuses a host that asks for some; Tailscale lets the
-    host ask for tags that the key allows.
+    headscale binds tags to the key and refuses a host that requests tags. With Tailscale the host
+    requests tags, and the key must allow them.
     """
     flags = [
         "--reset",
@@ -102,7 +105,7 @@ def join_flags(settings: Tailnet, hostname: str) -> list[str]:
 
 
 def plan(settings: Tailnet, hostname: str, node: Node) -> Steps:
-    """The steps from ``node`` to the settings; none where they agree."""
+    """The steps from the state of ``node`` to the settings; none if they agree."""
     if not node.joined:
         return Steps(join=True)
     current, wanted = node.control_server.rstrip("/") or VENDOR_CONTROL, _control_server(settings)
@@ -118,7 +121,7 @@ def plan(settings: Tailnet, hostname: str, node: Node) -> Steps:
     if node.accept_dns != settings.accept_dns:
         change.append(f"--accept-dns={str(settings.accept_dns).lower()}")
     if node.ssh:
-        # Tailscale's own SSH server would answer before the hardened sshd.
+        # Tailscale's own SSH server would answer instead of the hardened sshd.
         change.append("--ssh=false")
     if node.shields_up:
         change.append("--shields-up=false")
@@ -131,16 +134,16 @@ def plan(settings: Tailnet, hostname: str, node: Node) -> Steps:
 
 
 def complaint(settings: Tailnet, hostname: str, node: Node, changed: bool) -> str | None:
-    """Why ``node`` is not what was declared, in one sentence, or None.
+    """Why ``node`` is not as declared, in one sentence, or None.
 
-    Being online and the name are judged only after a change: a control server that is away for an
-    hour is no reason to stop a deploy that arrived by the LAN.
+    Its name, and whether it is online, are checked only after a change. A control server that is
+    down for an hour must not stop a deploy that connects over the LAN.
     """
     reason = f" ({node.health[0]})" if node.health else ""
     if not node.joined:
         return f"tailnet: the host is not a member{reason}"
     if node.backend != "Running":
-        return f"tailnet: the daemon stays in state {node.backend}{reason}"
+        return f"tailnet: tailscaled stays in state {node.backend}{reason}"
     if set(node.tags) != set(settings.tags):
         return (
             f"tailnet.tags: the host has {_list(node.tags)} at the control server, but"
@@ -159,14 +162,15 @@ def complaint(settings: Tailnet, hostname: str, node: Node, changed: bool) -> st
 
 
 def keeps_lan_ssh(settings: Tailnet, node: Node) -> str | None:
-    """Why SSH must not leave the LAN yet, in one sentence, or None."""
+    """Why SSH must stay open on the LAN, in one sentence, or None."""
     if node.expires is None or settings.key_may_expire:
         return None
     return (
-        f"tailnet.key_may_expire: the node key of this host ends on {node.expires:%Y-%m-%d},"
+        f"tailnet.key_may_expire: the node key of this host expires on {node.expires:%Y-%m-%d},"
         " and then no login over the tailnet works, so SSH stays open on the LAN; disable the"
         " key's expiry at"
-        " the control server and deploy again, or set it to True and renew the key in time"
+        " the control server and deploy again, or set this key to True and renew the node key in"
+        " time"
     )
 
 

@@ -1,7 +1,7 @@
 """The watch over a host's membership of its tailnet: its configuration and its units.
 
-It opens SSH on the LAN again where the membership is lost, as wide as the inventory lets SSH be on
-the LAN before the tailnet is proved (`holdfast.firewall.holes`), and never wider.
+If the membership is lost, the watch opens SSH on the LAN again, to the same sources as before the
+tailnet was proved (`holdfast.firewall.holes`) and to no others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from holdfast.shipping import path_of
 CONFIG = program.CONFIG
 PROGRAM = path_of(program)
 RUN = "holdfast/tailnet-membership"
-"""Below /run: since when the host is a member, or is none."""
+"""The folder below /run that records since when the host has been a member, or not one."""
 SERVICE = "holdfast-tailnet-membership.service"
 TIMER = "holdfast-tailnet-membership.timer"
 
@@ -32,7 +32,7 @@ def _rules(settings: HostSettings) -> list[dict[str, Any]]:
     if settings.ssh.lan_access != "until-tailnet" or not settings.ssh.lan_return:
         return []
     services = declared_services(settings)
-    # What is open anyway is another's rule, and must not be taken away with ours.
+    # A hole that is open for another reason must not be closed with ours.
     others = {hole.identity for hole in holes(settings, services, lan_ssh=None)}
     return [
         {
@@ -47,7 +47,7 @@ def _rules(settings: HostSettings) -> list[dict[str, Any]]:
 
 
 def config(settings: HostSettings) -> str:
-    """The program's configuration as JSON: both figures, and ufw's rules that it may add.
+    """The program's configuration as JSON: two limits, and the rules of ufw that it may add.
 
     Raises:
         ValueError: the host is on no tailnet.

@@ -1,7 +1,7 @@
-"""The policy of a tailnet: who may call what, as its control server reads it.
+"""The policy of a tailnet, which says who may call what, for its control server.
 
-One document for all hosts of an inventory, from the declarations that also write each host's own
-rules. Tailscale and headscale (0.29 or newer) both take it. What it does not grant is denied.
+One document covers all hosts of an inventory. It follows from the same declarations as each host's
+own rules. Tailscale and headscale (0.29 or newer) accept it. They deny everything else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from holdfast.registry import tailnet_claims
 from holdfast.settings import HostSettings
 
 EVERYBODY = ("autogroup:member", "autogroup:tagged")
-"""Every machine of the tailnet, a person's or a tagged one; ``*`` would be strangers, too."""
+"""Every machine of the tailnet, of a user or tagged; ``*`` would also allow shared machines."""
 
 Hosts = dict[str, HostSettings]
 Door = tuple[str, str, int, tuple[str, ...]]
@@ -25,12 +25,12 @@ def _members(hosts: Hosts) -> Hosts:
 
 
 def tags_of(settings: HostSettings) -> list[str]:
-    """The tags of a host; none where it has no tailnet."""
+    """The tags of a host; none without a tailnet."""
     return settings.tailnet.tags if settings.tailnet else []
 
 
 def groups_of(hosts: Hosts) -> dict[str, list[str]]:
-    """Every declared group and who is in it."""
+    """Every declared group and its members."""
     found: dict[str, list[str]] = {}
     for settings in hosts.values():
         found |= settings.tailnet.groups if settings.tailnet else {}
@@ -46,21 +46,21 @@ def known_tags(hosts: Hosts) -> list[str]:
 
 
 def tag_of(settings: HostSettings, hosts: Hosts) -> str | None:
-    """What the policy calls a host: that of its tags which the fewest hosts have."""
+    """The tag that identifies a host in the policy: the one that the fewest hosts share."""
     shared = [tag for other in hosts.values() for tag in tags_of(other)]
     return min(tags_of(settings), key=shared.count, default=None)
 
 
 def server_of(settings: HostSettings) -> str | None:
-    """Which tailnet a host is on: its control server, None for Tailscale's own."""
+    """The control server of a host's tailnet; None for Tailscale's own."""
     return settings.tailnet.control_server if settings.tailnet else None
 
 
 def document(hosts: Hosts) -> dict[str, Any]:
-    """The policy of the tailnet that these hosts are on.
+    """The policy of the tailnet of these hosts.
 
     Raises:
-        Refused: there is no tailnet, there are several, or a host has no tag to be named by.
+        Refused: there is no tailnet, there are several, or a host has no tag.
     """
     members = _members(hosts)
     first = next(iter(members), "inventory")
@@ -94,7 +94,7 @@ def document(hosts: Hosts) -> dict[str, Any]:
         granted.setdefault((tag, callers or EVERYBODY), []).append(f"{protocol}:{port}")
     return {
         "groups": groups_of(members),
-        # Only the control server's administrator hands out tags.
+        # Only the control server's administrator may assign tags.
         "tagOwners": {tag: [] for tag in known_tags(members)},
         "grants": [
             {"src": list(callers), "dst": [tag], "ip": ports}
@@ -105,7 +105,7 @@ def document(hosts: Hosts) -> dict[str, Any]:
 
 
 def _tests(hosts: Hosts, doors: list[Door]) -> list[dict[str, Any]]:
-    """What the control server must find true: who gets in, and who does not."""
+    """The tests of the policy, which the control server runs: who is accepted, and who denied."""
     groups = groups_of(hosts)
     people = {person for group in groups.values() for person in group}
     people |= {caller for door in doors for caller in door[3] if ":" not in caller}
@@ -129,7 +129,7 @@ def _tests(hosts: Hosts, doors: list[Door]) -> list[dict[str, Any]]:
 def _verdict(
     subject: str, callers: tuple[str, ...], groups: dict[str, list[str]], hosts: Hosts
 ) -> str | None:
-    """What becomes of a tag or user who calls; None where its other tags may let it in."""
+    """The verdict on a tag or user that calls; None if another of its tags may be accepted."""
     named = {subject, *(group for group, people in groups.items() if subject in people)}
     if not callers or named & {*callers}:
         return "accept"

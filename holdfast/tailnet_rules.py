@@ -1,8 +1,8 @@
-"""What a host's tailnet may reach, as the kernel reads it: our own chains, and who keeps them.
+"""The kernel's rules for packets from the tailnet: our own chains, and their watch.
 
-Tailscale accepts each packet of its interface before ufw is asked, and Docker's guard lets it
-pass. These chains come before both, and know ports; a packet carries no tag, so who may call each
-port is the policy's to say (`holdfast.tailnet_policy`).
+Tailscale accepts each packet of its interface before it reaches ufw, and Docker's guard accepts it
+too. Our chains come before both and match ports. A packet carries no tag, so the policy says who
+may call each port (`holdfast.tailnet_policy`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from holdfast.settings import HostSettings, Service
 TABLE = "holdfast_tailnet"
 INTERFACE = "tailscale0"
 REFUSED = "refused"
-"""The counter of what was refused."""
+"""The counter of refused packets."""
 LOG_PREFIX = "holdfast tailnet"
-"""How the kernel's log begins where it tells of a refusal."""
+"""Prefix of the kernel's log lines about refused packets."""
 RULES = f"{CONFIGURATION}/tailnet.nft"
 PROGRAM = "/usr/local/sbin/holdfast-tailnet"
 RUN = "holdfast/tailnet"
-"""Below /run: what was loaded last, as nft lists it."""
+"""The folder below /run with the rules that were loaded last, as nft lists them."""
 SERVICE = "holdfast-tailnet.service"
 WATCH = "holdfast-tailnet-watch.service"
 TIMER = "holdfast-tailnet-watch.timer"
@@ -34,14 +34,14 @@ Ports = dict[str, list[int]]
 def _ports(settings: HostSettings, ssh: list[int], *, container: bool) -> Ports:
     found: dict[str, set[int]] = {} if container else {"tcp": set(ssh)}
     for claim in tailnet_claims(settings):
-        # A port that Docker publishes is its proxy's, too, where nothing is translated.
+        # Without translation, Docker's proxy also listens on a port that it publishes.
         if claim.container or not container:
             found.setdefault(claim.protocol, set()).add(claim.port)
     return {protocol: sorted(ports) for protocol, ports in sorted(found.items())}
 
 
 def rules(settings: HostSettings, ssh: list[int]) -> str:
-    """The table as nftables reads it; ``ssh`` are the ports that sshd is to be reached at."""
+    """The table in nftables' syntax; ``ssh`` are the ports of sshd."""
     return render(
         "tailnet/tailnet.nft.j2",
         program=PROGRAM,
@@ -55,7 +55,7 @@ def rules(settings: HostSettings, ssh: list[int]) -> str:
 
 
 def program() -> str:
-    """The text of the script that loads the rules and looks after them."""
+    """The text of the script that loads and watches the rules."""
     return render("tailnet/holdfast-tailnet.j2", table=TABLE, rules=RULES, run=RUN)
 
 

@@ -1,4 +1,4 @@
-"""Turns pydantic's errors into sentences for an operator."""
+"""Turn pydantic's errors into sentences for an operator."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`holdfast bench INVENTORY ENGINE`: how fast an engine is, and whether it became slower.
+"""`holdfast bench INVENTORY ENGINE`: measure how fast an engine is, and whether it became slower.
 
-Each run adds a row to a CSV file. A run that is slower than the runs like it before is reported,
-and its exit status is 1.
+Each run adds a row to a CSV file. If a run is slower than earlier runs like it, this is reported
+and the exit status is 1.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def gpus(inventory: Inventory) -> int:
 
 
 def propose(hosts: Hosts) -> int:
-    """Print the proposal of every host; 1 where one of them did not answer."""
+    """Print the proposal of every host; return 1 if one of them did not answer."""
     from facts.gpu import GpuPicture
     from holdfast import live
     from holdfast.gpu.proposal import proposal

@@ -1,4 +1,4 @@
-"""`holdfast plan INVENTORY`: would this inventory work, and what would a deploy change?"""
+"""`holdfast plan INVENTORY`: check the inventory, and show what a deploy would change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plan(
         bool, typer.Option("--offline", help="Check the inventory alone; connect to no host.")
     ] = False,
 ) -> int:
-    """Refuse what cannot work; show what a deploy would change."""
+    """Check the inventory, and show what a deploy would change."""
     from holdfast import inventory_file
 
     hosts = inventory_file.load(inventory)
@@ -34,7 +34,7 @@ def plan(
 
 
 def _show(name: str, settings: HostSettings) -> None:
-    """Print what the host's power supplies and its engines' cards are asked for."""
+    """Print the load of the host's power supplies and the memory of its engines' cards."""
     from rich.console import Console
 
     from holdfast.engines.fit import fit_of
@@ -45,7 +45,7 @@ def _show(name: str, settings: HostSettings) -> None:
 
     console = Console()
     if settings.gpus is not None and (budget := power.table(settings.gpus)):
-        print(f"{name}: what its power supplies are asked for\n{budget}")
+        print(f"{name}: load of its power supplies\n{budget}")
     for engine in declared_engines(settings):
         if word := peer_word(engine):
             print(f"{name}: vLLM's engine {engine.name}: {word}")

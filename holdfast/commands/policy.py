@@ -6,7 +6,7 @@ from holdfast.commands import Inventory
 
 
 def policy(inventory: Inventory) -> int:
-    """Print who may call what, for the tailnet's control server."""
+    """Print the tailnet's policy for its control server."""
     import json
 
     from holdfast import inventory_file

@@ -1,4 +1,4 @@
-"""`holdfast replace INVENTORY ENGINE MODEL`: another model for one engine."""
+"""`holdfast replace INVENTORY ENGINE MODEL`: replace the model of one engine."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def replace(
         str, typer.Argument(metavar="MODEL", help="The checkpoint that it shall serve.")
     ],
 ) -> int:
-    """Give an engine another model, or go back to the one before."""
+    """Replace the model of an engine, or go back to the previous one."""
     from holdfast import inventory_file
     from holdfast.deploy import run
     from holdfast.engines.replacement import with_model
 
-    # Refused here already, before a host is connected to.
+    # Refused here already, before any connection.
     with_model(inventory_file.load(inventory), engine, model)
-    # pyinfra reads a deploy without arguments.
+    # A deploy file takes no arguments, so the environment carries them.
     os.environ.update(ENGINE=engine, MODEL=model)
     return run(inventory, "deploys/replace.py")

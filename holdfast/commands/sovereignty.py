@@ -1,4 +1,4 @@
-"""`holdfast sovereignty INVENTORY`: whose data can leave each host, and what tried to."""
+"""`holdfast sovereignty INVENTORY`: show whose data can leave each host, and refused attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from holdfast.commands import Inventory
 
 
 def sovereignty(inventory: Inventory) -> int:
-    """Show whose data can leave the machines, and what tried to."""
+    """Show whose data can leave each host, and refused attempts."""
     from rich.console import Console
 
     from facts.egress import EgressAttempts

@@ -1,4 +1,4 @@
-"""`holdfast verify INVENTORY`: judge the machines as they are."""
+"""`holdfast verify INVENTORY`: test the machines as they are now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def verify(
         ),
     ] = None,
 ) -> int:
-    """Judge the machines as they are."""
+    """Test the machines as they are now."""
     import pytest
 
     return pytest.main(["tests/host", "--inventory", inventory, *(pytest_options or [])])

@@ -1,11 +1,11 @@
-"""Does a model fit the cards? vLLM's own arithmetic, done before anything is changed.
+"""Compute whether a model fits its cards, with vLLM's own arithmetic and before any change.
 
     model = load("/srv/models/qwen")
     fit = plan(model, [Card(total_mib=24576)] * 2, EngineSettings(tensor_parallel=2))
     fit.fits, fit.binds, fit.nearest
 
-To be read in this order: `architecture` (what each layer keeps), `blocks` (how vLLM cuts memory
-into blocks), `weights`, `planner`. What is not understood is refused with a sentence.
+Read the modules in this order: `architecture` (what each layer keeps), `blocks` (how vLLM divides
+memory into blocks), `weights`, `planner`. A model that cannot be planned raises `NotUnderstood`.
 """
 
 from holdfast.fit.architecture import NotUnderstood

@@ -1,4 +1,4 @@
-"""`python -m holdfast.fit MODEL_DIR --card 24576 --tp 4`: would vLLM start, and with how much?
+"""`python -m holdfast.fit MODEL_DIR --card 24576 --tp 4`: whether vLLM would start, and its cache.
 
 The exit status is 0 when the model fits, 1 when it does not, 2 when it cannot be planned.
 """
@@ -27,7 +27,7 @@ def _arguments() -> argparse.ArgumentParser:
         help="memory.total of a card as nvidia-smi shows it; once for all, or once for each",
     )
     parser.add_argument("--usable", type=int, metavar="MIB", help="what CUDA sees of a card")
-    parser.add_argument("--weights-gib", type=float, help="all weights, where no file tells")
+    parser.add_argument("--weights-gib", type=float, help="size of all weights, if no file has it")
     parser.add_argument("--tp", dest="tensor_parallel", type=int, default=1)
     for name, kind in (
         ("max-model-len", int),
@@ -56,7 +56,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the plan; see the module for the exit status."""
+    """Print the plan and return the exit status, which the module's docstring explains."""
     options = vars(_arguments().parse_args(arguments))
     folder, sizes = options.pop("model"), options.pop("card")
     usable, weights_gib = options.pop("usable"), options.pop("weights_gib")

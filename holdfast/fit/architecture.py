@@ -1,10 +1,10 @@
 """What each layer of a model keeps per token or per sequence, on one card, read from config.json.
 
-Only two things ever occupy a cache: a layer that attends keeps something for each token, a layer
-that recurs keeps one state for each sequence of any length. Everything here turns the
-fields of a Hugging Face config.json into a list of those two. The formulas are vLLM 0.32's
-(`model_arch_config_convertor.py`, `mamba_utils.py`, the models' own files); where a field could
-change the cache and is not understood, the model is refused: a wrong number is worse than none.
+Two kinds of layer use the cache. An attention layer (`Attends`) keeps bytes for each token. A
+recurrent layer (`Remembers`) keeps one state for each sequence, however long it is. This module
+turns the fields of a Hugging Face config.json into a list of these layers. The formulas are vLLM
+0.32's (`model_arch_config_convertor.py`, `mamba_utils.py`, the models' own files). A model with an
+unknown field that could change the cache is refused, because a wrong number is worse than none.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 
 class NotUnderstood(ValueError):
-    """This model or setting cannot be planned; the text is one sentence with what to do."""
+    """This model or setting cannot be planned; the message is one sentence and says what to do."""
 
 
 MEND = "serve another model, or add this one to holdfast/fit/architecture.py"
-"""What is left where config.json is whole and says something that is not planned here."""
+"""What to do when config.json is complete and has a value that is not planned here."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Attends:
     """A layer that keeps keys and values (or one latent) for each token."""
 
     bytes_per_token: int
-    """Bytes one token takes in this one layer, on one card."""
+    """Bytes that one token takes in this layer, on one card."""
     window_tokens: int | None = None
-    """Tokens a sliding window looks back; None keeps every token."""
+    """Tokens that a sliding window looks back; None: the layer keeps every token."""
     is_latent: bool = False
-    """Multi-head latent attention: the same bytes on every card with any tensor parallel size."""
+    """Multi-head latent attention: every card keeps the same bytes, at any tensor parallel size."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Remembers:
     """A recurrent layer (Mamba, gated delta net, linear attention, short convolution)."""
 
     bytes_per_sequence: int
-    """Bytes of the state of one sequence in this one layer, on one card."""
+    """Bytes of the state of one sequence in this layer, on one card."""
     is_mamba2: bool = False
-    """vLLM 0.32 keeps one state more of these (`mamba_mixer2.py`, `get_kv_cache_spec`)."""
+    """vLLM 0.32 keeps one more state for Mamba 2 (`mamba_mixer2.py`, `get_kv_cache_spec`)."""
 
 
 Layer = Attends | Remembers
@@ -50,32 +50,36 @@ Layer = Attends | Remembers
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """How the cache is split and stored; what the engine's command line decides."""
+    """How the cache is divided and stored, as the engine's command line sets it."""
 
     tensor_parallel: int = 1
     """Cards that share each layer."""
     kv_dtype: str = "auto"
     """vLLM's --kv-cache-dtype; auto follows the checkpoint."""
     state_dtype: str = "auto"
-    """vLLM's --mamba-ssm-cache-dtype: of the recurrent state, not of the convolution before it."""
+    """vLLM's --mamba-ssm-cache-dtype: the recurrent state, without the convolution before it."""
     draft_tokens: int = 0
-    """Tokens that the model's own multi-token prediction head drafts; 0 is off."""
+    """Tokens that the model's own multi-token prediction head drafts; 0: no drafting."""
 
 
 class Fields:
-    """A config.json that knows which of its fields were read."""
+    """The fields of a config.json, and which of them were read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
         self.read: set[str] = set()
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The first of ``names`` that is there and not null; all of them count as read."""
+        """The value of the first of ``names`` that is set; all of them count as read."""
         self.read.update(names)
         return next((v for n in names if (v := self.values.get(n)) is not None), default)
 
     def need(self, *names: str) -> int:
-        """Like `get` for a number that must be there."""
+        """Like `get`, for a positive number that must be set.
+
+        Raises:
+            NotUnderstood: it is missing or is not such a number.
+        """
         value = self.get(*names)
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise NotUnderstood(
@@ -85,16 +89,16 @@ class Fields:
         return int(value)
 
     def largest(self, *names: str, default: int) -> int:
-        """Like `get` for a number that may be given for each layer: the largest of them."""
+        """Like `get`, for a number that may be a list with one item per layer: the largest."""
         value = self.get(*names, default=default)
         return int(max(value, default=default) if isinstance(value, list) else value)
 
     @property
     def depth(self) -> int:
-        """Layers of the model: as a number, or as long as what names each of them.
+        """Number of layers: the count in the file, or the length of its list of layers.
 
-        NemotronH's files list every layer and count none (vLLM 0.32 takes the length too:
-        transformers' `NemotronHConfig.num_hidden_layers`).
+        NemotronH's files list the layers and have no count. vLLM 0.32 uses the length too
+        (transformers' `NemotronHConfig.num_hidden_layers`).
         """
         named = self.get("hybrid_override_pattern", "layers_block_type")
         count = self.get("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -103,7 +107,7 @@ class Fields:
         return self.need("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
     def unread(self, pattern: re.Pattern[str]) -> list[str]:
-        """Names that match, hold something and were never read."""
+        """Names of fields that match ``pattern``, are set, and were never read."""
         return sorted(
             name
             for name, value in self.values.items()
@@ -112,7 +116,7 @@ class Fields:
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of ``config``: multimodal files nest it under various names."""
+    """The language model's part of ``config``. Multimodal files nest it under various names."""
     for name in ("thinker_config", "text_config", "llm_config", "language_config"):
         inner = config.get(name)
         if isinstance(inner, Mapping):
@@ -121,15 +125,14 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
-# The models whose attention vLLM stores as one latent (its `is_deepseek_mla`); others may carry
-# kv_lora_rank and still cache full heads.
+# Models whose attention vLLM stores as one latent vector (its `is_deepseek_mla`). Other models may
+# set kv_lora_rank and still cache full heads.
 LATENT_MODELS = frozenset(
     {"axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"}
     | {"kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe"}
 )
 
-# Fields that name some other kind of memory. One that holds a value and that nothing here read
-# means that this planner does not know the model.
+# Fields that concern memory. If one is set and was not read, this planner does not know the model.
 _MEMORY = re.compile(
     r"""mamba | ssm | conv(?!ert) | kda | delta | recurr | rwkv | lru
     | linear_(attn|attention|num|key|value) | sliding | window | swa | chunk | sparse_att
@@ -138,7 +141,7 @@ _MEMORY = re.compile(
     | global_head | attention_other""",
     re.VERBOSE,
 )
-# Those of them that change arithmetic, not memory.
+# Fields that match `_MEMORY` but change only the arithmetic.
 _HARMLESS = re.compile(
     r"""(mtp_.* | mlp_layer_types | layernorm_.* | rescale_.* | .*_?conv_bias
     | .*rope_(interleave|theta|parameters|scaling) | mla_scale_(q|kv)_lora
@@ -152,7 +155,7 @@ _HARMLESS = re.compile(
     re.VERBOSE,
 )
 
-# Models of which some layers recur whether config.json says so or leaves it to code.
+# Models with some recurrent layers, even if config.json does not list them.
 _HYBRIDS = (
     *("bamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "minimax_m1", "minimax_text"),
     *("nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_next", "qwen4_exp", "zamba"),
@@ -170,7 +173,7 @@ _BYTES = {
 
 
 class _Reader:
-    """The layers of one model on one card."""
+    """Reads the layers of one model, as one card keeps them."""
 
     def __init__(self, config: Mapping[str, Any], split: CacheFormat) -> None:
         self.fields = Fields(text_config(config))
@@ -192,7 +195,7 @@ class _Reader:
         }
         kinds = self.kinds()
         shared = int(self.fields.get("num_kv_shared_layers", default=0))
-        # The last layers of Gemma 3n and 4 read the cache of earlier ones.
+        # The last layers of Gemma 3n and 4 read the cache of earlier layers.
         kinds = kinds[: len(kinds) - shared] if shared else kinds
         blocks = self.fields.get("block_configs")
         if blocks and "attention" in blocks[0]:
@@ -208,14 +211,14 @@ class _Reader:
         return layers
 
     def window(self) -> int:
-        """Tokens of a window; Cohere's holds the token itself too (`commandr.py`)."""
+        """Tokens of a sliding window; Cohere's includes the current token (`commandr.py`)."""
         itself = int(self.model_type.startswith("cohere2"))
         return self.fields.need("sliding_window") + itself
 
     def drafting_layers(self) -> int:
         """Layers of the model's own drafting head.
 
-        Qwen3-Next has one and does not tell (vLLM 0.32, `qwen3_next_mtp.py`).
+        Qwen3-Next has one that config.json does not mention (vLLM 0.32, `qwen3_next_mtp.py`).
         """
         names = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
         if self.model_type == "qwen3_next" and self.fields.get(*names) is None:
@@ -233,7 +236,7 @@ class _Reader:
     # ---- which layer is of which kind ------------------------------------------------------
 
     def kinds(self) -> list[str]:
-        """One word a layer: full, sliding, linear, mamba, conv, both or none."""
+        """The kind of each layer: full, sliding, linear, mamba, conv, both or none."""
         f = self.fields
         if self.model_type == "longcat_flash":
             return ["full"] * (2 * f.need("num_layers"))
@@ -241,7 +244,7 @@ class _Reader:
         if blocks and "block_type" in blocks[0]:
             return self.words([block["block_type"] for block in blocks])
         count = f.depth
-        # Where every layer is named, what a window alone would say is already said.
+        # A list of layers makes these fields redundant, so they count as read.
         f.get("sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_size")
         f.get("sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval")
         for reading in (self.listed, self.flagged, self.periodic, self.windowed):
@@ -268,7 +271,7 @@ class _Reader:
             "attention": "full",
             "indexed_attention": "full",
             "deepseek_sparse_attention": "full",
-            # vLLM gives chunked layers a full cache unless an environment variable asks otherwise
+            # vLLM gives chunked layers a full cache, unless an environment variable changes that
             # (VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE).
             "chunked_attention": "full",
             "sliding_attention": "sliding",
@@ -281,7 +284,7 @@ class _Reader:
             "moe": "none",
         }
         if self.fields.get("mamba_d_state", "ssm_state_size", "state_size") is not None:
-            # Transformers 5 writes this word for every layer that recurs.
+            # Transformers 5 writes this word for every recurrent layer.
             known["linear_attention"] = "mamba"
         unknown = sorted(set(words) - set(known))
         if unknown:
@@ -292,7 +295,7 @@ class _Reader:
         return [known[word] for word in words]
 
     def listed(self, count: int) -> list[str]:
-        """From a list or a string that names every layer."""
+        """Kinds from a list or a string that names every layer."""
         f = self.fields
         if words := f.get("layer_types", "layers_block_type"):
             return self.words(list(words))
@@ -306,14 +309,14 @@ class _Reader:
         return []
 
     def flagged(self, count: int) -> list[str]:
-        """From flags or indices that single out the layers that attend."""
+        """Kinds from flags or indices that mark the attention layers."""
         f = self.fields
         if flags := f.get("attn_type_list"):
             return ["full" if flag == 1 else "linear" for flag in flags]
         if flags := f.get("hybrid_layer_pattern"):
             return ["sliding" if flag == 1 else "full" for flag in flags]
         if linear := f.get("linear_attn_config"):
-            # Counted from 1; Kimi Linear.
+            # Kimi Linear counts layers from 1.
             full = set(linear["full_attn_layers"])
             return ["full" if i + 1 in full else "linear" for i in range(count)]
         if indices := f.get("attn_layer_indices", "full_attn_idxs"):
@@ -322,7 +325,7 @@ class _Reader:
         return []
 
     def periodic(self, count: int) -> list[str]:
-        """From a rule: every n-th layer attends."""
+        """Kinds from a period: every n-th layer is an attention layer."""
         f = self.fields
         if period := f.get("attn_layer_period"):
             offset = int(f.get("attn_layer_offset", default=0))
@@ -334,7 +337,7 @@ class _Reader:
         return []
 
     def windowed(self, count: int) -> list[str]:
-        """From a sliding window that all, or all but every n-th, layers have."""
+        """Kinds from a sliding window, which every layer has, or all but every n-th."""
         f = self.fields
         window = f.get("sliding_window")
         from_layer = f.get("max_window_layers")
@@ -344,7 +347,7 @@ class _Reader:
             return []
         if used and from_layer is not None:
             return ["sliding" if i >= from_layer else "full" for i in range(count)]
-        # Periods that Hugging Face fills in when the file does not say.
+        # Periods that Hugging Face uses when the file has none.
         periods = {"gemma2": 2, "gemma3_text": 6, "gemma3n_text": 5, "cohere2": 4}
         if isinstance(pattern, str):
             return ["sliding" if pattern[i % len(pattern)] == "L" else "full" for i in range(count)]
@@ -362,10 +365,10 @@ class _Reader:
         if rank and self.model_type in LATENT_MODELS:
             yield self.latent(rank + f.need("qk_rope_head_dim"))
             return
-        # The published file names an architecture and no model type.
+        # The published file has an architecture but no model type.
         is_minicpm3 = "MiniCPM3ForCausalLM" in (f.values.get("architectures") or ())
         if rank and (is_minicpm3 or self.model_type == "minicpm3"):
-            # Its weights are compressed, its cache is not (`minicpm3.py`).
+            # Its weights are compressed, but its cache is not (`minicpm3.py`).
             width = f.need("qk_nope_head_dim") + f.need("qk_rope_head_dim")
             heads = self.heads_here(f.need("num_attention_heads"))
             yield Attends(heads * 2 * self.stored(width))
@@ -393,12 +396,12 @@ class _Reader:
             raise NotUnderstood(
                 "config.json has fewer than one head or head size: complete the file"
             )
-        # Transformers 5's Gemma 4 has heads of 512 where the file does not say.
+        # In Transformers 5, Gemma 4 has heads of 512 unless the file says otherwise.
         wide = 512 if self.model_type.startswith("gemma4") else None
         global_dim = f.get("global_head_dim", default=wide)
         global_heads = f.get("num_global_key_value_heads")
         if window is None:
-            # Gemma 4: the layers that see everything have wider, fewer heads.
+            # In Gemma 4, layers with full attention have fewer and wider heads.
             head_dim, value_dim = global_dim or head_dim, global_dim or value_dim
             kv_heads = global_heads or kv_heads
         else:
@@ -413,7 +416,7 @@ class _Reader:
         )
 
     def nas_attention(self, block: Mapping[str, Any]) -> Iterator[Layer]:
-        """A layer of Nemotron NAS (Super, Ultra): some have no attention, some fewer heads."""
+        """A layer of Nemotron NAS (Super, Ultra); some have no attention, others fewer heads."""
         heads = self.fields.need("num_attention_heads")
         if block.get("n_heads_in_group"):
             dim = self.fields.get("head_dim") or self.fields.need("hidden_size") // heads
@@ -421,7 +424,7 @@ class _Reader:
             yield Attends(kv_heads * 2 * self.stored(dim))
 
     def heads_here(self, kv_heads: int) -> int:
-        """Heads on one card; with more cards than heads each head is kept several times."""
+        """Heads on one card; if there are more cards than heads, several cards keep each head."""
         cards = self.split.tensor_parallel
         if kv_heads % cards and cards % kv_heads:
             raise NotUnderstood(
@@ -439,10 +442,11 @@ class _Reader:
         return number // self.split.tensor_parallel
 
     def stored(self, elements: int) -> int:
-        """Bytes of ``elements`` numbers of one head in the cache.
+        """Bytes that ``elements`` numbers of one head take in the cache.
 
-        NVFP4 packs two to a byte and adds one scale for sixteen; the per-token-head formats add a
-        float32 scale (vLLM 0.32, `flashinfer.py` and `triton_attn.py`, `customize_spec`).
+        NVFP4 packs two numbers into a byte and adds one scale for sixteen numbers. The
+        per-token-head formats add one float32 scale (vLLM 0.32, `flashinfer.py` and
+        `triton_attn.py`, `customize_spec`).
         """
         if self.kv_dtype == "auto":
             return elements * self.dtype_bytes
@@ -462,20 +466,21 @@ class _Reader:
     def latent(self, width: int) -> Attends:
         is_sparse = self.fields.get("index_topk") is not None
         if is_sparse and self.kv_dtype.startswith("fp8"):
-            # 512 fp8 + 4 float32 scales + 64 bfloat16: vLLM 0.32, `flashmla_sparse.py`.
+            # 512 fp8, 4 float32 scales and 64 bfloat16 (vLLM 0.32, `flashmla_sparse.py`).
             return Attends(656, is_latent=True)
         return Attends(self.stored(width), is_latent=True)
 
     def indexers(self) -> list[Layer]:
-        """Sparse attention: a second cache with the keys that choose the tokens.
+        """The second cache of sparse attention: the keys that select tokens.
 
-        DeepSeek's numbers are fp8, with one float32 scale for 128 of them (vLLM 0.32,
+        DeepSeek stores fp8 numbers and one float32 scale for 128 of them (vLLM 0.32,
         `deepseek_v2.py`).
         """
         f = self.fields
         sparse = self.fields.values.get("sparse_attention_config") or {}
         if "sparse_attention_freq" in sparse and "sparse_index_dim" in sparse:
-            # MiniMax M3: one key a token in the layers that choose blocks (`minimax_m3/common`).
+            # MiniMax M3 keeps one key per token in layers that select blocks
+            # (`minimax_m3/common`).
             f.get("sparse_attention_config")
             chosen = sum(map(bool, sparse["sparse_attention_freq"]))
             return [Attends(2 * int(sparse["sparse_index_dim"]), is_latent=True)] * chosen
@@ -494,7 +499,7 @@ class _Reader:
         return [Attends(width + width // 128 * 4, is_latent=True)] * sum(own)
 
     def state(self, convolution: int, recurrent: int, default_dtype: str = "auto") -> Remembers:
-        """A state of so many numbers before and in the recurrence, on one card."""
+        """A state on one card, from its count of convolution and of recurrent numbers."""
         dtype = self.split.state_dtype
         if dtype == "auto":
             dtype = self.fields.get(
@@ -514,7 +519,7 @@ class _Reader:
         f, drafts = self.fields, self.split.draft_tokens
         if kimi := f.get("linear_attn_config") or f.get("linear_num_heads"):
             if not isinstance(kimi, Mapping):
-                # As Transformers 5 writes it.
+                # Transformers 5 writes the number of heads here.
                 dim, kernel = f.need("linear_head_dim"), f.need("linear_conv_kernel_dim")
                 kimi = {"num_heads": kimi, "head_dim": dim, "short_conv_kernel_size": kernel}
             heads, dim = int(kimi["num_heads"]), int(kimi["head_dim"])
@@ -550,7 +555,7 @@ class _Reader:
         expand = f.get("mamba_expand", "expand", default=2)
         inner = f.get("mamba_d_ssm", "mamba_intermediate_size")
         if heads is None:
-            # The first Mamba: no heads, no groups (Jamba, Falcon Mamba).
+            # The first Mamba (Jamba, Falcon Mamba) has no heads and no groups.
             inner = f.get("intermediate_size") if "mamba" in self.model_type else None
             inner = self.divided(
                 inner or int(expand * f.need("hidden_size")), "the width of the Mamba layers"
@@ -559,7 +564,7 @@ class _Reader:
         if not isinstance(dim, int):
             dim = int(inner or expand * f.need("hidden_size")) // heads
         groups = int(f.get("n_groups", "mamba_n_groups", "mamba_ngroups", default=1))
-        # Groups that do not divide are kept several times, so that each head has its own at hand.
+        # If groups do not divide by the cards, vLLM copies them, so that each head has its group.
         groups += 0 if groups % cards == 0 else cards - groups
         width = self.divided(heads * dim + 2 * groups * size, "the width of the Mamba layers")
         recurrent = self.divided(heads, "Mamba heads") * dim * size
@@ -568,7 +573,7 @@ class _Reader:
         return [replace(state, is_mamba2=True)]
 
     def short_convolution(self) -> list[Layer]:
-        """Liquid's LFM2: a few columns before the present one."""
+        """The short convolution of Liquid's LFM2: it keeps a few earlier columns."""
         f = self.fields
         width = self.divided(f.need("conv_dim", "hidden_size"), "the width of the convolution")
         f.get("conv_dim_out", "conv_use_xavier_init")
@@ -576,9 +581,9 @@ class _Reader:
 
 
 def quantisation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says about its number formats; empty when it says nothing.
+    """The checkpoint's description of its number formats; empty if it has none.
 
-    Read where vLLM 0.32 reads it: at the top, in the language model's part, or as
+    It is read where vLLM 0.32 reads it: at the top level, in the language model's part, or as
     compression_config (`model_arch_config_convertor.py`, `get_quantization_config`).
     """
     text = text_config(config)
@@ -587,11 +592,12 @@ def quantisation_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kv_dtype(config: Mapping[str, Any], asked: str) -> str:
-    """The cache format; like vLLM, auto follows what the checkpoint was calibrated for.
+    """The cache format. As in vLLM, auto is the format for which the checkpoint was calibrated.
 
-    ModelOpt: `torch_utils.py`, `get_kv_cache_quant_algo_string`; the `producer` of an older
-    hf_quant_config.json stands for its method. compressed-tensors: any kv_cache_scheme makes the
-    cache fp8 (`attention.py`), and only 8-bit floats are taken (`compressed_tensors.py`).
+    ModelOpt: `torch_utils.py`, `get_kv_cache_quant_algo_string`; an older hf_quant_config.json
+    names ModelOpt as its `producer` instead of its method. compressed-tensors: any kv_cache_scheme
+    makes the cache fp8 (`attention.py`), and vLLM accepts only 8-bit floats
+    (`compressed_tensors.py`).
     """
     if asked != "auto":
         return {"fp8_ds_mla": "fp8", "bfloat16": "auto", "float16": "auto"}.get(asked, asked)
@@ -603,8 +609,8 @@ def _kv_dtype(config: Mapping[str, Any], asked: str) -> str:
     if method == "compressed-tensors":
         if scheme and (scheme.get("type"), scheme.get("num_bits")) != ("float", 8):
             raise NotUnderstood(
-                f"the checkpoint asks for a cache of {scheme.get('num_bits')}-bit"
-                f" {scheme.get('type')}, which vLLM refuses: name another kv_dtype"
+                f"the checkpoint requests a cache of {scheme.get('num_bits')}-bit"
+                f" {scheme.get('type')}, which vLLM refuses: set another kv_dtype"
             )
         return "fp8" if scheme else "auto"
     by_modelopt = (found.get("producer") or {}).get("name") == "modelopt"
@@ -619,24 +625,24 @@ def _kv_dtype(config: Mapping[str, Any], asked: str) -> str:
     return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(named).lower(), "auto")
 
 
-# Models that look at a text from both sides at once (vLLM 0.32: `AttentionType.ENCODER_ONLY` in
-# bert.py, roberta.py, modernbert.py, bert_with_rope.py, embedding_gemma2.py, siglip.py).
+# Models that read a text in both directions (vLLM 0.32: `AttentionType.ENCODER_ONLY` in bert.py,
+# roberta.py, modernbert.py, bert_with_rope.py, embedding_gemma2.py, siglip.py).
 _ENCODERS = frozenset(
     {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "embedding_gemma2"}
     | {"siglip", "siglip_text_model"}
 )
-# Decoders whose use_bidirectional_attention vLLM reads (`models/config.py`); in PaliGemma's Gemma
-# it speaks of the image alone.
+# Decoders whose use_bidirectional_attention vLLM reads (`models/config.py`). In PaliGemma's Gemma
+# the field concerns images only.
 _TURNED = ("gemma3",)
 
 
 def is_encoder_only(config: Mapping[str, Any]) -> bool:
-    """Whether nothing is cached since every token sees every other: embedders and rerankers.
+    """Whether the model is an embedder or reranker that reads both directions and keeps no cache.
 
-    By what only such models have: segments of a text (type_vocab_size), words masked in the middle
-    of it. By the model's type, or because config.json says so of a decoder: is_causal false
-    (`llama.py`, `qwen3.py`), an architecture or a contract that is bidirectional, and what
-    `models/config.py` makes of a few.
+    It is one if it has text segments (type_vocab_size) or predicts masked words, which only such
+    models do; if its model type is one of them; or if config.json makes a decoder one: is_causal
+    false (`llama.py`, `qwen3.py`), an architecture or a retrieval contract that is bidirectional,
+    or one of the fields that `models/config.py` reads.
     """
     text = text_config(config)
     kind = str(text.get("model_type", "")).removesuffix("_text")
@@ -655,41 +661,41 @@ def is_encoder_only(config: Mapping[str, Any]) -> bool:
     )
 
 
-# Heads that draft for a model (vLLM 0.32, `registry.py`, `_SPECULATIVE_DECODING_MODELS`).
+# Drafting heads for other models (vLLM 0.32, `registry.py`, `_SPECULATIVE_DECODING_MODELS`).
 _DRAFTS = re.compile(
     r"eagle\d*(?!_?2_5_vl)|mtp|dflash|dspark|medusa|draft|speculator", re.IGNORECASE
 )
 
 
 def _drafts_alone(config: Mapping[str, Any]) -> bool:
-    """Whether this is a head that drafts, without the model it drafts for."""
+    """Whether this is a drafting head without its model."""
     return config.get("speculators_model_type") is not None or any(
         _DRAFTS.search(str(name)) for name in config.get("architectures") or ()
     )
 
 
 def layers(config: Mapping[str, Any], split: CacheFormat | None = None) -> list[Layer]:
-    """Every layer of the model that caches anything, on one card; none of an encoder.
+    """Every layer of the model that uses the cache, on one card; empty for an encoder.
 
     Raises:
-        NotUnderstood: a field that may change the cache is not known, or the cards do not divide.
+        NotUnderstood: an unknown field may change the cache, or the cards cannot share a layer.
     """
     kind = config.get("model_type", "")
     text = text_config(config)
     if _drafts_alone(config):
         raise NotUnderstood(
-            f"config.json is that of a head ({', '.join(config.get('architectures') or [kind])})"
-            " that drafts for another model, and vLLM serves none alone: name the model"
+            "config.json describes a drafting head"
+            f" ({', '.join(config.get('architectures') or [kind])}) for another model, which vLLM"
+            " cannot serve alone: name that model"
         )
     if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
         raise NotUnderstood(
-            f"'{kind}' is an encoder-decoder model, whose second cache is not planned here: {MEND}"
+            f"'{kind}' is an encoder-decoder model; its second cache is not planned here: {MEND}"
         )
     if "num_attention_heads" not in text and config.get("text_config") is not None:
         raise NotUnderstood(
-            f"config.json of model type '{kind}' names its language model and leaves its"
-            " num_attention_heads to code: write the sizes of the language model into its"
-            " text_config"
+            f"the text_config of model type '{kind}' has no num_attention_heads: write the sizes"
+            " of the language model into it"
         )
     if is_encoder_only(config):
         return []

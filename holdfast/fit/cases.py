@@ -1,9 +1,9 @@
-"""The planner against what others published: `python -m holdfast.fit.cases` writes docs/fit.md.
+"""The planner against published figures: `python -m holdfast.fit.cases` writes docs/fit.md.
 
-A case gives a model, settings and what vLLM logged. Where it logged the memory of its cache, the
-planner starts from that and must find blocks, tokens and concurrency; where it logged only tokens,
-from the blocks. GiB in a log are rounded to two places, so blocks lie in a narrow range, and
-they must be in it. The published logs of `logs` judge what is estimated from the card alone.
+A case has a model, settings and figures from vLLM's log. If the log has the memory of the cache,
+the planner starts from it and computes blocks, tokens and concurrency; else it starts from the
+blocks. GiB in a log are rounded to two places, so blocks must lie in a narrow range. The logs in
+`logs` judge the estimates from the card alone.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Comparison:
     published: float
     planned: float
     is_exact: bool
-    """Whether the published figure is met within its own last place and that of the memory."""
+    """Whether the two agree within the rounding of the published figure and of the memory."""
     source: str
     mark: str
-    """Why the figure proves nothing about the planner's accuracy; empty where it does."""
+    """Why the figure is no proof of the planner's accuracy; empty if it is one."""
 
     @property
     def error_percent(self) -> float:
-        """How far the planner is off."""
+        """Error of the planner, in per cent of the published figure."""
         return 100 * (self.planned - self.published) / self.published
 
 
 def fit_of(case: dict[str, Any], folder: Path, cache_gib: float | None) -> Fit:
-    """The plan of a case, with so much memory for the cache, or with what the planner computes."""
+    """The plan of a case, with the given memory for the cache; None: the planner computes it."""
     model_folder = folder / case["model"]
     has_index = (model_folder / "model.safetensors.index.json").is_file()
     model = load(model_folder, None if has_index else Weights(total_bytes=1))
@@ -76,7 +76,7 @@ def _figures(fit: Fit) -> dict[str, float]:
 
 
 def mark(case: dict[str, Any], what: str) -> str:
-    """Why a figure of ``case`` is no proof of accuracy; empty where it is one."""
+    """Why a figure of ``case`` is no proof of accuracy; empty if it is one."""
     if what == "cache_gib":
         return "fitted to"
     if "blocks" in case and what == "blocks":
@@ -89,14 +89,14 @@ def mark(case: dict[str, Any], what: str) -> str:
 
 
 def compare(case: dict[str, Any], folder: Path = DATA) -> Iterator[Comparison]:
-    """Every figure the case publishes, with the planner's."""
+    """Every published figure of the case, with the planner's."""
     gib = case.get("cache_gib")
     rounded = ROUNDED_GIB if gib and not float(gib).is_integer() else 0
     planned, least, most = (
         _figures(fit_of(case, folder, None if gib is None else gib + change))
         for change in (0, -rounded, rounded)
     )
-    # What the planner makes of the card alone, not of the logged memory.
+    # Computed from the card alone, without the logged memory.
     planned["cache_gib"] = _figures(fit_of(case, folder, None))["cache_gib"]
     for what, published in case["published"].items():
         half = 0 if isinstance(published, int) else 0.5 * 10 ** -len(str(published).split(".")[1])
@@ -135,7 +135,7 @@ def _number(value: float) -> str:
 
 
 def _sentence(found: Sequence[Judgement]) -> str:
-    """What is claimed of ``found``, in one line."""
+    """The claims about ``found``, in one line."""
     of = summary(found)
     refused = sum(each.log.refused for each in found)
     return (
@@ -200,52 +200,50 @@ def page(folder: Path = DATA) -> str:
         " vLLM's source again, and the planner was corrected from the source:",
         "",
         '- At the commit "the reserve is measured as vLLM measures it" (23 logs, median 1.6 %,'
-        " worst 20.5 %): the second runner's sampler needs less.",
+        " worst 20.5 %): the second runner's sampler needs less than was planned.",
         '- At the commit "six more logs, four of them refused starts" (29 logs, median 2.1 %,'
         " worst 7.9 %, two beyond 5 %): the embedder on the T4 (-6.3 %) was planned with an image"
-        " of 16,384 tokens where its preprocessor_config.json allows 1,280. On the laptop card"
-        " (-7.9 %) logits were planned as four copies where vLLM holds one, and what the sampler"
-        " keeps for penalties was taken for memory of CUDA.",
-        "- The same reading corrected figures that no log had shown: what the first runner"
-        " samples in,"
-        " the version that first takes the graphs off the budget, what NVFP4 experts keep, and the"
-        " videos of Qwen2-VL and Qwen2.5-VL.",
+        " of 16,384 tokens, but its preprocessor_config.json allows 1,280. On the laptop card"
+        " (-7.9 %) four copies of the logits were planned, but vLLM holds one; and the sampler's"
+        " memory for penalties was counted as CUDA's.",
+        "- The same reading corrected figures that no log had shown: the number format in which"
+        " the first runner samples, the version that first subtracts the graphs from the budget,"
+        " the memory that NVFP4 experts keep, and the videos of Qwen2-VL and Qwen2.5-VL.",
         "",
         "So these are not figures of unseen logs. Nine logs were searched for after the first"
-        " fitting and judged as found: six because no start that vLLM"
-        " refused had fallen into this half, Qwen2.5-VL because its video was planned 13 GiB short"
-        " before, and two of Qwen3 8B on a 4090 to check what the sampler keeps.",
+        " fitting and judged as found: six because this half had no start that vLLM refused,"
+        " Qwen2.5-VL because its video had been planned 13 GiB too small, and two of Qwen3 8B on a"
+        " 4090 to check the memory that the sampler keeps.",
         "",
         *_judged("Fitting half", judged("fitting", folder)),
         "The constants of `reserve.py` were fitted to this half, so it proves nothing.",
         "",
-        "Left out, by rules made in advance: memory that processor and card share (GB10),"
-        " other makers"
-        " than NVIDIA, LoRA, GGUF, patched builds, pipeline parallel, logs that do not name the"
-        " flags that decide, models that the planner refuses. Texts without a known"
+        "Rules made in advance excluded memory that processor and card share (GB10), other makers"
+        " than NVIDIA, LoRA, GGUF, patched builds, pipeline parallelism, logs without the flags"
+        " that decide the figures, and models that the planner refuses. Texts without a known"
         " repository address are cited by title, with the line of the log in logs.json.",
         "",
         "## Blocks, tokens and concurrency, from the logged memory",
         "",
-        "Figures are those of vLLM's own log, or of its refusal, in the thread named, planned for"
-        " the version that logged them. From the memory that vLLM logged for its cache the planner"
-        ' computes blocks, tokens and concurrency. vLLM rounds that memory to 0.01 GiB: "within'
-        ' rounding" means that the published figure is possible with a memory in that range.'
-        " With several cards vLLM takes the blocks of the card with the least and logs the memory"
-        " of the first: those rows are marked *.",
+        "The published figures are from vLLM's log, or from its refusal, in the named thread. They"
+        " are planned for the version that logged them. From the memory that vLLM logged for its"
+        " cache, the planner computes blocks, tokens and concurrency. vLLM rounds that memory to"
+        ' 0.01 GiB; "within rounding" means that the published figure is possible with a memory in'
+        " that range. With several cards vLLM uses the blocks of the card with the fewest and logs"
+        " the memory of the first card; those rows are marked *.",
         "",
-        'A word under "no proof" gives the reason why a row proves little or nothing about'
-        " accuracy: the figure is itself the input; it follows from blocks that were given; it is a"
-        " run of vLLM's allocator here, not a published log; it was computed by hand; or it is one"
-        " of the three figures from which the first constants of the reserve came.",
+        'The column "no proof" says why a row proves little or nothing about accuracy: the figure'
+        " is itself the input; it follows from blocks that were given; it is from a run of vLLM's"
+        " allocator here, not from a published log; it was computed by hand; or the first"
+        " constants of the reserve were fitted to it.",
         "",
-        f"Accuracy is claimed of the other {len(proof)} figures only:"
-        f" {sum(row.is_exact for row in proof)} lie within rounding, the worst is"
-        f" {worst.error_percent:+.2f} % off ({worst.case}, {_WORDS[worst.what]}).",
+        f"Accuracy is claimed for the other {len(proof)} figures only:"
+        f" {sum(row.is_exact for row in proof)} lie within rounding, and the worst error is"
+        f" {worst.error_percent:+.2f} % ({worst.case}, {_WORDS[worst.what]}).",
         "",
-        "Beside these, 648 random settings of the models in tests/unit/data/fit were run through"
-        " vLLM 0.32's own allocator (`get_kv_cache_configs`): blocks, tokens and the decision"
-        " to start were the same in all; allocator.json there is a sample for a test.",
+        "Also, 648 random settings of the models in tests/unit/data/fit were run through vLLM"
+        " 0.32's own allocator (`get_kv_cache_configs`). Blocks, tokens and the decision to start"
+        " were the same in all. A test uses a sample of them (allocator.json).",
         "",
         "| case | figure | published | planned | error | within rounding | no proof | source |",
         "|---|---|---:|---:|---:|---|---|---|",
@@ -260,18 +258,19 @@ def page(folder: Path = DATA) -> str:
         "",
         "## Limits",
         "",
-        "- Activations, CUDA graphs and what CUDA and NCCL hold are estimates, each with its source"
-        " in `reserve.py`. Give `--reserve-mib` or `--kv-cache-mib` if vLLM's log has the figure.",
+        "- Activations, CUDA graphs and the memory of CUDA and NCCL are estimates, each with its"
+        " source in `reserve.py`. Give `--reserve-mib` or `--kv-cache-mib` if vLLM's log has the"
+        " figure.",
         "- Errors are largest for small budgets: a few tenths of a GiB are a large part of 4 GiB.",
-        "- The first start of a model compiles it, and vLLM takes what the compiler tries out for"
-        " the peak of the dummy run: 1.0 GiB more for Qwen3 8B on a 4090 (0.27), which the second"
-        " start had for its cache. Half of that is planned, which fits the fitting half.",
+        "- The first start of a model compiles it. The compiler's trials then raise the peak of the"
+        " dummy run: Qwen3 8B on a 4090 (0.27) had 1.0 GiB less cache than at its second start."
+        " Half of that is planned, which agrees with the fitting half.",
         "- Kernels may need other blocks than vLLM's default (`--block-tokens`); with FlashKDA,"
         " Kimi Linear keeps a third state.",
-        "- MXFP4 experts are padded as Marlin pads them; other kernels pad as much or less. What"
-        " other formats gain or lose when loaded is not planned.",
-        "- What NVFP4 experts keep follows from vLLM's source. That it adds to the peak of the"
-        " encoder is fitted to one log (Qwen3.6 35B on a 5090 under WSL).",
+        "- MXFP4 experts are padded as Marlin pads them; other kernels pad as much or less. Changes"
+        " of size when other formats are loaded are not planned.",
+        "- The memory that NVFP4 experts keep follows from vLLM's source. It is added to the peak"
+        " of the encoder because of one log (Qwen3.6 35B on a 5090 under WSL).",
         "- A video is planned as vLLM measures it for Qwen2-VL and Qwen2.5-VL, and with 16,384"
         " tokens for other encoders. The flag `limit-mm-per-prompt` with 0 videos saves that"
         " memory. Larger images that `mm-processor-kwargs` allows are not planned.",
@@ -286,7 +285,7 @@ def page(folder: Path = DATA) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print what the judging half says; with --write, write docs/fit.md too."""
+    """Print the claims about the judging half; with --write, also write docs/fit.md."""
     print(f"judging half, {_sentence(judged('judging'))}")  # noqa: T201
     if "--write" in arguments:
         PAGE.write_text(page())

@@ -1,8 +1,8 @@
-"""Published logs of vLLM's start, for the memory that the planner can only estimate.
+"""Published logs of vLLM's start, which the planner's estimates are fitted to and judged by.
 
-`tests/unit/data/fit/logs.json` holds them. What a log says is data; a hash of its name says whether
-the estimates may be fitted to it, or only judged by it; what came later only judges. No estimate
-is fitted to the judging half.
+`tests/unit/data/fit/logs.json` contains them. A hash of its name assigns each log to the fitting
+half or the judging half; a log that was collected later always belongs to the judging half. No
+estimate is fitted to the judging half.
 """
 
 from __future__ import annotations
@@ -25,59 +25,60 @@ DATA = Path("tests/unit/data/fit")
 
 
 class Parts(Model):
-    """What the log itself splits the reserve into, GiB; None where it does not say."""
+    """The parts of the reserve that the log names, GiB; None if it does not."""
 
     activation: float | None = None
-    """Peak of the dummy run; since 0.20 with the estimate of the graphs."""
+    """Peak of the dummy run; since 0.20 including the estimate of the graphs."""
     non_torch: float | None = None
-    """What CUDA and NCCL hold."""
+    """Memory of CUDA and NCCL."""
     graph_estimate: float | None = None
-    """What is kept back for CUDA graphs."""
+    """Memory reserved for CUDA graphs."""
     graphs: float | None = None
-    """What the graphs took in the end."""
+    """Memory that the graphs finally took."""
 
 
 class Log(Model):
-    """One start of vLLM as it was published."""
+    """One published start of vLLM."""
 
     name: str
     model: str
     """The folder in tests/unit/data/fit with its config.json."""
     card: str
     usable_gib: float = Field(gt=0)
-    """The card's memory as CUDA sees it: from the log, or of cards of that name in other logs."""
+    """The card's memory as CUDA sees it: from this log, or from other logs with the same card."""
     source: str
     """Where it was published: an address, or the title of a public text."""
     quote: str
-    """The line of the log that the figures are from."""
+    """The line of the log with the figures."""
     engine: EngineSettings
     weights_gib: float | None = Field(gt=0)
-    """Weights as loaded on one card; None where the log does not say."""
+    """Weights as loaded on one card; None if the log does not say."""
     cache_gib: float
-    """Memory left for the cache on one card, by the log; negative where vLLM refused."""
+    """Memory left for the cache on one card, from the log; negative if vLLM refused to start."""
     tokens: int | None = None
-    """Tokens of the cache, by the log: a check that config.json is the right one."""
+    """Tokens of the cache, from the log; they check that config.json is the right one."""
     refused: bool = False
-    """vLLM did not start."""
+    """Whether vLLM refused to start."""
     from_files: bool = False
-    """The planner counts the weights from the files; else it is given what was loaded."""
+    """Whether the planner counts the weights from the files; else it gets the loaded size."""
     assumed: tuple[str, ...] = ()
-    """Settings that the log does not name, at the defaults of that version."""
+    """Settings that the log does not name; the planner uses the defaults of that version."""
     parts: Parts = Parts()
     later: bool = False
-    """Collected when the estimates were already fitted: it can only judge."""
+    """Whether it was collected after the estimates were fitted; then it belongs to the judging
+    half."""
     note: str = ""
 
     @property
     def half(self) -> Literal["fitting", "judging"]:
-        """Which half the log belongs to: by the first byte of a hash of its name, unless later."""
+        """The half of the log, from the first byte of a hash of its name; judging if ``later``."""
         if self.later:
             return "judging"
         return "judging" if hashlib.sha256(self.name.encode()).digest()[0] % 2 else "fitting"
 
     @property
     def budget_gib(self) -> float:
-        """What vLLM may use of the card."""
+        """Memory of the card that vLLM may use."""
         return self.usable_gib * self.engine.utilisation
 
 
@@ -93,34 +94,34 @@ def load_logs(folder: Path = DATA) -> list[Log]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A log beside what the planner makes of its card, settings and weights."""
+    """A log, and the plan for its card, settings and weights."""
 
     log: Log
     fit: Fit
 
     @property
     def cache_gib(self) -> float:
-        """Memory for the cache by the plan, before anything is known of the start."""
+        """Memory that the plan computes for the cache, without the log's measurements."""
         return self.fit.cards[0].cache_bytes / GIB
 
     @property
     def error_percent(self) -> float:
-        """Cache promised too much (more than 0) or too little, in per cent of the budget."""
+        """Error of the planned cache, per cent of the budget; above 0 if it promises too much."""
         return 100 * (self.cache_gib - self.log.cache_gib) / self.log.budget_gib
 
     @property
     def is_false_fit(self) -> bool:
-        """The plan says it fits, and vLLM did not start."""
+        """Whether the plan says that the model fits, but vLLM did not start."""
         return self.log.refused and self.fit.fits
 
     @property
     def is_false_refusal(self) -> bool:
-        """The plan says it does not fit, and vLLM started; by no more than the error."""
+        """Whether the plan says that the model does not fit, but vLLM started."""
         return not self.log.refused and not self.fit.fits
 
 
 def judge(log: Log, folder: Path = DATA) -> Judgement:
-    """What the planner makes of ``log``: nothing of it but card, settings and weights is used."""
+    """Plan the start in ``log``, from its card, settings and weights only."""
     known = None
     cards = log.engine.tensor_parallel
     if log.weights_gib is not None and not log.from_files:
@@ -131,7 +132,7 @@ def judge(log: Log, folder: Path = DATA) -> Judgement:
 
 
 def summary(found: Sequence[Judgement]) -> dict[str, float]:
-    """What is claimed of ``found``: counts, and errors in per cent of the budget."""
+    """The figures that are claimed for ``found``: counts, and errors in per cent of the budget."""
     errors = [each.error_percent for each in found]
     refusals = [-each.error_percent for each in found if each.is_false_refusal]
     return {

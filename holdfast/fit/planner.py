@@ -1,9 +1,9 @@
-"""Does this model fit these cards with these settings, and if not, which nearest settings would?
+"""Whether a model fits its cards with its settings, and the nearest settings with which it would.
 
-What vLLM does at start (`v1/worker/gpu_worker.py`, 0.32): it may use `utilisation` of what CUDA
-sees of each card; weights, the peak of a dummy run, what CUDA and NCCL hold outside torch and the
-CUDA graphs come off; the rest is the cache. Weights and cache are exact here; the peak and the
-graphs depend on kernels and are estimates (`reserve`).
+The plan follows vLLM's start (`v1/worker/gpu_worker.py`, 0.32). The budget is `utilisation` x the
+memory of a card that CUDA sees. vLLM subtracts the weights, the peak of a dummy run, the memory of
+CUDA and NCCL outside torch, and the CUDA graphs; the rest is the cache. Weights and cache are exact
+here. The peak and the graphs depend on kernels, so they are estimates (`reserve`).
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ _LENGTHS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     *("max_target_positions", "max_sequence_length", "max_seq_length", "seq_len"),
 )
-"""Keys of config.json that tell the longest context, in tokens."""
+"""Keys of config.json that hold the longest context, in tokens."""
 USABLE_SHARE = 0.98
-"""What CUDA sees of the memory nvidia-smi shows: 0.982 (3090, vllm#10517), 0.985 (5090, field
-notes 10), 0.990 (A100 80 GB), 0.994 (H100 80 GB); the lowest, rounded down."""
+"""Share of the memory in nvidia-smi that CUDA sees: the lowest known, rounded down. Known are 0.982
+(3090, vllm#10517), 0.985 (5090, field notes 10), 0.990 (A100 80 GB) and 0.994 (H100 80 GB)."""
 
 
 class Card(Settings):
     """One card."""
 
     name: str = "card"
-    """For the table."""
+    """Its name in the table."""
     total_mib: int = Field(gt=0)
     """Memory as nvidia-smi's memory.total shows it, MiB."""
     usable_mib: int | None = Field(default=None, gt=0)
-    """What CUDA sees of it, MiB; None takes 98 %."""
+    """Memory that CUDA sees, MiB; None: 98 % of ``total_mib``."""
 
     @property
     def usable_bytes(self) -> int:
-        """What vLLM multiplies with the utilisation, in bytes."""
+        """The memory that vLLM multiplies by the utilisation, in bytes."""
         return MIB * (self.usable_mib or int(self.total_mib * USABLE_SHARE))
 
 
@@ -68,10 +68,10 @@ class EngineSettings(Settings):
     """The settings of an engine that decide what fits; names and defaults are vLLM's."""
 
     max_model_len: int | None = Field(default=None, gt=0)
-    """Tokens of prompt and answer together; None is what the model allows."""
+    """Tokens of prompt and answer together; None: as many as the model allows."""
     utilisation: float = Field(default=0.80, gt=0, le=1)
-    """Share of the card the engine may use. More than 0.80 needs a reason, given where the engine
-    is declared."""
+    """Share of the card that the engine may use; more than 0.80 needs a reason in the engine's
+    declaration."""
     kv_dtype: str = "auto"
     """Cache format: auto, fp8, nvfp4 or a per-token-head format."""
     state_dtype: str = "auto"
@@ -83,31 +83,31 @@ class EngineSettings(Settings):
     max_num_batched_tokens: int = Field(default=2048, gt=0)
     """Tokens computed in one step. vLLM's default is 8192 on cards of 70 GiB and more."""
     enforce_eager: bool = False
-    """No CUDA graphs: saves their memory, costs speed."""
+    """No CUDA graphs: saves their memory, but is slower."""
     prefix_caching: bool = True
-    """Keep what requests have in common."""
+    """Keep prefixes that requests share."""
     async_scheduling: bool = True
-    """Prepare the next step while one runs; a sliding window then keeps two batches more."""
+    """Prepare the next step while one runs; a sliding window then keeps two more batches."""
     block_tokens: int | None = Field(default=None, gt=0)
     """--block-size in tokens."""
     draft_tokens: int = Field(default=0, ge=0)
-    """Tokens drafted by the model's own prediction head; 0 is off."""
+    """Tokens drafted by the model's own prediction head; 0: no drafting."""
     text_only: bool = False
     """--language-model-only: neither load nor measure the encoders."""
     takes_videos: bool = True
-    """Whether a request may hold a video: not where --limit-mm-per-prompt says 0 of them."""
+    """Whether a request may contain a video; False for 0 videos in --limit-mm-per-prompt."""
     vllm_minor: int = Field(default=32, ge=6)
-    """Version 0.N of vLLM; its bookkeeping changed (`blocks.Scheduling`)."""
+    """N of vLLM's version 0.N; versions divide the memory differently (`blocks.Scheduling`)."""
     kv_cache_mib: float | None = Field(default=None, gt=0)
-    """The cache's memory on each card, MiB, where it is known (vLLM logs it), or --kv-cache-memory;
-    None computes it."""
+    """Memory of the cache on each card, MiB: vLLM's log has it, or --kv-cache-memory sets it; None:
+    it is computed."""
     reserve_mib: float | None = Field(default=None, ge=0)
-    """Activations, graphs and contexts on each card together, MiB, where measured; None
-    estimates."""
+    """Activations, graphs and contexts on each card together, MiB, if measured; None: they are
+    estimated."""
 
     @property
     def scheduling(self) -> blocks.Scheduling:
-        """What `blocks` needs of these settings."""
+        """The settings that `blocks` uses."""
         return blocks.Scheduling(
             block_tokens=self.block_tokens,
             batched_tokens=self.max_num_batched_tokens,
@@ -118,7 +118,7 @@ class EngineSettings(Settings):
         )
 
     def running(self, context_tokens: int) -> Running:
-        """What `reserve` needs of these settings."""
+        """The settings that `reserve` uses."""
         return Running(
             cards=self.tensor_parallel,
             sequences=self.max_num_seqs,
@@ -132,20 +132,20 @@ class EngineSettings(Settings):
 
     @property
     def cache_format(self) -> CacheFormat:
-        """What `architecture` needs of these settings."""
+        """The settings that `architecture` uses."""
         return CacheFormat(self.tensor_parallel, self.kv_dtype, self.state_dtype, self.draft_tokens)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its files describe it."""
+    """A model, read from its files."""
 
     name: str
     config: Mapping[str, Any]
     """config.json."""
     weights: weights.Weights
     processor: Mapping[str, Any] = field(default_factory=dict)
-    """preprocessor_config.json; empty where there is none."""
+    """preprocessor_config.json; empty if there is none."""
 
     @cached_property
     def text(self) -> Fields:
@@ -154,19 +154,19 @@ class Model:
 
     @property
     def longest_tokens(self) -> int:
-        """The context the model was made for, stretched by YaRN and the like; 0 if not told.
+        """The longest context of the model, with YaRN and the like; 0 if config.json has none.
 
         The keys are those that vLLM reads (0.32, `model_arch_config_convertor.py`,
         `derive_max_model_len_and_key`): model_max_length, else the smallest of the others.
         """
-        told = [int(value) for name in _LENGTHS if (value := self.text.get(name))]
-        positions = int(self.text.get("model_max_length", default=min(told, default=0)))
+        lengths = [int(value) for name in _LENGTHS if (value := self.text.get(name))]
+        positions = int(self.text.get("model_max_length", default=min(lengths, default=0)))
         rope = self.text.get("rope_scaling", "rope_parameters", default={})
         kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
         original = rope.get("original_max_position_embeddings")
         if kind not in ("yarn", "linear", "dynamic") or not factor:
             return positions
-        # Gemma 3 counts its stretched positions.
+        # Gemma 3's positions already include the factor.
         is_counted = "gemma3" in str(self.config.get("model_type"))
         base = original or (positions / factor if is_counted or kind == "yarn" else positions)
         return max(positions, int(base * factor))
@@ -182,12 +182,12 @@ class CardFit:
     weight_bytes: int
     reserve: Reserve
     cache_bytes: int
-    """What is left for blocks; negative when weights and reserve alone are too much."""
+    """Memory left for blocks; negative if weights and reserve exceed the budget."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The answer."""
+    """The result of a plan."""
 
     model: Model
     engine: EngineSettings
@@ -196,12 +196,12 @@ class Fit:
     layers: tuple[Layer, ...]
     """On one card."""
     context_tokens: int
-    """The context that was asked for."""
+    """The requested context."""
     blocks: int
-    """vLLM's num_gpu_blocks: of the card with the least."""
+    """vLLM's num_gpu_blocks: those of the card with the fewest."""
     nearest: tuple[str, ...] = ()
-    """Settings that would fit, those that keep the context first; empty when it fits. A utilisation
-    above 0.80 needs a reason."""
+    """Settings that would fit, those that keep the context first; empty if the model fits. A
+    utilisation above 0.80 needs a reason."""
 
     @property
     def concurrency(self) -> float:
@@ -215,18 +215,18 @@ class Fit:
 
     @property
     def longest_tokens(self) -> int:
-        """The longest context these settings can serve, in tokens."""
+        """The longest context that these settings can serve, in tokens."""
         limit = self.model.longest_tokens or self.context_tokens
         return self.pool.longest(self.blocks, limit)
 
     @property
     def state_bytes(self) -> int:
-        """Recurrent state of one sequence on one card, without padding."""
+        """Bytes of the recurrent state of one sequence on one card, without padding."""
         return sum(x.bytes_per_sequence for x in self.layers if isinstance(x, Remembers))
 
     @property
     def bytes_per_token(self) -> int:
-        """Cache of one token on one card, of the layers that keep every token."""
+        """Bytes that one token takes on one card, in the layers that keep every token."""
         return sum(
             x.bytes_per_token
             for x in self.layers
@@ -235,27 +235,32 @@ class Fit:
 
     @property
     def binds(self) -> str:
-        """What stands in the way, or would first."""
+        """The limit that is exceeded, or that more load would reach first."""
         least = min(self.cards, key=lambda card: card.cache_bytes)
         if least.cache_bytes <= 0:
-            return f"weights and reserve are {-least.cache_bytes / GIB:.2f} GiB over the budget"
+            return f"weights and reserve exceed the budget by {-least.cache_bytes / GIB:.2f} GiB"
         if self.context_tokens > self.longest_tokens:
             is_models = self.longest_tokens == self.model.longest_tokens
-            what = "the model reads" if is_models else "the cache holds one request of"
-            return f"{what} {self.longest_tokens:,} tokens at most"
+            what = (
+                "the model reads at most" if is_models else "the cache holds one request of up to"
+            )
+            return f"{what} {self.longest_tokens:,} tokens"
         if not self.pool.groups:
             return (
-                f"max_num_seqs: an encoder keeps no cache, {self.engine.max_num_seqs} run at once"
+                f"max_num_seqs: an encoder has no cache, and {self.engine.max_num_seqs} run at once"
             )
         if self.lacks_states:
-            return f"{self.engine.max_num_seqs} sequences need a state each, {self.blocks} fit"
+            return (
+                f"each of {self.engine.max_num_seqs} sequences needs a state, but only"
+                f" {self.blocks} fit"
+            )
         if self.concurrency < self.engine.max_num_seqs:
-            return f"the cache: {self.concurrency:.2f} requests of full length at once"
-        return f"max_num_seqs: the cache would hold {self.concurrency:.0f} requests of full length"
+            return f"the cache holds {self.concurrency:.2f} requests of full length"
+        return f"max_num_seqs: the cache could hold {self.concurrency:.0f} requests of full length"
 
     @property
     def lacks_states(self) -> bool:
-        """vLLM refuses to capture graphs for more sequences than there are blocks."""
+        """Whether vLLM would refuse to capture graphs: there are more sequences than blocks."""
         captures = not self.engine.enforce_eager
         return captures and self.pool.has_state and self.engine.max_num_seqs > self.blocks
 
@@ -268,9 +273,9 @@ class Fit:
 def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
     """The model in ``folder``: config.json beside its safetensors files or their index.
 
-    hf_quant_config.json tells the number formats where config.json does not (older ModelOpt; vLLM
-    0.32, `transformers_utils/config.py`), preprocessor_config.json how large an image may be.
-    ``known`` weights are taken as they are.
+    If config.json has no number formats (older ModelOpt), they are read from hf_quant_config.json
+    (vLLM 0.32, `transformers_utils/config.py`). preprocessor_config.json holds the largest image.
+    ``known`` weights replace those of the files.
 
     Raises:
         NotUnderstood: a file is missing or damaged.
@@ -281,7 +286,7 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
         config = weights.described(path)
     except (FileNotFoundError, NotADirectoryError):
         hint = "serve it with the floor (llama.cpp)" if any(folder.glob("*.gguf")) else "name one"
-        raise NotUnderstood(f"{folder} holds no config.json of a model: {hint}") from None
+        raise NotUnderstood(f"{folder} has no config.json of a model: {hint}") from None
     beside = folder / "hf_quant_config.json"
     if config.get("quantization_config") is None and beside.is_file():
         config["quantization_config"] = weights.described(beside)
@@ -295,7 +300,7 @@ def load(folder: Path | str, known: weights.Weights | None = None) -> Model:
 
 
 def reserve(model: Model, engine: EngineSettings) -> Reserve:
-    """What each card needs besides weights and cache, without a margin."""
+    """The memory that each card needs besides weights and cache, without a margin."""
     if engine.reserve_mib is not None:
         return Reserve(int(engine.reserve_mib * MIB), 0, 0)
     context = engine.max_model_len or model.longest_tokens
@@ -306,15 +311,15 @@ def reserve(model: Model, engine: EngineSettings) -> Reserve:
 def _plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
     if len(cards) != engine.tensor_parallel:
         raise NotUnderstood(
-            f"{engine.tensor_parallel} cards share the model and {len(cards)} are given: name as"
-            " many cards as tensor_parallel says"
+            f"tensor_parallel is {engine.tensor_parallel}, but {len(cards)} cards are given: name"
+            " as many cards as tensor_parallel"
         )
     found = tuple(layers(model.config, engine.cache_format))
     if not found and not is_encoder_only(model.config):
-        raise NotUnderstood("no layer of this model caches anything: it is not served by blocks")
+        raise NotUnderstood("no layer of this model uses a cache, so blocks cannot be planned")
     context = engine.max_model_len or model.longest_tokens
     if context < 1:
-        raise NotUnderstood("config.json names no longest context: give max_model_len")
+        raise NotUnderstood("config.json has no longest context: give max_model_len")
     shared = blocks.pool(found, engine.scheduling)
     weight = model.weights.on_one_card(
         model.config, engine.tensor_parallel, engine.draft_tokens > 0
@@ -368,7 +373,7 @@ def _nearest(fit: Fit, cards: Sequence[Card]) -> tuple[str, ...]:
         try:
             other = _plan(fit.model, list(cards) * more, engine)
         except NotUnderstood:
-            # Heads that do not divide by so many cards, or a format no kernel has.
+            # So many cards cannot share the heads, or no kernel has the format.
             continue
         if other.lacks_states and other.blocks:
             new["max_num_seqs"] = other.blocks
@@ -379,7 +384,7 @@ def _nearest(fit: Fit, cards: Sequence[Card]) -> tuple[str, ...]:
         if other.longest_tokens:
             (whole if fits_whole else shorter).append(words)
     if fit.longest_tokens == fit.model.longest_tokens:
-        # The model sets this limit, so only a shorter context can help.
+        # The limit is the model's, so only a shorter context can help.
         return tuple(shorter[:1])
     return (*whole, *shorter[: max(1, 4 - len(whole))])
 
@@ -387,10 +392,10 @@ def _nearest(fit: Fit, cards: Sequence[Card]) -> tuple[str, ...]:
 def plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
     """Whether ``model`` fits ``cards`` with the settings of ``engine``.
 
-    ``cards`` are those that share the model, as many as ``engine.tensor_parallel``.
+    ``cards`` share the model; there are ``engine.tensor_parallel`` of them.
 
     Raises:
-        NotUnderstood: the model cannot be planned, or the cards do not divide it.
+        NotUnderstood: the model cannot be planned, or the cards cannot share it.
     """
     try:
         fit = _plan(model, cards, engine)
@@ -398,7 +403,7 @@ def plan(model: Model, cards: Sequence[Card], engine: EngineSettings) -> Fit:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise NotUnderstood(
-            f"config.json of {model.name} holds a value of an unexpected kind ({error}): copy the"
+            f"config.json of {model.name} has a value of an unexpected kind ({error}): copy the"
             " file again, or name another model"
         ) from error
     if fit.fits:

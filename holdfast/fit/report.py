@@ -1,4 +1,4 @@
-"""The plan as a table for people."""
+"""The plan as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _gib(size_bytes: float) -> str:
 
 
 def table(fit: Fit) -> Group:
-    """Memory of each card in GiB, what a request takes, what fits and what binds."""
+    """Memory of each card in GiB, the cache, the verdict, and the setting that limits it."""
     cards = Table(title=f"{fit.model.name} ({quantisation(fit.model.config)}), GiB on each card")
     cards.add_column("card")
     for name in (
@@ -53,14 +53,14 @@ def table(fit: Fit) -> Group:
         "block, bytes on a card": f"{fit.pool.block_bytes:,}",
         "blocks": f"{fit.blocks:,}",
         "blocks of one request": f"{fit.pool.blocks_per_request(fit.context_tokens):,}",
-        "context asked for, tokens": f"{fit.context_tokens:,}",
+        "requested context, tokens": f"{fit.context_tokens:,}",
         "longest context that fits, tokens": f"{fit.longest_tokens:,}",
         "requests of that context at once": f"{fit.concurrency:.2f}",
         "cache size as vLLM logs it, tokens": f"{fit.cache_tokens:,}",
     }
     for what, value in rows.items():
         cache.add_row(what, value)
-    words = [f"{'fits' if fit.fits else 'does not fit'}; {fit.binds}"]
+    words = [f"{'fits' if fit.fits else 'does not fit'}; limit: {fit.binds}"]
     if not fit.fits:
         nearest = fit.nearest or ("nothing similar fits: take more cards, or a smaller model",)
         words += [f"would fit: {change}" for change in nearest]

@@ -1,10 +1,10 @@
-"""What one card needs besides weights and cache: the estimates, each with where it comes from.
+"""Estimates of the memory that one card needs besides weights and cache, each with its source.
 
-vLLM measures it at start (`v1/worker/gpu_worker.py`, `determine_available_memory`, 0.32): encoder,
-a full batch and the sampler run one after another (`v1/worker/gpu/model_runner.py`, `profile_run`),
-so that the largest of them counts, and workspaces that stay, graphs and contexts are added. The
-constants were fitted to the fitting half of tests/unit/data/fit/logs.json (`logs`), none to the
-judging half; docs/fit.md says how far they are off there.
+vLLM measures this memory at start (`v1/worker/gpu_worker.py`, `determine_available_memory`, 0.32).
+It runs the encoder, a full batch and the sampler one after another
+(`v1/worker/gpu/model_runner.py`, `profile_run`), so only the largest of them counts. Workspaces
+that stay allocated, graphs and contexts are added. The constants were fitted to the fitting half of
+tests/unit/data/fit/logs.json (`logs`) only; docs/fit.md has their errors in the judging half.
 """
 
 from __future__ import annotations
@@ -25,66 +25,67 @@ MIB = 2**20
 GIB = 2**30
 
 CONTEXT_BYTES = int(0.2 * GIB)
-"""What CUDA holds outside torch: 0.01 to 0.35 GiB (vllm#10517). Of what is gone from the card since
-0.27, 0.13 GiB (0.31) and 0.15 (0.29) are neither weights nor kept by the sampler."""
+"""Memory of CUDA outside torch: 0.01 to 0.35 GiB (vllm#10517). Since 0.27 vLLM counts all memory
+that is gone from the card; 0.13 GiB (0.31) and 0.15 (0.29) of it belong to neither weights nor
+sampler."""
 COMMUNICATION_BYTES = int(0.4 * GIB)
-"""NCCL and custom all-reduce buffers for each doubling of the cards that share a model: Qwen3 235B
+"""NCCL and custom all-reduce buffers, for each doubling of the cards that share a model. Qwen3 235B
 on four cards needs 0.8 GiB that nothing else explains."""
 GRAPH_BASE_BYTES = int(0.4 * GIB)
 GRAPH_BYTES_PER_LAYER = 15 * MIB
-"""CUDA graphs: the first, and one layer's share when all sizes up to 512 are captured. vLLM
-extrapolates from the largest two (`v1/worker/gpu/cudagraph_utils.py`,
-`profile_cudagraph_memory`): 0.64 GiB for the 32 layers of Qwen3.5 4B, 0.88 for the 30 of Gemma 4
-26B."""
+"""CUDA graphs: a fixed part, and the part of one layer if all sizes up to 512 are captured. vLLM
+extrapolates from the two largest (`v1/worker/gpu/cudagraph_utils.py`, `profile_cudagraph_memory`):
+0.64 GiB for the 32 layers of Qwen3.5 4B, 0.88 for the 30 of Gemma 4 26B."""
 GRAPHS_COUNT_SINCE = 20
-"""Version 0.N that first takes its estimate of the graphs off the budget; before, they come on
-top of it (`envs.py`: VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS is off in 0.19 and on in 0.20)."""
+"""N of the first version 0.N that subtracts its estimate of the graphs from the budget. Earlier
+versions allocate graphs in addition to the budget (`envs.py`:
+VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS is off in 0.19 and on in 0.20)."""
 COMPILER_BYTES = int(0.57 * GIB)
-"""What the compiler tries out in the dummy run of a first start (`config/compilation.py`,
-`benchmark_combo_kernel`): Llama 3.1 8B (0.31) peaked at so much beside the graphs as planned, three
-times its batch."""
+"""Memory that the compiler uses for trials in the dummy run of a first start
+(`config/compilation.py`, `benchmark_combo_kernel`): the peak of Llama 3.1 8B (0.31) without its
+planned graphs, three times its batch."""
 COMPILER_SINCE = 20
-"""Version 0.N of the oldest log whose settings name it."""
+"""N of the version 0.N in the oldest log that names this setting."""
 SECOND_RUNNER_SINCE = 29
-"""Version 0.N from which the second runner runs every model (`v1/worker/gpu/model_runner.py`).
-From 0.26 it ran text models, and took no estimate of graphs before."""
+"""N of the first version 0.N whose second runner runs every model
+(`v1/worker/gpu/model_runner.py`). Since 0.26 it ran text models, without an estimate of graphs."""
 BYTES_PER_LOGIT = 4
-"""The second runner's logits: 16 bits each, and a copy where they are capped or gathered from
-several cards (`model_executor/layers/logits_processor.py`). It samples from them as they are where
-no request asks for more, as in the dummy run: a kernel writes one candidate for each 1,024
-(`v1/worker/gpu/sample/sampler.py`, `apply_sampling_params`; `gumbel.py`). The same in 0.26, 0.30
-and 0.32."""
+"""The second runner's logits: 16 bits each, and a copy if they are capped or gathered from several
+cards (`model_executor/layers/logits_processor.py`). Unless a request sets sampling parameters, it
+samples from the logits themselves, as in the dummy run: a kernel writes one candidate for 1,024 of
+them (`v1/worker/gpu/sample/sampler.py`, `apply_sampling_params`; `gumbel.py`). 0.26, 0.30 and 0.32
+do the same."""
 KEPT_BYTES_PER_LOGIT = 4.125
-"""What the second runner's sampler keeps for penalties, for each sequence and word: how often it
-came in 32 bits, and one bit (`v1/worker/gpu/sample/penalties.py`). It is allocated after the
+"""Memory that the second runner's sampler keeps for penalties, per sequence and vocabulary entry: a
+count of 32 bits, and one bit (`v1/worker/gpu/sample/penalties.py`). It is allocated after the
 weights are measured (`v1/worker/gpu/model_runner.py`, `load_model`)."""
 KEPT_COUNTS_SINCE = 27
-"""Version 0.N that first counts all that is gone from the card (`utils/mem_utils.py`,
-`total_consumed`), and so what the sampler keeps."""
+"""N of the first version 0.N that counts all memory that is gone from the card, including the
+sampler's (`utils/mem_utils.py`, `total_consumed`)."""
 FIRST_RUNNER_BYTES_PER_LOGIT = 14
-"""The same of the first runner: 16 bits, the same in 32 bits, their probabilities, and a random
-number each (`v1/sample/sampler.py`; `ops/topk_topp_sampler.py`, `random_sample`)."""
+"""The first runner's logits: 16 bits, a copy in 32 bits, a probability, and a random number each
+(`v1/sample/sampler.py`; `ops/topk_topp_sampler.py`, `random_sample`)."""
 MOST_MULTIPROCESSORS = 192
-"""Each multiprocessor keeps 32 bits a word beside them (`ops/topk_topp_triton.py`); no card has
-more."""
+"""Each multiprocessor also keeps 32 bits per vocabulary entry (`ops/topk_topp_triton.py`); no card
+has more multiprocessors."""
 OLD_BYTES_PER_LOGIT = 38.5
-"""The same while top-k and top-p sorted (until vllm#33538, 0.16): 9.96 GiB for 1,024 sequences of
-Gemma 3, 1.83 for 256 of Phi-4-mini."""
+"""The logits when top-k and top-p still sorted (until vllm#33538, 0.16): 9.96 GiB for 1,024
+sequences of Gemma 3, 1.83 for 256 of Phi-4-mini."""
 LARGEST_ITEM_TOKENS = 16_384
-"""Tokens of the largest image or video of Qwen's encoders where nothing tells: an encoder is
-measured with at least one (`multimodal/encoder_budget.py`)."""
+"""Tokens of the largest image or video of Qwen's encoders if no file has a limit. vLLM measures an
+encoder with at least one such item (`multimodal/encoder_budget.py`)."""
 VIDEO_FRAME_PAIRS = 7
-"""Qwen2-VL and Qwen2.5-VL are measured with a video of up to 14 frames, each two as large as the
-largest image, as far as the context holds them (`models/qwen2_vl.py`, `get_max_video_tokens`)."""
+"""vLLM measures Qwen2-VL and Qwen2.5-VL with a video of up to 14 frames, if the context has room.
+Two frames are as large as the largest image (`models/qwen2_vl.py`, `get_max_video_tokens`)."""
 UNKNOWN_ENCODER_BYTES = 1 * GIB
-"""An encoder that config.json gives no sizes of (audio); a rule of thumb."""
+"""An encoder without sizes in config.json (audio); a rule of thumb."""
 CHUNK_TOKENS = 32_768
-"""Tokens that reached the experts at once until 0.16 (vllm#34086 did away with that)."""
+"""Tokens that the experts computed at once until 0.16 (removed in vllm#34086)."""
 WORKSPACES_STAY_SINCE = 12
-"""Version 0.N from which the experts' workspaces stay allocated (`v1/worker/workspace.py`)."""
+"""N of the first version 0.N that keeps the experts' workspaces (`v1/worker/workspace.py`)."""
 MARGIN_SHARE = 0.01
-"""Of the budget, for kernels that want more than these estimates: a plan that says "fits" and does
-not costs more than a hundredth of a card."""
+"""Share of the budget, for kernels that need more than these estimates. A wrong "fits" costs more
+than a hundredth of a card."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +102,22 @@ class Running:
     image_tokens: int = LARGEST_ITEM_TOKENS
     """Tokens of the largest image (`largest_image_tokens`)."""
     vllm_minor: int = 32
-    """Version 0.N of vLLM."""
+    """N of vLLM's version 0.N."""
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """What one card needs besides weights and cache, in bytes."""
+    """Memory that one card needs besides weights and cache, in bytes."""
 
     activation_bytes: int
-    """Peak of the dummy run, with what experts and the sampler keep."""
+    """Peak of the dummy run, and the memory that experts and sampler keep."""
     graph_bytes: int
     context_bytes: int
     margin_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.activation_bytes + self.graph_bytes + self.context_bytes + self.margin_bytes
 
 
@@ -127,11 +128,11 @@ def _tower(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def largest_image_tokens(config: Mapping[str, Any], processor: Mapping[str, Any]) -> int:
-    """Tokens of the largest image that ``processor``, preprocessor_config.json, lets through.
+    """Tokens of the largest image that ``processor`` (preprocessor_config.json) allows.
 
-    Qwen's image processor bounds the pixels, by max_pixels or size.longest_edge
-    (`models/qwen2_vl.py`, `get_image_size_with_most_features`); for others longest_edge is a
-    length.
+    Qwen's image processor limits the pixels, by max_pixels or size.longest_edge
+    (`models/qwen2_vl.py`, `get_image_size_with_most_features`). For other processors longest_edge
+    is a length.
     """
     f = Fields(_tower(config) or {})
     merge, patch = f.get("spatial_merge_size"), f.get("patch_size")
@@ -144,7 +145,7 @@ def largest_image_tokens(config: Mapping[str, Any], processor: Mapping[str, Any]
 
 
 def _largest_item_tokens(config: Mapping[str, Any], run: Running) -> int:
-    """Tokens of the image or video with which at least an encoder is measured."""
+    """Tokens of the smallest image or video that vLLM measures an encoder with."""
     image = run.image_tokens
     if not run.takes_videos:
         return image
@@ -154,11 +155,11 @@ def _largest_item_tokens(config: Mapping[str, Any], run: Running) -> int:
 
 
 def _patch_bytes(f: Fields, hidden: int) -> int:
-    """What a vision tower keeps at its peak for each patch, in 16 bits.
+    """Bytes of a vision tower for each patch at its peak, with 16 bits per number.
 
-    Two and a half feed-forward vectors and four hidden ones (1.5 GiB for Qwen3.5 4B). A gated tower
-    keeps gate, up and their product, and beside the hidden vectors the patch's own values in 32
-    bits (`models/qwen2_5_vl.py`, `Qwen2_5_VisionBlock`).
+    A tower keeps two and a half feed-forward vectors and four hidden ones (1.5 GiB for Qwen3.5 4B).
+    A gated tower keeps gate, up, their product and the hidden vectors, and the patch's own values
+    in 32 bits (`models/qwen2_5_vl.py`, `Qwen2_5_VisionBlock`).
     """
     inner = f.largest("intermediate_size", "mlp_dim", default=4 * hidden)
     if f.get("hidden_act") != "silu":
@@ -168,9 +169,9 @@ def _patch_bytes(f: Fields, hidden: int) -> int:
 
 
 def encoder_bytes(config: Mapping[str, Any], run: Running) -> int:
-    """Peak of a vision tower that encodes as many tokens as it is measured with.
+    """Peak of the vision tower for the tokens that vLLM measures it with.
 
-    Each token is merged from several patches.
+    The tower merges several patches into one token.
     """
     holder = config.get("thinker_config") or config
     tower = _tower(config)
@@ -193,9 +194,9 @@ def encoder_bytes(config: Mapping[str, Any], run: Running) -> int:
 
 
 def _has_nvfp4_experts(config: Mapping[str, Any]) -> bool:
-    """Whether experts compute in NVFP4, all of them or those of a file of several formats.
+    """Whether experts compute in NVFP4, in a checkpoint of one format or of several.
 
-    Weights alone in NVFP4 (W4A16_NVFP4) are Marlin's (`quantization/modelopt.py`).
+    If only the weights are in NVFP4 (W4A16_NVFP4), Marlin computes (`quantization/modelopt.py`).
     """
     found = quantisation_config(config)
     inner = found.get("quantization") or found
@@ -207,12 +208,13 @@ def _has_nvfp4_experts(config: Mapping[str, Any]) -> bool:
 
 
 def _expert_bytes(config: Mapping[str, Any], hidden: int, dense: int, run: Running) -> int:
-    """Both workspaces of a mixture of experts, in 16 bits.
+    """Bytes of both workspaces of a mixture of experts, with 16 bits per number.
 
-    For each token and chosen expert one as wide as what is gated or the hidden vector, one as the
-    result of gating or the hidden vector (`fused_moe/experts/triton_moe.py`, `workspace_shapes`).
-    NVFP4 experts keep three hidden vectors more: sorted by expert, sorted back, and weighted
-    (`fused_moe/experts/cutlass_moe.py`, `run_cutlass_moe_fp4`).
+    Both have one row for each token and chosen expert. A row of the first is as wide as the input
+    of the gating or the hidden vector, a row of the second as its output or the hidden vector
+    (`fused_moe/experts/triton_moe.py`, `workspace_shapes`). NVFP4 experts keep three more hidden
+    vectors: sorted by expert, sorted back, and weighted (`fused_moe/experts/cutlass_moe.py`,
+    `run_cutlass_moe_fp4`).
     """
     f = Fields(text_config(config))
     chosen = f.largest(
@@ -231,10 +233,11 @@ def _is_early_second_runner(config: Mapping[str, Any], run: Running) -> bool:
 
 
 def _sampler_bytes(config: Mapping[str, Any], vocabulary: int, run: Running) -> tuple[int, int]:
-    """The sampler's peak, and what it keeps."""
+    """The sampler's peak, and the part of it that stays allocated, in bytes."""
     logits = run.sequences * vocabulary
     if run.vllm_minor >= SECOND_RUNNER_SINCE or _is_early_second_runner(config, run):
-        # Beside what is gathered and its order by words, each card holds its own part.
+        # Each card also holds its own part of the logits, besides the gathered ones and the copy
+        # in the order of the vocabulary.
         own = 2 / run.cards if run.cards > 1 else 0
         kept = KEPT_BYTES_PER_LOGIT if run.vllm_minor >= KEPT_COUNTS_SINCE else 0
         return int(logits * (BYTES_PER_LOGIT + own)), int(logits * kept)
@@ -245,17 +248,17 @@ def _sampler_bytes(config: Mapping[str, Any], vocabulary: int, run: Running) -> 
 
 
 def _activation_bytes(config: Mapping[str, Any], run: Running) -> int:
-    """The peak: encoder, batch, compiler or sampler, and what experts and the sampler keep.
+    """Peak of encoder, batch, compiler or sampler, and the memory that experts and sampler keep.
 
-    Three hidden vectors and three of the feed-forward layer in 16 bits for each token of a batch:
-    1.05 GiB for 32,768 tokens of Qwen2.5 0.5B, where vLLM measured 1.06.
+    Each token of a batch takes three hidden vectors and three of the feed-forward layer, with 16
+    bits per number: 1.05 GiB for 32,768 tokens of Qwen2.5 0.5B, for which vLLM measured 1.06.
     """
     f = Fields(text_config(config))
     hidden = f.need("hidden_size", "n_embd", "d_model")
-    # Some multimodal files leave the vocabulary to code; none of them has more.
+    # Some multimodal files do not name the vocabulary's size; no such model has a larger one.
     vocabulary = int(f.get("vocab_size", "padded_vocab_size", default=262_208))
     dense = f.largest("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden)
-    # A text is never divided where every token sees every other.
+    # A text that is read in both directions is never divided into batches.
     is_encoder = is_encoder_only(config)
     tokens = max(run.batched_tokens, run.context_tokens) if is_encoder else run.batched_tokens
     experts = _expert_bytes(config, hidden, dense, run)
@@ -271,11 +274,11 @@ def _activation_bytes(config: Mapping[str, Any], run: Running) -> int:
 
 
 def estimate(config: Mapping[str, Any], run: Running) -> Reserve:
-    """What each card needs besides weights and cache, without a margin."""
+    """The memory that each card needs besides weights and cache, without a margin."""
     graphs = 0
     counts = run.vllm_minor >= GRAPHS_COUNT_SINCE and not _is_early_second_runner(config, run)
     if counts and not run.enforce_eager:
-        # vLLM captures up to twice as many sequences as run, at most 512.
+        # vLLM captures up to twice the sequences that run at once, at most 512.
         captured = min(512, 2 * run.sequences) / 512
         depth = Fields(text_config(config)).depth
         graphs = GRAPH_BASE_BYTES + int(depth * GRAPH_BYTES_PER_LAYER * captured)

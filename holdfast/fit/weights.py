@@ -1,8 +1,8 @@
 """How many bytes of weights one card holds, from the headers of the safetensors files.
 
-A safetensors file begins with eight bytes (the length, little-endian) and that much JSON, so the
-standard library reads it; `hf-mem`, the maintained tool for this, fetches from the network and
-does not split across cards.
+A safetensors file begins with the length of its header (eight bytes, little-endian) and the header
+itself, which is JSON, so the standard library can read it. `hf-mem`, the maintained tool for this,
+needs the network and does not divide weights among cards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from holdfast.fit.architecture import (
 _LARGEST_HEADER_BYTES = 100_000_000
 """The format's own limit (safetensors 0.6, `MAX_HEADER_SIZE`)."""
 
-# Each card holds these whole: vLLM makes them `ReplicatedLinear` or plain parameters.
+# Tensors that each card holds whole: in vLLM they are `ReplicatedLinear` or plain parameters.
 _REPLICATED = re.compile(
     r"norm|(gate|router|classifier)\.(weight|bias|e_score)|q_a_proj|kv_a_proj|\.indexer\."
     r"|e_score_correction|(^|\.)(A_log|D|dt_bias)$|scale$"
@@ -52,15 +52,15 @@ class Weights:
     """The weights of a checkpoint."""
 
     tensors: tuple[Tensor, ...] = ()
-    """From the headers; empty when only an index was there."""
+    """The tensors in the headers; empty if there was only an index."""
     total_bytes: int = 0
-    """All of them, drafting heads and encoders included."""
+    """Size of all weights, including drafting heads and encoders."""
     are_loaded: bool = False
-    """As an engine holds them, what loading adds included; else as they lie on disk."""
+    """Whether the size is that in a running engine, with padding; else it is the size on disk."""
 
     @property
     def by_dtype(self) -> dict[str, int]:
-        """Bytes of each number format in the files, largest first."""
+        """Bytes of each number format in the files, the largest first."""
         sizes: Counter[str] = Counter()
         for tensor in self.tensors:
             sizes[tensor.dtype] += tensor.size_bytes
@@ -69,11 +69,11 @@ class Weights:
     def on_one_card(self, config: Mapping[str, Any], cards: int, with_draft: bool = False) -> int:
         """Bytes on each of ``cards`` cards.
 
-        From headers: norms, routers and the low-rank halves of latent attention are on each card
-        whole, key and value projections as often as heads must be repeated, all else is divided.
-        The heads that draft are left out unless they are used. From an index alone: an even share
-        of everything, a little too much where a drafting head is in the files. What loading adds
-        comes on top.
+        With headers: each card holds all of the norms, routers and low-rank halves of latent
+        attention; key and value projections are repeated as often as heads are; all other tensors
+        are divided. Drafting heads count only if they are used. With an index only: an even share
+        of everything, which is a little too much if the files contain a drafting head. Padding that
+        loading adds is included.
         """
         padding = 0 if self.are_loaded else padding_bytes(config, cards)
         if not self.tensors:
@@ -103,9 +103,10 @@ class Weights:
 def padding_bytes(config: Mapping[str, Any], cards: int) -> int:
     """Bytes by which the experts of an MXFP4 checkpoint grow on one card when they are loaded.
 
-    Marlin's kernels want multiples of 128 of the feed-forward layer and of 256 of the hidden vector
-    (vLLM 0.32, `fused_moe/oracle/mxfp4.py`, `mxfp4_round_up_hidden_size_and_intermediate_size`;
-    others pad less or as much): 60.77 GiB of gpt-oss 120B become 65.97 (vllm#23278).
+    Marlin's kernels pad the feed-forward layer to a multiple of 128 and the hidden vector to one of
+    256 (vLLM 0.32, `fused_moe/oracle/mxfp4.py`,
+    `mxfp4_round_up_hidden_size_and_intermediate_size`); other kernels pad as much or less. gpt-oss
+    120B grows from 60.77 GiB to 65.97 (vllm#23278).
     """
     if quantisation_config(config).get("quant_method") != "mxfp4":
         return 0
@@ -114,7 +115,7 @@ def padding_bytes(config: Mapping[str, Any], cards: int) -> int:
     inner = -(-f.largest("moe_intermediate_size", "intermediate_size", default=0) // cards)
     experts = f.largest("num_local_experts", "num_experts", default=0)
     padded = -(-hidden // 256) * 256 * (-(-inner // 128) * 128)
-    # Gate, up and down; half a byte a number, and a scale of one byte for 32.
+    # Gate, up and down have half a byte per number, and a scale of one byte for 32 numbers.
     return f.depth * experts * 3 * (padded - hidden * inner) * 17 // 32
 
 
@@ -122,7 +123,7 @@ def header(path: Path) -> list[Tensor]:
     """The tensors of one safetensors file.
 
     Raises:
-        NotUnderstood: the file is not safetensors or was cut short.
+        NotUnderstood: the file is not safetensors, or is truncated.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -147,11 +148,11 @@ def header(path: Path) -> list[Tensor]:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What the JSON file ``path`` says about a model.
+    """The description of a model in the JSON file ``path``.
 
     Raises:
-        FileNotFoundError: there is none.
-        NotUnderstood: it is damaged.
+        FileNotFoundError: there is no such file.
+        NotUnderstood: the file is damaged.
     """
     try:
         description = json.loads(path.read_text())
@@ -163,10 +164,10 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Weights:
-    """The weights in ``folder``: from headers, else from model.safetensors.index.json.
+    """The weights in ``folder``, from headers or else from model.safetensors.index.json.
 
     Raises:
-        NotUnderstood: there are neither, one is damaged, or a file named in the index is missing.
+        NotUnderstood: there is neither, one is damaged, or a file named in the index is missing.
     """
     index = folder / "model.safetensors.index.json"
     listing = described(index) if index.is_file() else {}
@@ -186,14 +187,14 @@ def read(folder: Path) -> Weights:
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if not isinstance(total, int | float) or isinstance(total, bool) or total <= 0:
         raise NotUnderstood(
-            f"{folder} holds no safetensors files and no index with their total_size in bytes: copy"
+            f"{folder} has no safetensors files and no index with their total_size in bytes: copy"
             " one of them there, or give the size of the weights"
         )
     return Weights(total_bytes=int(total))
 
 
 def quantisation(config: Mapping[str, Any]) -> str:
-    """What the checkpoint calls its number format, for people: bfloat16, fp8, awq int4, nvfp4."""
+    """The checkpoint's number format, for tables: bfloat16, fp8, awq int4, nvfp4."""
     text = text_config(config)
     found = quantisation_config(config)
     if not found:

@@ -467,7 +467,7 @@ class Asker:
                 timeout=self._timeout,
                 num_retries=0,
                 max_retries=0,
-                # It would look for tools of its own proxy, whose packages are not installed.
+                # LiteLLM would look for tools of its own proxy, whose packages are not installed.
                 _skip_mcp_handler=True,
                 **made,
                 **more,
@@ -698,7 +698,7 @@ class Server(socketserver.ThreadingUnixStreamServer):
         self.socket = socket.socket(fileno=fd)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a router that hangs up."""
+        """Log nothing when the router disconnects."""
         failure = sys.exception()
         if failure and not isinstance(failure, OSError):
             _tell(failure)
@@ -731,20 +731,20 @@ async def _unasked(*_: Any, **__: Any) -> NoReturn:
 
 
 def have_all_paid(httpx: Any) -> None:
-    """Have every client of this process pay for what it sends, wherever LiteLLM makes it.
+    """Charge every request of this process, whichever of LiteLLM's clients sends it.
 
-    Asynchronous ones, which this program does not ask for, send nothing.
+    Asynchronous clients, which this program does not use, send nothing.
     """
     httpx.HTTPTransport.handle_request = paid(httpx.HTTPTransport.handle_request)
     httpx.AsyncClient.send = _unasked
 
 
 def main(path: str) -> int:
-    """Answer until ended, as the configuration at ``path`` says."""
-    # Here, so that the rest can be read and tried without the environment.
+    """Serve requests with the configuration at ``path`` until stopped."""
+    # Imported here, so that the rest can be read and tested without the environment.
     httpx, psycopg = import_module("httpx"), import_module("psycopg")
     litellm: Any = import_module("litellm")
-    # It would log what it was asked.
+    # LiteLLM would log the text of requests.
     logging.disable(logging.CRITICAL)
     litellm.suppress_debug_info = True
     litellm.telemetry = False

@@ -1,4 +1,4 @@
-"""One declaration makes a program of ours: what it is, and everything that follows from it."""
+"""One declaration makes a program of ours: its properties, and the files that follow from them."""
 
 from holdfast.service.program import (
     PROXY,

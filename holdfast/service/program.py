@@ -31,13 +31,13 @@ from holdfast.settings import Service
 from holdfast.shipping import path_of
 
 Words = tuple[str, ...]
-"""A command, a word each. ``%`` and ``$`` mean in it what they mean to systemd."""
+"""A command as a list of words. systemd expands ``%`` and ``$`` in them."""
 
 PROXY = "/usr/sbin/haproxy"
-"""The distribution's HAProxy: behind each door of a program without a network, and each router."""
+"""The distribution's HAProxy, which serves each door and each router."""
 
-PROXY_FILES = Directive("LimitNOFILE", "65536", "two for each connection that it may hold")
-"""What every proxy sets for itself."""
+PROXY_FILES = Directive("LimitNOFILE", "65536", "it needs two files for each connection")
+"""The limit that every proxy sets for itself."""
 
 TUNABLE = frozenset(
     {
@@ -46,45 +46,46 @@ TUNABLE = frozenset(
         *("RestartSteps", "RuntimeDirectoryPreserve"),
     }
 )
-"""What a program may set for itself: its resources, and how it starts and ends. All else may widen
-its sandbox, and is written as a relaxation with its reason."""
+"""The lines that a program may set without a reason: its resources, and how it starts and stops.
+Any other line may widen its sandbox, so it must be a relaxation with a reason."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a program, of root; everyone may read it, so it holds no secret."""
+    """A file of a program. root owns it and every user may read it, so it holds no secret."""
 
     path: str
     text: str
     read_at_start: bool = True
-    """The program is restarted when the file changes."""
+    """Whether the program is restarted when the file changes."""
 
 
 @dataclass(frozen=True)
 class Credential:
-    """A secret that root alone may read, and that systemd hands to the program."""
+    """A secret in a file that only root may read; systemd passes it to the program."""
 
     name: str
-    """The program finds it as ``%d/<name>``."""
+    """The program reads it as ``%d/<name>``."""
     path: str
     text: Callable[[Callable[[str], Secret]], str]
-    """Its text, by what reads a secret of that name; so the declaration holds no secret."""
+    """A function that makes its text from a function that returns a secret by its name. So the
+    declaration itself holds no secret."""
 
 
 @dataclass(frozen=True)
 class UnixSocket:
-    """A Unix socket that systemd holds for a program, and the one user who may connect."""
+    """A Unix socket that systemd opens for a program, and the only user who may connect."""
 
     path: str
     user: str
     dependency: Literal["Requires", "BindsTo"] = "Requires"
-    """What its program does when it goes: `BindsTo` ends the program in every case."""
+    """How its program depends on it: `BindsTo` stops the program whenever the socket stops."""
     is_open: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice of a program's own: memory and CPU time are shared out between slices first."""
+    """A slice of a program's own. The kernel first divides memory and CPU time among slices."""
 
     name: str
     description: str
@@ -93,7 +94,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Timer:
-    """When a program that does its work and ends is started."""
+    """When systemd starts a program that does its work and exits."""
 
     often: str
     """In words, such as ``every five minutes``."""
@@ -102,21 +103,21 @@ class Timer:
 
 @dataclass(frozen=True)
 class Proxied:
-    """How callers come from a program's doors to its Unix socket: by a proxy for each door."""
+    """The proxies that forward requests from a program's doors to its Unix socket, one per door."""
 
     doors: tuple[Door, ...]
     socket: str
-    """Where the program listens; only its own user may connect."""
+    """The socket on which the program listens; only its own user may connect."""
     configuration: str
     """The beginning of the path of each proxy's configuration; the door's name follows."""
     posted: tuple[str, ...] = ()
-    """The paths that may be posted, exactly; empty: every one, and every path may be read."""
+    """The exact paths to which callers may POST; empty: every path and method is allowed."""
     read: tuple[str, ...] = ()
-    """The paths that may be read by all callers."""
+    """The paths that all callers may GET."""
     read_here: tuple[str, ...] = ()
-    """The paths that may be read from this host too."""
+    """The paths that only callers on this host may GET as well."""
     may_be_held: bool = False
-    """Whether each proxy has a socket by which root keeps callers out for a while."""
+    """Whether each proxy has an admin socket, on which root can refuse callers for a while."""
 
     def configuration_of(self, door: Door) -> str:
         """The path of the configuration of a door's proxy."""
@@ -136,7 +137,8 @@ class Program:
     command: Words
     documentation: str = ""
     kind: Literal["exec", "notify", "oneshot"] = "exec"
-    """When it counts as started: it runs, it says so itself, or it has done its work and ended."""
+    """When systemd regards it as started: when it runs, when it reports so itself (notify), or when
+    it has done its work and exited (oneshot)."""
     source: ModuleType | None = None
     """The module of `holdfast.host_programs` that the command runs; it is placed on the host."""
     packages: tuple[str, ...] = ()
@@ -146,9 +148,9 @@ class Program:
     archive: Archive | None = None
     python: PythonEnvironment | None = None
     before: tuple[Words, ...] = ()
-    """What must succeed before it is started."""
+    """Commands that must succeed before it starts."""
     ready: tuple[Words, ...] = ()
-    """What must succeed before it counts as started: that what its callers ask is answered."""
+    """Commands that must succeed before it is regarded as started: they request what callers do."""
     environment: Mapping[str, str] = field(default_factory=dict)
     credentials: tuple[Credential, ...] = ()
     files: tuple[File, ...] = ()
@@ -169,21 +171,21 @@ class Program:
     restart: Literal["no", "on-failure", "always"] = "no"
     restart_seconds: int | None = None
     starts: tuple[int, int] | None = None
-    """It may be started so often in so many seconds; then it stays down and an alert is raised."""
+    """Limit of starts: how many in how many seconds; then it stays down and an alert is raised."""
     at_boot: bool = False
     along_with: tuple[str, ...] = ()
-    """Targets: it runs while one of them does, and is not started at boot itself."""
+    """Targets with which it starts and stops; the program itself is not started at boot."""
     slice: Slice | None = None
     order: tuple[Directive, ...] = ()
-    """What it needs and what it starts after: lines of [Unit]."""
+    """Lines of [Unit]: units that it needs, and units that start before it."""
     tuned: tuple[Directive, ...] = ()
-    """Its resources, and how it starts and ends: lines of [Service], each of `TUNABLE`."""
+    """Lines of [Service], each of `TUNABLE`: its resources, and how it starts and stops."""
     isolated: bool = False
-    """It has no network: it is reached through sockets that systemd holds, or through files."""
+    """Whether it has no network; callers reach it through sockets of systemd, or through files."""
     relaxed: tuple[Directive, ...] = ()
-    """What its sandbox cannot keep closed, each with a reason."""
+    """Exceptions from its sandbox, each with a reason."""
     socket: Door | UnixSocket | None = None
-    """What systemd holds for it and starts it by."""
+    """The socket that systemd opens for it; a connection starts the program."""
     timer: Timer | None = None
     proxied: Proxied | None = None
 
@@ -192,8 +194,8 @@ class Program:
         wider = [line.name for line in self.tuned if line.name not in TUNABLE]
         if wider:
             raise ValueError(
-                f"{self.unit}: write {', '.join(wider)} under relaxed, and say why"
-                " (holdfast.service.program.TUNABLE lists what a program sets for itself)"
+                f"{self.unit}: move {', '.join(wider)} to relaxed, with a reason"
+                " (holdfast.service.program.TUNABLE lists the lines that need none)"
             )
 
     @property
@@ -207,7 +209,7 @@ class Program:
         return self.unit.removesuffix(".service")
 
     def path(self, kind: Literal["service", "socket", "timer"]) -> str:
-        """Where its unit of this kind lies."""
+        """The path of its unit of this kind."""
         return f"{SYSTEM}/{self.stem}.{kind}"
 
     def sandbox(self) -> list[Directive]:
@@ -216,7 +218,7 @@ class Program:
 
     @property
     def restart_after(self) -> list[str]:
-        """What it reads at start: it is restarted when one of these files changes."""
+        """The files that it reads at start; when one changes, the program is restarted."""
         return [
             self.path("service"),
             *([f"{SYSTEM}/{self.slice.name}"] if self.slice else []),

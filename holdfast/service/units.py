@@ -1,4 +1,4 @@
-"""What follows from a program's declaration: its units, its proxies, and all files of these."""
+"""The units, proxies and files that follow from a program's declaration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.settings import Service
 
 
 def _quoted(word: str) -> str:
-    """A word as systemd reads it back."""
+    """A word, quoted for systemd."""
     if word and not re.search(r"[\s'\"\\;]", word):
         return word
     escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
@@ -51,7 +51,7 @@ def _socket_unit(program: Program) -> str:
 
 
 def proxies(program: Program) -> Iterator[Program]:
-    """The programs that carry what comes in at each of a program's doors to its socket."""
+    """The proxies that forward requests from each of a program's doors to its socket."""
     proxied = program.proxied
     if proxied is None:
         return
@@ -72,7 +72,7 @@ def proxies(program: Program) -> Iterator[Program]:
                 user=program.service.user,
                 tier=program.service.tier,
             ),
-            description=f"Holdfast: the paths that lead from {door.interface} to {door.program}",
+            description=f"Holdfast: proxy from {door.interface} to {door.program}",
             command=(PROXY, "-db", "-f", configuration),
             files=(File(configuration, text),),
             runtime=f"holdfast/{door.stem}",
@@ -99,7 +99,7 @@ def _files(program: Program) -> Iterator[File]:
 
 
 def files(programs: Iterable[Program]) -> list[File]:
-    """Every file of the programs and their proxies, once; credentials and `source` aside."""
+    """Every file of the programs and their proxies, once, without credentials and `source`."""
     return list(dict.fromkeys(file for program in programs for file in _files(program)))
 
 

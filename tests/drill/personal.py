@@ -375,7 +375,7 @@ class Personal:
         told = self.rack.succeed(
             "journalctl --unit=holdfast-ledger.service --output=cat --lines=20"
         )
-        good = status != 0 and "the ledger is of PostgreSQL 9, and this is" in told
+        good = status != 0 and "the ledger was written by PostgreSQL 9, but this is" in told
         self.record.survived("a ledger of another PostgreSQL", "it is not forgotten", good, told)
         self.rack.succeed(
             f"systemctl stop holdfast-ledger.service && mv {LEDGER}/9"

@@ -361,7 +361,7 @@ def test_ssh_stays_on_the_lan_while_the_node_key_ends(stage: Stage) -> None:
         stage.rack.succeed(heal)
     assert not outcome.ok
     said = " ".join(outcome.log.read_text().split())
-    assert "the node key of this host ends on 2030-01-02" in said
+    assert "the node key of this host expires on 2030-01-02" in said
     assert _answers_on_the_lan(stage.rack)
     # The control: the same host, whose key does not end.
     outcome = converge(stage.inventory, "withdraw", stage.folder, FIREWALL)

@@ -103,7 +103,7 @@ def test_a_declared_subnet_of_ipv4_counts() -> None:
 def test_one_that_containers_use_is_not_taken_from_them() -> None:
     assert docker_networks.refusals("rack", _settings(*ALL), STATE) == []
     (gone,) = docker_networks.refusals("rack", _settings(LAB, FREE), STATE)
-    assert re.search("'home': .* declared no more, and containers use it: two;", str(gone))
+    assert re.search("'home': .* no longer declared, and containers use it: two;", str(gone))
     moved = HOME.model_copy(update={"subnets": ["fd00:99::/64"]})
     (other,) = docker_networks.refusals("rack", _settings(moved, LAB, FREE), STATE)
     assert re.search("'home': .* is not as declared, and containers use it: two;", str(other))
@@ -113,5 +113,5 @@ def test_a_bridge_of_somebody_else_is_left_alone() -> None:
     lan = DockerNetwork(name="lan", tier="T2")
     state = replace(STATE, links=STATE.links | {"br-lan"})
     (refusal,) = docker_networks.refusals("rack", _settings(*ALL, lan), state)
-    assert "an interface br-lan that is no network of Docker's" in str(refusal)
+    assert "an interface br-lan that is not a Docker network" in str(refusal)
     assert docker_networks.refusals("rack", _settings(*ALL, lan), STATE) == []

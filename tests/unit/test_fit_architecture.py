@@ -289,7 +289,7 @@ def test_what_is_not_understood_is_refused_in_a_sentence(
     ],
 )
 def test_a_drafting_head_alone_is_no_model_to_serve(change: dict[str, Any]) -> None:
-    with pytest.raises(NotUnderstood, match=r"drafts for another model.*name the model"):
+    with pytest.raises(NotUnderstood, match=r"drafting head .*name that model"):
         layers({**DENSE, **change})
 
 

@@ -44,7 +44,7 @@ def test_figures_that_prove_nothing_are_marked() -> None:
     for mark in set(marks.values()) - {""}:
         assert f"| {mark} |" in page
     unmarked = [mark for mark in marks.values() if not mark]
-    assert f"claimed of the other {len(unmarked)} figures only" in page
+    assert f"claimed for the other {len(unmarked)} figures only" in page
 
 
 def test_page_is_up_to_date() -> None:

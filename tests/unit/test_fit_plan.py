@@ -46,7 +46,7 @@ def test_glm_on_four_3090_is_refused_by_default_and_every_way_out_fits(
     engine = EngineSettings(tensor_parallel=4, max_model_len=131_072, **settings)
     fit = plan(model, [RTX_3090] * 4, engine)
     assert not fit.fits
-    assert re.search(r"holds one request of|over the budget", fit.binds)
+    assert re.search(r"holds one request of|exceed the budget", fit.binds)
     assert fit.nearest
     for words in fit.nearest:
         other = changed(engine, words)
@@ -359,7 +359,7 @@ def test_a_hybrid_needs_a_block_for_each_sequence() -> None:
     settings: dict[str, Any] = {"kv_cache_mib": 939 * 51_380_224 / 2**20, "max_num_seqs": 1024}
     fit = planned("qwen3.8-27b", card, **settings)
     assert (fit.fits, fit.blocks) == (False, 939)
-    assert "1024 sequences need a state each" in fit.binds
+    assert "each of 1024 sequences needs a state" in fit.binds
     assert planned("qwen3.8-27b", card, **{**settings, "max_num_seqs": 939}).fits
     assert planned("qwen3.8-27b", card, **settings, enforce_eager=True).fits
 
@@ -367,7 +367,7 @@ def test_a_hybrid_needs_a_block_for_each_sequence() -> None:
 def test_weights_over_the_budget_are_named() -> None:
     fit = planned("qwen3-14b", [Card(total_mib=8192)])
     assert not fit.fits
-    assert re.match(r"weights and reserve are \d+\.\d\d GiB over the budget", fit.binds)
+    assert re.match(r"weights and reserve exceed the budget by \d+\.\d\d GiB", fit.binds)
     assert fit.longest_tokens == 0
 
 
@@ -440,7 +440,7 @@ def test_encoders_keep_no_cache(change: dict[str, Any]) -> None:
     assert fit.fits
     assert (fit.layers, fit.bytes_per_token, fit.cache_tokens) == ((), 0, 0)
     assert fit.longest_tokens == 8194
-    assert "an encoder keeps no cache" in fit.binds
+    assert "an encoder has no cache" in fit.binds
     console = Console(width=120, file=io.StringIO())
     console.print(table(fit))
     assert "the cache" not in console.file.getvalue()  # type: ignore[attr-defined]
@@ -462,7 +462,7 @@ def test_a_context_beyond_the_models_own_does_not_fit() -> None:
     # vLLM refuses it at start (`config/model.py`, `_get_and_verify_max_len`).
     fit = planned("llama-3-8b", [Card(total_mib=81920)], max_model_len=32_768)
     assert not fit.fits
-    assert fit.binds == "the model reads 8,192 tokens at most"
+    assert fit.binds == "the model reads at most 8,192 tokens"
     assert fit.nearest[0] == "max_model_len 8192"
 
 
@@ -485,7 +485,7 @@ def test_the_longest_context_is_read_where_vllm_reads_it(keys: dict[str, Any], t
 
 def test_a_decoder_that_caches_nothing_is_refused() -> None:
     kinds = {"model_type": "qwen3", "layer_types": ["mlp"] * 24}
-    with pytest.raises(NotUnderstood, match="no layer of this model caches"):
+    with pytest.raises(NotUnderstood, match="no layer of this model uses a cache"):
         plan(encoder(**kinds), [RTX_3090], EngineSettings())
 
 
@@ -493,21 +493,21 @@ def test_an_encoder_may_be_too_large() -> None:
     fit = plan(encoder(), [Card(total_mib=1024)], EngineSettings())
     assert not fit.fits
     assert fit.longest_tokens == 0
-    assert "over the budget" in fit.binds
+    assert "exceed the budget" in fit.binds
 
 
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        # Whisper tells no max_position_embeddings, and that is not what stands in the way.
+        # Whisper has no max_position_embeddings either, but that is not why it is refused.
         ({"model_type": "whisper", "is_encoder_decoder": True}, "'whisper' is an encoder-decoder"),
         (
             {"model_type": "openvla", "text_config": {"model_type": "llama", "vocab_size": 32064}},
-            "'openvla' names its language model and leaves its num_attention_heads",
+            "the text_config of model type 'openvla' has no num_attention_heads",
         ),
     ],
 )
-def test_what_stands_in_the_way_is_said_first(config: dict[str, Any], sentence: str) -> None:
+def test_the_reason_for_the_refusal_comes_first(config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(NotUnderstood, match=sentence):
         plan(Model("m", config, Weights(total_bytes=1)), [RTX_3090], EngineSettings())
 

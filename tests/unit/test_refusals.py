@@ -1153,7 +1153,7 @@ def test_the_check_command_tells_inventories_from_other_files(tmp_path: Path) ->
     )
     assert result.stdout.splitlines() == [
         "2 hosts, nothing to refuse",
-        "station: what its power supplies are asked for",
+        "station: load of its power supplies",
         "psu                1000 W  cards  1      550 of    800 W   surge    650 of   1350 W",
         "1 host, nothing to refuse",
         "[0, 0, 1, 1, 1, 1]",

@@ -64,7 +64,7 @@ def test_a_relaxation_without_a_reason_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["PrivateUsers", "BindPaths", "SupplementaryGroups", "Group"])
 def test_what_may_widen_the_sandbox_is_refused_outside_the_relaxations(name: str) -> None:
-    with pytest.raises(ValueError, match=f"write {name} under relaxed, and say why"):
+    with pytest.raises(ValueError, match=f"move {name} to relaxed, with a reason"):
         _program(tuned=(Directive(name, "x", "with a reason"),))
 
 

@@ -90,7 +90,7 @@ def test_ssh_stays_on_the_lan_while_the_node_key_ends_unless_the_inventory_accep
     ends = _with_expiry("2030-01-02T03:04:05Z")
     sentence = keeps_lan_ssh(HEADSCALE, ends)
     assert sentence is not None
-    assert "ends on 2030-01-02" in sentence
+    assert "expires on 2030-01-02" in sentence
     assert "key_may_expire" in sentence
     assert keeps_lan_ssh(Tailnet(key_may_expire=True), ends) is None
     assert keeps_lan_ssh(HEADSCALE, MEMBER) is None

@@ -203,7 +203,7 @@ def test_lan_ssh_is_not_withdrawn_while_the_node_key_ends() -> None:
     host.facts[TailnetNode] = Node(expires=datetime(2030, 1, 2, tzinfo=UTC))
     assert _run(ufw.withdraw_lan_ssh, host) == ["FAILED"]
     (sentence,) = host.said
-    assert "the node key of this host ends on 2030-01-02" in sentence
+    assert "the node key of this host expires on 2030-01-02" in sentence
     accepted = _settings(tailnet={"key_may_expire": True})
     assert _run(ufw.withdraw_lan_ssh, host, accepted)[0] == "PROVED"
 
