@@ -14,6 +14,6 @@ def apply(settings: HostSettings) -> None:
     """Stop and remove every service of ours that the inventory does not declare; its data stays."""
     owned.only(
         name="Remove what the inventory no longer declares",
-        declared=own.declared(settings),
-        patterns=own.patterns(),
+        settings=settings,
+        capabilities=own.REMOVED,
     )

@@ -3,20 +3,17 @@
 from pyinfra import host
 from pyinfra.api.deploy import deploy
 
-from facts.places import CONFIGURATION, SYSTEM
+from facts.places import SYSTEM
 from facts.tailnet import TailnetNode
 from holdfast import alerts, ssh, tailnet_membership, tailnet_rules
 from holdfast.host_programs import tailnet_membership as membership_program
 from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
-from holdfast.tailnet import relays_missing, vendor_repository
+from holdfast.tailnet import DROP_IN, ENVIRONMENT, relays_missing, vendor_repository
 from operations import apt_repository, host_files, packages, sshd, tailscale, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
-
-ENVIRONMENT = f"{CONFIGURATION}/tailscaled.env"
-DROP_IN = f"{SYSTEM}/tailscaled.service.d/holdfast.conf"
 
 
 @deploy("Tailnet")

@@ -7,7 +7,7 @@ not on the list does nothing.
 
 from __future__ import annotations
 
-from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
+from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
 from holdfast import clouds, docker, floor, ledger, router, routing, ssh, tailnet
 from holdfast.engines import servers, units
 from holdfast.service.capability import Capability
@@ -29,6 +29,7 @@ ENGINES = Capability(
         ),
     ),
     beside=units.beside,
+    keeps=tuple(f"/var/cache/holdfast-{server.name}-*" for server in servers.SERVERS),
 )
 CAPABILITIES: tuple[Capability, ...] = (
     Capability("SSH", ssh.services),
@@ -42,6 +43,7 @@ CAPABILITIES: tuple[Capability, ...] = (
             *(f"{SYSTEM}/holdfast-floor*.*", f"{SYSTEM}/{floor.SLICE}"),
             *(f"{CREDENTIALS}/floor-*", f"{CONFIGURATION}/floor/*.cfg"),
         ),
+        keeps=(floor.FLOOR_STATE,),
     ),
     ENGINES,
     Capability(
@@ -49,6 +51,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         ledger.services,
         ledger.programs,
         owns=(f"{SYSTEM}/holdfast-ledger*.*", f"{ledger.FOLDER}/*"),
+        keeps=(f"{STATE}/ledger", routing.LEDGER_DUMPS),
     ),
     Capability(
         "Routers",
@@ -59,5 +62,6 @@ CAPABILITIES: tuple[Capability, ...] = (
             *(f"{CREDENTIALS}/holdfast-{kind}-*" for kind in ("router", "clouds")),
             *(f"{router.CONFIGURATIONS}/*.cfg", f"{clouds.CONFIGURATIONS}/*.json"),
         ),
+        keeps=(f"{STATE}/queue",),
     ),
 )

@@ -7,7 +7,7 @@ does not declare is left over from an entry that was removed. Data is not among 
 from __future__ import annotations
 
 from facts.places import CREDENTIALS, SYSTEM
-from holdfast import backup
+from holdfast import backup, docker, tailnet, tailnet_membership, tailnet_rules
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import limits
 from holdfast.service.capability import Capability
@@ -25,7 +25,29 @@ def _limits(settings: HostSettings) -> list[str]:
     return [*limits.unit_files(), limits.CONFIG] if settings.gpus else []
 
 
+_TAILNET = (
+    *(tailnet.ENVIRONMENT, tailnet.DROP_IN),
+    *(tailnet_rules.PROGRAM, tailnet_rules.RULES, *tailnet_rules.unit_files()),
+    *(tailnet_membership.PROGRAM, tailnet_membership.CONFIG, *tailnet_membership.unit_files()),
+)
+_DOCKER = (docker.DROP_IN, docker.LINKS_SCRIPT)
+
 REMOVED: tuple[Capability, ...] = (
+    Capability(
+        "Tailnet",
+        owns=_TAILNET,
+        beside=lambda settings: _TAILNET if settings.tailnet else (),
+        stops=("tailscaled.service",),
+        keeps=("/var/lib/tailscale",),
+        carries_login=True,
+    ),
+    Capability(
+        "Docker",
+        owns=_DOCKER,
+        beside=lambda settings: _DOCKER if settings.docker else (),
+        stops=("docker.socket", "docker.service", "containerd.service"),
+        keeps=("/var/lib/docker", docker.DAEMON_JSON),
+    ),
     *CAPABILITIES,
     Capability(
         "Backup",
@@ -35,6 +57,7 @@ REMOVED: tuple[Capability, ...] = (
             *(f"{CREDENTIALS}/backup-*", f"{backup.JOBS}/*.json"),
         ),
         beside=_backup,
+        keeps=(backup.STATE,),
     ),
     Capability(
         "GPU limits", owns=(f"{SYSTEM}/holdfast-gpu-limits.*", limits.CONFIG), beside=_limits

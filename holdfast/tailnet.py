@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from facts.places import CONFIGURATION, SYSTEM
 from facts.tailnet import Node
 from holdfast.service.capability import Declared
 from holdfast.settings import (
@@ -17,6 +18,10 @@ from holdfast.settings import (
     Tailnet,
 )
 
+ENVIRONMENT = f"{CONFIGURATION}/tailscaled.env"
+"""The daemon's variables."""
+DROP_IN = f"{SYSTEM}/tailscaled.service.d/holdfast.conf"
+"""The drop-in of the daemon's unit."""
 VENDOR_CONTROL = "https://controlplane.tailscale.com"
 VENDOR_PACKAGES = "https://pkgs.tailscale.com/stable"
 # One key signs all of the vendor's suites; https://pkgs.tailscale.com/stable, fingerprint

@@ -6,12 +6,11 @@ Only a new login after the change stops the timer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 from pyinfra import host as this_host
 from pyinfra import logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
-from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
@@ -31,30 +30,10 @@ from holdfast.firewall import (
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 from holdfast.tailnet import keeps_lan_ssh
+from operations import login
 from operations.refusal import stop
 
 Commands = Generator[StringCommand | FunctionCommand, None, None]
-
-
-def _new_login(host: Host) -> Callable[[Path | None], None] | None:
-    login: Callable[[Path | None], None] | None = getattr(host.connector, "new_login", None)
-    return login
-
-
-def _try_login(host: Host, path: Path | None, otherwise: str) -> bool:
-    login = _new_login(host)
-    try:
-        if login is None:
-            raise ConnectError("this needs a new login, and only the @rack connector opens one")
-        login(path)
-    except (ConnectError, OSError) as error:
-        _complain(host, f"{error}; {otherwise}.")
-        return False
-    return True
-
-
-def _complain(host: Host, sentence: str) -> None:
-    host.log_styled(sentence, fg="red", log_func=logger.error)
 
 
 def _prove(
@@ -62,13 +41,13 @@ def _prove(
 ) -> bool:
     """Log in again and read the firewall back; only then is the change kept."""
     seconds = settings.firewall.rollback_seconds
-    if not _try_login(
+    if not login.attempt(
         host, path, f"the host restores its previous firewall within {seconds} seconds"
     ):
         return False
     left = plan(settings, declared, host.get_fact(Firewall)).commands
     if left:
-        _complain(
+        login.complain(
             host,
             f"The firewall is not as declared; still missing: {'; '.join(left)}."
             f" The host restores its previous firewall within {seconds} seconds.",
@@ -146,6 +125,6 @@ def withdraw_lan_ssh(settings: HostSettings) -> Commands:
 
 
 def _try_tailnet(state: State, host: Host) -> bool:
-    return _try_login(
+    return login.attempt(
         host, "tailnet", "SSH stays open on the LAN until a login over the tailnet succeeds"
     )

@@ -74,7 +74,9 @@ def without(stray: list[str]) -> Generator[StringCommand, None, None]:
     if not stray:
         return
     paths = " ".join(map(shlex.quote, stray))
-    found = [path.rpartition("/")[2] for path in stray if path.startswith(f"{SYSTEM}/")]
+    # A file in a unit's own folder, such as a drop-in, is no unit.
+    split = [path.rpartition("/") for path in stray]
+    found = [name for folder, _, name in split if folder == SYSTEM]
     # A template is no unit that runs; its instances end with what asked for them.
     units = [name for name in found if "@." not in name]
     if not units:

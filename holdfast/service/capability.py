@@ -35,6 +35,12 @@ class Capability:
     does not declare is removed; data is never among them."""
     beside: Callable[[HostSettings], Sequence[str]] = _nothing
     """Declared paths that match `owns` and that do not follow from `programs`."""
+    stops: tuple[str, ...] = ()
+    """Units of its distribution packages: stopped and disabled when nothing of it is declared."""
+    keeps: tuple[str, ...] = ()
+    """Shell patterns of the paths of its data, which stays when the capability is removed."""
+    carries_login: bool = False
+    """Whether operators log in through it: it is removed only after a login over the LAN."""
 
     def declared(self, settings: HostSettings) -> list[str]:
         """The paths that the inventory declares."""

@@ -20,6 +20,8 @@ class LocalHost:
     facts: dict[type, Any] = field(default_factory=dict)
     """Answers that no command is run for."""
     name: str = "here"
+    print_prefix: str = "[here] "
+    connector: object = None
 
     def _run(self, command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         path = f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"]

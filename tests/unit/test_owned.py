@@ -6,12 +6,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pyinfra.api import FunctionCommand
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.context import ctx_host
 
 from facts.owned import OwnedFiles
-from holdfast import owned
+from holdfast import docker, owned, tailnet
 from holdfast.settings import HostSettings
 from operations import owned as operations
 from tests.unit.local_host import LocalHost
@@ -59,33 +63,98 @@ def test_all_that_a_deploy_places_is_declared_and_nothing_else(
     assert len(placed) > 20
 
 
-def test_a_host_with_nothing_declares_nothing() -> None:
+def _settings(**declared: object) -> HostSettings:
     bare = {"hostname": "a", "distribution": "debian13", "interfaces": {"eth0": {"role": "lan"}}}
-    assert owned.declared(HostSettings.model_validate(bare)) == []
+    return HostSettings.model_validate({**bare, "docker": None, "tailnet": None, **declared})
+
+
+def _removed(present: list[str], **declared: object) -> list[str]:
+    host = LocalHost(facts={OwnedFiles: present})
+    asked = {"settings": _settings(**declared), "capabilities": owned.REMOVED}
+    return host.planned(operations.only, **asked)
+
+
+def test_a_host_with_nothing_declares_nothing() -> None:
+    assert owned.declared(_settings()) == []
 
 
 def test_what_is_declared_no_more_is_stopped_before_its_files_go() -> None:
-    kept = [f"{SYSTEM}/holdfast-router-work-loopback.service", "/etc/holdfast/router/work.cfg"]
     gone = [f"{SYSTEM}/holdfast-floor.service", "/etc/holdfast/credentials/floor-api-key"]
-    host = LocalHost(facts={OwnedFiles: [*kept, *gone]})
-    asked = {"patterns": owned.patterns()}
-    (command,) = host.planned(operations.only, declared=kept, **asked)
+    (command,) = _removed(gone)
     steps = command.split(" && ")
     assert steps[1:3] == [
         "systemctl stop holdfast-floor.service",
         "systemctl disable holdfast-floor.service",
     ]
     assert set(steps[3].split()) == {"rm", "-f", *gone}
-    assert host.planned(operations.only, declared=[*kept, *gone], **asked) == []
+
+
+def test_what_is_declared_stays() -> None:
+    present = [docker.DROP_IN, docker.LINKS_SCRIPT]
+    assert _removed(present, docker={}) == []
+    assert _removed([tailnet.DROP_IN, tailnet.ENVIRONMENT], tailnet={}) == []
 
 
 def test_a_template_goes_without_being_stopped() -> None:
     gone = [f"{SYSTEM}/holdfast-replace-undo@.service", f"{SYSTEM}/holdfast-vllm-old.service"]
-    host = LocalHost(facts={OwnedFiles: gone})
-    (command,) = host.planned(operations.only, declared=[], patterns=owned.patterns())
+    (command,) = _removed(gone)
     steps = command.split(" && ")
     assert steps[1] == "systemctl stop holdfast-vllm-old.service"
     assert set(steps[3].split()) == {"rm", "-f", *gone}
+
+
+def test_an_engine_that_is_not_declared_is_stopped_and_its_data_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stopped, removed = _removed([docker.DROP_IN])
+    assert stopped == "systemctl disable --now docker.socket docker.service containerd.service"
+    # The drop-in is no unit that could be stopped.
+    assert removed == f"rm -f {docker.DROP_IN}"
+    assert "/var/lib/docker" in caplog.text
+
+
+@dataclass
+class _Connection:
+    """A login by one path; a new one over the LAN succeeds or not."""
+
+    via: str = "lan"
+    answers: bool = True
+
+    def new_login(self, path: str) -> None:
+        if path != "lan" or not self.answers:
+            raise ConnectError(f"{path} does not answer")
+
+
+@dataclass
+class _Host(LocalHost):
+    def log_styled(self, sentence: str, **_: object) -> None:
+        assert "stays" in sentence
+
+
+def _steps(connection: _Connection) -> list[str]:
+    """The steps that are taken until one fails."""
+    host = _Host(facts={OwnedFiles: [tailnet.DROP_IN]}, connector=connection)
+    taken: list[str] = []
+    with ctx_host.use(host):
+        for step in operations.only._inner(settings=_settings(), capabilities=owned.REMOVED):
+            if isinstance(step, FunctionCommand):
+                if not step.function(None, host, *step.args):
+                    return taken
+            else:
+                taken.append(step.get_raw_value())
+    return taken
+
+
+def test_the_tailnet_goes_after_a_login_over_the_lan() -> None:
+    assert _steps(_Connection()) == [
+        "systemctl disable --now tailscaled.service",
+        f"rm -f {tailnet.DROP_IN}",
+    ]
+
+
+@pytest.mark.parametrize("connection", [_Connection(answers=False), _Connection(via="tailnet")])
+def test_the_tailnet_stays_without_one(connection: _Connection) -> None:
+    assert _steps(connection) == []
 
 
 def test_the_fact_finds_files_and_no_folder(tmp_path: Path) -> None:
