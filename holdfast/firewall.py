@@ -46,6 +46,9 @@ MARK = "holdfast:"
 """Prefix of the comment of every rule of ours."""
 UNTIL_TAILNET = "ssh until the tailnet is proved"
 """Reason of the rule that opens SSH on the LAN at first; it distinguishes the rule from others."""
+SSH = "ssh"
+"""Reason of the rules of the SSH server: its service's name. They are there where the inventory
+keeps SSH open on the LAN."""
 WITHOUT_TAILNET = "ssh while the tailnet is lost"
 """Reason of the rule with which a host itself opens SSH on the LAN, and later closes it
 (`tailnet_membership`)."""
@@ -270,11 +273,14 @@ def lan_ssh_wanted(settings: HostSettings, state: FirewallState) -> str | None:
 
     It is open at first, until `withdraw` has closed it. Then it stays closed, even while other
     rules are repaired: a host that has our rules but not this one has already proved its tailnet.
-    If the host itself opened it because its tailnet is lost, the host also closes it.
+    A host on which the inventory kept it open until now has proved none. If the host itself opened
+    it because its tailnet is lost, the host also closes it.
     """
     if settings.ssh.lan_access == "keep":
         return None  # The ssh service declares where it listens.
     if settings.tailnet is None or lan_ssh_rules(state, UNTIL_TAILNET):
+        return UNTIL_TAILNET
+    if lan_ssh_rules(state, SSH):
         return UNTIL_TAILNET
     if settings.ssh.lan_return and lan_ssh_rules(state, WITHOUT_TAILNET):
         return WITHOUT_TAILNET

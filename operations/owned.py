@@ -43,22 +43,28 @@ def only(
         stray += found
         if not found or declared:
             continue
+        if capability.carries_login:
+            if not _came_by_the_lan(settings):
+                yield stop(
+                    "The tailnet is no longer declared, but it stays, because this run logged in"
+                    " through it: write the LAN's address as lan_address and as ssh_hostname, and"
+                    " run again."
+                )
+                return
+            yield FunctionCommand(_log_in_over_the_lan, [], {})
         if capability.keeps:
             logger.warning(
                 f"{this_host.print_prefix}{capability.title} is no longer declared and is removed;"
                 f" its data stays: {' '.join(capability.keeps)}"
             )
-        if capability.carries_login:
-            if getattr(this_host.connector, "via", "lan") != "lan":
-                yield stop(
-                    "The tailnet is no longer declared, but it stays, because this run logged in"
-                    " through it: write the LAN's address as ssh_hostname, and run again."
-                )
-                return
-            yield FunctionCommand(_log_in_over_the_lan, [], {})
         if capability.stops:
             yield StringCommand(f"systemctl disable --now {' '.join(capability.stops)}")
     yield from units.without(sorted(set(stray)))
+
+
+def _came_by_the_lan(settings: HostSettings) -> bool:
+    by_name = getattr(this_host.connector, "via", None) == "tailnet"
+    return not by_name or settings.ssh_hostname == settings.lan_address is not None
 
 
 def _log_in_over_the_lan(state: State, host: Host) -> bool:

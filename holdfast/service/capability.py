@@ -17,6 +17,10 @@ def _nothing(_: HostSettings) -> Sequence[str]:
     return ()
 
 
+def _no_programs(_: HostSettings) -> Sequence[Program]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Capability:
     """What one capability has on a host, each by a function of the host's settings.
@@ -29,7 +33,7 @@ class Capability:
     title: str
     """Its heading in a plan."""
     services: Callable[[HostSettings], Sequence[Declared]] = lambda _: ()
-    programs: Callable[[HostSettings], Sequence[Program]] = lambda _: ()
+    programs: Callable[[HostSettings], Sequence[Program]] = _no_programs
     owns: tuple[str, ...] = ()
     """Shell patterns of files that only this capability has on a host. A file that the inventory
     does not declare is removed; data is never among them."""
@@ -41,6 +45,11 @@ class Capability:
     """Shell patterns of the paths of its data, which stays when the capability is removed."""
     carries_login: bool = False
     """Whether operators log in through it: it is removed only after a login over the LAN."""
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether it has programs that a deploy installs and starts."""
+        return self.programs is not _no_programs
 
     def declared(self, settings: HostSettings) -> list[str]:
         """The paths that the inventory declares."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from facts.places import STATE
 from holdfast import backup, egress, owned
@@ -205,10 +205,25 @@ class NativeDrill(Drill):
             here = rack.execute(f"ls -d {' '.join(kept)}")
             record.check("models, the ledger and records of backups stay", here[0] == 0, here[1])
             self.site.expect_nothing("without services, again")
+        self._take_out_the_way_in(gone)
         self.site.converge("with services again", fatal=True)
+        attack.wait_for_containers(rack)
         self.engines.wait_until_serving()
         self.private.wait_until_ready()
         self.site.expect_nothing("with services again, again")
+
+    def _take_out_the_way_in(self, gone: Mapping[str, object]) -> None:
+        """Declare neither Docker nor a tailnet; the way in is the LAN then."""
+        ssh = self.stage.inventory_data()["ssh"] | {"callers": [], "lan_access": "keep"}
+        lan = {"docker": None, "tailnet": None, "ssh_hostname": "rack-lan", "ssh": ssh}
+        with self.stage.declared(**gone, **lan, firewall={"rollback_seconds": 30}):
+            self.site.converge("by the LAN alone", fatal=True)
+            running = self.stage.rack.execute("systemctl is-active docker tailscaled")[1].split()
+            left = running == ["inactive", "inactive"]
+            self.record.check(
+                "Docker and the tailnet leave a rack that can be reached", left, running
+            )
+            self.site.expect_nothing("by the LAN alone, again")
 
     def _sabotage(self) -> None:
         sabotage.commit(self.site, self.stage.rack, self.chosen, complete=self.sabotage)

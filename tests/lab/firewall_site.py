@@ -2,10 +2,11 @@
 
 from pyinfra import host
 
-from deploys import docker, firewall
+from deploys import docker, firewall, removal
 from holdfast.site import settings_of
 
 settings = settings_of(host)
 
 firewall.apply(settings=settings)
+removal.apply(settings=settings)
 docker.apply(settings=settings)

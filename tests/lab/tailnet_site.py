@@ -2,11 +2,12 @@
 
 from pyinfra import host
 
-from deploys import egress, firewall, tailnet
+from deploys import egress, firewall, removal, tailnet
 from holdfast.site import settings_of
 
 settings = settings_of(host)
 
 firewall.apply(settings=settings)
 egress.apply(settings=settings)
+removal.apply(settings=settings)
 tailnet.apply(settings=settings)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from facts.firewall import GUARD, PROGRAM
-from holdfast.docker import LINKS_SCRIPT
+from holdfast.docker import DROP_IN, LINKS_SCRIPT
 from holdfast.firewall import DOCKER_USER, TIMER, WATCH
 from tests.drill import sabotage, sabotages
 from tests.drill.converge import Outcome, converge
@@ -295,3 +295,16 @@ def test_the_host_tests_of_those_links_can_fail(stage: Stage) -> None:
     with record.phase("sabotage"):
         sabotage.commit(site, stage.rack, wrong, complete=False)
     assert record.broken == []
+
+
+def test_the_engine_leaves_with_its_declaration_and_comes_back(stage: Stage) -> None:
+    rack, units = stage.rack, "docker.service docker.socket"
+    assert stage.converge("without an engine", docker=None).ok
+    assert "active" not in rack.execute(f"systemctl is-active {units}")[1].split()
+    assert "enabled" not in rack.execute(f"systemctl is-enabled {units}")[1].split()
+    rack.succeed(f"test ! -e {LINKS_SCRIPT} && test ! -e {DROP_IN} && test -d /var/lib/docker")
+    outcome = stage.converge("without an engine, again", docker=None)
+    assert outcome.ok
+    assert outcome.changed == []
+    assert stage.converge("with an engine again").ok
+    rack.succeed(f"docker info && test -e {LINKS_SCRIPT}")

@@ -23,7 +23,7 @@ import pytest
 from holdfast import egress, tailnet_membership, tailnet_rules
 from holdfast.firewall import WATCH, WITHOUT_TAILNET
 from tests.drill import sabotage, sabotages
-from tests.drill.converge import ROOT, converge
+from tests.drill.converge import ROOT, Outcome, converge
 from tests.drill.record import Phase, Record
 from tests.drill.site import Site
 from tests.lab.container_machine import ContainerMachine
@@ -408,3 +408,31 @@ def test_ssh_comes_back_on_the_lan_while_the_tailnet_is_lost(stage: Stage, loss:
     rack.wait_until_succeeds(f"! {LOST}", 300)
     assert not _answers_on_the_lan(rack)
     wait_until(lambda: stage.answers(stage.peers[0], SSH), "SSH by the tailnet", 60)
+
+
+def test_the_tailnet_leaves_after_a_login_over_the_lan_and_comes_back(stage: Stage) -> None:
+    rack, inventory = stage.rack, stage.folder / "without.py"
+    declared = _settings(stage.services, stage.folder)
+    ssh = {**declared["ssh"], "callers": [], "lan_access": "keep"}
+    without = {**declared, "tailnet": None, "services": [], "ssh": ssh}
+    running = "systemctl is-active tailscaled"
+
+    def deploy(label: str, ssh_hostname: str) -> Outcome:
+        inventory.write_text(
+            f"hosts = [('@rack/rack', {without | {'ssh_hostname': ssh_hostname}})]\n"
+        )
+        return converge(inventory, label, stage.folder, DEPLOY)
+
+    # The run would cut its own connection.
+    assert not deploy("left by the tailnet", "rack").ok
+    assert rack.execute(running)[1] == "active\n"
+    outcome = deploy("left by the LAN", "rack-lan")
+    assert outcome.ok, outcome.log.read_text()[-3000:]
+    assert rack.execute(running)[1] == "inactive\n"
+    rack.succeed(f"test ! -e {tailnet_rules.RULES} && test -d /var/lib/tailscale")
+    outcome = deploy("left by the LAN, again", "rack-lan")
+    assert outcome.ok
+    assert outcome.changed == []
+    outcome = converge(stage.inventory, "with a tailnet again", stage.folder, DEPLOY)
+    assert outcome.ok, outcome.log.read_text()[-3000:]
+    stage.wait_until_online()

@@ -326,6 +326,12 @@ class TestSshOnTheLan:
         v4 = dataclasses.replace(rack.v4, rules=(*rack.v4.rules, rule))
         assert lan_ssh_wanted(_settings(), dataclasses.replace(rack, v4=v4))
 
+    def test_it_stays_open_when_it_was_kept_until_now(self, rack: FirewallState) -> None:
+        kept = _settings(ssh={"lan_access": "keep", "lan_sources": ["10.77.0.0/24"]}, tailnet=None)
+        rules = [hole.rule for hole in holes(kept, declared_services(kept), lan_ssh=None)]
+        v4 = dataclasses.replace(rack.v4, rules=(*rack.v4.rules, *rules))
+        assert lan_ssh_wanted(_settings(), dataclasses.replace(rack, v4=v4)) == UNTIL_TAILNET
+
     def test_without_a_tailnet_there_is_no_other_way_in(self, rack: FirewallState) -> None:
         assert lan_ssh_wanted(_settings(tailnet=None), rack)
 

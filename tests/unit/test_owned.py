@@ -131,12 +131,14 @@ class _Host(LocalHost):
         assert "stays" in sentence
 
 
-def _steps(connection: _Connection) -> list[str]:
+def _steps(connection: _Connection, **declared: object) -> list[str]:
     """The steps that are taken until one fails."""
     host = _Host(facts={OwnedFiles: [tailnet.DROP_IN]}, connector=connection)
     taken: list[str] = []
     with ctx_host.use(host):
-        for step in operations.only._inner(settings=_settings(), capabilities=owned.REMOVED):
+        for step in operations.only._inner(
+            settings=_settings(**declared), capabilities=owned.REMOVED
+        ):
             if isinstance(step, FunctionCommand):
                 if not step.function(None, host, *step.args):
                     return taken
@@ -146,10 +148,11 @@ def _steps(connection: _Connection) -> list[str]:
 
 
 def test_the_tailnet_goes_after_a_login_over_the_lan() -> None:
-    assert _steps(_Connection()) == [
-        "systemctl disable --now tailscaled.service",
-        f"rm -f {tailnet.DROP_IN}",
-    ]
+    lan = {"lan_address": "10.0.0.2", "ssh_hostname": "10.0.0.2"}
+    gone = ["systemctl disable --now tailscaled.service", f"rm -f {tailnet.DROP_IN}"]
+    assert _steps(_Connection()) == gone
+    # The name that is tried first may be that of the LAN.
+    assert _steps(_Connection(via="tailnet"), **lan) == gone
 
 
 @pytest.mark.parametrize("connection", [_Connection(answers=False), _Connection(via="tailnet")])
