@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.capabilities import CAPABILITIES
+
 ROOT = Path(__file__).resolve().parents[2]
 SITE = "deploys/site.py"
 PYINFRA = Path(sys.executable).with_name("pyinfra")
