@@ -49,7 +49,7 @@ def settle(settings: HostSettings) -> None:
     found = [
         Unit(service.unit, along_with=targets)
         for service in settings.services
-        if (targets := modes.targets_of(settings, service.name))
+        if not service.is_tenant and (targets := modes.targets_of(settings, service.name))
     ]
     if found:
         units.settle(name="Run the services of the mode", units=found)

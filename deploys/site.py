@@ -18,6 +18,7 @@ from deploys import (
     ssh,
     storage,
     tailnet,
+    tenants,
     vllm,
 )
 from holdfast.site import settings_of
@@ -40,6 +41,7 @@ gpu_containers.apply(settings=settings)
 tailnet.apply(settings=settings)
 storage.apply(settings=settings)
 services.apply(settings=settings)
+tenants.prune(settings=settings)
 gpu_modes.settle(settings=settings)
 backup.apply(settings=settings)
 vllm.settle(settings=settings)

@@ -8,7 +8,8 @@ not on the list does nothing.
 from __future__ import annotations
 
 from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
-from holdfast import clouds, docker, floor, ledger, router, routing, ssh, tailnet
+from facts.tenants import TENANT
+from holdfast import clouds, docker, floor, ledger, router, routing, ssh, tailnet, tenants
 from holdfast.engines import servers, units
 from holdfast.service.capability import Capability
 
@@ -63,5 +64,14 @@ CAPABILITIES: tuple[Capability, ...] = (
             *(f"{router.CONFIGURATIONS}/*.cfg", f"{clouds.CONFIGURATIONS}/*.json"),
         ),
         keeps=(f"{STATE}/queue",),
+    ),
+    # Their services are the inventory's own.
+    Capability(
+        "Tenants",
+        programs=tenants.programs,
+        owns=(
+            *(f"{SYSTEM}/{TENANT}*.*", f"{CREDENTIALS}/{TENANT}*"),
+            f"{tenants.CONFIGURATIONS}/*.cfg",
+        ),
     ),
 )

@@ -72,6 +72,8 @@ def _kind(model: type[BaseModel], name: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
+    if field.default_factory_takes_validated_data:
+        return "see text"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "its defaults"

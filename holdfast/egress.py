@@ -289,7 +289,8 @@ def has_drop_in(service: Service) -> bool:
         service.tier == "T1"
         and service.user != "root"
         and service.unit.endswith(".service")
-        and not any(listen.container for listen in service.listens)
+        and not service.in_container
+        and not service.is_tenant
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,3 +43,8 @@ class PythonEnvironment:
     def folder(self) -> str:
         """Where it lies on a host."""
         return directory(self.name, self.lock, self.distribution)
+
+
+def is_unhashed(lock: str) -> bool:
+    """Whether a requirement of ``lock`` has no hash."""
+    return bool(re.search(r"^\w(?!.*(--hash|\\$)).*$", lock, re.MULTILINE))

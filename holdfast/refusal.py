@@ -97,7 +97,8 @@ def looks_random(text: str) -> bool:
     if re.match(r"https?://|/[a-z]+(/|$)", text):
         # Model and release names in URLs and paths look random and are not.
         return False
-    for word in re.split(r"[\s/:,]+", text):
+    # The digest of an image is public.
+    for word in re.split(r"[\s/:,]+", re.sub(r"@sha256:[0-9a-f]{64}$", "", text)):
         # A random word of 16 base64 characters has 3.5 bits a character or more; names and file
         # names rarely mix digits with both cases.
         counts = Counter(word)

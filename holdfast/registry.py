@@ -142,9 +142,14 @@ def user_claims(settings: HostSettings) -> list[UserClaim]:
         if service.user != "root"
     ]
     return claims + [
-        UserClaim(f"services[{index}].user", service.name, service.user)
+        # A tenant's follows from its name.
+        UserClaim(
+            f"services[{index}].{'name' if service.is_tenant else 'user'}",
+            service.name,
+            service.user,
+        )
         for index, service in enumerate(settings.services)
-        if not (service.user == "root" and any(listen.container for listen in service.listens))
+        if not (service.user == "root" and service.in_container)
     ]
 
 

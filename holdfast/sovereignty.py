@@ -59,7 +59,7 @@ def _may_call(service: Service, settings: HostSettings, held: set[str], isolated
         peers = [peer for peer in service.peers if peer.network not in LOOPBACK]
         called = ", ".join(_called(peers, service.clouds))
         return f"this machine, and {called}" if called else "this machine"
-    if any(listen.container for listen in service.listens):
+    if service.in_container:
         return "any machine, through its container: no rule restricts it"
     return "any machine: no rule restricts it"
 

@@ -475,6 +475,23 @@ def longest_pause_hours(calendar: str) -> float:
     return max(at_night, *(b - a for a, b in pairwise(minutes)), 0) / 60
 
 
+def _check_image(value: str) -> None:
+    name, _, digest = value.partition("@")
+    registry, _, rest = name.partition("/")
+    if "." not in registry and ":" not in registry and registry != "localhost":
+        raise ValueError(
+            f"this does not name its registry; write it in full, such as docker.io/{name}"
+        )
+    if not digest:
+        raise ValueError(
+            "a tag may name another image tomorrow; write the digest that you have tested, as"
+            " NAME@sha256:..., which `docker image inspect --format '{{.RepoDigests}}'` shows"
+        )
+    _check_sha256(digest.removeprefix("sha256:"))
+    if ":" in rest:
+        raise ValueError("the digest alone decides; write it without the tag")
+
+
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _DNS = rf"{_LABEL}(\.{_LABEL})*"
 
@@ -657,6 +674,28 @@ CpuList = Annotated[
 ]
 FlagName = Annotated[
     str, Word("a flag without its dashes", "max-num-batched-tokens", r"[a-z][a-z0-9-]{1,60}")
+]
+VariableName = Annotated[
+    str, Word("the name of a variable", "LOG_LEVEL", r"[A-Za-z_][A-Za-z0-9_]{0,80}")
+]
+ImageDigest = Annotated[
+    str,
+    Word(
+        "a container image with its registry and digest",
+        "ghcr.io/example/pictures@sha256:9f86d081884c7d65...",
+        r"[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+"
+        r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?",
+        _check_image,
+        machine=True,
+    ),
+]
+ContainerUser = Annotated[
+    str,
+    Word(
+        "the numbers of a user and a group, not root",
+        "1000:1000",
+        r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}",
+    ),
 ]
 UnitName = Annotated[
     str,

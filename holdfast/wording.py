@@ -114,6 +114,9 @@ def _relevant(errors: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorD
     kept: list[ErrorDetails] = []
     best: dict[str, list[ErrorDetails]] = {}
     for error in errors:
+        if error["type"] == "default_factory_not_called":
+            # It follows from a value that is wrong itself.
+            continue
         key, _, union = locate(model, error["loc"])
         if error["loc"][-1:] != ("[key]",) and any(
             error["loc"][: len(name)] == name for name in misnamed

@@ -238,12 +238,42 @@ _rack = {
         },
         {
             "name": "photos",
-            "unit": "docker.service",
-            "user": "root",
+            "container": {
+                "image": f"docker.io/photoprism/photoprism@sha256:{_checksum}",  # (yours)
+                "environment": {
+                    "PHOTOPRISM_SITE_CAPTION": "Photos: 100 % ours",
+                    "PHOTOPRISM_ADMIN_PASSWORD_FILE": "/run/secrets/admin",
+                },
+                "secrets": {"admin": "PHOTOS_ADMIN_PASSWORD"},
+                "mounts": {"/srv/photos": "/photoprism"},
+            },
             "tier": "T1",
             "network": "home",
-            "listens": [{"port": 2342, "scope": "tailnet", "container": True}],
+            "listens": [{"port": 2342, "scope": "tailnet"}],
+            "memory_max_mib": 4096,
             "data": [{"path": "/srv/photos", "backup": "state"}],
+            "health": {
+                "url": "http://127.0.0.1:2342/api/v1/status",
+                "contains": "operational",
+                "timeout_seconds": 120,
+            },
+        },
+        {
+            "name": "notes",
+            "python": {
+                "lock": "locks/litellm.txt",  # (yours) one that has your program
+                "command": [
+                    *("python", "-m", "aiohttp.web", "notes:app"),
+                    *("-U", "/run/holdfast/holdfast-tenant-notes/http.sock"),
+                ],
+                "environment": {"NOTES": "/srv/notes"},
+                "secrets": {"key": "NOTES_KEY"},
+            },
+            "tier": "T1",
+            "listens": [{"port": 8300, "scope": "tailnet", "callers": ["tag:operator"]}],
+            "memory_max_mib": 512,
+            "data": [{"path": "/srv/notes", "backup": "state"}],
+            "health": {"url": "http://127.0.0.1:8300/health", "contains": "ok"},
         },
     ],
     "backup": {

@@ -14,7 +14,7 @@ from holdfast.python_environment import PythonEnvironment
 from holdfast.secrets import require
 from holdfast.service import PROXY, Program
 from holdfast.service.units import proxies
-from operations import artefact, host_files, packages, python_environment, units
+from operations import artefact, host_files, packages, python_environment, tenants, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
@@ -31,7 +31,7 @@ def have(what: str, programs: Sequence[Program], together: bool = False) -> None
 
 
 def install(what: str, programs: Sequence[Program]) -> None:
-    """Install where ``programs`` come from: packages, pinned archives, Python environments."""
+    """Install where ``programs`` come from: packages, archives, environments, images."""
     if first := [file for program in programs for file in program.packages_read]:
         host_files.place(
             name=f"Write what the packages of {what} read",
@@ -56,6 +56,8 @@ def install(what: str, programs: Sequence[Program]) -> None:
             distribution=python.distribution,
             index=python.index,
         )
+    if images := list(dict.fromkeys(each.image for each in programs if each.image)):
+        tenants.pulled(name=f"Pull the images of {what}", images=images)
 
 
 def prune(programs: Sequence[Program]) -> None:

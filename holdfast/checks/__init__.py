@@ -29,6 +29,7 @@ from holdfast.checks import (
     ssh,
     storage,
     tailnet,
+    tenants,
     vllm,
 )
 from holdfast.refusal import Refusal
@@ -40,43 +41,49 @@ def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> li
     inventory.
     """
     settings = hosts[host]
-    # Other findings about a number in the wrong unit would be misleading.
-    findings = list(numbers.numbers(settings)) or [
-        *naming.duplicates(settings),
-        *ssh.login(settings),
-        *tailnet.control_server(settings),
-        *base.authorities(settings),
-        *base.time(host, hosts),
-        *sources.artefacts(settings),
-        *sources.mirrors(settings),
-        *naming.names(host, settings),
-        *naming.placeholders(settings),
-        *firewall.ports(settings),
-        *firewall.listens(settings),
-        *firewall.openings(settings),
-        *firewall.sources(settings),
-        *tailnet.callers(settings),
-        *tailnet.openings(settings),
-        *services.services(settings),
-        *services.users(settings),
-        *docker.repository(settings),
-        *egress.tiers(settings),
-        *docker.networks(settings),
-        *floor.floor(settings),
-        *gpu.cards(settings),
-        *gpu.power_supplies(settings),
-        *gpu.memory(settings),
-        *gpu_driver.driver(settings),
-        *gpu_limits.limits(settings),
-        *gpu_modes.modes(settings),
-        *gpu_containers.repository(settings),
-        *vllm.engines(settings),
-        *router.routers(settings),
-        *router.clouds(settings),
-        *paths.paths(settings),
-        *storage.storage(host, hosts, names),
-        *backup.backup(host, hosts),
-    ]
+    # Other findings about a number in the wrong unit, or about a service of no kind, would be
+    # misleading.
+    findings = (
+        list(numbers.numbers(settings))
+        or list(tenants.kinds(settings))
+        or [
+            *naming.duplicates(settings),
+            *ssh.login(settings),
+            *tailnet.control_server(settings),
+            *base.authorities(settings),
+            *base.time(host, hosts),
+            *sources.artefacts(settings),
+            *sources.mirrors(settings),
+            *naming.names(host, settings),
+            *naming.placeholders(settings),
+            *firewall.ports(settings),
+            *firewall.listens(settings),
+            *firewall.openings(settings),
+            *firewall.sources(settings),
+            *tailnet.callers(settings),
+            *tailnet.openings(settings),
+            *services.services(settings),
+            *services.users(settings),
+            *tenants.tenants(settings),
+            *docker.repository(settings),
+            *egress.tiers(settings),
+            *docker.networks(settings),
+            *floor.floor(settings),
+            *gpu.cards(settings),
+            *gpu.power_supplies(settings),
+            *gpu.memory(settings),
+            *gpu_driver.driver(settings),
+            *gpu_limits.limits(settings),
+            *gpu_modes.modes(settings),
+            *gpu_containers.repository(settings),
+            *vllm.engines(settings),
+            *router.routers(settings),
+            *router.clouds(settings),
+            *paths.paths(settings),
+            *storage.storage(host, hosts, names),
+            *backup.backup(host, hosts),
+        ]
+    )
     return [Refusal(host, *finding) for finding in findings]
 
 

@@ -160,9 +160,8 @@ def _resolvers(settings: HostSettings, declared: list[DockerNetwork]) -> Finding
 
 
 def _place(key: str, service: Service, declared: dict[str, DockerNetwork]) -> Findings:
-    is_container = any(listen.container for listen in service.listens)
     if service.network is None:
-        if is_container and service.tier == "T1":
+        if service.in_container and service.tier == "T1":
             yield Finding(
                 f"{key}.tier",
                 service.tier,
@@ -173,7 +172,7 @@ def _place(key: str, service: Service, declared: dict[str, DockerNetwork]) -> Fi
             )
         return
     network = declared.get(service.network)
-    if not is_container:
+    if not service.in_container:
         yield Finding(
             f"{key}.network",
             service.network,

@@ -37,7 +37,7 @@ def tiers(settings: HostSettings) -> Findings:
         }
         yield from _sees(key, service)
         field = next(filter(called.get, called), None)
-        if field and any(listen.container for listen in service.listens):
+        if field and service.in_container:
             yield Finding(
                 f"{key}.{field}",
                 called[field],

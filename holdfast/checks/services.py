@@ -45,7 +45,7 @@ _SYSTEM_USERS = re.compile(
     r"|shadow|disk|kmem|tty|kvm|docker|wheel|staff|video|render|utmp|input|sgx|crontab|plugdev"
     r"|users|netdev|dialout|cdrom|tape|ssl-cert"
 )
-_OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds)-.*")
+_OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds|tenant)-.*")
 
 
 def services(settings: HostSettings) -> Findings:
@@ -60,8 +60,9 @@ def services(settings: HostSettings) -> Findings:
                 "Holdfast uses this name itself",
                 "rename it",
             )
-        is_container = any(listen.container for listen in service.listens)
-        if whose := _unit_of_another(service.unit, is_container=is_container):
+        is_container = service.in_container
+        whose = _unit_of_another(service.unit, is_container=is_container)
+        if whose and not service.is_tenant:
             yield Finding(
                 f"{key}.unit",
                 service.unit,
@@ -102,7 +103,7 @@ def users(settings: HostSettings) -> Findings:
     holders: dict[str, str] = {}
     for claim in registry.user_claims(settings):
         holder = holders.setdefault(claim.user, claim.owner)
-        is_own = not claim.key.startswith("services[")
+        is_own = not claim.key.endswith(".user")
         if not is_own and (claim.user in logins or _SYSTEM_USERS.fullmatch(claim.user)):
             wrong = "a service must not run as a user that people or other programs use"
         elif holder != claim.owner:

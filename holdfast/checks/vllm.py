@@ -18,6 +18,7 @@ from holdfast.engines.servers import declared_engines
 from holdfast.engines.vllm import lock_of
 from holdfast.fit.architecture import NotUnderstood
 from holdfast.fit.planner import Fit
+from holdfast.python_environment import is_unhashed
 from holdfast.refusal import MISSING, shown
 from holdfast.settings import Engine, HostSettings, Vllm
 from holdfast.storage import checkpoint_of
@@ -72,7 +73,7 @@ def _lock(wanted: Vllm) -> Findings:
         pass
     elif pinned is None or pinned[1] != vllm.VERSION:
         wrong = f"it does not pin vllm {vllm.VERSION}, the only version that Holdfast knows"
-    elif re.search(r"^\w(?!.*(--hash|\\$)).*$", text, re.MULTILINE):
+    elif is_unhashed(text):
         wrong = "one of its requirements has no hash"
     else:
         return

@@ -43,7 +43,7 @@ TUNABLE = frozenset(
     {
         *("AllowedCPUs", "CPUWeight", "LimitMEMLOCK", "LimitNOFILE", "MemoryMin", "MemorySwapMax"),
         *("OOMScoreAdjust", "KillMode", "KillSignal", "RemainAfterExit", "RestartMaxDelaySec"),
-        *("RestartSteps", "RuntimeDirectoryPreserve"),
+        *("RestartSteps", "RuntimeDirectoryPreserve", "SuccessExitStatus"),
     }
 )
 """The lines that a program may set without a reason: its resources, and how it starts and stops.
@@ -147,10 +147,16 @@ class Program:
     """Files that its packages read while they are installed."""
     archive: Archive | None = None
     python: PythonEnvironment | None = None
+    image: str = ""
+    """The container image that its command runs, by name and digest."""
     before: tuple[Words, ...] = ()
     """Commands that must succeed before it starts."""
     ready: tuple[Words, ...] = ()
     """Commands that must succeed before it is regarded as started: they request what callers do."""
+    stop: Words = ()
+    """The command that stops it; default: a signal."""
+    after: tuple[Words, ...] = ()
+    """Commands that run after it has ended, for any reason."""
     environment: Mapping[str, str] = field(default_factory=dict)
     credentials: tuple[Credential, ...] = ()
     files: tuple[File, ...] = ()
@@ -173,6 +179,8 @@ class Program:
     starts: tuple[int, int] | None = None
     """Limit of starts: how many in how many seconds; then it stays down and an alert is raised."""
     at_boot: bool = False
+    started_with: tuple[str, ...] = ()
+    """Units whose start also starts it, if it is started at boot."""
     along_with: tuple[str, ...] = ()
     """Targets with which it starts and stops; the program itself is not started at boot."""
     slice: Slice | None = None

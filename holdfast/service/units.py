@@ -33,6 +33,8 @@ def service_unit(program: Program) -> str:
         before=[_line(words) for words in program.before],
         command=_line(program.command),
         ready=[_line(words) for words in program.ready],
+        stop=_line(program.stop),
+        after=[_line(words) for words in program.after],
         environment=[_quoted(f"{name}={value}") for name, value in program.environment.items()],
         on_failure=alerts.ON_FAILURE,
         sandbox=program.sandbox(),

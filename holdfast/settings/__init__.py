@@ -21,7 +21,7 @@ from holdfast.settings.gpu import GpuCard, Gpus, PowerSupply
 from holdfast.settings.gpu_driver import GpuDriver
 from holdfast.settings.gpu_modes import CardSet, Mode
 from holdfast.settings.router import CallerKey, Queue, Router
-from holdfast.settings.services import HealthCheck, Listen, Service
+from holdfast.settings.services import Container, HealthCheck, Listen, PythonProgram, Service
 from holdfast.settings.sources import AptRepository, Artefact
 from holdfast.settings.ssh import Ssh
 from holdfast.settings.storage import Checkpoint, ModelFile, NfsMount, Storage
@@ -40,6 +40,7 @@ __all__ = [
     "Checkpoint",
     "Cloud",
     "Clouds",
+    "Container",
     "DataPath",
     "DiskCheck",
     "Distribution",
@@ -62,6 +63,7 @@ __all__ = [
     "Peer",
     "PowerSupply",
     "Provider",
+    "PythonProgram",
     "Queue",
     "Repository",
     "Router",

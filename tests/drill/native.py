@@ -18,6 +18,7 @@ from tests.drill import (
     personal,
     private,
     sabotage,
+    tenants,
 )
 from tests.drill import sabotages as known
 from tests.drill.cards import Cards
@@ -34,6 +35,7 @@ from tests.drill.rehearsal import Act
 from tests.drill.scenario import VERSIONS, Drill
 from tests.drill.serving import VERSIONS as SERVING_VERSIONS
 from tests.drill.site import Site, versions
+from tests.drill.tenants import Tenants
 from tests.lab.container_machine import NOT_ENFORCED
 from tests.lab.process import output_of
 
@@ -61,7 +63,7 @@ class NativeDrill(Drill):
     """Whether its acts sabotage the rack."""
     least_survived = 25
     """So many faults the rack must survive in it."""
-    untaken = ()
+    untaken = ("Tenants",)
     silent_seconds = 8
     packets_per_second = 20000
     stage: NativeStage
@@ -72,6 +74,7 @@ class NativeDrill(Drill):
     modes: Modes
     cards: Cards
     lockout: LockOut
+    tenants: Tenants
 
     def __init__(self, debian: int, *, seed: int, sabotage: bool = False) -> None:
         """Prepare it; with ``sabotage`` the rack is hurt in every way, else in a tenth of them."""
@@ -114,6 +117,7 @@ class NativeDrill(Drill):
             *modes.acts(lambda: self.modes, lambda: self.engines),
             Act("ask clouds after a reboot", lambda: self.personal.after_reboot(), rows=(14,)),
             Act("restart Docker, reload the firewall", self._reload, rows=(6, 7)),
+            *tenants.acts(lambda: self.tenants),
             Act("lose a card", self._lose_a_card, rows=(3,)),
             *lockout.acts(lambda: self.lockout),
             *exploits.of_users(lambda: self.exploits),
@@ -137,6 +141,7 @@ class NativeDrill(Drill):
         self.modes = Modes(self.stage, self.site, chance)
         self.cards = Cards(self.stage, self.site)
         self.lockout = LockOut(self.stage, self.site)
+        self.tenants = Tenants(self.stage, self.site)
         self.exploits = Exploits(self.stage, self.site)
 
     def _boot(self) -> None:
@@ -258,6 +263,7 @@ class ShortDrill(NativeDrill):
         *("switch from mode to mode", "switch while somebody is at work"),
         *("switch beside a stranger", "switch in vain", "stay in another mode, then reboot"),
         *("ask clouds after a reboot", "lose a card", "lock the operator out by the firewall"),
+        tenants.ACT,
         *("lock the operator out by SSH", "withdraw SSH from the LAN in vain", "sabotage"),
     )
     """Phases of the whole drill."""
@@ -289,6 +295,6 @@ class CutsDrill(NativeDrill):
         self.site.verify("after every cut")
 
     def _cut_everywhere(self) -> None:
-        self._cut_power(steps())
+        self._cut_power([step for step in steps() if step not in self.untaken])
         self.site.converge("after every cut", fatal=True)
         self._have_internet()

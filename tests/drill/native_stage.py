@@ -22,7 +22,7 @@ from holdfast.engines.units import EngineNames
 from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION, Rack, known
 from tests.drill import engines as engines_of_drill
-from tests.drill import modes, personal, private
+from tests.drill import modes, personal, private, tenants
 from tests.drill.converge import ROOT
 from tests.drill.engines import CHECKPOINT, OTHER
 from tests.drill.stage import OTHER_SECRETS, RackStage
@@ -38,7 +38,10 @@ from tests.lab.services.cloud import RESOLVERS, Cloud, marking
 
 FOLDER = ROOT / ".lab" / "native"
 SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
-SECRETS = (*OTHER_SECRETS, "CHAT_KEY", "WORK_KEY", "CLIENT_KEY", *personal.SECRETS)
+SECRETS = (
+    *(*OTHER_SECRETS, "CHAT_KEY", "WORK_KEY", "CLIENT_KEY", *personal.SECRETS),
+    *tenants.SECRETS,
+)
 PRIVATE_ROUTERS = (private.WORK_ROUTER, private.CLIENT_ROUTER | {"engines": ["chat"]})
 NAS = "/srv/nas"
 """A folder of the rack that stands for what a NAS keeps."""

@@ -59,8 +59,7 @@ class Drill(Rehearsal):
     untaken: Collection[str] = (
         *("Cards on the bus", "GPU driver", "Cards as driven", "GPU limits", "Cards accepted"),
         *("GPU containers", "Ledger", "GPU modes, their services", "vLLM", "vLLM, its engines"),
-        "Routers",
-        "GPU containers, a last look",
+        *("Routers", "Tenants", "GPU containers, a last look"),
     )
     """Steps in which its rack, which has no card, does nothing: the power cannot be cut there."""
     silent_seconds = 45

@@ -12,7 +12,7 @@ import pytest
 from testinfra.host import Host
 
 from facts.places import CONFIGURATION, CREDENTIALS
-from holdfast import alerts
+from holdfast import alerts, tenants
 from holdfast.engines.servers import engine_service
 from holdfast.engines.units import every
 from holdfast.programs import without_network
@@ -29,6 +29,11 @@ def services(host: Host, settings: HostSettings) -> list[Service]:
         for names in every(settings)
         if not engine_is_wanted(host, settings, names.engine.name)
     }
+    away |= {
+        each.name
+        for each in settings.services
+        if each.is_tenant and not engine_is_wanted(host, settings, each.name)
+    }
     ours = [each for each in declared_services(settings) if each.unit.startswith("holdfast-")]
     found = [each for each in ours if each.name not in away]
     if not found:
@@ -44,10 +49,20 @@ def test_each_runs_as_its_user(host: Host, services: list[Service]) -> None:
         assert sorted(shown.splitlines()) == sorted(["active", service.user]), service.name
 
 
-def test_each_listens_only_where_it_is_declared(host: Host, services: list[Service]) -> None:
+def test_each_listens_only_where_it_is_declared(
+    host: Host, settings: HostSettings, services: list[Service]
+) -> None:
     for service in services:
         for listen in service.listens:
-            listens_only_as_declared(host, listen.port, listen.scope, service.tier)
+            if listen.container:
+                kind = "-Hltn" if listen.protocol == "tcp" else "-Hlun"
+                lines = host.check_output(f"ss {kind} 'sport = :{listen.port}'").splitlines()
+                expected = tenants.addresses(settings, service, listen)
+                assert {line.split()[3] for line in lines} == {
+                    f"{address}:{listen.port}" for address in expected
+                }, service.name
+            else:
+                listens_only_as_declared(host, listen.port, listen.scope, service.tier)
 
 
 def test_what_is_isolated_has_no_network(
@@ -67,7 +82,7 @@ def test_what_is_isolated_has_no_network(
 # Prints each file whose secrets it does not find, and each place that holds one. A secret is never
 # in an argument of a program.
 _LEAKS = r"""
-import json, re, subprocess, sys
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 
 credentials, configuration = map(Path, sys.argv[1:])
@@ -78,7 +93,7 @@ for file in sorted(credentials.iterdir()):
     found += re.findall(r"://[^:/@\s]*:([^@\s]+)@", text)
     if text.startswith("{"):
         found += json.loads(text).values()
-    if re.fullmatch(r"[^\s/]+\n?", text):
+    if re.fullmatch(r"(?!/|.*://)\S+\n?", text):
         found.append(text.strip())
     # Of callers who each have a key a router knows digests, and a folder of the NAS has no login.
     if not found and not re.match(r"[0-9A-Fa-f]{64} |/", text):
@@ -101,6 +116,11 @@ read = ["journalctl", "--no-pager", "--output=cat"]
 with subprocess.Popen(read, stdout=subprocess.PIPE) as journal:
     if any(secret.search(line) for line in journal.stdout):
         print("the journal")
+if shutil.which("docker"):
+    ids = subprocess.run(["docker", "ps", "--quiet"], capture_output=True, text=True).stdout.split()
+    shown = subprocess.run(["docker", "inspect", *ids], capture_output=True).stdout if ids else b""
+    if secret.search(shown):
+        print("docker inspect")
 """
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from facts.packages import InstalledPackages
-from holdfast import owned, programs, registry, service
+from holdfast import owned, programs, registry, service, tenants
 from holdfast.capabilities import CAPABILITIES
+from holdfast.checks import check_host
 from holdfast.registry import declared_services
 from holdfast.settings import HostSettings
 from operations import packages
@@ -37,6 +38,34 @@ def test_the_entry_of_a_service_is_all_that_it_needs() -> None:
     photos = ast.literal_eval(EXAMPLES['inventory: "services"'])
     declared = declared_services(_rack(services=[photos]))
     assert "photos" in {each.name for each in declared}
+
+
+def _tenant(name: str) -> dict[str, str]:
+    """The files of the tenant in an example, on a rack that has what the page names."""
+    docker = {"dns": ["192.168.1.1"], "networks": [{"name": "home", "tier": "T1"}]}
+    uuid = "GPU-8f1c3a52-0000-1111-2222-333344445555"
+    cards = [{"name": "one", "device": "2204", "vram_mib": 24576, "uuid": uuid}]
+    entry = ast.literal_eval(EXAMPLES[name])
+    rack = _rack(services=[entry], docker=docker, gpus={"cards": cards})
+    findings = check_host("rack", {"rack": rack}, {"rack"})
+    # The page's addresses are examples.
+    assert [str(each) for each in findings if "example" not in str(each)] == []
+    return service.texts(tenants.programs(rack))
+
+
+def test_a_container_is_its_entry() -> None:
+    unit = _tenant("container")["/etc/systemd/system/holdfast-tenant-pictures.service"]
+    assert "--publish=0.0.0.0:8188:80/tcp" in unit
+    assert "--device=nvidia.com/gpu=GPU-8f1c3a52-0000-1111-2222-333344445555" in unit
+    assert "--user=65532:65532" in unit and "--cap-add=CHOWN" in unit
+    assert "target=/run/secrets,readonly" in unit
+
+
+def test_a_python_service_is_its_entry() -> None:
+    unit = _tenant("python")["/etc/systemd/system/holdfast-tenant-notes.service"]
+    assert "User=tenant-notes" in unit
+    assert "PrivateNetwork=yes" in unit
+    assert "LoadCredential=key:/etc/holdfast/credentials/holdfast-tenant-notes-key" in unit
 
 
 def test_a_programs_units_follow_from_its_declaration() -> None:

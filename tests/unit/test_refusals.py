@@ -39,6 +39,28 @@ def service(**changes: Any) -> dict[str, Any]:
     return {"name": "extra", "unit": "extra.service", "user": "extra", "tier": "T2"} | changes
 
 
+def tenant(rack: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A rack with one container; ``changes`` are of its service, or of ``container``."""
+    inside = {"image": f"ghcr.io/house/extra@sha256:{SHA256}"} | changes.pop("container", {})
+    extra = {"name": "extra", "container": inside, "tier": "T2"} | changes
+    return good()["rack"] | (rack or {}) | {"services": [extra]}
+
+
+def program(**changes: Any) -> dict[str, Any]:
+    """A rack with one Python program; ``changes`` are of its service, or of ``python``."""
+    socket = "/run/holdfast/holdfast-tenant-extra/http.sock"
+    inside = {"lock": str(ROOT / "locks/uv.txt"), "command": ["serve", "--uds", socket]}
+    extra = {"name": "extra", "tier": "T1", "python": inside | changes.pop("python", {})}
+    return good()["rack"] | {"services": [extra | {"listens": [{"port": 9000}]} | changes]}
+
+
+def unhashed() -> str:
+    """The path of a lock in which a requirement has no hash."""
+    path = Path(tempfile.mkdtemp(prefix="holdfast-lock-")) / "lock.txt"
+    path.write_text("small==1.0\n")
+    return str(path)
+
+
 def docker(*networks: dict[str, Any]) -> dict[str, Any]:
     home = {"name": "home", "tier": "T1"}
     return {"dns": ["192.168.1.1"], "networks": [home | each for each in networks]}
@@ -435,6 +457,97 @@ BAD = [
         good()["rack"] | {"docker": docker({}), "services": [
             service(network="home", listens=[{"port": 9000, "container": True}])]},
         "services[0].tier", "'T2'", "the same tier"),
+    # Tenants.
+    Bad("nothing that runs", "rack/services+", {"name": "extra", "tier": "T2"},
+        "services[1].unit", "(missing)", "write container or python, or unit and user"),
+    Bad("a unit without its user", f"{PHOTOS}/user", GONE, "services[0].user", "(missing)",
+        "the user that the unit runs as"),
+    Bad("a container and a unit", "rack", tenant(unit="extra.service"), "services[0].unit",
+        "'extra.service'", "remove it, or remove container"),
+    Bad("a container and a user", "rack", tenant(user="extra"), "services[0].user", "'extra'",
+        "remove it, or remove container"),
+    Bad("a tag without its digest", "rack", tenant(container={"image": "ghcr.io/house/extra:1.2"}),
+        "services[0].container.image", "'ghcr.io/house/extra:1.2'", "write the digest that you"),
+    Bad("a tag and a digest", "rack",
+        tenant(container={"image": f"ghcr.io/house/extra:1@sha256:{SHA256}"}),
+        "services[0].container.image", "extra:1@", "without the tag"),
+    Bad("an image of no registry", "rack", tenant(container={"image": f"house/a@sha256:{SHA256}"}),
+        "services[0].container.image", "'house/a@", "docker.io/house/a"),
+    Bad("an image's placeholder", "rack",
+        tenant(container={"image": f"ghcr.io/house/extra@sha256:{'0' * 64}"}),
+        "services[0].container.image", "sha256:0000", "write what"),
+    Bad("a T1 container on no network", "rack", tenant(tier="T1"), "services[0].tier", "'T1'",
+        "docker.networks"),
+    Bad("a container without Docker", "rack",
+        tenant(good()["rack"] | {"docker": None, "firewall": {}}), "services[0].container",
+        "ghcr.io/house/extra@", "declare docker"),
+    Bad("a port of nothing", "rack", tenant(container={"ports": {9000: 80}}),
+        "services[0].container.ports.9000", "80", "declare it under listens"),
+    Bad("a mount that is no data", "rack", tenant(container={"mounts": {"/srv/extra": "/data"}}),
+        "services[0].container.mounts./srv/extra", "'/data'", "declare it under data"),
+    Bad("a mount over the whole container", "rack", tenant(container={"mounts": {"/srv/a": "/"}},
+        data=[{"path": "/srv/a", "backup": "state"}]),
+        "services[0].container.mounts./srv/a", "'/'", "such as /data"),
+    Bad("two mounts at one place", "rack",
+        tenant(container={"mounts": {"/srv/a": "/data", "/srv/b": "/data"}},
+               data=[{"path": path, "backup": "state"} for path in ("/srv/a", "/srv/b")]),
+        "services[0].container.mounts./srv/b", "'/data'", "another place"),
+    Bad("a container as root in numbers", "rack", tenant(container={"user": "0:0"}),
+        "services[0].container.user", "'0:0'", "such as 1000:1000"),
+    Bad("a relaxation without a reason", "rack", tenant(container={"relaxed": {"root": ""}}),
+        "services[0].container.relaxed.root", "''", "a reason in words"),
+    Bad("a relaxation that is none", "rack",
+        tenant(container={"relaxed": {"SYS_ADMIN": "it mounts things"}}),
+        "services[0].container.relaxed.SYS_ADMIN", "SYS_ADMIN", "'CHOWN'"),
+    Bad("cards for no container", "rack",
+        tenant({"gpus": {"cards": [gpu(uuid=UUID)], "containers": False}}, cards=["one"],
+               gpu_mib=1000),
+        "services[0].cards", "['one']", "gpus.containers True"),
+    Bad("GPU memory of no card in a container", "rack",
+        tenant({"gpus": {"cards": [gpu(uuid=UUID)]}}, gpu_mib=1000),
+        "services[0].cards", "[]", "name the cards"),
+    Bad("a container with a card, and an old Docker", "rack",
+        tenant({"gpus": {"cards": [gpu(uuid=UUID)]}, "distribution": "debian12",
+                "docker": {"source": "distribution"}}, cards=["one"], gpu_mib=1000),
+        "docker.source", "'distribution'", "write 'vendor'"),
+    Bad("a container and a program", "rack",
+        program(container={"image": f"ghcr.io/house/extra@sha256:{SHA256}"}, listens=[], tier="T2"),
+        "services[0].python", "a second program", "remove it, or remove container"),
+    Bad("a program and a unit", "rack", program(unit="extra.service"), "services[0].unit",
+        "'extra.service'", "remove it, or remove python"),
+    Bad("a program without its lock", "rack", program(python={"lock": "/nowhere/lock.txt"}),
+        "services[0].python.lock", "/nowhere/lock.txt", "--generate-hashes"),
+    Bad("a program's lock without hashes", "rack", program(python={"lock": unhashed()}),
+        "services[0].python.lock", "lock.txt", "--generate-hashes"),
+    Bad("a program of nothing", "rack", program(python={"command": []}),
+        "services[0].python.command", "[]", "at least 1 long"),
+    Bad("a program by its path", "rack",
+        program(python={"command": ["/usr/bin/python3"]}, listens=[]),
+        "services[0].python.command[0]", "/usr/bin/python3", "its name alone"),
+    Bad("a program that listens elsewhere", "rack", program(python={"command": ["serve"]}),
+        "services[0].python.command", "['serve']", "holdfast-tenant-extra/http.sock"),
+    Bad("a program with two ports", "rack", program(listens=[{"port": 9000}, {"port": 9001}]),
+        "services[0].listens[1].port", "9001", "remove it"),
+    Bad("a program on the LAN", "rack",
+        program(listens=[{"port": 9000, "scope": "lan", "interface": "eth1",
+                          "sources": ["192.168.1.0/24"]}]),
+        "services[0].listens[0].scope", "'lan'", "scope 'loopback' or 'tailnet'"),
+    Bad("a program with a card", "rack",
+        program(cards=["one"], gpu_mib=1000) | {"gpus": {"cards": [gpu(uuid=UUID)]}},
+        "services[0].cards", "['one']", "run it in a container"),
+    Bad("a container that calls by itself", "rack",
+        tenant(tier="T4", clouds=[{"name": "a.house.example"}]), "services[0].clouds",
+        "a.house.example", "on its network"),
+    Bad("a health question at another port", "rack",
+        tenant(health={"url": "http://127.0.0.2:9000/", "contains": "ok"}),
+        "services[0].health.url", "9000", "its own ports"),
+    Bad("sockets for a container", "rack", tenant(run_paths=["/run/redis"]),
+        "services[0].run_paths", "/run/redis", "remove it"),
+    Bad("a tenant's name that is too long", "rack", tenant(name="a" * 25), "services[0].name",
+        "aaa", "at most 24"),
+    Bad("a tenant's secret that is not set", "rack",
+        tenant(container={"secrets": {"token": "EXTRA_TOKEN"}}),
+        "services[0].container.secrets.token", "EXTRA_TOKEN", "add EXTRA_TOKEN="),
     Bad("user twice", "rack/services+", service(user="photos"), "services[1].user", "'photos'",
         "svc-extra"),
     Bad("the floor's user", "rack/services+", service(user="holdfast-floor"), "services[1].user",
