@@ -1,11 +1,11 @@
-"""Which host tests may be left out: of what an inventory does not declare, and a machine lacks.
+"""Host tests that may be skipped: the inventory declares nothing to test, or the machine lacks it.
 
-What a test says when it skips itself is not believed: ``UNDECLARED`` asks the inventory whether it
-is so. What a kind of machine cannot show at all stands in ``ELSEWHERE``, and is not run there.
+The reason of a skipped test is not trusted: ``UNDECLARED`` compares it with the inventory. Tests
+that cannot run on one kind of machine are listed in ``ELSEWHERE``.
 
-`python -m tests.drill.not_here INVENTORY` prints the sentences of ``UNDECLARED`` that are true of
-an inventory. A program of its own, because pyinfra's inventories bring gevent, which patches every
-process that reads them.
+`python -m tests.drill.not_here INVENTORY` prints the sentences of ``UNDECLARED`` that are true for
+an inventory. It is a program of its own, because pyinfra's inventories import gevent, which patches
+every process that reads them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from holdfast.settings import HostSettings
 from tests.drill.converge import ROOT
 
 Sentences = Collection[tuple[str, str]]
-"""Files of host tests, each with what a test of it may say when it skips itself."""
+"""Files of host tests, each with the reason with which a test of it may skip itself."""
 SKIPPED = "skipped: "
-"""What the result of a skipped test begins with; what it said follows."""
+"""Prefix of the result of a skipped test; its reason follows."""
 
 
 def _walls(settings: HostSettings, tier: str = "") -> list[egress.Wall]:
@@ -56,82 +56,84 @@ def _every_engine_takes_turns(settings: HostSettings) -> bool:
 
 UNDECLARED: dict[tuple[str, str], Callable[[HostSettings], bool]] = {
     ("backup", "this host is not backed up"): lambda settings: settings.backup is None,
-    ("clouds", "no router of this host leads to a cloud"): lambda settings: (
+    ("clouds", "no router of this host has a cloud"): lambda settings: (
         not any(router.clouds for router in settings.routers)
     ),
-    ("docker", "the inventory gives this host no container engine"): lambda settings: (
+    ("docker", "the inventory declares no container engine for this host"): lambda settings: (
         settings.docker is None
     ),
-    ("docker", "this host has no network of T1"): lambda settings: not _bridges(settings, "T1"),
-    ("docker", "no container that runs publishes the port of a service on a network"): (
+    ("docker", "this host has no T1 network"): lambda settings: not _bridges(settings, "T1"),
+    ("docker", "no running container publishes the port of a service on a network"): (
         lambda settings: not _publishes(settings)
     ),
     ("egress", "this host has no T1 service with a user of its own"): (
         lambda settings: not _walls(settings, "T1")
     ),
-    ("egress", "this host has no network of T1"): lambda settings: not _bridges(settings, "T1"),
-    ("egress", "nobody on this host calls a cloud"): lambda settings: (
+    ("egress", "this host has no T1 network"): lambda settings: not _bridges(settings, "T1"),
+    ("egress", "no service of this host may call a cloud"): lambda settings: (
         not any(wall.clouds for wall in (*_walls(settings), *_bridges(settings)))
     ),
     ("egress", "this host has no tailnet"): lambda settings: settings.tailnet is None,
     # Debian installs it with the client of NFS.
-    ("egress", "this host has no keyutils, and the kernel no program to start"): (
+    ("egress", "this host has no keyutils, so the kernel can start no program"): (
         lambda settings: not settings.storage.mounts
     ),
-    ("egress", "this host has no T1 service whose unit is its owner's"): (
+    ("egress", "this host has no T1 service with a unit that the inventory only names"): (
         lambda settings: not egress.drop_ins(settings)
     ),
     ("floor", "this host has no floor"): lambda settings: settings.floor is None,
-    ("gpu", "the inventory gives this host no NVIDIA card"): lambda settings: settings.gpus is None,
-    ("gpu", "every card of this host belongs to a guest"): _no_compute_card,
+    ("gpu", "the inventory declares no NVIDIA card for this host"): lambda settings: (
+        settings.gpus is None
+    ),
+    ("gpu", "all cards of this host belong to guests"): _no_compute_card,
     ("gpu", "no container of this host may use its cards"): lambda settings: (
         not containers.wants_containers(settings)
     ),
-    ("gpu_modes", "no cards of this host take turns"): lambda settings: not modes.sets(settings),
-    ("ledger", "nothing is spent on clouds here"): lambda settings: (
+    ("gpu_modes", "this host has no modes"): lambda settings: not modes.sets(settings),
+    ("ledger", "this host spends nothing on clouds"): lambda settings: (
         ledger_service(settings) is None
     ),
     ("router", "this host has no router"): lambda settings: not settings.routers,
-    ("router", "each caller of this host's routers has a key of their own"): lambda settings: (
+    ("router", "all callers of this host's routers have keys of their own"): lambda settings: (
         not any(router.api_key for router in settings.routers)
     ),
-    ("storage", "this host mounts nothing"): lambda settings: not settings.storage.mounts,
-    ("storage", "this host keeps no models"): lambda settings: (
+    ("storage", "this host has no mounts"): lambda settings: not settings.storage.mounts,
+    ("storage", "this host stores no models"): lambda settings: (
         not settings.storage.models and not settings.storage.checkpoints
     ),
-    ("storage", "this host keeps no model of one file"): (
+    ("storage", "this host stores no model of one file"): (
         lambda settings: not settings.storage.models
     ),
-    ("storage", "this host keeps no checkpoints"): lambda settings: (
+    ("storage", "this host stores no checkpoints"): lambda settings: (
         not settings.storage.checkpoints
     ),
-    ("storage", "this host mounts nothing read-only"): lambda settings: (
+    ("storage", "this host has no read-only mounts"): lambda settings: (
         not any(mount.read_only for mount in settings.storage.mounts)
     ),
-    ("services", "this host runs no service of ours"): lambda settings: (
+    ("services", "no service of ours runs on this host now"): lambda settings: (
         not any(each.unit.startswith("holdfast-") for each in declared_services(settings))
     ),
     ("tailnet", "this host is on no tailnet"): lambda settings: settings.tailnet is None,
-    ("vllm", "this host has no engine of vLLM"): lambda settings: settings.vllm is None,
-    ("vllm", "no engine is in the mode that is in force"): _every_engine_takes_turns,
+    ("vllm", "this host has no vLLM engine"): lambda settings: settings.vllm is None,
+    ("vllm", "no engine belongs to the active mode"): _every_engine_takes_turns,
 }
-"""File and sentence of a test that skips itself -> whether it is so, by the inventory."""
+"""File and reason of a skipped test -> whether the inventory confirms it."""
 
 ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     "native": (
         ("floor::its_limits_are_in_force", "the controller may have no memory controller to lend"),
         ("hardening::a_change_of_configuration_is_on_record", "a container records no audit event"),
         (
-            "egress::nobodys_key_makes_the_kernel_ask_a_resolver",
-            "what the kernel starts for a key, it starts on the controller",
+            "egress::no_key_makes_the_kernel_ask_a_resolver",
+            "the kernel starts its program for a key on the controller",
         ),
         ("hardening::programs_are_confined", "the controller's kernel may have no AppArmor"),
         (
-            "egress::the_journal_holds_whom_containers_called",
+            "egress::the_journal_has_the_calls_of_containers",
             "a container's journal does not have the kernel's log",
         ),
         (
-            "egress::the_journal_holds_whom_each_called",
+            "egress::the_journal_has_the_calls_of_each_user",
             "a container's journal does not have the kernel's log",
         ),
         (
@@ -140,16 +142,16 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
 }
-"""Kind of machine -> `file::function` that only the other kind can run, and why."""
+"""Kind of machine -> `file::function` that only the other kind can run, and the reason."""
 
 
 def undeclared(settings: HostSettings) -> set[tuple[str, str]]:
-    """The sentences that are true of a host."""
+    """The sentences that are true for a host."""
     return {sentence for sentence, is_so in UNDECLARED.items() if is_so(settings)}
 
 
 def reasons_of(inventory: Path) -> Sentences:
-    """The sentences that are true of an inventory, asked in a process of its own.
+    """The sentences that are true for an inventory, computed in a process of its own.
 
     Raises:
         subprocess.CalledProcessError: the inventory is refused; standard error says why.
@@ -166,7 +168,7 @@ def reasons_of(inventory: Path) -> Sentences:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one file of host tests; ``absent`` means that all of it is skipped for good reasons."""
+    """The verdict on one file of host tests; ``absent``: all its tests are rightly skipped."""
 
     file: str
     ok: bool
@@ -177,7 +179,7 @@ class Verdict:
 def judge(files: Sequence[str], results: Mapping[str, str], reasons: Sentences) -> list[Verdict]:
     """Judge the results of host tests (`Site.host_tests`), file by file.
 
-    What is in none of the files, as when pytest itself failed, is a verdict of its own.
+    Results that belong to no file, for example when pytest failed, make a verdict of their own.
     """
     found = []
     for file in files:
@@ -214,7 +216,7 @@ def _judge(file: str, results: Mapping[str, str], reasons: Sentences) -> Verdict
 
 
 def _main() -> None:
-    # It brings gevent.
+    # This imports gevent.
     from holdfast import inventory_file
 
     with inventory_file.refusals():

@@ -107,7 +107,7 @@ BASE = (
     ),
     Sabotage(
         "nobody keeps the clock",
-        ("base::the_clock_is_kept_from_the_declared_servers",),
+        ("base::the_clock_is_set_from_the_declared_servers",),
         "systemctl stop systemd-timesyncd",
         "systemctl start systemd-timesyncd",
     ),
@@ -162,7 +162,7 @@ HARDENING = (
     ),
     Sabotage(
         "anybody may write into configuration",
-        ("hardening::nobody_else_can_change_configuration",),
+        ("hardening::only_root_can_change_configuration",),
         "touch /etc/stray && chmod 666 /etc/stray && mkdir --mode=777 /srv/stray",
         "rm /etc/stray && rmdir /srv/stray",
     ),
@@ -210,7 +210,7 @@ HARDENING = (
     ),
     Sabotage(
         "nobody looks for what changed",
-        ("hardening::what_changes_is_told_every_day",),
+        ("hardening::changes_are_reported_every_day",),
         f"systemctl stop {integrity.TIMER}",
         f"systemctl start {integrity.TIMER}",
     ),
@@ -249,7 +249,7 @@ SSH = (
         "a file read before ours opens sshd",
         (
             "ssh::it_offers_no_weak_algorithm",
-            "ssh::it_does_not_tell_its_patch_level",
+            "ssh::it_does_not_reveal_its_patch_level",
             "ssh::a_weak_key_exchange_is_refused",
             "ssh::a_key_is_the_only_way_in",
             "ssh::root_logs_in_only_where_the_inventory_says_so",
@@ -284,12 +284,12 @@ SSH = (
 FIREWALL = (
     Sabotage(
         "what nobody declared is let in",
-        ("firewall::what_nobody_declared_is_dropped",),
+        ("firewall::undeclared_packets_are_dropped",),
         *_unwatched(_both("-P INPUT ACCEPT"), _both("-P INPUT DROP")),
     ),
     Sabotage(
         "a port is opened by hand",
-        ("firewall::the_kernel_lets_in_exactly_what_is_declared",),
+        ("firewall::the_kernel_accepts_exactly_the_declared_ports",),
         *_unwatched(
             _both(
                 "-A ufw-user-input -p tcp --dport 2222 -j ACCEPT",
@@ -303,7 +303,7 @@ FIREWALL = (
     ),
     Sabotage(
         "ufw lets mDNS in",
-        ("firewall::ufw_lets_nothing_in_by_itself",),
+        ("firewall::ufw_accepts_nothing_by_itself",),
         *_unwatched(
             _both(
                 "-A ufw-before-input -p udp -d 224.0.0.251 --dport 5353 -j ACCEPT",
@@ -317,7 +317,7 @@ FIREWALL = (
     ),
     Sabotage(
         "a rule stands before ufw's",
-        ("firewall::nothing_is_let_in_ahead_of_ufw",),
+        ("firewall::no_rule_accepts_packets_before_ufw",),
         *_unwatched(
             _both("-I INPUT -p tcp --dport 2222 -j ACCEPT"),
             _both("-D INPUT -p tcp --dport 2222 -j ACCEPT"),
@@ -339,7 +339,7 @@ FIREWALL = (
     ),
     Sabotage(
         "another rule is asked before the guard",
-        ("firewall::the_guard_of_containers_is_asked_first",),
+        ("firewall::the_guard_of_containers_comes_first",),
         *_unwatched(_both("-I FORWARD -j ACCEPT"), _both("-D FORWARD -j ACCEPT")),
     ),
     Sabotage(
@@ -361,7 +361,7 @@ FIREWALL = (
     ),
     Sabotage(
         "the firewall is not the one that a login proved",
-        ("firewall::what_is_in_force_is_what_a_login_proved",),
+        ("firewall::a_login_proved_the_rules_in_force",),
         *_unwatched(
             _both("-I ufw-before-input -j ACCEPT", "-I ufw6-before-input -j ACCEPT"),
             _both("-D ufw-before-input -j ACCEPT", "-D ufw6-before-input -j ACCEPT"),
@@ -396,8 +396,8 @@ EGRESS = (
         "the file lets the floor call everybody",
         (
             "egress::the_kernel_has_the_declared_rules_untouched",
-            "egress::no_t1_user_gets_anything_out",
-            "egress::each_attempt_is_told_of_by_name_and_once",
+            "egress::no_t1_user_can_send_anything_out",
+            "egress::each_attempt_is_reported_once_by_name",
         ),
         *edited(egress.RULES, "s/goto deny-floor$/accept/", _RELOAD_EGRESS),
     ),
@@ -405,16 +405,16 @@ EGRESS = (
         "the file lets a T1 network's containers call everybody",
         (
             "egress::the_kernel_has_the_declared_rules_untouched",
-            "egress::nothing_gets_out_from_behind_a_t1_networks_bridge",
-            "egress::attempts_behind_a_bridge_are_told_of_by_the_networks_name",
+            "egress::nothing_behind_a_t1_networks_bridge_can_send_anything_out",
+            "egress::attempts_behind_a_bridge_are_reported_by_network",
         ),
         *edited(egress.RULES, "s/goto deny-sealed-net$/accept/", _RELOAD_EGRESS),
     ),
     Sabotage(
         "nobody writes down who called whom",
         (
-            "egress::the_journal_holds_whom_each_called",
-            "egress::the_journal_holds_whom_containers_called",
+            "egress::the_journal_has_the_calls_of_each_user",
+            "egress::the_journal_has_the_calls_of_containers",
         ),
         *edited(egress.RULES, "/log prefix/d", _RELOAD_EGRESS),
     ),
@@ -432,13 +432,13 @@ EGRESS = (
     ),
     Sabotage(
         "everybody may have Tailscale call",
-        ("egress::nobody_but_root_has_tailscale_call_for_them",),
+        ("egress::only_root_can_make_tailscale_call",),
         "chmod 755 /run/tailscale",
         "chmod 700 /run/tailscale",
     ),
     Sabotage(
         "the kernel asks a resolver for whoever wants a key",
-        ("egress::nobodys_key_makes_the_kernel_ask_a_resolver",),
+        ("egress::no_key_makes_the_kernel_ask_a_resolver",),
         # What was negated is so for half a minute.
         *edited(egress.REQUEST_KEYS, "/^create/d", "sleep 31"),
     ),
@@ -447,13 +447,13 @@ EGRESS = (
 EGRESS_PRIVATE = (
     Sabotage(
         "the addresses of clouds are looked up no more",
-        ("egress::clouds_are_called_by_the_addresses_that_their_names_have",),
+        ("egress::clouds_have_the_addresses_of_their_names",),
         f"systemctl stop {egress.RESOLVE_TIMER}",
         f"systemctl start {egress.RESOLVE_TIMER}",
     ),
     Sabotage(
         "a unit of its owner's may call everybody",
-        ("egress::systemd_holds_units_of_others_to_their_tier",),
+        ("egress::systemd_restricts_units_that_are_only_named",),
         *edited(
             egress.drop_in_path("photos.service"), "/^IPAddressDeny/d", "systemctl daemon-reload"
         ),
@@ -482,7 +482,7 @@ DOCKER = (
     ),
     Sabotage(
         "the engine writes its rules where ours are not asked",
-        ("docker::its_firewall_is_the_one_that_has_our_chain",),
+        ("docker::its_firewall_backend_has_our_chain",),
         *lying(
             "docker",
             '/usr/bin/docker "$@" | sed \'1s/^{/{"FirewallBackend": {"Driver": "nftables"},/\'',
@@ -519,8 +519,8 @@ DOCKER = (
     Sabotage(
         "a container on a T1 network is on another too, and older than what it should ask",
         (
-            "docker::whoever_is_on_a_t1_network_is_on_no_other",
-            "docker::whoever_is_on_a_t1_network_asks_the_declared_resolvers",
+            "docker::containers_on_a_t1_network_are_on_no_other",
+            "docker::containers_on_a_t1_network_ask_the_declared_resolvers",
         ),
         f"docker run --detach --name stray --network {_SEALED.name} {IMAGE}"
         f" && docker network connect bridge stray && cp -a {DAEMON_JSON} /root/daemon.json"
@@ -529,7 +529,7 @@ DOCKER = (
     ),
     Sabotage(
         "somebody is root by the engine's group",
-        ("docker::nobody_is_root_by_its_group",),
+        ("docker::its_group_has_no_members",),
         "gpasswd --add operator docker",
         "gpasswd --delete operator docker",
     ),
@@ -570,18 +570,18 @@ TAILNET = (
     ),
     Sabotage(
         "its node key ends",
-        ("tailnet::its_node_key_ends_only_where_the_inventory_accepts_it",),
+        ("tailnet::its_node_key_expires_only_if_the_inventory_accepts_it",),
         *KEY_ENDS,
     ),
     Sabotage(
         "its membership is not watched",
-        ("tailnet::ssh_returns_to_the_lan_as_declared_where_the_membership_is_lost",),
+        ("tailnet::ssh_returns_to_the_lan_as_declared_when_membership_is_lost",),
         f"systemctl stop {tailnet_membership.TIMER}",
         f"systemctl start {tailnet_membership.TIMER}",
     ),
     Sabotage(
         "a hand opens everything to the tailnet",
-        ("tailnet::the_kernel_has_what_the_tailnet_may_reach_untouched",),
+        ("tailnet::the_kernel_has_the_tailnets_rules_untouched",),
         f"systemctl stop {tailnet_rules.TIMER}"
         f" && nft insert rule inet {tailnet_rules.TABLE} input accept",
         f"systemctl reload {tailnet_rules.SERVICE} && systemctl start {tailnet_rules.TIMER}",
@@ -668,12 +668,12 @@ CLOUDS = (
     ),
     Sabotage(
         "a budget is another",
-        ("clouds::each_is_told_what_is_declared",),
+        ("clouds::each_has_the_declared_configuration",),
         *edited(_HOME_TOLD, 's/"budget_usd": "/&9/'),
     ),
     Sabotage(
         "anyone may ask its clouds",
-        ("clouds::only_its_router_may_ask_it",),
+        ("clouds::only_its_router_may_call_it",),
         f"chmod 666 {RUN}/{_HOME}.sock",
         f"chmod 600 {RUN}/{_HOME}.sock",
     ),
@@ -684,7 +684,7 @@ CLOUDS = (
     ),
     Sabotage(
         "anyone may read the clouds' keys",
-        ("services::secrets_are_roots_alone_and_nowhere_else",),
+        ("services::only_root_can_read_secrets_and_they_are_nowhere_else",),
         f"chmod 644 /etc/holdfast/credentials/{_HOME}-keys",
         f"chmod 600 /etc/holdfast/credentials/{_HOME}-keys",
     ),
@@ -699,21 +699,21 @@ CLOUDS = (
     ),
     Sabotage(
         "its environment runs what nobody pinned",
-        ("clouds::its_environment_is_the_pinned_one_and_roots_alone",),
+        ("clouds::its_environment_is_the_pinned_one_and_only_root_can_write_it",),
         "for folder in /opt/holdfast/litellm/*/lib/python3*/site-packages;"
         " do echo 'import os' > $folder/stray.pth; done",
         "rm /opt/holdfast/litellm/*/lib/python3*/site-packages/stray.pth",
     ),
     Sabotage(
         "the ledger has a network",
-        ("services::what_is_isolated_has_no_network",),
+        ("services::isolated_units_have_no_network",),
         f"nsenter --target $(systemctl show -P MainPID {_LEDGER}) --net"
         " ip link add stray type veth",
         f"nsenter --target $(systemctl show -P MainPID {_LEDGER}) --net ip link delete stray",
     ),
     Sabotage(
         "anyone gets into the ledger",
-        ("ledger::each_writer_gets_into_its_own_database_and_no_other",),
+        ("ledger::each_writer_can_open_only_its_own_database",),
         *edited(
             "/etc/holdfast/ledger/pg_hba.conf",
             "s/^local.*/local all all trust/",
@@ -722,7 +722,7 @@ CLOUDS = (
     ),
     Sabotage(
         "the ledger writes to memory alone",
-        ("ledger::what_it_has_said_is_on_disk",),
+        ("ledger::what_it_confirmed_is_on_disk",),
         *edited(
             "/etc/holdfast/ledger/postgresql.conf",
             "$ a fsync = off",
@@ -737,7 +737,7 @@ CLOUDS = (
     ),
     Sabotage(
         "it cannot be written out",
-        ("ledger::it_can_be_written_out_for_the_backup",),
+        ("ledger::it_can_be_dumped_for_the_backup",),
         *edited(
             f"/etc/systemd/system/{ledger.DUMP}",
             "s/pg_dump/pg_dumb/",
@@ -788,7 +788,7 @@ MODELS = (
 CHECKPOINTS = (
     Sabotage(
         "a checkpoint holds a file that nobody listed",
-        ("storage::checkpoints_are_what_their_checksum_lists_and_anyone_may_read_them",),
+        ("storage::checkpoints_match_their_checksum_list_and_anyone_may_read_them",),
         f"for folder in {_CHECKPOINTS}; do touch $folder/stray.safetensors; done",
         f"rm {_CHECKPOINTS}/stray.safetensors",
     ),
@@ -806,12 +806,12 @@ CHECKPOINTS = (
 FLOOR = (
     Sabotage(
         "the floor's key is another",
-        ("floor::it_completes_for_who_holds_the_key",),
+        ("floor::it_completes_with_the_key",),
         *edited(floor.KEY_FILE, "s/.*/stray/"),
     ),
     Sabotage(
         "the floor's key can be read",
-        ("services::secrets_are_roots_alone_and_nowhere_else",),
+        ("services::only_root_can_read_secrets_and_they_are_nowhere_else",),
         f"chmod 644 {floor.KEY_FILE}",
         f"chmod 600 {floor.KEY_FILE}",
     ),
@@ -824,7 +824,7 @@ FLOOR = (
     ),
     Sabotage(
         "the floor asks for no key",
-        ("floor::it_refuses_who_does_not",),
+        ("floor::it_refuses_a_wrong_key",),
         *edited(
             f"/etc/systemd/system/{floor.UNIT}",
             "s/--api-key-file [^ ]*//",
@@ -834,9 +834,9 @@ FLOOR = (
     Sabotage(
         "the floor's unit is let loose",
         (
-            "services::what_is_isolated_has_no_network",
+            "services::isolated_units_have_no_network",
             "floor::its_weights_stay_in_memory",
-            "floor::it_comes_back_when_it_is_killed",
+            "floor::it_restarts_when_it_is_killed",
         ),
         *configured(
             floor.UNIT,
@@ -874,24 +874,24 @@ BACKUP = (
     ),
     Sabotage(
         "the snapshot lacks what is declared",
-        ("backup::what_is_declared_is_what_is_in_the_snapshot",),
+        ("backup::the_snapshot_holds_the_declared_paths",),
         *edited(_NAS, 's#"/srv/data"#"/srv/stray"#'),
     ),
     Sabotage(
         "a repository's password can be read",
-        ("services::secrets_are_roots_alone_and_nowhere_else",),
+        ("services::only_root_can_read_secrets_and_they_are_nowhere_else",),
         f"chmod 644 {CREDENTIALS}/backup-nas-password",
         f"chmod 600 {CREDENTIALS}/backup-nas-password",
     ),
     Sabotage(
         "a restore check left its copy",
-        ("backup::nothing_of_a_restore_check_is_left_on_disk",),
+        ("backup::a_restore_check_leaves_nothing_on_disk",),
         f"mkdir {backup.STATE}/staging-nas",
         f"rmdir {backup.STATE}/staging-nas",
     ),
     Sabotage(
         "a restore does not ask what lies where it goes",
-        ("backup::a_restore_never_goes_over_live_data",),
+        ("backup::a_restore_never_overwrites_live_data",),
         *edited(backup.PROGRAM, "s/if target == Path(source) or/if False and/"),
     ),
 )
@@ -914,7 +914,7 @@ CARDS = (
         "the driver does not show a card, nor can it be limited",
         (
             "gpu::the_driver_shows_every_card_of_this_host",
-            "gpu::the_last_look_at_the_limits_succeeded",
+            "gpu::the_last_check_of_the_limits_succeeded",
         ),
         f"{_NO_TIMER} && {_ONE_GONE} && systemctl start {limits.SERVICE}; true",
         f"{_ALL_BACK} && {_LOOK}",
@@ -953,7 +953,7 @@ CARDS = (
     ),
     Sabotage(
         "containers are told of another card",
-        ("gpu::containers_are_given_the_cards_and_libraries_of_today",),
+        ("gpu::containers_get_the_present_cards_and_libraries",),
         *edited(containers.SPECIFICATION, "s/GPU-./GPU-0/"),
     ),
     Sabotage(
@@ -985,12 +985,12 @@ def _at_the_door(rule: str) -> tuple[str, str]:
 ENGINES = (
     Sabotage(
         "an engine refuses everybody",
-        ("vllm::each_answers_who_holds_its_key",),
+        ("vllm::each_answers_with_its_key",),
         *_at_the_door("deny deny_status 403 if METH_POST"),
     ),
     Sabotage(
         "an engine asks for no key",
-        ("vllm::each_refuses_who_does_not",),
+        ("vllm::each_refuses_a_wrong_key",),
         *_at_the_door("return status 200 if METH_POST !{ req.hdr(authorization) -m found }"),
     ),
     Sabotage(
@@ -998,7 +998,7 @@ ENGINES = (
         (
             "vllm::no_other_path_reaches_an_engine",
             "vllm::nothing_else_can_be_read",
-            "vllm::a_path_is_open_to_its_own_method_alone",
+            "vllm::a_path_accepts_only_its_own_method",
         ),
         *edited(_PATHS, "/http-request deny/d", _DOOR),
     ),
@@ -1016,19 +1016,19 @@ ENGINES = (
     ),
     Sabotage(
         "an engine has a way out",
-        ("services::what_is_isolated_has_no_network",),
+        ("services::isolated_units_have_no_network",),
         f"{_IN_CHAT} ip link add stray type veth",
         f"{_IN_CHAT} ip link delete stray",
     ),
     Sabotage(
         "anyone may read its key",
-        ("services::secrets_are_roots_alone_and_nowhere_else",),
+        ("services::only_root_can_read_secrets_and_they_are_nowhere_else",),
         f"chmod 644 /etc/holdfast/credentials/{_CHAT}-key",
         f"chmod 600 /etc/holdfast/credentials/{_CHAT}-key",
     ),
     Sabotage(
         "its environment is not root's alone",
-        ("vllm::each_is_the_pinned_environments_alone",),
+        ("vllm::each_uses_only_the_pinned_environment",),
         "echo 'import os' > /opt/holdfast/vllm/stray.pth && chmod 666 /opt/holdfast/vllm/stray.pth",
         "rm /opt/holdfast/vllm/stray.pth",
     ),
@@ -1045,24 +1045,24 @@ _IN_QUEUE = f"nsenter --target $(systemctl show -P MainPID {_QUEUE}.service) --n
 ROUTERS = (
     Sabotage(
         "a router refuses everybody",
-        ("router::each_answers_who_holds_its_key_and_says_by_whom",),
+        ("router::each_answers_with_its_key_and_names_the_engine",),
         *edited(
             _ROUTES, "s/^    http-request wait-for-body/    http-request deny\\n&/", _ROUTED_ANEW
         ),
     ),
     Sabotage(
         "a router asks for no key",
-        ("router::each_refuses_who_does_not",),
+        ("router::each_refuses_a_wrong_key",),
         *edited(_ROUTES, "/http-request return status 401/d", _ROUTED_ANEW),
     ),
     Sabotage(
         "every path leads to an engine",
-        ("router::no_other_path_leads_anywhere",),
+        ("router::every_other_path_is_refused",),
         *edited(_ROUTES, "/http-request deny deny_status 404/d", _ROUTED_ANEW),
     ),
     Sabotage(
         "a router does not say how it is",
-        ("router::its_health_is_there_without_a_key",),
+        ("router::its_health_needs_no_key",),
         *edited(_ROUTES, "/ if METH_GET health/d", _ROUTED_ANEW),
     ),
     Sabotage(
@@ -1086,26 +1086,26 @@ ROUTERS = (
     ),
     Sabotage(
         "anyone may read its keys",
-        ("services::secrets_are_roots_alone_and_nowhere_else",),
+        ("services::only_root_can_read_secrets_and_they_are_nowhere_else",),
         f"chmod 644 {_WORK_KEYS}",
         f"chmod 600 {_WORK_KEYS}",
     ),
     Sabotage(
         "a router has a way out",
-        ("router::the_kernel_lets_it_reach_loopback_alone",),
+        ("router::the_kernel_allows_it_loopback_only",),
         *configured(
             f"{_WORK}-loopback.service", ["IPAddressDeny=", "IPAddressAllow="], _ROUTED_ANEW
         ),
     ),
     Sabotage(
         "the queue has a way out",
-        ("services::what_is_isolated_has_no_network",),
+        ("services::isolated_units_have_no_network",),
         f"{_IN_QUEUE} ip link add stray type veth",
         f"{_IN_QUEUE} ip link delete stray",
     ),
     Sabotage(
         "anyone may read what waits",
-        ("router::what_the_queue_keeps_is_its_users_alone",),
+        ("router::only_its_user_can_read_the_queue",),
         "chmod 644 /var/lib/holdfast/queue/work/queue.db",
         "chmod 600 /var/lib/holdfast/queue/work/queue.db",
     ),
@@ -1124,7 +1124,7 @@ _AGAIN = f"{modes.PROGRAM} creative"
 MODES = (
     Sabotage(
         "no mode is in force",
-        ("gpu_modes::one_mode_of_each_set_is_in_force",),
+        ("gpu_modes::one_mode_of_each_set_is_active",),
         f"systemctl stop {_CREATIVE}",
         _AGAIN,
     ),
@@ -1142,13 +1142,13 @@ MODES = (
     ),
     Sabotage(
         "who logs in is told nothing",
-        ("gpu_modes::who_logs_in_is_told_the_mode",),
+        ("gpu_modes::a_login_shows_the_mode",),
         f"chmod 644 {GREETING}",
         f"chmod 755 {GREETING}",
     ),
     Sabotage(
         "the host knows no modes",
-        ("gpu_modes::whoever_asks_is_told_every_mode",),
+        ("gpu_modes::the_command_shows_every_mode",),
         f"mv {modes.CONFIG} /root/modes.json",
         f"mv /root/modes.json {modes.CONFIG}",
     ),
@@ -1163,13 +1163,13 @@ SERVICES = (
     ),
     Sabotage(
         "a key is in an environment",
-        ("services::secrets_are_roots_alone_and_nowhere_else",),
+        ("services::only_root_can_read_secrets_and_they_are_nowhere_else",),
         f"systemd-run --quiet --unit=stray --setenv=KEY=$(cat {floor.KEY_FILE}) sleep infinity",
         "systemctl stop stray",
     ),
     Sabotage(
         "the floor stays away when it ends",
-        ("services::each_comes_back_when_it_ends",),
+        ("services::each_restarts_when_it_ends",),
         *configured(floor.UNIT, ["Restart=no"]),
     ),
     Sabotage(

@@ -1,7 +1,7 @@
-"""The same checks judge the drill's machine and a user's own: `make verify INVENTORY=...`.
+"""Tests of a host, for the drill's machine and for users' own: `holdfast verify INVENTORY`.
 
-pytest is given an inventory; every test runs once for each of its hosts, over the same SSH
-configuration that pyinfra uses, with sudo where the inventory says so.
+pytest gets an inventory. Every test runs once for each of its hosts, over the same SSH
+configuration as pyinfra, and with sudo if the inventory sets it.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ def _inventory(config: pytest.Config) -> dict[str, HostSettings]:
 
 @pytest.fixture(scope="session")
 def settings(host_name: str, request: pytest.FixtureRequest) -> HostSettings:
-    """What the inventory says about the host under test."""
+    """The settings of the host under test."""
     return _inventory(request.config)[host_name]
 
 
 @pytest.fixture(scope="session")
 def host(host_name: str, settings: HostSettings, tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """The host under test, over one shared SSH connection, as root."""
+    """The host under test, as root over one shared SSH connection."""
     address = settings.ssh_hostname or host_name
     login = f"{settings.ssh_user}@{address}" if settings.ssh_user else address
     sockets = tmp_path_factory.mktemp("ssh")
-    # A master connection: under emulation a handshake costs more than the check itself.
+    # A master connection, because a handshake under emulation takes longer than the test.
     arguments = f"-o ControlMaster=auto -o ControlPersist=120 -o ControlPath={sockets}/%C"
     if settings.ssh_known_hosts_file:
         arguments += f" -o UserKnownHostsFile={settings.ssh_known_hosts_file}"
@@ -71,21 +71,21 @@ def host(host_name: str, settings: HostSettings, tmp_path_factory: pytest.TempPa
     if settings.ssh_key:
         options["ssh_identity_file"] = settings.ssh_key
     port = f":{settings.ssh_port}" if settings.ssh_port else ""
-    # As `facts.framed`: a line that a start file of the login prints is no part of an answer.
+    # As in `facts.framed`: lines that a start file of the login prints are no part of an answer.
     url = f"safe-ssh://{login}{port}"
     _prove(host_name, settings, testinfra.get_host(url, **options | {"sudo": False}))
     return testinfra.get_host(url, **options)
 
 
 def _prove(name: str, settings: HostSettings, login: Host) -> None:
-    """End the run with one sentence where no check could be made."""
+    """End the run with one sentence if no test could run."""
     wanted = NEEDED if settings.sudo else NEEDED.partition("\n")[0]
     try:
         answer = login.run(wanted)
     except RuntimeError as error:
         pytest.exit(f"{name}: it did not answer: {error}", returncode=1)
     except ValueError:
-        # testinfra found no frame.
+        # testinfra found no frame around the answer.
         pytest.exit(f"{name}: {Unanswered()}.", returncode=1)
     if wrong := UNFIT.get(answer.rc):
         user = settings.ssh_user or "user"

@@ -1,4 +1,4 @@
-"""What every program behind doors promises, whichever it is."""
+"""Assertions for every program behind doors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from holdfast.settings import LOOPBACK_OF, HostSettings, Tier
 
 
 def listens_only_as_declared(host: Host, port: int, scope: str, tier: Tier = "T1") -> None:
-    """Assert that the port is open on its tier's loopback address, and on the tailnet where that is
-    its scope."""
+    """Assert that the port listens on its tier's loopback, and on the tailnet if in its scope."""
     lines = host.check_output(f"ss -Hltn 'sport = :{port}'").splitlines()
     expected = {f"{LOOPBACK_OF[tier]}%lo:{port}"}
     if scope == "tailnet":
@@ -19,6 +18,6 @@ def listens_only_as_declared(host: Host, port: int, scope: str, tier: Tier = "T1
 
 
 def engine_is_wanted(host: Host, settings: HostSettings, name: str) -> bool:
-    """Whether an engine is to run now: it is in the mode in force, or in none."""
+    """Whether an engine must run now: it belongs to the active mode, or to no mode."""
     targets = modes.targets_of(settings, name)
     return not targets or host.run(f"systemctl --quiet is-active {' '.join(targets)}").rc == 0

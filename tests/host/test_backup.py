@@ -1,4 +1,4 @@
-"""Backups that run by themselves, are fresh, and were restored byte for byte."""
+"""Backups run by themselves, are recent, and were restored byte for byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def wanted(settings: HostSettings) -> Backup:
 
 @pytest.fixture(scope="module")
 def records(host: Host, wanted: Backup) -> dict[str, dict[str, Any]]:
-    """Repository to what the host has on record about it."""
+    """Repository to the host's record of it."""
     names = [repository.name for repository in wanted.repositories]
     files = " ".join(f"{backup.STATE}/{name}.json" for name in names)
     texts = host.check_output(f"for file in {files}; do tr -d '\\n' < $file; echo; done")
@@ -47,7 +47,7 @@ def test_every_timer_is_armed_now_and_at_boot(host: Host, wanted: Backup) -> Non
 
 
 def test_the_newest_snapshot_is_fresh_and_whole_in_every_place(host: Host, wanted: Backup) -> None:
-    # As the timer runs it: in its sandbox, with systemd's environment, asking the repository.
+    # As the timer runs it: in its sandbox, with systemd's environment, and with the repository.
     for repository in wanted.repositories:
         unit = f"holdfast-backup-check@{repository.name}.service"
         run = host.run(f"systemctl start {unit} || journalctl --no-pager -n 5 -u {unit}")
@@ -63,7 +63,7 @@ def test_every_place_was_restored_and_compared(
         assert outcome["files"] > 0, name
 
 
-def test_what_is_declared_is_what_is_in_the_snapshot(
+def test_the_snapshot_holds_the_declared_paths(
     records: dict[str, dict[str, Any]], wanted: Backup, settings: HostSettings
 ) -> None:
     for repository in wanted.repositories:
@@ -71,11 +71,11 @@ def test_what_is_declared_is_what_is_in_the_snapshot(
         assert set(backup.snapshot_paths(settings, repository)) <= held
 
 
-def test_nothing_of_a_restore_check_is_left_on_disk(host: Host, wanted: Backup) -> None:
+def test_a_restore_check_leaves_nothing_on_disk(host: Host, wanted: Backup) -> None:
     assert host.run(f"ls -d {backup.STATE}/staging-*").stdout == ""
 
 
-def test_a_restore_never_goes_over_live_data(host: Host, wanted: Backup) -> None:
+def test_a_restore_never_overwrites_live_data(host: Host, wanted: Backup) -> None:
     name = wanted.repositories[0].name
     for live in ("/etc/ssh", "/etc/holdfast/backup"):
         run = host.run(f"{backup.RESTORE} {name} --to {live}")

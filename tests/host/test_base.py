@@ -1,4 +1,4 @@
-"""The ground as it behaves: names that resolve, time, updates, a journal that outlives a crash."""
+"""The base works: names resolve, time and updates run, and the journal survives a crash."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_time_zone_and_locale(ground: Answers, settings: HostSettings) -> None:
     assert ground["locale"] == [settings.base.locale, "UTF-8"]
 
 
-def test_the_clock_is_kept_from_the_declared_servers(
+def test_the_clock_is_set_from_the_declared_servers(
     ground: Answers, settings: HostSettings
 ) -> None:
     assert ground["time"][:2] == ["active", "enabled"]
@@ -120,7 +120,7 @@ def test_private_authorities_are_trusted(ground: Answers, settings: HostSettings
 
 
 def test_every_unit_of_ours_raises_an_alert_when_it_fails(host: Host) -> None:
-    # A template has no failure of its own; its instances do.
+    # A template cannot fail; its instances can.
     shown = host.check_output(
         "cd /etc/systemd/system; systemctl show --property=Id,OnFailure"
         " $(ls holdfast-*.service | grep -v '@[.]service$')"

@@ -1,4 +1,4 @@
-"""What asks clouds: its configuration is what is declared, and only its router may ask it."""
+"""The program that asks clouds has its declared configuration, and only its router may call it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from holdfast.settings import HostSettings, Router
 def routers(settings: HostSettings) -> list[Router]:
     found = [router for router in settings.routers if router.clouds]
     if not found:
-        pytest.skip("no router of this host leads to a cloud")
+        pytest.skip("no router of this host has a cloud")
     return found
 
 
@@ -25,7 +25,7 @@ def _unit(router: Router) -> str:
     return f"{clouds.stem(router)}.service"
 
 
-def test_each_is_told_what_is_declared(
+def test_each_has_the_declared_configuration(
     host: Host, settings: HostSettings, routers: list[Router]
 ) -> None:
     for router in routers:
@@ -33,12 +33,12 @@ def test_each_is_told_what_is_declared(
         assert told.strip() == clouds.configuration(settings, router).strip()
 
 
-def test_only_its_router_may_ask_it(host: Host, routers: list[Router]) -> None:
+def test_only_its_router_may_call_it(host: Host, routers: list[Router]) -> None:
     for router in routers:
         mode = host.check_output(f"stat --format='%a %U' {clouds.socket(router)}")
         assert mode == f"600 router-{router.name}"
         pid = host.check_output(f"systemctl show --property=MainPID --value {_unit(router)}")
-        # Nor does it listen anywhere else.
+        # It listens nowhere else.
         assert host.run(f"ss -Hltunp | grep 'pid={pid},'").stdout == ""
 
 
@@ -61,7 +61,7 @@ def test_no_variable_of_the_host_reaches_it(host: Host, routers: list[Router]) -
         }
 
 
-def test_its_environment_is_the_pinned_one_and_roots_alone(
+def test_its_environment_is_the_pinned_one_and_only_root_can_write_it(
     host: Host, settings: HostSettings, routers: list[Router]
 ) -> None:
     lock = clouds.LOCK.read_text()
@@ -76,5 +76,5 @@ def test_its_environment_is_the_pinned_one_and_roots_alone(
     installed = {tuple(line.split()) for line in found.splitlines()}
     assert ("litellm", dict(pinned)["litellm"]) in installed
     assert installed - pinned == set()
-    # Lines that Python runs at every start.
+    # Python runs these lines at every start.
     assert host.check_output(f"find {folder} -name '*.pth' ! -name '_virtualenv.pth'") == ""

@@ -1,4 +1,4 @@
-"""The container engine: it answers, with our settings in force and the firewall before it."""
+"""The container engine answers, has our settings, and starts after the firewall."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Answers = dict[str, list[str]]
 @pytest.fixture(scope="module")
 def wanted(settings: HostSettings) -> Docker:
     if settings.docker is None:
-        pytest.skip("the inventory gives this host no container engine")
+        pytest.skip("the inventory declares no container engine for this host")
     return settings.docker
 
 
 @pytest.fixture(scope="module")
 def found(host: Host, wanted: Docker) -> Answers:
-    """Everything the tests below ask of the host, in one command."""
+    """All facts for the tests below, in one command."""
     questions = {
         "info": "docker info --format '{{json .}}'",
         "bridge": "docker network inspect bridge --format '{{json .Options}}'",
@@ -50,7 +50,7 @@ def found(host: Host, wanted: Docker) -> Answers:
 
 @pytest.fixture(scope="module")
 def running(found: Answers) -> list[dict[str, Any]]:
-    """The containers that run, as `docker inspect` tells."""
+    """The running containers, from `docker inspect`."""
     parsed: list[dict[str, Any]] = json.loads("\n".join(found["running"]) or "[]")
     return parsed
 
@@ -59,7 +59,7 @@ def running(found: Answers) -> list[dict[str, Any]]:
 def sovereign(wanted: Docker) -> set[str]:
     names = {network.name for network in wanted.networks if network.tier == "T1"}
     if not names:
-        pytest.skip("this host has no network of T1")
+        pytest.skip("this host has no T1 network")
     return names
 
 
@@ -69,7 +69,7 @@ def _on(container: dict[str, Any]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def info(found: Answers) -> dict[str, Any]:
-    """What the engine says of itself."""
+    """The engine's own `docker info`."""
     parsed: dict[str, Any] = json.loads("\n".join(found["info"]))
     return parsed
 
@@ -91,14 +91,14 @@ def test_our_settings_are_in_its_file(found: Answers, info: dict[str, Any], want
 def test_it_runs_with_them(found: Answers, info: dict[str, Any]) -> None:
     assert info["LiveRestoreEnabled"] is True
     assert info["LoggingDriver"] == "json-file"
-    # Before 23 (Debian 12 has 20.10) the engine does not tell what it read in its file.
+    # Before 23 (Debian 12 has 20.10) the engine does not show the settings that it read.
     if int(info["ServerVersion"].partition(".")[0]) >= 23:
         assert any("no-new-privileges" in option for option in info["SecurityOptions"])
     started, written = map(int, found["times"])
-    assert started >= written, "daemon.json was changed after the engine had read it"
+    assert started >= written, "daemon.json was changed after the engine read it"
 
 
-def test_its_firewall_is_the_one_that_has_our_chain(info: dict[str, Any]) -> None:
+def test_its_firewall_backend_has_our_chain(info: dict[str, Any]) -> None:
     backend = info.get("FirewallBackend") or {"Driver": "iptables"}
     assert backend["Driver"].startswith("iptables")
 
@@ -113,13 +113,13 @@ def test_the_logs_of_every_container_are_bounded(found: Answers, wanted: Docker)
     for line in found["containers"]:
         name, _, text = line.partition(" ")
         log = json.loads(text)
-        # A container may ask for another driver; one older than our settings writes without an end.
+        # A container may use another driver. One that is older than our settings has no limit.
         if log["Type"] == "json-file" and "max-size" not in (log["Config"] or {}):
             unbounded.append(name)
     assert unbounded == []
 
 
-def test_nobody_is_root_by_its_group(found: Answers) -> None:
+def test_its_group_has_no_members(found: Answers) -> None:
     assert found["group"] == [""]
     assert found["socket"] == ["660 root docker"]
 
@@ -132,7 +132,7 @@ def test_it_starts_behind_the_firewall(found: Answers) -> None:
 
 @pytest.fixture(scope="module")
 def advertised(found: Answers) -> dict[str, int]:
-    """Link to what it does with routers' advertisements: 1 takes them until the host forwards."""
+    """Link to its accept_ra: with 1 it accepts routers' advertisements until the host forwards."""
     told = [line.partition("/accept_ra:") for line in found["advertised"]]
     return {link: int(value) for link, _, value in told}
 
@@ -169,28 +169,28 @@ def test_the_container_of_a_declared_service_is_on_its_network_alone(
         if listen.container and port["HostPort"] == str(listen.port)
     ]
     if not found:
-        pytest.skip("no container that runs publishes the port of a service on a network")
+        pytest.skip("no running container publishes the port of a service on a network")
     for network, container in found:
         assert _on(container) == {network}, container["Name"]
 
 
-def test_whoever_is_on_a_t1_network_is_on_no_other(
+def test_containers_on_a_t1_network_are_on_no_other(
     running: list[dict[str, Any]], sovereign: set[str]
 ) -> None:
     elsewhere = {each["Name"] for each in running if _on(each) & sovereign and len(_on(each)) > 1}
     assert elsewhere == set()
 
 
-def test_whoever_is_on_a_t1_network_asks_the_declared_resolvers(
+def test_containers_on_a_t1_network_ask_the_declared_resolvers(
     found: Answers, running: list[dict[str, Any]], sovereign: set[str]
 ) -> None:
-    # A container learns its resolvers when it starts: one from before still has the engine ask.
+    # A container gets its resolvers when it starts; an older one still makes the engine ask.
     written = int(found["written"][0])
     older = {
         each["Name"]
         for each in running
         if _on(each) & sovereign
-        # Docker writes nine digits, of which Python 3.11 reads six.
+        # Docker writes nine digits, but Python 3.11 reads six.
         and datetime.fromisoformat(each["State"]["StartedAt"][:19] + "+00:00").timestamp() < written
     }
-    assert older == set(), "restart them"
+    assert older == set(), "restart these containers: they have old resolvers"

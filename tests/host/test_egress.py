@@ -1,4 +1,4 @@
-"""What each service may reach: the rules in the kernel, tried as the users they hold."""
+"""The addresses that each service may reach: the kernel's rules, tried as their users."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ finally:
 """
 REFUSED = {"ECONNREFUSED", "EPERM"}
 REFUSED_BEHIND = {"ECONNREFUSED", "EHOSTUNREACH", "EACCES"}
-"""What tells a container: TCP, a datagram of IPv4, one of IPv6."""
+"""The answers to a refused container: to TCP, to IPv4 datagrams, and to IPv6 datagrams."""
 NO_WAY = {"ENETUNREACH", "EHOSTUNREACH", "EADDRNOTAVAIL", "EAFNOSUPPORT"}
-"""A machine without a route there, or without IPv6, sends nothing either."""
+"""Answers of a machine without a route, or without IPv6; it sends nothing either."""
 
 
 def _calls(settings: HostSettings) -> list[tuple[str, str, int]]:
-    """What no T1 user may do. The addresses are documentation's: no machine has them."""
+    """Calls that T1 users may not make, to addresses for documentation, which no machine has."""
     return [
         *(("tcp", address, 443) for address in ("192.0.2.1", "2001:db8::1")),
         *(("udp", address, 53) for address in ("192.0.2.1", "2001:db8::1", "127.0.0.1", "::1")),
@@ -89,14 +89,14 @@ def sovereign(settings: HostSettings) -> list[egress.Wall]:
 
 @pytest.fixture(scope="module")
 def found(host: Host, settings: HostSettings) -> Answers:
-    """What is asked of the host without touching anything, in one command."""
+    """All facts for the tests that change nothing, in one command."""
     users = " ".join(shlex.quote(wall.user) for wall in egress.walls(settings))
     units = f"{egress.SERVICE} {egress.TIMER}"
     answer = "systemctl show --property=Id,Before,UnitFileState,ActiveState,Result"
     questions = {
         "table": _LISTING,
         "file": f"cat {egress.RULES}",
-        # The same file in a network of its own, as nft would list it untouched.
+        # The same file, loaded into a network namespace of its own and listed by nft.
         "as written": f"unshare --net sh -c 'nft --file {egress.RULES} && {_LISTING}'",
         "ids": f"for user in {users}; do echo $user $(id --user $user); done",
         "units": f"{answer} {units}",
@@ -116,10 +116,10 @@ _REST = (
 
 @pytest.fixture(scope="module")
 def tried(host: Host, settings: HostSettings, sovereign: list[egress.Wall]) -> Answers:
-    """Every T1 user's attempts, and what the watch has to tell of them.
+    """The attempts of every T1 user, and the reports of the watch about them.
 
-    The timer rests meanwhile and the watch is run by hand, so that no alert is left of it. What it
-    had to report before is reported first.
+    The timer is stopped meanwhile, and the watch is run by hand, so that no alert remains. Earlier
+    reports are flushed first.
     """
     calls = shlex.quote(json.dumps(_calls(settings)))
     attempts = {
@@ -138,15 +138,15 @@ def tried(host: Host, settings: HostSettings, sovereign: list[egress.Wall]) -> A
 
 
 _ASIDE = {"by hand", "by its unit", "log"}
-"""What `behind` answers beside the networks by their names."""
+"""The output of `behind`, and the networks by name."""
 
 
 @pytest.fixture(scope="module")
 def behind(host: Host, settings: HostSettings) -> Answers:
-    """The attempts of something like a container on every T1 network, as `tried` has them."""
+    """The attempts from behind every T1 network, in the same form as `tried`."""
     walls = [wall for wall in egress.bridges(settings) if wall.tier == "T1"]
     if not walls:
-        pytest.skip("this host has no network of T1")
+        pytest.skip("this host has no T1 network")
     calls = [
         *(("tcp", address, 443) for address in ("192.0.2.1", "2001:db8::1")),
         *(("udp", address, 53) for address in ("192.0.2.1", "2001:db8::1")),
@@ -160,7 +160,7 @@ def behind(host: Host, settings: HostSettings) -> Answers:
         questions[wall.name] = f"python3 -c {shlex.quote(_BEHIND)} {shlex.join(words)}"
     questions |= {
         "by hand": f"{egress.PROGRAM} watch 2>&1; echo $?",
-        # A container that has just started may have tried something, too; that is an alert by now.
+        # A container that has just started may also have tried something; its alert exists by now.
         "by its unit": f"systemctl start {egress.WATCH}; systemctl reset-failed {egress.WATCH}",
         "log": f"journalctl --dmesg --quiet --since=@$since --grep='{LOG_PREFIX} ' --output=cat",
     }
@@ -177,7 +177,7 @@ def test_the_kernel_has_the_declared_rules_untouched(
     assert [line for line in found["table"] if line.strip() not in added] == found["as written"]
     leads = [line for line in added if "goto from-" in line]
     *known, unknown = [line for line in added if line not in leads]
-    # Ids above the accounts' may call nothing, but for those that an account has or was lent.
+    # Ids above those of accounts may call nothing, except those that an account has or was lent.
     assert unknown == "meta skuid 65536-4294967294 goto deny-unknown_users"
     assert [re.sub(r"skuid .* accept", "accept", line) for line in known] in ([], ["meta accept"])
     held = [
@@ -188,31 +188,31 @@ def test_the_kernel_has_the_declared_rules_untouched(
     assert held == [(ids[wall.user], wall.chain) for wall in egress.walls(settings)]
 
 
-def test_no_t1_user_gets_anything_out(
+def test_no_t1_user_can_send_anything_out(
     tried: Answers, settings: HostSettings, sovereign: list[egress.Wall]
 ) -> None:
     for wall in sovereign:
         outcomes = json.loads(tried[wall.user][0])
         assert len(outcomes) == len(_calls(settings))
         assert set(outcomes.values()) <= REFUSED | NO_WAY, (wall.user, outcomes)
-        # Loopback is on every machine.
+        # Every machine has loopback.
         assert outcomes["udp 127.0.0.1 53"] == "EPERM"
 
 
-def test_nothing_gets_out_from_behind_a_t1_networks_bridge(behind: Answers) -> None:
+def test_nothing_behind_a_t1_networks_bridge_can_send_anything_out(behind: Answers) -> None:
     for name, lines in behind.items():
         if name in _ASIDE:
             continue
         outcomes = json.loads(lines[0])
         if outcomes["tcp 2001:db8::1 443"] in NO_WAY:
-            # There is no route to it, and the kernel rations how often it says so.
+            # The kernel limits how often it reports that there is no route.
             del outcomes["udp 2001:db8::1 53"]
         assert set(outcomes.values()) <= REFUSED_BEHIND | NO_WAY, (name, outcomes)
-        # There is a way to this one on every machine: it was refused, and not lost.
+        # Every machine has a route to this address, so the call was refused and not lost.
         assert outcomes["tcp 192.0.2.1 443"] == "ECONNREFUSED", (name, outcomes)
 
 
-def test_attempts_behind_a_bridge_are_told_of_by_the_networks_name(behind: Answers) -> None:
+def test_attempts_behind_a_bridge_are_reported_by_network(behind: Answers) -> None:
     *told, status = behind["by hand"]
     assert status == "1", told
     for name in behind.keys() - _ASIDE:
@@ -221,18 +221,16 @@ def test_attempts_behind_a_bridge_are_told_of_by_the_networks_name(behind: Answe
         assert int(count) >= 4
 
 
-def test_the_journal_holds_whom_containers_called(behind: Answers) -> None:
+def test_the_journal_has_the_calls_of_containers(behind: Answers) -> None:
     for name in behind.keys() - _ASIDE:
         lines = [line for line in behind["log"] if f"{LOG_PREFIX} {name}:" in line]
         assert any("IN=br-" in line and "DST=" in line for line in lines), behind["log"]
 
 
-def test_clouds_are_called_by_the_addresses_that_their_names_have(
-    host: Host, settings: HostSettings
-) -> None:
+def test_clouds_have_the_addresses_of_their_names(host: Host, settings: HostSettings) -> None:
     walls = [wall for wall in [*egress.walls(settings), *egress.bridges(settings)] if wall.clouds]
     if not walls:
-        pytest.skip("nobody on this host calls a cloud")
+        pytest.skip("no service of this host may call a cloud")
     timer = host.check_output(
         f"systemctl show --property=ActiveState --value {egress.RESOLVE_TIMER}"
     )
@@ -249,7 +247,7 @@ def test_clouds_are_called_by_the_addresses_that_their_names_have(
         assert ports == {cloud.port for cloud in wall.clouds}, "a name does not resolve"
 
 
-def test_each_attempt_is_told_of_by_name_and_once(
+def test_each_attempt_is_reported_once_by_name(
     tried: Answers, sovereign: list[egress.Wall]
 ) -> None:
     *told, status = tried["by hand"]
@@ -260,11 +258,13 @@ def test_each_attempt_is_told_of_by_name_and_once(
         (count,) = re.findall(sentence, "\n".join(told))
         assert int(count) >= len(refused)
         assert any(f"'{LOG_PREFIX} {wall.name}:'" in line for line in told)
-    # Which would have left an alert.
+    # The watch would have left an alert.
     assert tried["by its unit"] == ["0"]
 
 
-def test_the_journal_holds_whom_each_called(tried: Answers, sovereign: list[egress.Wall]) -> None:
+def test_the_journal_has_the_calls_of_each_user(
+    tried: Answers, sovereign: list[egress.Wall]
+) -> None:
     for wall in sovereign:
         lines = [line for line in tried["log"] if f"{LOG_PREFIX} {wall.name}:" in line]
         assert any("DST=" in line and "UID=" in line for line in lines), tried["log"]
@@ -281,26 +281,24 @@ def test_the_rules_come_before_the_network_at_boot_and_are_watched(found: Answer
     assert "network-pre.target" in units[egress.SERVICE]["Before"].split()
 
 
-def test_nobody_but_root_has_tailscale_call_for_them(
-    found: Answers, settings: HostSettings
-) -> None:
+def test_only_root_can_make_tailscale_call(found: Answers, settings: HostSettings) -> None:
     if settings.tailnet is None:
         pytest.skip("this host has no tailnet")
     assert found["socket"] == ["700"]
 
 
-def test_nobodys_key_makes_the_kernel_ask_a_resolver(host: Host) -> None:
+def test_no_key_makes_the_kernel_ask_a_resolver(host: Host) -> None:
     if not host.exists("keyctl"):
-        pytest.skip("this host has no keyutils, and the kernel no program to start")
-    # Else it is answered from /etc/hosts.
+        pytest.skip("this host has no keyutils, so the kernel can start no program")
+    # Otherwise /etc/hosts answers it.
     asked = host.run("keyctl request2 dns_resolver localhost '' @s")
     assert (asked.rc, asked.stdout) == (1, "")
 
 
-def test_systemd_holds_units_of_others_to_their_tier(host: Host, settings: HostSettings) -> None:
+def test_systemd_restricts_units_that_are_only_named(host: Host, settings: HostSettings) -> None:
     drop_ins = egress.drop_ins(settings)
     if not drop_ins:
-        pytest.skip("this host has no T1 service whose unit is its owner's")
+        pytest.skip("this host has no T1 service with a unit that the inventory only names")
     for unit in drop_ins:
         shown = "LoadState,NeedDaemonReload,DropInPaths,IPAddressDeny"
         values = dict(
@@ -317,7 +315,7 @@ def test_no_program_of_a_t1_user_sees_the_sockets_of_others(
     host: Host, sovereign: list[egress.Wall]
 ) -> None:
     users = " ".join(wall.user for wall in sovereign)
-    # A unit of T1 has a /run of its own; only what was started beside it sees the machine's.
+    # A unit of T1 has a /run of its own; a program that is started elsewhere sees the machine's.
     seen = host.check_output(
         f"for user in {users}; do for pid in $(pgrep --uid $user); do"
         " if [ /proc/$pid/root/run -ef /run ]; then ps -o user=,pid=,args= -p $pid; fi; done; done"

@@ -1,4 +1,4 @@
-"""What reaches this host: policies and rules in the kernel, listeners, and what a boot will do."""
+"""The firewall: the kernel's policies and rules, listening programs, and the rules of a boot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DHCP_CLIENT = {("udp", 68), ("udp", 546)}
 
 @pytest.fixture(scope="module")
 def found(host: Host) -> Answers:
-    """Everything the tests below ask of the host, in one command."""
+    """All facts for the tests below, in one command."""
     questions = {
         "listeners": "ss -Htulpn",
         "default routes": "ip -o route show default; ip -6 -o route show default",
@@ -57,7 +57,10 @@ def found(host: Host) -> Answers:
 
 @pytest.fixture(scope="module")
 def declared(settings: HostSettings) -> list[Hole]:
-    """What may be reached from off this host. SSH on the LAN is gone once there is a tailnet."""
+    """The ports that other machines may reach.
+
+    SSH on the LAN is closed once the host has a tailnet.
+    """
     closed = settings.ssh.lan_access == "keep" or settings.tailnet is not None
     lan_ssh = None if closed else UNTIL_TAILNET
     return holes(settings, declared_services(settings), lan_ssh=lan_ssh)
@@ -68,7 +71,7 @@ def _network(hole: Hole) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 def _open(rule: str, family: Family) -> tuple[str, int, object, str | None]:
-    """Protocol, port, source and interface of a rule that accepts."""
+    """Protocol, port, source and interface of an accepting rule."""
     options = dict(re.findall(r"(-[a-z]|--dport) (\S+)", rule))
     anywhere = "0.0.0.0/0" if family == 4 else "::/0"
     source = ipaddress.ip_network(options.get("-s", anywhere))
@@ -76,13 +79,13 @@ def _open(rule: str, family: Family) -> tuple[str, int, object, str | None]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_nobody_declared_is_dropped(found: Answers, family: Family) -> None:
+def test_undeclared_packets_are_dropped(found: Answers, family: Family) -> None:
     policies = {line for line in found[f"filter{family}"] if line.startswith("-P ")}
     assert policies == {"-P INPUT DROP", "-P FORWARD DROP", "-P OUTPUT ACCEPT"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_kernel_lets_in_exactly_what_is_declared(
+def test_the_kernel_accepts_exactly_the_declared_ports(
     found: Answers, declared: list[Hole], family: Family
 ) -> None:
     chain = f"-A ufw{'6' if family == 6 else ''}-user-input "
@@ -95,7 +98,7 @@ def test_the_kernel_lets_in_exactly_what_is_declared(
     }
 
 
-# What a network needs to work: answers, errors and neighbours, and addresses by DHCP.
+# Every network needs these: answers, errors and neighbours, and addresses by DHCP.
 _NEEDED = re.compile(
     r"-i lo|-m conntrack --ctstate RELATED,ESTABLISHED|(-s fe80::/10 )?-p (icmp|ipv6-icmp) .*"
     r"|-p udp -m udp --sport 67 --dport 68"
@@ -104,7 +107,7 @@ _NEEDED = re.compile(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ufw_lets_nothing_in_by_itself(found: Answers, family: Family) -> None:
+def test_ufw_accepts_nothing_by_itself(found: Answers, family: Family) -> None:
     chain = rf"-A ufw{'6' if family == 6 else ''}-(?:before|after)-(?:input|forward) "
     lets = [
         rule[1]
@@ -116,11 +119,11 @@ def test_ufw_lets_nothing_in_by_itself(found: Answers, family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_let_in_ahead_of_ufw(found: Answers, family: Family) -> None:
+def test_no_rule_accepts_packets_before_ufw(found: Answers, family: Family) -> None:
     rules = [line for line in found[f"filter{family}"] if line.startswith("-A INPUT ")]
     ufw = f"-j ufw{'6' if family == 6 else ''}-before-input"
     ahead = rules[: next(i for i, rule in enumerate(rules) if rule.endswith(ufw))]
-    # Tailscale admits its own interface, and that one only.
+    # Tailscale accepts packets of its own interface, and of no other.
     others = [rule for rule in ahead if "ufw" not in rule and not rule.endswith("-j ts-input")]
     assert others == []
 
@@ -143,7 +146,7 @@ def test_only_declared_ports_listen_off_this_host(
             where = ipaddress.ip_address(address)
             if where.is_loopback or any(where in network for network in TAILNET):
                 continue
-        # What Docker publishes is guarded by the rules that the next tests are about.
+        # Ports that Docker publishes are guarded by other rules, which the next tests check.
         if "docker-proxy" in " ".join(rest):
             continue
         if (protocol, int(port)) not in expected | DHCP_CLIENT:
@@ -167,7 +170,7 @@ def test_containers_are_reached_only_as_declared(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_guard_of_containers_is_asked_first(
+def test_the_guard_of_containers_comes_first(
     found: Answers, settings: HostSettings, family: Family
 ) -> None:
     if settings.docker is None:
@@ -194,7 +197,7 @@ def test_no_change_waits_for_its_proof(found: Answers) -> None:
     assert found["unproved"] == ["inactive"]
 
 
-def test_what_is_in_force_is_what_a_login_proved(found: Answers) -> None:
+def test_a_login_proved_the_rules_in_force(found: Answers) -> None:
     assert found["proved"] == ["yes"]
 
 

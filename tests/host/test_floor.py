@@ -1,4 +1,4 @@
-"""The floor: it answers, asks for its key, listens where it should, and comes back."""
+"""The floor answers, requires its key, listens only where declared, and restarts after a kill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def floor(settings: HostSettings) -> Floor:
 
 
 def _ask(host: Host, floor: Floor, path: str, header: str) -> tuple[int, str]:
-    # The header travels on standard input: a key in argv is what this file forbids.
+    # The header is sent on standard input, because this file forbids keys in command lines.
     body = '{"prompt": "ready", "max_tokens": 4}'
     data = f"--json '{body}'" if path != "/health" else ""
     url = f"http://127.0.0.1:{floor.port}{path}"
@@ -33,7 +33,7 @@ def _ask(host: Host, floor: Floor, path: str, header: str) -> tuple[int, str]:
     return int(status), text
 
 
-def test_it_completes_for_who_holds_the_key(host: Host, floor: Floor) -> None:
+def test_it_completes_with_the_key(host: Host, floor: Floor) -> None:
     key = f'printf "Authorization: Bearer %s" "$(cat {KEY_FILE})"'
     status, text = _ask(host, floor, "/v1/completions", key)
     assert status == 200
@@ -42,7 +42,7 @@ def test_it_completes_for_who_holds_the_key(host: Host, floor: Floor) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/chat/completions"])
 @pytest.mark.parametrize("header", ["", "Authorization: Bearer not-the-key"])
-def test_it_refuses_who_does_not(host: Host, floor: Floor, path: str, header: str) -> None:
+def test_it_refuses_a_wrong_key(host: Host, floor: Floor, path: str, header: str) -> None:
     status, _ = _ask(host, floor, path, f"echo '{header}'")
     assert status == 401
 
@@ -60,7 +60,7 @@ def test_its_weights_stay_in_memory(host: Host, floor: Floor, settings: HostSett
     size = int(
         host.check_output(f"stat --format=%s {settings.storage.models_path}/{model.filename}")
     )
-    # Metadata at the head of the file is read and not kept.
+    # llama-server reads metadata at the head of the file but does not keep it in memory.
     assert locked_kib * 1024 > 0.9 * size
 
 
@@ -77,7 +77,7 @@ def test_its_limits_are_in_force(host: Host, floor: Floor) -> None:
     assert (values["Restart"], values["User"]) == ("always", "holdfast-floor")
 
 
-def test_it_comes_back_when_it_is_killed(host: Host, floor: Floor) -> None:
+def test_it_restarts_when_it_is_killed(host: Host, floor: Floor) -> None:
     back = host.run(
         f"old=$(systemctl show --property=MainPID --value {UNIT}); kill -9 $old;"
         f" timeout {BACK_SECONDS} sh -c '"

@@ -1,4 +1,4 @@
-"""The cards: those that were declared, within their limits, and given to containers as they are.
+"""The cards are as declared, keep their limits, and are passed to containers as they are.
 
 To see each test red on a machine:
 
@@ -29,7 +29,7 @@ from holdfast.settings import Gpus, HostSettings
 
 
 def _ask(host: Host, fact: FactBase[Any]) -> Any:
-    """What a deploy would be told: the fact's own command, and its own reading of the answer."""
+    """The facts of a deploy: the fact's own command, and its own parser."""
     command = fact.command()
     assert isinstance(command, str)
     return fact.process(host.check_output(command).splitlines())
@@ -38,7 +38,7 @@ def _ask(host: Host, fact: FactBase[Any]) -> Any:
 @pytest.fixture(scope="module")
 def wanted(settings: HostSettings) -> Gpus:
     if settings.gpus is None:
-        pytest.skip("the inventory gives this host no NVIDIA card")
+        pytest.skip("the inventory declares no NVIDIA card for this host")
     return settings.gpus
 
 
@@ -50,10 +50,10 @@ def picture(host: Host, wanted: Gpus) -> Picture:
 
 @pytest.fixture(scope="module")
 def own(wanted: Gpus) -> Gpus:
-    """The cards that this host uses itself."""
+    """The cards that this host itself uses."""
     cards = [card for card in wanted.cards if card.role == "compute"]
     if not cards:
-        pytest.skip("every card of this host belongs to a guest")
+        pytest.skip("all cards of this host belong to guests")
     return wanted.model_copy(update={"cards": cards})
 
 
@@ -122,12 +122,12 @@ def test_the_limits_are_watched_now_and_at_boot(host: Host, own: Gpus) -> None:
     assert enabled == ["enabled", "enabled"]
 
 
-def test_the_last_look_at_the_limits_succeeded(state: LimitsState) -> None:
+def test_the_last_check_of_the_limits_succeeded(state: LimitsState) -> None:
     assert state.has_run
     assert state.succeeded
 
 
-def test_containers_are_given_the_cards_and_libraries_of_today(specified: ContainersState) -> None:
+def test_containers_get_the_present_cards_and_libraries(specified: ContainersState) -> None:
     assert specified.uuids, "the driver shows no card"
     assert containers.stale(specified) is None
     assert not specified.overridden

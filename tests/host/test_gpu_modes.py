@@ -1,4 +1,4 @@
-"""Modes: one of each set of cards is in force, its services run, and those of the others do not."""
+"""Modes: one of each set of cards is active; its services run, and those of other modes do not."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from holdfast.settings import CardSet, HostSettings
 def card_sets(settings: HostSettings) -> list[CardSet]:
     found = modes.sets(settings)
     if not found:
-        pytest.skip("no cards of this host take turns")
+        pytest.skip("this host has no modes")
     return found
 
 
 @pytest.fixture(scope="module")
 def present(host: Host, card_sets: list[CardSet]) -> dict[str, str]:
-    """Set to the mode in force, as a deploy would be told."""
+    """Set of cards to its active mode, as a deploy reads it."""
     fact = GpuModes()
     state: GpuModesState = fact.process(host.check_output(fact.command()).splitlines())
     return state.modes
@@ -31,7 +31,7 @@ def _active(host: Host, units: list[str]) -> list[str]:
     return [unit for unit, state in zip(units, states, strict=True) if state == "active"]
 
 
-def test_one_mode_of_each_set_is_in_force(
+def test_one_mode_of_each_set_is_active(
     host: Host, card_sets: list[CardSet], present: dict[str, str]
 ) -> None:
     for card_set in card_sets:
@@ -62,7 +62,7 @@ def test_a_boot_begins_with_the_default(
     }
     enabled = host.run(f"systemctl is-enabled {' '.join(targets)}").stdout.split()
     assert dict(zip(targets, enabled, strict=True)) == targets
-    # A service that starts by itself would be in every mode.
+    # A service that starts by itself would run in every mode.
     units = modes.service_units(settings)
     assert "enabled" not in host.run(f"systemctl is-enabled {' '.join(units)}").stdout.split()
     kept = host.check_output(f"cat {RECORDS}")
@@ -70,13 +70,13 @@ def test_a_boot_begins_with_the_default(
         assert f"{modes.PRESENT}/{card_set.name} 0644 root root - {card_set.default}" in kept
 
 
-def test_who_logs_in_is_told_the_mode(host: Host, present: dict[str, str]) -> None:
+def test_a_login_shows_the_mode(host: Host, present: dict[str, str]) -> None:
     told = host.check_output("run-parts /etc/update-motd.d")
     for card_set, mode in present.items():
         assert f"{card_set}: {mode} is active\n" in f"{told}\n"
 
 
-def test_whoever_asks_is_told_every_mode(host: Host, card_sets: list[CardSet]) -> None:
+def test_the_command_shows_every_mode(host: Host, card_sets: list[CardSet]) -> None:
     told = host.check_output(modes.PROGRAM)
     for card_set in card_sets:
         for mode in card_set.modes:

@@ -1,4 +1,4 @@
-"""What an intruder would try first, and what one who got in could read or leave behind."""
+"""First targets of an intruder, and what an intruder inside could read or leave behind."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def found(host: Host) -> Answers:
                     "passwordless": "awk -F: '$2 == \"\" { print $1 }' /etc/shadow",
                     "roots": "awk -F: '$3 == 0 { print $1 }' /etc/passwd",
                     "failed": "systemctl --failed --no-legend --plain",
-                    # A name that was never there before: what is on record of it was written now.
+                    # The name is new, so its records were written now.
                     "audit": (
                         "systemctl is-active auditd; f=$(mktemp /etc/holdfast/audited.XXXXXX);"
                         ' rm "$f"; auditctl -s | grep -q "^enabled [12]$" &&'
-                        # Its auditctl is a stand-in, and no record would come.
+                        # Its auditctl is a stand-in, so no record would appear.
                         " ! systemd-detect-virt --quiet --container &&"
                         " for look in $(seq 50); do"
                         ' ausearch --input-logs --raw --key holdfast --file "$f" && break;'
@@ -76,7 +76,7 @@ def test_no_interface_takes_or_sends_redirects(found: Answers) -> None:
 
 
 def test_unused_protocols_cannot_be_loaded(found: Answers) -> None:
-    # modprobe writes a module's name with underscores.
+    # modprobe writes the names of modules with underscores.
     refused = {line.split()[1] for line in found["modules"] if line.endswith(" /bin/false")}
     assert {module.replace("-", "_") for module in BLACKLISTED_MODULES} <= refused
 
@@ -85,7 +85,7 @@ def test_memory_does_not_land_on_disk(found: Answers) -> None:
     assert found["core"] == ["0", "0", "0"]
 
 
-def test_nobody_else_can_change_configuration(found: Answers) -> None:
+def test_only_root_can_change_configuration(found: Answers) -> None:
     assert found["writable"] == []
     assert found["writable-directories"] == []
 
@@ -116,7 +116,7 @@ def test_no_unit_has_failed(found: Answers) -> None:
     assert found["failed"] == []
 
 
-def test_what_changes_is_told_every_day(host: Host) -> None:
+def test_changes_are_reported_every_day(host: Host) -> None:
     assert host.run(f"systemctl start {integrity.SERVICE}").succeeded
     timer, mode, told = host.check_output(
         f"systemctl is-active {integrity.TIMER}; stat -c %a {integrity.DATABASE};"

@@ -1,4 +1,4 @@
-"""The ledger: reached by its writers alone, durable, and written out for the backup."""
+"""The ledger: only its writers may connect, writes are durable, and it is dumped for the backup."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.settings import HostSettings, Service
 def service(settings: HostSettings) -> Service:
     found = ledger_service(settings)
     if found is None:
-        pytest.skip("nothing is spent on clouds here")
+        pytest.skip("this host spends nothing on clouds")
     return found
 
 
@@ -25,7 +25,7 @@ def _psql(user: str, more: str = "", asked: str = "SELECT 1") -> str:
     )
 
 
-def test_each_writer_gets_into_its_own_database_and_no_other(
+def test_each_writer_can_open_only_its_own_database(
     host: Host, settings: HostSettings, service: Service
 ) -> None:
     users = ledger.databases(settings)
@@ -39,7 +39,7 @@ def test_each_writer_gets_into_its_own_database_and_no_other(
         assert host.run(_psql(stranger, f"--dbname={users[0]}")).failed
 
 
-def test_what_it_has_said_is_on_disk(host: Host, settings: HostSettings, service: Service) -> None:
+def test_what_it_confirmed_is_on_disk(host: Host, settings: HostSettings, service: Service) -> None:
     user = ledger.databases(settings)[0]
     for name in ("fsync", "full_page_writes", "synchronous_commit", "data_checksums"):
         assert host.check_output(_psql(user, asked=f"SHOW {name}")).strip() == "on"
@@ -52,7 +52,7 @@ def test_its_files_are_its_own(host: Host, service: Service) -> None:
     assert modes == ["700"] * len(service.data)
 
 
-def test_it_can_be_written_out_for_the_backup(
+def test_it_can_be_dumped_for_the_backup(
     host: Host, settings: HostSettings, service: Service
 ) -> None:
     host.check_output(f"systemctl start {ledger.DUMP}")

@@ -1,7 +1,7 @@
-"""Routers: each answers who holds its key, by whom it says, and shows no more.
+"""Routers answer callers with a key, name the engine that answered, and reveal nothing else.
 
-Of callers who each have a key of their own a host knows digests, so nothing is asked in their name
-here; tests/drill/personal.py does that.
+If callers have one key each, a host has only digests, so no request is made for them here;
+tests/drill/personal.py makes some.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def _shared(routers: list[RouterNames]) -> list[RouterNames]:
     """Routers whose callers' key is on the host."""
     found = [names for names in routers if names.router.api_key]
     if not found:
-        pytest.skip("each caller of this host's routers has a key of their own")
+        pytest.skip("all callers of this host's routers have keys of their own")
     return found
 
 
 def _has_a_rung(host: Host, settings: HostSettings, names: RouterNames) -> bool:
-    """Whether anything is to answer: the mode in force may leave a chain without an engine."""
+    """Whether an answer is expected; in the active mode a chain may have no engine."""
     router = names.router
     wanted = (engine_is_wanted(host, settings, name) for name in router.engines)
     return router.floor or bool(router.clouds) or any(wanted)
 
 
 def _processes(routers: list[RouterNames]) -> list[str]:
-    """Units of every HAProxy of the routers that runs."""
+    """The running units of the routers' HAProxy processes."""
     doors = [door.service for names in routers for door in names.doors if door.is_open]
     return doors + [f"{names.drain_stem}.service" for names in routers if names.router.queue]
 
@@ -71,7 +71,7 @@ def _path(settings: HostSettings, names: RouterNames) -> str:
 def _ask(
     host: Host, names: RouterNames, path: str, body: object = None, key: str = ""
 ) -> tuple[int, str, str]:
-    # The header travels on standard input: a key in argv is what this file forbids.
+    # The header is sent on standard input, because this file forbids keys in command lines.
     own = f"printf 'Authorization: %s' \"$(sed -n 's/^{CALLERS} //p' {names.key_file})\""
     data = f"--json '{json.dumps(body)}'" if body is not None else ""
     answer = host.check_output(
@@ -83,7 +83,7 @@ def _ask(
     return int(status), engine, text
 
 
-def test_each_answers_who_holds_its_key_and_says_by_whom(
+def test_each_answers_with_its_key_and_names_the_engine(
     host: Host, settings: HostSettings, routers: list[RouterNames]
 ) -> None:
     for names in _shared(routers):
@@ -96,7 +96,7 @@ def test_each_answers_who_holds_its_key_and_says_by_whom(
             assert (status, engine) == (503, "")
 
 
-def test_each_refuses_who_does_not(
+def test_each_refuses_a_wrong_key(
     host: Host, settings: HostSettings, routers: list[RouterNames]
 ) -> None:
     for names in routers:
@@ -112,18 +112,18 @@ def test_each_refuses_who_does_not(
         *("/v1/x/../completions", "/v1/completions?x=1", "/metrics", "/v1/load_lora_adapter"),
     ],
 )
-def test_no_other_path_leads_anywhere(
+def test_every_other_path_is_refused(
     host: Host, settings: HostSettings, routers: list[RouterNames], path: str
 ) -> None:
     for names in routers:
         key = "own" if names.router.api_key else ""
         status, engine, text = _ask(host, names, path, _body(settings, names), key=key)
-        # The router's own words.
+        # The router's own error.
         assert (status, engine) == (404, ""), text
         assert json.loads(text)["error"]["type"] == "router"
 
 
-def test_its_health_is_there_without_a_key(
+def test_its_health_needs_no_key(
     host: Host, settings: HostSettings, routers: list[RouterNames]
 ) -> None:
     for names in routers:
@@ -154,32 +154,32 @@ def test_it_holds_no_key_but_its_callers_and_its_engines(
         assert held == [*shared, *(rung.key for rung in ladder(settings, names.router)), *own]
 
 
-def test_the_kernel_lets_it_reach_loopback_alone(host: Host, routers: list[RouterNames]) -> None:
+def test_the_kernel_allows_it_loopback_only(host: Host, routers: list[RouterNames]) -> None:
     units = _processes(routers)
     for unit in units:
         shown = host.check_output(f"systemctl show --property=IPAddressAllow --value {unit}")
         assert shown == "127.0.0.1/32"
-    # Not what is configured but what holds: a shell in its group calls this host's own sshd by an
-    # address that is not loopback, so nothing outside is needed.
+    # This tests the rules in force, not the configuration: a shell in the unit's cgroup calls this
+    # host's own sshd at an address that is not loopback, so the test needs no other machine.
     address = host.check_output(
         "ip -4 -oneline address show scope global | awk '{split($4, a, \"/\"); print a[1]; exit}'"
     )
     port = host.check_output("sshd -T | awk '$1 == \"port\" {print $2; exit}'")
     call = f"timeout 3 bash -c '</dev/tcp/{address}/{port}'"
-    assert host.run(call).succeeded, "the control must get through"
-    # All at once: each that is held waits until its time is over.
+    assert host.run(call).succeeded, "a call from outside the unit must succeed"
+    # In parallel, because each refused call waits for its timeout.
     calls = [f"{_enter(host, unit)} || echo outside; {call} && echo reached" for unit in units]
     together = " ".join(f"sh -c {shlex.quote(one)} &" for one in calls)
     assert host.run(f"{together} wait").stdout == ""
 
 
 def _enter(host: Host, unit: str) -> str:
-    """Shell text by which a shell joins the processes of a unit."""
+    """Shell text that moves a shell into the cgroup of a unit."""
     group = host.check_output(f"systemctl show --property=ControlGroup --value {unit}")
     return f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs"
 
 
-def test_what_the_queue_keeps_is_its_users_alone(host: Host, routers: list[RouterNames]) -> None:
+def test_only_its_user_can_read_the_queue(host: Host, routers: list[RouterNames]) -> None:
     for names in routers:
         if queue := queue_service(names.router):
             folder = queue.data[0].path

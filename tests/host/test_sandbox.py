@@ -1,4 +1,4 @@
-"""The walls around our services, judged by systemd and by trying to walk through them."""
+"""The sandboxes of our services: systemd's verdict, and attempts to leave one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from testinfra.host import Host
 
 from holdfast.sandbox import EXPOSURE_MAX, EXPOSURE_MAX_ROOT
 
-# One by one: the overview leaves out what is not loaded, as a job between two runs. A template has
-# no verdict, an instance has.
+# One by one, because the overview leaves out units that are not loaded, such as a job between two
+# runs. A template has no verdict, but an instance has.
 _JUDGE = (
     "for unit in $(systemctl list-unit-files --no-legend --no-pager 'holdfast-*.service'"
     " | awk '{print $1}' | sed 's/@[.]/@none./'); do"
@@ -25,7 +25,7 @@ def test_systemd_finds_every_unit_as_closed_as_declared(host: Host) -> None:
     verdicts = [re.match(_VERDICT, line) for line in found]
     assert [line for line, verdict in zip(found, verdicts, strict=True) if not verdict] == []
     scores = {verdict[1]: verdict for verdict in verdicts if verdict}
-    # These are on every host: that they are found shows that others would be.
+    # These units are on every host; if they are found, others are found too.
     assert {"holdfast-integrity.service", "holdfast-notify@none.service"} <= set(scores)
     exposed = {}
     for unit, verdict in scores.items():
@@ -36,8 +36,8 @@ def test_systemd_finds_every_unit_as_closed_as_declared(host: Host) -> None:
 
 
 def test_the_kernel_enforces_what_units_may_reach(host: Host) -> None:
-    # Without BPF systemd ignores IPAddressDeny= in silence: this canary must not get out. It calls
-    # this host's own sshd by an address that is not loopback, so nothing outside is needed.
+    # Without BPF systemd ignores IPAddressDeny= without an error, so this call must fail. It calls
+    # this host's own sshd at an address that is not loopback, so the test needs no other machine.
     address = host.check_output(
         "ip -4 -oneline address show scope global | awk '{split($4, a, \"/\"); print a[1]; exit}'"
     )
@@ -45,5 +45,5 @@ def test_the_kernel_enforces_what_units_may_reach(host: Host) -> None:
     call = f"timeout 3 bash -c '</dev/tcp/{address}/{port}'"
     run = "systemd-run --quiet --wait --collect"
     wall = "-p IPAddressDeny=any -p IPAddressAllow=127.0.0.1/32"
-    assert host.run(f"{run} {call}").succeeded, "the control must get through"
+    assert host.run(f"{run} {call}").succeeded, "a call from outside the unit must succeed"
     assert host.run(f"{run} {wall} {call}").failed

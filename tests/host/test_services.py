@@ -1,7 +1,7 @@
-"""What every service of ours promises, whichever capability declares it.
+"""Assertions for every service of ours, whichever capability declares it.
 
-What only one of them promises is in that capability's file. Whether an engine comes back after a
-kill is the drill's to try: on a rack it would be minutes without an answer.
+Tests of a single service are in its capability's file. The drill tests whether an engine restarts
+after a kill; on a rack this would take minutes without an answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.host.doors import engine_is_wanted, listens_only_as_declared
 
 @pytest.fixture(scope="module")
 def services(host: Host, settings: HostSettings) -> list[Service]:
-    """The services of ours that are to run in the mode that is in force."""
+    """The services of ours that must run in the active mode."""
     away = {
         engine_service(names.server.name, names.engine).name
         for names in every(settings)
@@ -37,7 +37,7 @@ def services(host: Host, settings: HostSettings) -> list[Service]:
     ours = [each for each in declared_services(settings) if each.unit.startswith("holdfast-")]
     found = [each for each in ours if each.name not in away]
     if not found:
-        pytest.skip("this host runs no service of ours")
+        pytest.skip("no service of ours runs on this host now")
     return found
 
 
@@ -65,7 +65,7 @@ def test_each_listens_only_where_it_is_declared(
                 listens_only_as_declared(host, listen.port, listen.scope, service.tier)
 
 
-def test_what_is_isolated_has_no_network(
+def test_isolated_units_have_no_network(
     host: Host, settings: HostSettings, services: list[Service]
 ) -> None:
     isolated = without_network(settings)
@@ -79,8 +79,8 @@ def test_what_is_isolated_has_no_network(
                 assert [line.split()[0] for line in links.splitlines()] == ["lo"], service.name
 
 
-# Prints each file whose secrets it does not find, and each place that holds one. A secret is never
-# in an argument of a program.
+# Prints each file in which it finds no secret, and each place that contains one. No secret is an
+# argument of a program.
 _LEAKS = r"""
 import json, re, shutil, subprocess, sys
 from pathlib import Path
@@ -124,7 +124,9 @@ if shutil.which("docker"):
 """
 
 
-def test_secrets_are_roots_alone_and_nowhere_else(host: Host, services: list[Service]) -> None:
+def test_only_root_can_read_secrets_and_they_are_nowhere_else(
+    host: Host, services: list[Service]
+) -> None:
     modes = host.check_output(f"stat --format='%n %a %U' {CREDENTIALS} {CREDENTIALS}/*")
     own, *files = [line.split() for line in modes.splitlines()]
     assert own[1:] == ["700", "root"]
@@ -134,7 +136,7 @@ def test_secrets_are_roots_alone_and_nowhere_else(host: Host, services: list[Ser
     assert host.check_output(words) == ""
 
 
-def test_each_comes_back_when_it_ends(host: Host, services: list[Service]) -> None:
+def test_each_restarts_when_it_ends(host: Host, services: list[Service]) -> None:
     for service in services:
         restart = host.check_output(f"systemctl show -P Restart {service.unit}")
         assert restart in ("always", "on-failure"), service.name

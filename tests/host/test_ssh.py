@@ -1,4 +1,4 @@
-"""What sshd really offers to a stranger, and who it really lets in."""
+"""The algorithms that sshd offers to a stranger, and the users that it accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from holdfast.ssh import KEY_FILE, KEYS, ROLLBACK_UNIT
 
 Answers = dict[str, list[str]]
 
-# NIST curves and SHA-1 have no place here, nor has anything ssh-audit marks red.
+# No NIST curves, no SHA-1, and nothing that ssh-audit marks red.
 _KEX = {
     *("sntrup761x25519-sha512", "sntrup761x25519-sha512@openssh.com"),
     *("curve25519-sha256", "curve25519-sha256@libssh.org"),
@@ -44,7 +44,7 @@ def found(host: Host, settings: HostSettings) -> Answers:
         host.check_output(
             probe(
                 {
-                    # sshd on loopback is the sshd everybody meets; its own client is on every host.
+                    # sshd on loopback is the same sshd; its client is on every host.
                     "stranger": f"{client} -o PreferredAuthentications=none root@127.0.0.1 2>&1",
                     "nist": f"{client} -o KexAlgorithms=ecdh-sha2-nistp256 root@127.0.0.1 2>&1",
                     "root": "sshd -T -C user=root,host=stranger,addr=192.0.2.1",
@@ -67,7 +67,7 @@ def found(host: Host, settings: HostSettings) -> Answers:
 
 
 def _offers(found: Answers, what: str) -> set[str]:
-    """What the server proposed; the client's own proposal comes first in the output."""
+    """The server's proposal; the output shows the client's own first."""
     text = "\n".join(found["stranger"])
     _, _, servers = text.partition("peer server KEXINIT proposal")
     offered = re.search(rf"^debug2: {what}: (\S+)", servers, re.MULTILINE)
@@ -83,7 +83,7 @@ def test_it_offers_no_weak_algorithm(found: Answers) -> None:
     assert found["moduli"] == []
 
 
-def test_it_does_not_tell_its_patch_level(found: Answers) -> None:
+def test_it_does_not_reveal_its_patch_level(found: Answers) -> None:
     (version,) = [line for line in found["stranger"] if "remote software version" in line]
     assert "Debian" not in version
     assert "Ubuntu" not in version
@@ -118,7 +118,7 @@ def test_declared_users_have_exactly_their_declared_keys(
     expected = []
     for user, keys in settings.ssh.authorised_keys.items():
         expected += ["root 755", "root 644", *(f"{user}: {key}" for key in keys)]
-        # Nothing that a user can write to lets anybody in.
+        # No file that a user can write may permit a login.
         expected.append(f"authorizedkeysfile {KEY_FILE}")
     assert found["keys"] == expected
 
@@ -135,8 +135,8 @@ def test_a_good_key_lets_a_user_in_and_root_only_where_it_may(
     host: Host, settings: HostSettings
 ) -> None:
     user = next(iter(settings.ssh.authorised_keys), settings.ssh_user) or "root"
-    # A second sshd on loopback with the same configuration, but that every user's key is one made
-    # for this test. Its own option does not overrule what is said of single users.
+    # A second sshd on loopback with the same configuration, except that one key made for this test
+    # is every user's. Its option does not override settings for single users.
     answer = host.run(
         "d=$(mktemp -d -p /run) && chmod 755 $d && trap 'kill $sshd; rm -rf $d' EXIT"
         " && ssh-keygen -q -t ed25519 -N '' -f $d/key && mkdir $d/parts"

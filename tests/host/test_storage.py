@@ -1,4 +1,4 @@
-"""Storage: the NAS answers a write, nothing hides beneath a mount, models are what they claim."""
+"""Storage: writes reach the NAS, no files hide beneath a mount, models match their checksums."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from holdfast.storage import (
 @pytest.fixture(scope="module")
 def mounts(settings: HostSettings) -> list[NfsMount]:
     if not settings.storage.mounts:
-        pytest.skip("this host mounts nothing")
+        pytest.skip("this host has no mounts")
     return settings.storage.mounts
 
 
 @pytest.fixture(scope="module")
 def storage(settings: HostSettings) -> Storage:
     if not settings.storage.models and not settings.storage.checkpoints:
-        pytest.skip("this host keeps no models")
+        pytest.skip("this host stores no models")
     return settings.storage
 
 
 @pytest.fixture(scope="module")
 def models(storage: Storage) -> list[ModelFile]:
     if not storage.models:
-        pytest.skip("this host keeps no model of one file")
+        pytest.skip("this host stores no model of one file")
     return storage.models
 
 
 @pytest.fixture(scope="module")
 def checkpoints(storage: Storage) -> list[Checkpoint]:
     if not storage.checkpoints:
-        pytest.skip("this host keeps no checkpoints")
+        pytest.skip("this host stores no checkpoints")
     return storage.checkpoints
 
 
@@ -84,7 +84,7 @@ def test_a_write_reaches_the_nas_and_comes_back(
                 places.append((service.user, data.path))
     for user, folder in places:
         file = f"{folder}/.holdfast-probe"
-        # Only SIGKILL ends a wait for a hard mount whose server is away.
+        # Only SIGKILL ends a wait for a hard mount whose server is down.
         seen = host.run(
             f'timeout -s KILL 120 runuser -u {user} -- sh -ec \'trap "rm -f {file}" EXIT;'
             f" echo {user} | dd of={file} conv=fsync status=none; cat {file}'; ls {file}"
@@ -95,7 +95,7 @@ def test_a_write_reaches_the_nas_and_comes_back(
 def test_a_read_only_mount_takes_no_write(host: Host, mounts: list[NfsMount]) -> None:
     read_only = [mount for mount in mounts if mount.read_only]
     if not read_only:
-        pytest.skip("this host mounts nothing read-only")
+        pytest.skip("this host has no read-only mounts")
     for mount in read_only:
         attempt = host.run(f"timeout -s KILL 30 touch {mount.path}/.holdfast-probe")
         assert "Read-only file system" in attempt.stderr
@@ -105,7 +105,7 @@ def test_nothing_can_be_written_beneath_a_mount(host: Host, mounts: list[NfsMoun
     for mount in mounts:
         attempt = 'ls -A "$bare"; touch "$bare/stray" 2>&1; rm -f "$bare/stray"'
         seen = host.run(beneath(mount.path, attempt)).stdout
-        # The first line is what lies there: nothing.
+        # The first line lists the folder, which must be empty.
         assert re.fullmatch(r"touch: .*: Operation not permitted\s*", seen), seen
 
 
@@ -119,14 +119,14 @@ def test_a_boot_does_not_wait_for_the_nas(host: Host, mounts: list[NfsMount]) ->
 
 
 def test_no_rpc_service_listens(host: Host, mounts: list[NfsMount]) -> None:
-    # rpcbind, statd, lockd and the callback service of NFS 4.0 show in one of these. The target
-    # rpcbind.target may be active: nothing belongs to it while its units are masked.
+    # rpcbind, statd, lockd and the callback service of NFS 4.0 would appear in one of these. The
+    # target rpcbind.target may be active: while its units are masked, it contains none.
     listening = host.check_output("ss -Htulpn")
     assert not re.search(r"rpcbind|rpc\.|:(111|20048|2049)\s", listening), listening
     units = "rpcbind.socket rpcbind.service rpc-statd.service"
     active = host.run(f"systemctl is-active {units}").stdout.split()
     assert "active" not in active, f"{units}: {active}"
-    # A kernel thread's socket has no process: every listener must be somebody's.
+    # A kernel thread's socket has no process, but every listening socket must have one.
     alone = [line for line in host.check_output("ss -Htulpn").splitlines() if "users:" not in line]
     assert alone == []
 
@@ -155,7 +155,7 @@ def test_every_model_has_a_proof_that_fits_it(
         assert proof == f"{model.sha256} {stat}"
 
 
-def test_checkpoints_are_what_their_checksum_lists_and_anyone_may_read_them(
+def test_checkpoints_match_their_checksum_list_and_anyone_may_read_them(
     host: Host, storage: Storage, checkpoints: list[Checkpoint]
 ) -> None:
     for checkpoint in checkpoints:

@@ -1,4 +1,4 @@
-"""The tailnet: a member as declared, quiet, and without a trace of the key it joined with."""
+"""The tailnet: a member as declared, without telemetry, and without a trace of its join key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tailnet(settings: HostSettings) -> Tailnet:
 
 @pytest.fixture(scope="module")
 def node(host: Host, tailnet: Tailnet) -> dict[str, Any]:
-    """What the daemon says of itself: `status` and `prefs`."""
+    """The daemon's `status` and `prefs`."""
     command = (
         'printf "%s\\n" "{\\"status\\":" "$(timeout 20 tailscale status --json --peers=false)"'
         ' ",\\"prefs\\":" "$(timeout 20 tailscale debug prefs)" "}"'
@@ -40,7 +40,7 @@ def test_it_is_online_and_its_membership_holds(node: dict[str, Any]) -> None:
     assert not me.get("Expired", False)
 
 
-def test_its_node_key_ends_only_where_the_inventory_accepts_it(
+def test_its_node_key_expires_only_if_the_inventory_accepts_it(
     node: dict[str, Any], tailnet: Tailnet
 ) -> None:
     if not tailnet.key_may_expire:
@@ -99,7 +99,7 @@ def test_the_daemon_starts_with_the_host(host: Host, tailnet: Tailnet) -> None:
 
 @pytest.fixture(scope="module")
 def rules(host: Host, tailnet: Tailnet) -> dict[str, list[str]]:
-    """Our own chains: in the kernel, in their file, and that file in a network of its own."""
+    """Our chains: in the kernel, in their file, and as that file loads in a network namespace."""
     listing = f"nft --stateless list table inet {tailnet_rules.TABLE}"
     shown = "systemctl show --property=Id,After,Before,UnitFileState,ActiveState,Result"
     questions = {
@@ -113,7 +113,7 @@ def rules(host: Host, tailnet: Tailnet) -> dict[str, list[str]]:
     return sections.answers(done.stdout.splitlines())
 
 
-def test_the_kernel_has_what_the_tailnet_may_reach_untouched(
+def test_the_kernel_has_the_tailnets_rules_untouched(
     rules: dict[str, list[str]], settings: HostSettings
 ) -> None:
     ssh = sorted(map(int, rules["sshd"]))
@@ -136,7 +136,7 @@ def test_those_rules_come_before_tailscaled_at_boot_and_are_watched(
     assert "network-pre.target" in units["tailscaled.service"]["After"].split()
 
 
-def test_ssh_returns_to_the_lan_as_declared_where_the_membership_is_lost(
+def test_ssh_returns_to_the_lan_as_declared_when_membership_is_lost(
     host: Host, settings: HostSettings, tailnet: Tailnet
 ) -> None:
     questions = {
@@ -151,7 +151,7 @@ def test_ssh_returns_to_the_lan_as_declared_where_the_membership_is_lost(
     assert found["last"] == ["success"]
 
 
-# The prefixes of Tailscale's and headscale's join keys, followed by enough to be one.
+# The prefixes of Tailscale's and headscale's join keys, followed by enough characters for a key.
 _KEY = r"(tskey-auth-|hskey-auth-)[A-Za-z0-9_-]{12,}"
 
 
@@ -164,5 +164,5 @@ def test_the_join_key_is_nowhere(host: Host, tailnet: Tailnet) -> None:
         grep -rlE '{_KEY}' /etc /root /run /tmp /var/tmp /var/lib/holdfast 2>/dev/null
         true"""
     ).stdout
-    # A looser match than the one above would find this very command in the journal of sudo.
+    # A looser pattern would match this very command in sudo's journal.
     assert not re.search(r"\S", found), found

@@ -1,6 +1,7 @@
-"""vLLM's engines: each answers, asks for its key, and shows only its paths.
+"""vLLM's engines answer, require their key, and expose only their paths.
 
-Whether one comes back is the drill's to try: on a rack it would be minutes without an answer.
+The drill tests whether an engine restarts after a kill; on a rack this would take minutes without
+an answer.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from tests.host.doors import engine_is_wanted
 @pytest.fixture(scope="module")
 def engines(host: Host, settings: HostSettings) -> list[EngineNames]:
     if settings.vllm is None:
-        pytest.skip("this host has no engine of vLLM")
+        pytest.skip("this host has no vLLM engine")
     engines = [EngineNames(VLLM, engine) for engine in settings.vllm.engines]
     found = [names for names in engines if engine_is_wanted(host, settings, names.engine.name)]
     if not found:
-        pytest.skip("no engine is in the mode that is in force")
+        pytest.skip("no engine belongs to the active mode")
     return found
 
 
 def _ask(
     host: Host, engine: EngineNames, path: str, body: object = None, key: str = ""
 ) -> tuple[int, str]:
-    # The header travels on standard input: a key in argv is what this file forbids.
+    # The header is sent on standard input, because this file forbids keys in command lines.
     header = f'printf "Authorization: Bearer %s" "$(cat {engine.key})"' if key == "own" else "echo"
     data = f"--json '{json.dumps(body)}'" if body is not None else ""
     answer = host.check_output(
@@ -43,7 +44,7 @@ def _ask(
     return int(status), text
 
 
-def test_each_answers_who_holds_its_key(host: Host, engines: list[EngineNames]) -> None:
+def test_each_answers_with_its_key(host: Host, engines: list[EngineNames]) -> None:
     for engine in engines:
         for path, body in questions(engine.engine):
             status, text = _ask(host, engine, path, body, key="own")
@@ -51,7 +52,7 @@ def test_each_answers_who_holds_its_key(host: Host, engines: list[EngineNames]) 
             assert json.loads(text)["model"] == engine.engine.name
 
 
-def test_each_refuses_who_does_not(host: Host, engines: list[EngineNames]) -> None:
+def test_each_refuses_a_wrong_key(host: Host, engines: list[EngineNames]) -> None:
     for engine in engines:
         _, body = questions(engine.engine)[0]
         answers = {path: _ask(host, engine, path, body)[0] for path in paths(engine.engine)}
@@ -71,12 +72,12 @@ def test_no_other_path_reaches_an_engine(host: Host, engines: list[EngineNames],
         _, body = questions(engine.engine)[0]
         for key in ("", "own"):
             status, text = _ask(host, engine, path, body, key=key)
-            # The proxy's own words: the engine's 404 is JSON.
+            # The proxy's own error, because the engine's 404 is JSON.
             assert (status, "<html>" in text) == (404, True), text
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS", "HEAD"])
-def test_a_path_is_open_to_its_own_method_alone(
+def test_a_path_accepts_only_its_own_method(
     host: Host, engines: list[EngineNames], method: str
 ) -> None:
     for engine in engines:
@@ -87,7 +88,7 @@ def test_a_path_is_open_to_its_own_method_alone(
                 f" --request {method} --request-target {target}"
                 f" {'--head' if method == 'HEAD' else ''} http://127.0.0.1:{engine.engine.port}/"
             )
-            # The engine would say 405, or more.
+            # The engine would answer 405 or a higher status.
             assert answer == "404"
 
 
@@ -107,7 +108,7 @@ def test_its_health_and_its_metrics_are_there(host: Host, engines: list[EngineNa
         assert VLLM.waiting_metric in text
 
 
-def test_each_is_the_pinned_environments_alone(
+def test_each_uses_only_the_pinned_environment(
     host: Host, settings: HostSettings, engines: list[EngineNames]
 ) -> None:
     assert settings.vllm is not None or not engines

@@ -111,7 +111,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     (tests / "conftest.py").write_text(
         "def pytest_addoption(parser):\n    parser.addoption('--inventory')\n"
     )
-    skip = "import pytest\ndef test_b():\n    pytest.skip('no cards of this host take turns')\n"
+    skip = "import pytest\ndef test_b():\n    pytest.skip('this host has no modes')\n"
     (tests / "test_gpu_modes.py").write_text(skip)
     (tests / "test_base.py").write_text("def test_a():\n    pass\n")
     monkeypatch.setattr(site_of_drill, "HOST_TESTS", tests)
@@ -138,7 +138,7 @@ def _verify(site: Site) -> dict[str, tuple[bool, str]]:
 
 def test_a_file_about_what_is_not_declared_is_no_check_and_is_told(site: Site) -> None:
     assert _verify(site) == {"host tests now: base": (True, "1 hold")}
-    told = "gpu_modes (no cards of this host take turns)"
+    told = "gpu_modes (this host has no modes)"
     assert site.record.figures == {"host tests now, not here": told}
     assert site.record.checks[0].rows == (1,)
 
