@@ -25,7 +25,7 @@ has an example; edit those. `inventories/example.py` is a complete example.
 
 An inventory describes each host with the keys below, as Python dicts and lists. Types are strict
 (`"8080"` is not a port, a tuple is not a list), unknown keys are refused, and the unit of a number
-is part of its key. `make plan INVENTORY=...` checks every host, and all hosts together, before it
+is part of its key. `holdfast plan INVENTORY` checks every host, and all hosts together, before it
 connects to any. It reports each mistake in one sentence.
 """
 

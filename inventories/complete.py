@@ -80,7 +80,7 @@ _rack = {
     },
     "gpus": {
         "cards": [
-            # (yours) `make gpus` shows them.
+            # (yours) `holdfast gpus` shows them.
             {
                 **_rtx3090,
                 "name": "left",

@@ -2,12 +2,12 @@
 
     cp inventories/example.py inventories/mine.py
     cp .env.example .env && chmod 600 .env      # then fill both in
-    make plan INVENTORY=inventories/mine.py     # says what cannot work, connects, changes nothing
-    make deploy INVENTORY=inventories/mine.py
+    holdfast plan inventories/mine.py         # reports errors, connects, changes nothing
+    holdfast deploy inventories/mine.py
 
 Only data belongs here. Every key, its unit and its default are in docs/settings.md; a key that is
 left out has its default. A name such as FLOOR_API_KEY is the name of a secret in `.env`, never the
-secret. Values marked (yours) must be replaced: `make plan` refuses those that could not work.
+secret. Values marked (yours) must be replaced: `holdfast plan` refuses those that could not work.
 """
 
 # What both machines share. A leading underscore keeps pyinfra from taking a list for a group.

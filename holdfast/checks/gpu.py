@@ -21,7 +21,7 @@ def own_card(key: str, name: str, settings: HostSettings, why_uuid: str) -> Find
     elif card.role != "compute":
         yield Finding(key, name, "this card belongs to a guest", "name a card of role 'compute'")
     elif card.uuid is None:
-        mend = "write the uuid that `make gpus` shows"
+        mend = "write the uuid that `holdfast gpus` shows"
         yield Finding(key, name, f"its UUID is not declared, and {why_uuid}", mend)
 
 
@@ -37,7 +37,7 @@ def cards(settings: HostSettings) -> Findings:
                     f"{key}.{field}",
                     value,
                     f"{holder} has the same value",
-                    "write what `make gpus` shows for this card",
+                    "write what `holdfast gpus` shows for this card",
                 )
         yield from _cap(key, card)
         yield from _model(key, card)

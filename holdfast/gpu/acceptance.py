@@ -207,7 +207,7 @@ def _extra(seen: Comparison) -> Iterator[Difference]:
                 "",
                 f"an {name_of(pci.device)} answers at {pci.address}, and no card is declared for"
                 " it",
-                "declare it (`make gpus` writes the block), or take it out",
+                "declare it (`holdfast gpus` writes the block), or take it out",
             )
 
 
@@ -248,7 +248,7 @@ def _place(seen: Comparison) -> Iterator[Difference]:
             moved[0][0].name,
             f"{where}, and {_all([f'{card.pci_address}' for card, _ in moved])} was declared:"
             " it was plugged elsewhere, or the firmware renumbered the buses",
-            "write the address that is seen (`make gpus`)",
+            "write the address that is seen (`holdfast gpus`)",
         )
 
 

@@ -223,7 +223,7 @@ def _passed_through(gpus: Gpus) -> list[str]:
                 None,
                 f"{card.name} is bound to vfio-pci by its address, because other cards may"
                 f" have the same device id {card.device}",
-                "write its address, which `make gpus` shows",
+                "write its address, which `holdfast gpus` shows",
             )
         addresses.append(card.pci_address)
     return addresses

@@ -41,7 +41,7 @@ class GpuCard(Model):
     vram_mib: int = Field(ge=1024)
     """Memory in ``nvidia-smi``, MiB; cards reserve a little, so a difference of 1 % is accepted."""
     uuid: GpuUuid | None = None
-    """Identifies the card for caps and engines, once known (`make gpus`)."""
+    """Identifies the card for caps and engines, once known (`holdfast gpus`)."""
     pci_address: PciAddress | None = None
     """Its slot, once known."""
     link_width: Literal[1, 2, 4, 8, 16] = 16

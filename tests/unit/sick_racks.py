@@ -243,7 +243,7 @@ SICK = [
         ("gpu-2", "Xid 79", "0000:22:00.0")),
     # Another card, or elsewhere.
     Sick("extra card", undeclared(8), "extra",
-        ("RTX 3090", "0000:a1:00.0", "no card is declared", "make gpus")),
+        ("RTX 3090", "0000:a1:00.0", "no card is declared", "holdfast gpus")),
     Sick("extra card that errs", both(undeclared(7), bus_errors(7, fatal=3)), "extra",
         ("0000:81:00.0", "no card is declared")),
     Sick("wrong model", both(pci(2, device="2487"), smi(2, device="2487", memory_total_mib=12288)),
@@ -256,7 +256,7 @@ SICK = [
         ("gpu-1 and gpu-7", "swapped places", "gpu-1 is at 0000:81:00.0", "pci_address")),
     Sick("card plugged elsewhere",
         both(pci(8, address="0000:e1:00.0"), smi(8, address="0000:e1:00.0")), "moved",
-        ("gpu-8 is at 0000:e1:00.0", "0000:a1:00.0 was declared", "make gpus")),
+        ("gpu-8 is at 0000:e1:00.0", "0000:a1:00.0 was declared", "holdfast gpus")),
     Sick("card replaced", smi(3, uuid=_REPLACED), "uuid_unknown",
         ("gpu-3", _REPLACED, "replaced", "new UUID")),
     # The link.

@@ -89,9 +89,9 @@ BLACKWELL = {"device": "2b85", "vram_mib": 32607}
 
 BAD = [
     Bad("one UUID twice", rack([rtx3090(0), rtx3090(1, uuid=UUID.format(0))]),
-        "gpus.cards[1].uuid", "slot-0 has the same value", "make gpus"),
+        "gpus.cards[1].uuid", "slot-0 has the same value", "holdfast gpus"),
     Bad("one address twice", rack([rtx3090(0), rtx3090(1, pci_address="0000:00:00.0")]),
-        "gpus.cards[1].pci_address", "slot-0 has the same value", "make gpus"),
+        "gpus.cards[1].pci_address", "slot-0 has the same value", "holdfast gpus"),
     Bad("a 5090 below its floor", rack([rtx3090(0, **BLACKWELL, power_cap_w=350)]),
         "gpus.cards[0].power_cap_w", "RTX 5090 accepts no less than 400 W", "clock_max_mhz"),
     Bad("a 3090 below its floor", rack([rtx3090(0, power_cap_w=90)]),

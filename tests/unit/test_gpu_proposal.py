@@ -1,4 +1,4 @@
-"""`make gpus`: what a live machine has, as an inventory would say it."""
+"""`holdfast gpus`: what a live machine has, as an inventory would say it."""
 
 from __future__ import annotations
 
