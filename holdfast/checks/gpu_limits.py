@@ -17,5 +17,5 @@ def limits(settings: HostSettings) -> Findings:
                     f"gpus.cards[{index}].{field}",
                     limit,
                     f"nothing identifies the card {card.name}",
-                    "give its uuid, or its pci_address until you know it (`holdfast gpus` shows both)",
+                    "give its uuid, or first its pci_address (`holdfast gpus` shows both)",
                 )

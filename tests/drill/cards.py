@@ -69,7 +69,7 @@ class Cards:
         )
         given = [line for line in told.splitlines() if line.startswith("HOLDFAST_CARD=")]
         self.record.check(
-            "a container is given the card it asks for", given == [f"HOLDFAST_CARD={uuid}"], given
+            "a container gets the card that it requests", given == [f"HOLDFAST_CARD={uuid}"], given
         )
 
     def lose_one(self, said: str = "fell off the bus in this boot (Xid 79") -> None:

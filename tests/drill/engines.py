@@ -183,7 +183,7 @@ class Engines:
         answered, asked = said.count("ok"), len(said)
         others = sorted({each for each in said if each != "ok"})
         seen = f"{answered} of {asked}{f'; else {others}' if others else ''}"
-        self.record.check("the floor answers all along", answered == asked > 0, seen)
+        self.record.check("the floor answers all the time", answered == asked > 0, seen)
 
     def replace(self) -> None:
         """Give the engine another model while its callers ask on."""
@@ -204,7 +204,7 @@ class Engines:
         self.expect_floor(floor_says)
         cut = [said for said in chat_says if not _is_whole(said)]
         self.record.check(
-            "each request was answered whole or refused at once",
+            "each request was answered completely or refused at once",
             not cut and any(said.endswith("200") for said in chat_says),
             cut[:1] or f"{len(chat_says)} asked",
         )
@@ -274,7 +274,7 @@ class Engines:
         throughput.append(file, faster)
         slower = self._bench_once(file)
         self.record.check(
-            "one that is slower than before is told",
+            "a slower bench is reported",
             slower.returncode == 1 and "tokens/s and made" in slower.stderr,
             slower.stderr.strip()[-200:],
         )
@@ -294,7 +294,7 @@ class Engines:
     def _kill(self, victim: str, pid: str) -> None:
         rack, (names, *_) = self.stage.rack, self.names()
         before = self._processes(names)
-        self.record.check(f"{victim}: there is something to kill", len(before) > 1, len(before))
+        self.record.check(f"{victim}: a process to kill exists", len(before) > 1, len(before))
         began = time.monotonic()
         rack.succeed(f"main=$(systemctl show -P MainPID {names.unit}); kill -9 {pid}")
         rack.wait_until_succeeds(f"! systemctl --quiet is-active {names.unit}", timeout_seconds=60)
@@ -321,11 +321,11 @@ class Engines:
         left = before & self._processes(names) | self._alive(before)
         self.record.check(f"{victim} killed: no process of it is left", not left, left or "")
         self.record.check(
-            f"{victim} killed: who asks is told so within two seconds", not odd, odd or asked
+            f"{victim} killed: callers get an error within two seconds", not odd, odd or asked
         )
         self.record.survived(
             f"{victim} killed",
-            "the floor answers all along",
+            "the floor answers all the time",
             answered == asked > 0,
             f"{answered} of {asked}",
         )

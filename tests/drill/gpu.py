@@ -196,7 +196,7 @@ class GpuDrill(Rehearsal):
         looked = "No NVIDIA GPU found" in rack.succeed("dmesg")
         self.record.versions["NVIDIA's own module"] = built.version
         self.record.check(
-            "NVIDIA's own open module, built by DKMS for this kernel, is taken and finds no card",
+            "NVIDIA's own open module, built by DKMS for this kernel, loads and finds no card",
             "No such device" in refused and looked,
             refused,
         )
@@ -205,9 +205,9 @@ class GpuDrill(Rehearsal):
         rack, record = self.stage.lab.rack, self.record
         outcome = self.site.converge("bare", fatal=True)
         announced = outcome.log.read_text().count("rebooting this host once")
-        record.check("the rack was rebooted once, and said so", announced == 1, announced)
+        record.check("the rack was rebooted once, as announced", announced == 1, announced)
         loaded = rack.succeed("cat /sys/module/nvidia/version").strip()
-        record.check("the driver that was installed is loaded", loaded == DRIVER_VERSION, loaded)
+        record.check("the installed driver is loaded", loaded == DRIVER_VERSION, loaded)
         self.tried.expect_caps("after the first converge")
 
     def _reload(self) -> None:
@@ -218,6 +218,6 @@ class GpuDrill(Rehearsal):
             timeout_seconds=120,
         )
         lost = rack.execute(ALL_CAPPED, timeout_seconds=120)[0] != 0
-        self.record.check("a driver that is loaded anew has forgotten the caps", lost)
+        self.record.check("a reloaded driver has lost the caps", lost)
         rack.succeed("systemctl start nvidia-persistenced", timeout_seconds=120)
         self.tried.expect_caps("by themselves after the driver was loaded anew")

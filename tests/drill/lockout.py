@@ -90,7 +90,9 @@ class LockOut:
             outcome = self.site.deploy("a firewall without a way in")
         log = outcome.log.read_text()
         told = "the host restores its previous firewall within" in log
-        self.record.check("a firewall that shuts the operator out fails", not outcome.ok and told)
+        self.record.check(
+            "a deploy that would lock the operator out fails", not outcome.ok and told
+        )
         shut = self.rack.execute(f"test -e {ROLLBACK_STATE}/armed")[0] == 0
         self.record.check("and its timer runs while no login succeeds", shut)
         self.rack.wait_until_succeeds(f"test ! -e {ROLLBACK_STATE}/armed", timeout_seconds=120)
@@ -116,7 +118,7 @@ class LockOut:
                 run.wait()
         deadline = ROLLBACK_UNIT.replace(".service", ".timer")
         armed = self.rack.execute(f"systemctl is-active {deadline}")[0] == 0
-        self.record.check("a deploy that dies leaves the timer of SSH running", armed)
+        self.record.check("a killed deploy leaves SSH's timer running", armed)
         self.rack.wait_until_succeeds(f"test ! -e {ssh.ROLLBACK_STATE}/armed", timeout_seconds=180)
         told = self.rack.execute(
             f"journalctl --boot --unit={ROLLBACK_UNIT} --output=cat | grep 'former configuration'"

@@ -293,12 +293,18 @@ class Modes:
         )
         told = set(self.rack.succeed("sort --unique /run/answers").splitlines())
         whole = "200 0" in told and told <= {"200 0", "503 0"}
-        self.record.check("and each was answered whole or refused at once", whole, sorted(told))
+        self.record.check(
+            "and each was answered completely or refused at once", whole, sorted(told)
+        )
         self.switch("creative")
         with self.fault("painter", "busy"):
             self.refused("a service that says it is busy", "creative", "audio", "painter is busy")
             status, said = self.switch("audio", "--now")
-            self.record.check("--now asks nobody", status == 0 and not self.wrong("audio"), said)
+            self.record.check(
+                "--now does not wait for busy services",
+                status == 0 and not self.wrong("audio"),
+                said,
+            )
         with self.described(lambda rack: rack["cards"][0]["utilisation"].update(gpu=90)):
             self.refused("a card at work", "audio", "creative", "left is busy")
         self.switch("creative")
@@ -311,7 +317,7 @@ class Modes:
         )
         status, said = self.switch("audio", "--wait", "60")
         good = status == 0 and not self.wrong("audio")
-        self.record.check("--wait waits until it is idle", good, said.strip())
+        self.record.check("--wait waits until the service is idle", good, said.strip())
 
     def strangers(self) -> None:
         """What is not ours is named and left alone."""
@@ -332,7 +338,7 @@ class Modes:
             self.record.check("the list names a process of no declared service", named, output)
             self.refused_by_stranger(pid)
         alive = self.rack.execute("systemctl --quiet is-active stranger")[0] == 0
-        self.record.check("and it lives on", alive)
+        self.record.check("and the process is not killed", alive)
         self.rack.succeed("systemctl stop stranger")
 
     def refused_by_stranger(self, pid: int) -> None:
@@ -341,7 +347,9 @@ class Modes:
         status, said = self.switch("creative")
         untouched = self._began("voice.service") == began
         good = status == 1 and f"process {pid}" in said and untouched
-        self.record.check("it holds what a mode needs: refused, audio stays", good, said.strip())
+        self.record.check(
+            "a process holds memory that a mode needs: refused, audio stays", good, said.strip()
+        )
 
     def _began(self, unit: str) -> str:
         """The main process of a unit that runs."""
@@ -358,7 +366,7 @@ class Modes:
         with self.fault("painter", "clinging"):
             status, said = self.switch("audio")
             good = status == 1 and "was not released: process" in said
-            self.record.check("memory is not given back: refused, the process named", good, said)
+            self.record.check("memory is not released: refused, the process is named", good, said)
         running = self.rack.execute("systemctl --quiet is-active painter.service")[0] == 0
         fault = "a service does not give its memory back"
         self.record.survived(fault, "creative runs again", running)

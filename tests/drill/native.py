@@ -203,10 +203,12 @@ class NativeDrill(Drill):
             self.site.converge("without services", fatal=True)
             found = rack.execute(f"ls -dp {' '.join(owned.patterns())} 2>/dev/null")[1].split()
             left = [path for path in found if not path.endswith("/")]
-            record.check("what left the inventory has left the rack", not left, left)
+            record.check(
+                "what was removed from the inventory is removed from the rack", not left, left
+            )
             names = "holdfast-floor* holdfast-vllm-* holdfast-router-* holdfast-backup@*"
             running = rack.succeed(f"systemctl list-units --plain --no-legend {names}").strip()
-            record.check("and runs no more", not running, running)
+            record.check("and no longer runs", not running, running)
             here = rack.execute(f"ls -d {' '.join(kept)}")
             record.check("models, the ledger and records of backups stay", here[0] == 0, here[1])
             self.site.expect_nothing("without services, again")

@@ -281,15 +281,17 @@ class Personal:
         said = self._ask(FAR)[:2]
         self.record.check("the cloud router asks its cloud", said == (200, "one"), said)
         said = self._ask(FAR, key="CHILD_KEY")[:2]
-        self.record.check("and nobody whose key it does not know", said == (401, ""), said)
+        self.record.check("and refuses an unknown key", said == (401, ""), said)
         text = self._ask(stream=True)[2]
         good = text.count("data: ") > 3 and text.rstrip().endswith("[DONE]")
-        self.record.check("a stream comes part by part", good, text)
+        self.record.check("a stream arrives in parts", good, text)
         said, seen = self._ask(tools=[TOOL])[:2], self.stage.cloud.asked()[-1]["body"]
         good = said == (200, "one") and isinstance(seen, dict) and seen.get("tools") == [TOOL]
-        self.record.check("tools go on to a cloud", good, (said, seen))
+        self.record.check("tools are passed to a cloud", good, (said, seen))
         settled = self._sql("SELECT count(*) FROM charge WHERE NOT settled")
-        self.record.check("every charge is settled, the stream's too", settled == "0", settled)
+        self.record.check(
+            "every charge is settled, including the stream's", settled == "0", settled
+        )
         self.stage.cloud.answer(CLOUDS[0], BREAKS)
         status, text = self.rack.execute(self._command(HOME, "ALICE_KEY", {"stream": True}))
         self.stage.cloud.answer(CLOUDS[0])
@@ -326,14 +328,16 @@ class Personal:
         ]
         # An image and a tool elsewhere are refused: what they cost is not known.
         good = set(told) == {(200, "one"), (400, "")} and told.count((200, "one")) == len(seen)
-        self.record.check("a key with clouds: the one meant, as declared", good, told)
-        self.record.check("and nothing but what was declared", not strange, strange)
+        self.record.check("a key with clouds: the declared cloud is asked", good, told)
+        self.record.check("and no other address", not strange, strange)
         for path in ("/anthropic/v1/messages", "/v1/embeddings", "/key/generate", "/openai/v1/x"):
             said = self._ask(path=path)[:2]
-            self.record.check(f"{path} leads nowhere", said == (404, ""), said)
+            self.record.check(f"{path} is refused", said == (404, ""), said)
         said = self._ask(path="/v1/completions", prompt="x")[:2]
-        self.record.check("clouds are asked chats alone", said == (503, ""), said)
-        self.record.check("and no more was asked", len(self.stage.cloud.asked()) == len(seen))
+        self.record.check("clouds get chat completions only", said == (503, ""), said)
+        self.record.check(
+            "and no other request was sent", len(self.stage.cloud.asked()) == len(seen)
+        )
 
     def budget(self) -> None:
         """An agent that asks in many threads until its budget is spent, and everybody else."""
@@ -347,7 +351,7 @@ class Personal:
             said.append(self._ask(key="AGENT_KEY"))
         spent, asked = self._spent("agent"), len(self.stage.cloud.asked())
         good = spent <= BUDGET_USD and abs(before + asked * ANSWER_USD - spent) < 1e-6 and asked > 0
-        self.record.check("never more than the budget, however many at once", good, (spent, asked))
+        self.record.check("parallel requests never exceed the budget", good, (spent, asked))
         self.record.figures["an agent's budget"] = f"{spent:.2f} of {BUDGET_USD} USD, {asked} asked"
         self._known_usd = spent
         self.stage.cloud.packets()
@@ -356,10 +360,10 @@ class Personal:
         good = (status, engine) == (402, "") and not left and "insufficient_quota" in text
         self.record.check("budget spent: 402, and 0 packets", good, (status, text, left))
         said = [self._ask()]
-        self.record.check("others go on", said[0][:2] == (200, "one"), said)
+        self.record.check("other callers are still served", said[0][:2] == (200, "one"), said)
         self._have(chat=True, on_floor=True)
         local = self._ask(key="AGENT_KEY")[:2]
-        self.record.check("and so does local work with that key", local == (200, "chat"), local)
+        self.record.check("and so is local work with that key", local == (200, "chat"), local)
         self._have(chat=False, on_floor=False)
 
     def restarts(self) -> None:
@@ -401,7 +405,9 @@ class Personal:
         self.rack.succeed(f"systemctl start {units}")
         self._wait_for_clouds()
         left = self.stage.cloud.packets()
-        self.record.check("what asks clouds starts without a packet", not left, left)
+        self.record.check(
+            "the program that asks clouds starts without sending a packet", not left, left
+        )
         self.record.survived("the ledger killed", SPENT, *self._still_spent())
 
     def _other_tiers(self) -> None:
@@ -450,7 +456,7 @@ class Personal:
         self._wait_for_clouds()
         said = {key: self._ask(key=key)[0] for key in ("OLD_KEY", "CHILD_KEY", "GONE_KEY")}
         wanted = {"OLD_KEY": 401, "CHILD_KEY": 200, "GONE_KEY": 401}
-        self.record.check("the old key is dead, the new one lives", said == wanted, said)
+        self.record.check("the old key is refused, the new one is accepted", said == wanted, said)
         self.declare(routers())
         self.site.converge("the agent again")
         self._wait_for_clouds()

@@ -232,7 +232,7 @@ class Private:
         tried = [wall.name for wall in egress.walls(self.stage.settings)]
         silent = [name for name in tried if not re.match("[1-9][0-9]* packets", told.get(name, ""))]
         good = done.returncode == 0 and not silent
-        self.record.check("make sovereignty names each who tried", good, silent or told)
+        self.record.check("holdfast sovereignty names each user that tried", good, silent or told)
 
     def containers(self) -> None:
         """What somebody starts by hand on a network of T1, and on one that may leave."""
@@ -253,7 +253,7 @@ class Private:
         rack.execute(run.format(leaving))
         seen = self.stage.cloud.packets()
         good = bool(seen.v4 and seen.dns)
-        self.record.check("a container on a T3 network leaves, and asks names", good, seen)
+        self.record.check("a container on a T3 network can call out and resolve names", good, seen)
         told = "a container started by hand on a T1 network"
         with self._is_told(sealed, told), self.nothing_leaves(told):
             rack.execute(run.format(sealed))
@@ -423,7 +423,7 @@ class Private:
                 self.wait_for_health()
                 self._wait_until_told(1, True)
                 said = {self._ask(WORK)[:2] for _ in range(3)}
-                self.record.check(f"{trick}: answered here", said == {(200, "chat")}, said)
+                self.record.check(f"{trick}: answered on this host", said == {(200, "chat")}, said)
                 rack.succeed(heal)
         self.wait_for_health()
         self._wait_until_told(1, True)
@@ -431,7 +431,7 @@ class Private:
             said = {self._ask(WORK, also=body)[:2] for body in malice.BODIES}
             # An engine may refuse a model that it does not serve, and words that it does not know.
             here = {engine for _, engine in said} == {"chat"} and (200, "chat") in said
-            self.record.check("each was answered here", here, said)
+            self.record.check("each was answered on this host", here, said)
         elsewhere = f"s/server engine 127.0.0.1:8100/server engine {cloud}/"
         other = "another upstream in its configuration"
         wall = router_service(names.router).name
@@ -474,7 +474,9 @@ class Private:
         again = "systemctl stop photos.socket photos.service; systemctl start photos.socket"
         rack.succeed(f"mv {wall} /root/wall && systemctl daemon-reload && {again}")
         said = rack.succeed(ask)
-        self.record.check("a socket that systemd hands over is not its user's", said == "out", said)
+        self.record.check(
+            "a socket from systemd does not belong to the unit's user", said == "out", said
+        )
         rack.succeed(f"mv /root/wall {wall} && systemctl daemon-reload && {again}")
         told = "a T1 service calls by the socket that systemd handed it"
         with self.nothing_leaves(told):
@@ -505,16 +507,18 @@ class Private:
         good, seen = len(places) == WAITING, len(places)
         self.record.survived("the queue killed while work waits", "each was accepted", good, seen)
         said = self._ask(WORK, "one too many")
-        self.record.check("one more than it holds is refused", said[0] == 503, said)
+        self.record.check("a full queue refuses one more request", said[0] == 503, said)
         told = rack.execute(f"systemctl start {names.queue_stem}-age.service")[0]
-        self.record.check("nobody has waited too long yet", told == 0, told)
+        self.record.check("no request has waited too long yet", told == 0, told)
         (self.stage.folder / "older.py").write_text(_OLDER.format(seconds=2 * 60 * MAX_AGE_MINUTES))
         rack.copy_to(self.stage.folder / "older.py", "/root/older.py")
         rack.succeed("python3 /root/older.py")
         rack.execute(f"systemctl start {names.queue_stem}-age.service")
         alert = f"/run/holdfast/alerts/{names.queue_stem}-age.service"
         rack.wait_until_succeeds(f"test -s {alert}", timeout_seconds=60)
-        self.record.check("who waits too long is an alert", True, rack.succeed(f"cat {alert}"))
+        self.record.check(
+            "a request that waits too long raises an alert", True, rack.succeed(f"cat {alert}")
+        )
         self.stage.forget_asked("chat")
         began = time.monotonic()
         self.stage.start_engines()
@@ -530,7 +534,7 @@ class Private:
         self.record.survived("a power cut while work waits", state, good, set(answers))
         asked = self.stage.asked("chat")
         wanted = [f"question {number}" for number in range(WAITING)]
-        self.record.check("once each, in order", asked in (wanted, WAITING), asked)
+        self.record.check("each is answered once, in order", asked in (wanted, WAITING), asked)
         rack.succeed(f"rm {alert}; systemctl start {names.queue_stem}-age.service")
         rack.succeed(f"systemctl enable --now {floor.UNIT}")
         self.wait_for_health()
@@ -568,5 +572,5 @@ class Private:
             " /etc/holdfast/router/work* 2>/dev/null;"
             " pgrep --list-full --uid router-work,clouds-home,holdfast-ledger"
         )
-        self.record.check("a router that is declared no more is gone", not left[1], left[1])
+        self.record.check("a router that is no longer declared is gone", not left[1], left[1])
         self.site.expect_nothing("one router less, again")

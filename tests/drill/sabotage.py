@@ -87,7 +87,7 @@ def commit(
         red = _red(site, rack, sabotage)
         wanted = {test for test in held if _function(test) in sabotage.red}
         missed = sorted(wanted - red) or sorted(set(sabotage.red) - set(map(_function, wanted)))
-        record.check(f"it is told that {sabotage.what}", not missed, missed or "")
+        record.check(f"the tests report that {sabotage.what}", not missed, missed or "")
         seen |= red
     if complete:
         never = sorted(held - seen)

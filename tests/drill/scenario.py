@@ -174,7 +174,7 @@ class Drill(Rehearsal):
         self._ask_floor("after reboot, the NAS away")
         lan.heal("rack", "nas")
         rack.wait_until_succeeds(f"timeout 60 ls {NAS}/models", timeout_seconds=300)
-        record.check("the NAS is back on its mount without anybody's help", True, rows=(16,))
+        record.check("the NAS is mounted again without intervention", True, rows=(16,))
         self.site.verify("after reboot")
 
     def _reload(self) -> None:
@@ -253,7 +253,7 @@ class Drill(Rehearsal):
     def _call(self, when: str) -> None:
         services, rack = self.stage.services, self.stage.rack
         told = services.headscale.check_policy(self.stage.policy())
-        self.record.check(f"{when}: the control server finds the policy true", not told, told)
+        self.record.check(f"{when}: the control server confirms the policy's tests", not told, told)
         may = {services.tailnet: {22, 8080}, services.guest: {attack.VISITORS_PORT}}
         ports = sorted({*attack.PUBLISHED, attack.STRAY_PORT, *may[services.tailnet]})
         with attack.stray_listener(rack), ThreadPoolExecutor(len(may) * len(ports)) as pool:
@@ -319,7 +319,7 @@ class Drill(Rehearsal):
         self._changed_since_last_look()
         rack.succeed(f"sed -i 's/^Restart=.*/Restart=no/' {unit}")
         told = self._changed_since_last_look()
-        self.record.check("the journal tells which unit was edited", told == [unit], told)
+        self.record.check("the journal names the edited unit", told == [unit], told)
         self._expect_mended("after a unit was edited", "Floor")
         same = rack.succeed(f"sha256sum {unit}") == original
         self.record.survived("an edited unit", "the next run makes it as declared", same)
@@ -348,7 +348,7 @@ class Drill(Rehearsal):
         outcome = self.site.converge(label)
         elsewhere = [name for name in outcome.changed if not name.startswith(f"{capability} | ")]
         self.record.check(
-            f"converge ({label}) mends {capability} and only that",
+            f"converge ({label}) repairs {capability} and nothing else",
             bool(outcome.changed) and not elsewhere,
             outcome.changed,
         )

@@ -171,5 +171,5 @@ class ServingDrill(Rehearsal):
             f"ss -Hltn | grep ':{gone.engine.port} '; ls /etc/*/*/{gone.stem}*"
             f" /etc/holdfast/vllm/{gone.engine.name}*; pgrep --list-full --uid vllm-embed"
         )
-        self.record.check("an engine that is declared no more is gone", not left[1], left[1])
+        self.record.check("an engine that is no longer declared is gone", not left[1], left[1])
         self.site.expect_nothing("one engine less, again")
