@@ -43,7 +43,7 @@ HOUSE = (
     DataPath(path=f"{places.STATE}/vllm", backup="derived"),
     DataPath(path=integrity.STATE, backup="derived"),
 )
-"""Paths that every host has, whatever it serves."""
+"""Paths that every host has."""
 
 FRESHNESS_SCHEDULE = "hourly"
 
