@@ -1,4 +1,4 @@
-"""Backups to two places, and a restore that is run and compared."""
+"""Backups to two places, each restored and compared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _secrets(repository: Repository) -> list[HostFile]:
 
 @deploy("Backup")
 def apply(settings: HostSettings) -> None:
-    """Install restic, its jobs and timers, and see one snapshot of each restored."""
+    """Install restic with its jobs and timers, and prove a restore from each repository."""
     wanted = settings.backup
     if wanted is None:
         return

@@ -1,4 +1,4 @@
-"""The ground: names, time, packages, journal, kernel settings, accounts; and what stops a run."""
+"""The base: names, time, packages, journal, kernel settings and accounts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AUDIT_RULES = "/etc/audit/rules.d/holdfast.rules"
 
 @deploy("Base")
 def apply(settings: HostSettings) -> None:
-    """Refuse a host that is not what the inventory says, then bring its ground to the settings.
+    """Refuse a host that is not as declared, then apply the base settings.
 
     Raises:
         Refused: distribution, interfaces, disks or accounts are not as declared; nothing was
@@ -86,7 +86,7 @@ def _files(settings: HostSettings) -> list[HostFile]:
             "/etc/modprobe.d/holdfast.conf",
             render("base/modprobe.conf.j2", modules=base.BLACKLISTED_MODULES),
         ),
-        # API keys live in the memory of services: no core files.
+        # The memory of services holds API keys, so no core files are written.
         HostFile("/etc/security/limits.d/holdfast.conf", "* hard core 0\nroot hard core 0\n"),
         HostFile("/etc/systemd/system.conf.d/holdfast.conf", "[Manager]\nDefaultLimitCORE=0\n"),
         HostFile(
@@ -101,7 +101,8 @@ def _files(settings: HostSettings) -> list[HostFile]:
         HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
         *(HostFile(path, text) for path, text in integrity.config_files().items()),
         *(HostFile(path, text) for path, text in integrity.unit_files().items()),
-        # It lists what should be restarted; a restart stops every model that is being served.
+        # needrestart only lists what to restart; a restart would stop every model that is being
+        # served.
         HostFile("/etc/needrestart/conf.d/holdfast.conf", "$nrconf{restart} = 'l';\n"),
         HostFile("/etc/profile.d/holdfast.sh", render("base/profile.sh.j2")),
         HostFile("/etc/issue", issue),

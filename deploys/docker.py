@@ -1,4 +1,4 @@
-"""The container engine: guarded by the firewall from its first start on."""
+"""The container engine, guarded by the firewall from its first start on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from operations.units import Unit
 
 @deploy("Docker")
 def apply(settings: HostSettings) -> None:
-    """Install the engine, have it run with our configuration, and make the declared networks.
+    """Install the engine with our configuration, and create the declared networks.
 
     Raises:
         Refused: a network would have to go that containers use, or daemon.json on the host cannot
@@ -77,5 +77,5 @@ def apply(settings: HostSettings) -> None:
         name="Run the engine with its configuration",
         units=[Unit("docker.service", restart_after=[docker.DAEMON_JSON])],
     )
-    # After the engine knows whom their containers ask for names.
+    # After the engine has its resolvers for containers.
     docker_engine.networked(name="Have the declared networks", declared=engine.networks)

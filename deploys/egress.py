@@ -1,4 +1,4 @@
-"""The kernel as the second wall: a service's user reaches what is declared and nothing else."""
+"""Egress: the kernel lets a service's user reach only what is declared."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from operations.units import Unit
 
 @deploy("Egress")
 def apply(settings: HostSettings) -> None:
-    """Load the rules by user, now and before the network at every boot, and watch them.
+    """Load the rules for each user, now and at every boot before the network, and watch them.
 
-    Expects the services' users, which `deploys/base.py` makes, and nftables.service masked, as
-    `deploys/firewall.py` has it: it would flush every table when it starts.
+    Expects the services' users (`deploys/base.py`), and a masked nftables.service
+    (`deploys/firewall.py`), which would flush every table when it starts.
     """
     if sentence := egress.not_held(settings):
         host.log_styled(sentence, fg="yellow", log_func=logger.warning)
@@ -53,7 +53,7 @@ def apply(settings: HostSettings) -> None:
         units=[
             Unit(egress.SERVICE, restart_after=read_at_start, reload=True),
             Unit(egress.TIMER, restart_after=[f"{SYSTEM}/{egress.TIMER}"]),
-            # Which looks up at once what was not declared before.
+            # It looks up new names at once.
             Unit(
                 egress.RESOLVE_TIMER,
                 enabled=resolves,
@@ -63,8 +63,8 @@ def apply(settings: HostSettings) -> None:
         ],
     )
     if held := sorted({*drop_ins, *found}, reverse=True):
-        # They are their owner's: one that runs is restarted. Sockets first, and while their
-        # services are stopped: systemd starts none whose service runs.
+        # The inventory only names these units, so a running one is restarted. Sockets come first,
+        # while their services are stopped: systemd starts no socket whose service runs.
         units.settle(
             name="Have the services of others in their walls, or out of them",
             units=[

@@ -1,4 +1,4 @@
-"""The firewall: nothing gets in but what is declared, to programs or to containers."""
+"""The firewall: only declared ports are open, for programs and containers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from operations.units import Unit
 
 @deploy("Firewall")
 def apply(settings: HostSettings) -> None:
-    """Install ufw, give it the declared rules, and guard what Docker publishes."""
-    # ufw's package conflicts with iptables-persistent, which would bring old rules back at boot.
+    """Install ufw with the declared rules, and guard the ports that Docker publishes."""
+    # ufw's package conflicts with iptables-persistent, which would load old rules at boot.
     packages.present(
         name="Install ufw, and what guards it while it loads",
         packages=["ufw", "nftables", packages.PYTHON],
@@ -39,13 +39,13 @@ def apply(settings: HostSettings) -> None:
             HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
             *(HostFile(path, text) for path, text in unit_files().items()),
         ],
-        # What older versions of Holdfast called the program.
+        # The program's path in older versions of Holdfast.
         absent=["/usr/local/lib/holdfast/firewall-rollback"],
     )
     units.settle(
         name="Have the firewall load at boot, and watch it",
         units=[
-            # Debian's nftables.service flushes every rule of every table when it starts or stops.
+            # Debian's nftables.service flushes all tables when it starts or stops.
             Unit("nftables.service", masked=True),
             Unit(ROLLBACK_UNIT, running=False),
             Unit("ufw.service"),

@@ -1,4 +1,4 @@
-"""The declared cards, checked before anything relies on them; a difference stops the run."""
+"""Compare the declared cards with the machine; a difference stops the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from operations import gpu_acceptance
 
 @deploy("Cards on the bus")
 def before_driver(settings: HostSettings) -> None:
-    """Check what answers on the PCI bus, which takes no driver."""
+    """Check the cards on the PCI bus, which needs no driver."""
     if settings.gpus is not None:
         gpu_acceptance.accepted(
             name="Find the declared cards on the bus",
@@ -23,7 +23,7 @@ def before_driver(settings: HostSettings) -> None:
 
 @deploy("Cards as driven")
 def before_caps(settings: HostSettings) -> None:
-    """Check everything but the power limits, which are set next."""
+    """Check everything except the power limits, which are set next."""
     if settings.gpus is not None:
         gpu_acceptance.accepted(
             name="Find the declared cards well",
@@ -35,7 +35,7 @@ def before_caps(settings: HostSettings) -> None:
 
 @deploy("Cards accepted")
 def after_driver(settings: HostSettings) -> None:
-    """Check everything, with the caps in force."""
+    """Check everything, including the power limits."""
     if settings.gpus is not None:
         gpu_acceptance.accepted(
             name="Accept the cards as declared",

@@ -1,4 +1,4 @@
-"""Cards in containers: NVIDIA's toolkit, known to the engine, and a fresh CDI specification."""
+"""Cards in containers: NVIDIA's toolkit, and a current CDI specification."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from operations.units import Unit
 
 @deploy("GPU containers")
 def apply(settings: HostSettings) -> None:
-    """Let containers use the cards. Expects the driver loaded and the engine installed."""
+    """Let containers use the cards. Expects a loaded driver and an installed engine."""
     if settings.gpus is None or not containers.wants_containers(settings):
         return
     mirror = settings.gpus.container_toolkit_repository
@@ -47,6 +47,6 @@ def apply(settings: HostSettings) -> None:
 
 @deploy("GPU containers, a last look")
 def look(settings: HostSettings) -> None:
-    """Name the containers that a reload of systemd has cost their cards; last of the whole run."""
+    """Report containers that a reload of systemd has cut off from their cards; last in a run."""
     if containers.wants_containers(settings):
         gpu_containers.still_reached(name="See that running containers reach their cards")

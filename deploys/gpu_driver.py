@@ -1,4 +1,4 @@
-"""The GPU driver: the right module from one origin, loaded, persistent; guests' cards set aside."""
+"""The GPU driver: the right module from one origin; cards of guests are reserved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from operations.host_files import HostFile
 
 @deploy("GPU driver")
 def apply(settings: HostSettings) -> None:
-    """Install what the declared cards need, and go on when it runs; reboots where that is needed.
+    """Install the driver for the declared cards, and continue once it runs; reboots if needed.
 
     Raises:
         Refused: no driver can be planned, or this machine would not load it; nothing was changed
@@ -42,7 +42,7 @@ def apply(settings: HostSettings) -> None:
     wanted = driver.files(plan)
     if plan.source is None:
         units.absent(name="Ask no kernel for a driver", files=list(driver.KERNELS_UNITS))
-    # Before any package: what decides where packages come from, and which driver takes a card.
+    # Before any package: the origin of packages, and the driver of each card.
     changes = [
         host_files.place(
             name="Keep one origin of the driver, and nouveau away",
@@ -71,5 +71,5 @@ def apply(settings: HostSettings) -> None:
 
 
 def _changed(meta: OperationMeta) -> bool:
-    # While a plan is made, nothing has been done yet.
+    # While pyinfra prepares the plan, nothing has been done yet.
     return meta.did_change() if meta.is_complete() else meta.will_change

@@ -1,4 +1,4 @@
-"""Caps and clocks: each card within the limits that the inventory gives it, at all times."""
+"""Power caps and clocks: each card always keeps its declared limits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from operations.units import Unit
 
 @deploy("GPU limits")
 def apply(settings: HostSettings) -> None:
-    """Install the unit that holds the limits, and stop the run where a card does not have them.
+    """Install the unit that sets the limits, and stop the run if a card does not have them.
 
-    Expects the driver loaded. A card without a declared limit is given its default.
+    Expects a loaded driver. A card without a declared limit gets its default.
     """
     gpus = settings.gpus
     if gpus is None:
@@ -35,7 +35,7 @@ def apply(settings: HostSettings) -> None:
             *(HostFile(path, text) for path, text in unit_files.items()),
         ],
     )
-    # The service comes and goes with its timer, and is enabled along with it.
+    # The timer starts, stops and enables the service.
     timer_file = f"{SYSTEM}/{limits.TIMER}"
     units.settle(
         name="Watch the cards' limits",

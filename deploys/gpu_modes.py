@@ -1,4 +1,4 @@
-"""Modes: cards that serve one purpose at a time, and the command that gives them to another."""
+"""Modes: sets of cards that serve one purpose at a time, and the command that switches them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from operations.units import Unit
 
 @deploy("GPU modes")
 def declare(settings: HostSettings) -> None:
-    """Have one mode of each set of cards in force; before their limits, which depend on it."""
+    """Activate one mode of each set of cards, before their limits, which depend on it."""
     sets = modes.sets(settings)
     unit_files = modes.units(settings)
     kept = [f"{modes.PRESENT}/{card_set.name}" for card_set in sets]
@@ -45,7 +45,7 @@ def declare(settings: HostSettings) -> None:
 
 @deploy("GPU modes, their services")
 def settle(settings: HostSettings) -> None:
-    """Run those declared services that are in the mode in force, and none of another."""
+    """Run the declared services of the active mode, and stop those of other modes."""
     found = [
         Unit(service.unit, along_with=targets)
         for service in settings.services

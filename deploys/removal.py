@@ -1,4 +1,4 @@
-"""Removal: what left the inventory leaves the host, before a new service needs its port or card."""
+"""Remove what the inventory no longer declares, before a new service needs its port or card."""
 
 from __future__ import annotations
 

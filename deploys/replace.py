@@ -1,7 +1,7 @@
-"""Another model for one engine: `holdfast replace INVENTORY ENGINE MODEL`.
+"""Replace the model of one engine: `holdfast replace INVENTORY ENGINE MODEL`.
 
-What the site's own run does when an inventory names another checkpoint, and nothing else of it. The
-inventory still says the old one: write the new one there, or the next deploy goes back.
+It does what a deploy does when an inventory names another checkpoint, and nothing else. The
+inventory still names the old model: change it too, or the next deploy restores the old one.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Services of ours: each capability that serves, from where its programs come from to running."""
+"""The programs of each capability: install, configure and run them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from operations import program
 
 
 def apply(settings: HostSettings, only: Sequence[Capability] = CAPABILITIES) -> None:
-    """Have the programs of every capability running, in the order of the list.
+    """Install, configure and start the programs of every capability, in the order of the list.
 
-    Engines take minutes to load: they are started here, and `deploys.vllm.settle` waits for them.
+    Engines take minutes to load. They are started here, and `deploys.vllm.settle` waits for them.
     """
     for capability in only:
         if capability is ENGINES:
@@ -28,7 +28,7 @@ def apply(settings: HostSettings, only: Sequence[Capability] = CAPABILITIES) -> 
 def _have(capability: Capability, settings: HostSettings) -> None:
     @deploy(capability.title)
     def have() -> None:
-        # A port may pass from one to another.
+        # A port may move from one program to another.
         program.have(
             what=f"the {capability.title.lower()}",
             programs=capability.programs(settings),

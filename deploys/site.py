@@ -1,4 +1,4 @@
-"""What a machine becomes, in reading order. `pyinfra inventories/<yours>.py deploys/site.py`."""
+"""The whole site in reading order: `pyinfra inventories/<yours>.py deploys/site.py`."""
 
 from pyinfra import host
 

@@ -1,4 +1,4 @@
-"""Logins: by key, by whom the inventory names, with algorithms that are not broken."""
+"""SSH logins: with keys only, for the declared users, with strong algorithms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from operations.units import Unit
 
 @deploy("SSH")
 def apply(settings: HostSettings) -> None:
-    """Bring sshd to the settings, and prove by a new login that no user is locked out."""
+    """Configure sshd, and prove with a new login that no user is locked out."""
     host_files.place(
         name="Write the way back of SSH",
         directories=[HostDirectory("/usr/local/lib/holdfast")],

@@ -1,4 +1,4 @@
-"""Storage: the NAS mounted on first use, models and checkpoints on local disk and proved."""
+"""Storage: the NAS, mounted on first use; models and checkpoints, verified on local disk."""
 
 from pyinfra.api.deploy import deploy
 
@@ -14,8 +14,8 @@ from operations.units import Unit
 
 CHECKSUMS = f"{CONFIGURATION}/models.sha256"
 
-# What nfs-common brings for NFS 3. NFS 4.2 is one TCP connection to the NAS and needs none of it,
-# and rpcbind would listen on every address.
+# nfs-common installs these for NFS 3. NFS 4.2 uses one TCP connection to the NAS and needs none of
+# them, and rpcbind would listen on every address.
 NFS3_UNITS = [
     "rpcbind.socket",
     "rpcbind.service",
@@ -67,7 +67,7 @@ def _verify_files(settings: Storage) -> list[HostFile]:
 
 
 def _automount(mount: NfsMount) -> Unit:
-    # Restarting the automount detaches the mount as well: new options hold from the next use.
+    # A restart of the automount also detaches the mount, so new options apply from the next use.
     files = [f"{SYSTEM}/{names.unit_name(mount.path, kind)}" for kind in ("mount", "automount")]
     return Unit(name=names.unit_name(mount.path, "automount"), restart_after=files)
 
@@ -102,7 +102,7 @@ def _prepare(stored: Storage) -> None:
 
 @deploy("Storage")
 def apply(settings: HostSettings) -> None:
-    """Mount the NAS on demand, never at the cost of a boot, and bring the models to local disk."""
+    """Mount the NAS on demand, without delaying a boot, and copy the models to local disk."""
     stored = settings.storage
     if stored.mounts or stored.models or stored.checkpoints:
         _prepare(stored)

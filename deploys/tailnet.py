@@ -1,4 +1,4 @@
-"""The tailnet: the private network that is the only way in."""
+"""The tailnet, the private network through which all callers come."""
 
 from pyinfra import host
 from pyinfra.api.deploy import deploy
@@ -18,11 +18,11 @@ from operations.units import Unit
 
 @deploy("Tailnet")
 def apply(settings: HostSettings) -> None:
-    """Install Tailscale from its repository, walled and quiet from its first start, and join.
+    """Install Tailscale from its repository, restricted and without telemetry, and join.
 
-    The wall lets SSH in by every port that sshd may be reached at, this very login's among them:
-    it can lock no user out. Expects nftables, which `deploys/egress.py` installs, and
-    nftables.service masked, as `deploys/firewall.py` has it.
+    The rules accept SSH on every port of sshd, including that of this login, so they lock no user
+    out. Expects nftables (`deploys/egress.py`) and a masked nftables.service
+    (`deploys/firewall.py`).
 
     Raises:
         Refused: the host must join, and no key is named, or the tailnet has relays that are not
@@ -46,8 +46,8 @@ def apply(settings: HostSettings) -> None:
     )
     came_by = sshd.state_of(host, settings).came_by
     rules = tailnet_rules.rules(settings, ssh.ports(settings, came_by))
-    # Before the package: its daemon starts at once, and must not call home even then. The package's
-    # own /etc/default/tailscaled stays untouched, so that no upgrade has to ask about it.
+    # Before the package, because its daemon starts at once and must not call its vendor even then.
+    # The package's own /etc/default/tailscaled stays unchanged, so that no upgrade asks about it.
     host_files.place(
         name="Configure the daemon, and write what the tailnet may reach",
         directories=[

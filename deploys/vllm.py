@@ -37,7 +37,7 @@ def _programs(settings: HostSettings) -> list[Program]:
 def apply(settings: HostSettings) -> None:
     """Install vLLM and start every declared engine.
 
-    Loading a model takes minutes: `settle` waits for it, after all else that a deploy does.
+    Loading a model takes minutes, so `settle` waits for it at the end of a deploy.
     """
     declared = _programs(settings)
     if not declared:
@@ -59,7 +59,7 @@ def apply(settings: HostSettings) -> None:
     units.settle(
         name="Start the engines",
         units=[units.NO_OTHER_PROXY, *program.settled([*beside, *started])],
-        # A card or a share of it may pass from one to another.
+        # A card, or a share of it, may move from one engine to another.
         together=True,
         wait=False,
     )
@@ -67,10 +67,10 @@ def apply(settings: HostSettings) -> None:
 
 @deploy("vLLM, its engines")
 def settle(settings: HostSettings) -> None:
-    """Have every declared engine answer a request, and its doors be open."""
+    """Wait until every declared engine answers a request, then open its doors."""
     declared = _programs(settings)
     if not declared:
         return
-    # A port may pass from one to another.
+    # A port may move from one engine to another.
     program.settle("Have the engines running", declared, together=True)
     program.prune(declared)

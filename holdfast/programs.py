@@ -1,4 +1,4 @@
-"""Every program of ours on a host, by its declaration."""
+"""Every program of ours on a host, from the capabilities."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def programs(settings: HostSettings) -> list[Program]:
 
 
 def without_network(settings: HostSettings) -> set[str]:
-    """The names of the services whose program is isolated: their unit has no network."""
+    """The names of the services whose program is isolated, so that their unit has no network."""
     return {program.service.name for program in programs(settings) if program.isolated}

@@ -35,13 +35,13 @@ class PythonEnvironment:
     lock: str
     """The text of requirements with hashes."""
     distribution: str
-    """The host's: another release has another interpreter."""
+    """The host's distribution, because each has another interpreter."""
     index: str | None = None
     """The URL of a package index in place of PyPI; the hashes verify its files."""
 
     @property
     def folder(self) -> str:
-        """Where it lies on a host."""
+        """The path of the environment on a host."""
         return directory(self.name, self.lock, self.distribution)
 
 

@@ -1,4 +1,4 @@
-"""The services that make up a router: itself, its queue, its clouds, and their ledger."""
+"""The services of a router: the router itself, its queue, its clouds, and their ledger."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def router_service(router: Router) -> Service:
         user=name,
         tier=tier,
         listens=[Listen(port=router.port, scope=router.scope, callers=router.callers)],
-        # It never calls a cloud itself: that is another process's, which it hands requests to.
+        # It calls no cloud itself, but passes requests to another process.
         peers=[] if tier == "T1" else [Peer(network="127.0.0.1/32")],
         health=HealthCheck(url=f"http://{LOOPBACK_OF[tier]}:{router.port}/health", contains="ok"),
     )
 
 
 def providers(settings: HostSettings, router: Router) -> list[Provider]:
-    """The clouds of a router in the order in which they are tried, those that are declared."""
+    """The declared clouds of a router, in the order in which they are tried."""
     declared = settings.clouds.providers if settings.clouds else []
     return [each for name in router.clouds for each in declared if each.name == name]
 
 
 def clouds_service(settings: HostSettings, router: Router) -> Service | None:
-    """What asks clouds for a router as a service, or None where it leads to none."""
+    """The program that asks clouds for a router, as a service; None for a router without clouds."""
     if not router.clouds:
         return None
     name = f"clouds-{router.name}"
@@ -72,7 +72,7 @@ def clouds_service(settings: HostSettings, router: Router) -> Service | None:
 
 
 def ledger_service(settings: HostSettings) -> Service | None:
-    """The record of what was spent on clouds as a service, or None where nothing can be."""
+    """The ledger of spending on clouds, as a service; None if no router has clouds."""
     if not any(router.clouds for router in settings.routers):
         return None
     return Service(
@@ -81,7 +81,7 @@ def ledger_service(settings: HostSettings) -> Service | None:
         user="holdfast-ledger",
         tier="T1",
         data=[
-            # Files that change while they are read are no backup: its dumps are.
+            # A copy of changing files is no backup, so dumps are backed up.
             DataPath(path=f"{STATE}/ledger", backup="derived"),
             DataPath(path=LEDGER_DUMPS, backup="state"),
         ],
@@ -89,7 +89,7 @@ def ledger_service(settings: HostSettings) -> Service | None:
 
 
 def queue_service(router: Router) -> Service | None:
-    """The queue behind a router as a service, or None where it has none."""
+    """The queue behind a router, as a service; None for a router without a queue."""
     if router.queue is None:
         return None
     name = f"queue-{router.name}"
@@ -98,7 +98,7 @@ def queue_service(router: Router) -> Service | None:
         unit=f"holdfast-{name}.service",
         user=name,
         tier="T1",
-        # Prompts are not needed twice: a restored queue would ask what was answered long ago.
+        # Prompts need no backup: a restored queue would send requests that were answered long ago.
         data=[DataPath(path=f"{STATE}/queue/{router.name}", backup="derived")],
     )
 

@@ -145,5 +145,5 @@ def regression(row: Row, before: Sequence[Row]) -> str | None:
         return None
     return (
         f"{row.host}: engine {row.engine} makes {row.tokens_per_second:g} tokens/s and made"
-        f" {usual:g} before: check `holdfast verify`, the cards' clocks, temperature and link widths"
+        f" {usual:g} before: check `holdfast verify`, and the cards' clocks, heat and link widths"
     )

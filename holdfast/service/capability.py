@@ -35,8 +35,8 @@ class Capability:
     services: Callable[[HostSettings], Sequence[Declared]] = lambda _: ()
     programs: Callable[[HostSettings], Sequence[Program]] = _no_programs
     owns: tuple[str, ...] = ()
-    """Shell patterns of files that only this capability has on a host. A file that the inventory
-    does not declare is removed; data is never among them."""
+    """Shell patterns of files that only this capability has on a host. Files that the inventory
+    does not declare are removed; data never matches."""
     beside: Callable[[HostSettings], Sequence[str]] = _nothing
     """Declared paths that match `owns` and that do not follow from `programs`."""
     stops: tuple[str, ...] = ()
