@@ -8,14 +8,14 @@ PINNED = --quiet --require-hashes --requirement locks/uv.txt
 
 .PHONY: help setup setup-lab check test drill drill-vm drill-gpu drill-serving drill-routing drill-all hostile plan gpus deploy replace verify sovereignty policy bench bench-serving docs accept-plans
 
-help: ## what there is to type
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-setup: ## uv and the locked Python packages
+setup: ## install uv and the locked Python packages
 	@command -v uv >/dev/null || python3 -m pip install $(PINNED) --break-system-packages || python3 -m pip install $(PINNED)
 	@uv sync --frozen --quiet
 
-setup-lab: setup ## what the virtual rack needs on this controller
+setup-lab: setup ## install what the lab needs on this controller
 	@tests/lab/setup
 
 check: setup-lab ## the fast tier: lint, layers, types, unit tests, golden plans
@@ -31,7 +31,7 @@ test: check ## everything that must hold before a merge: the fast tier, then a s
 drill: setup-lab ## nothing -> rack -> hardened, serving, attacked, broken, lost, rebuilt -> report, in minutes
 	$(RUN) python -m tests.drill --debian $(DEBIAN)
 
-drill-vm: setup-lab ## the same on virtual machines: for what needs a kernel of its own
+drill-vm: setup-lab ## the same on virtual machines, for parts that need a kernel of their own
 	$(RUN) python -m tests.drill --vm --debian $(DEBIAN)
 
 drill-gpu: setup-lab ## the drill of the cards: driver, caps, containers, a card that vanishes
@@ -40,46 +40,46 @@ drill-gpu: setup-lab ## the drill of the cards: driver, caps, containers, a card
 drill-serving: setup-lab ## the drill of engines: a real vLLM on a CPU, its units, its doors, its plan
 	$(RUN) python -m tests.drill --serving
 
-drill-routing: setup-lab ## the drill of routers: every engine killed, a queue that keeps its word, 0 packets out
+drill-routing: setup-lab ## the drill of routers: every engine killed, a queue that loses nothing, 0 packets out
 	$(RUN) python -m tests.drill --routing --debian $(DEBIAN)
 
-drill-all: setup-lab ## every drill and every live test, and one summary: for a night
+drill-all: setup-lab ## every drill and every live test, with one summary; takes a night
 	$(RUN) python -m tests.drill.every
 
-hostile: setup-lab ## hostile text that the grammar accepts, in every word, through every template and operation
+hostile: setup-lab ## every template and operation with hostile text that the grammar accepts
 	$(RUN) python -m tests.unit.hostile_site --rounds $(ROUNDS) --fetch-sshd
 
-plan: setup ## what a deploy would change
+plan: setup ## check the inventory, and show what a deploy would change
 	$(RUN) holdfast plan $(INVENTORY)
 
-gpus: setup ## the gpus block of each live host, ready to paste
+gpus: setup ## print the gpus block of each live host, ready to paste
 	@$(RUN) holdfast gpus $(INVENTORY)
 
 deploy: setup ## make the machines match the inventory
 	$(RUN) holdfast deploy $(INVENTORY)
 
-replace: setup ## give ENGINE another MODEL: drained, proved, or back to the one before
+replace: setup ## replace the model of ENGINE by MODEL, or go back to the previous one
 	$(RUN) holdfast replace $(INVENTORY) "$(ENGINE)" "$(MODEL)"
 
-verify: setup ## judge the machines as they are
+verify: setup ## test the machines as they are now
 	$(RUN) holdfast verify $(INVENTORY)
 
-sovereignty: setup ## whose data can leave the machines, and what tried to
+sovereignty: setup ## show whose data can leave each host, and refused attempts
 	@$(RUN) holdfast sovereignty $(INVENTORY)
 
-policy: setup ## who may call what over the tailnet, as its control server reads it
+policy: setup ## print the tailnet's policy for its control server
 	@$(RUN) holdfast policy $(INVENTORY)
 
-bench: setup-lab ## the cost of a run that changes nothing
+bench: setup-lab ## measure a run that changes nothing
 	$(RUN) python -m tests.drill.bench
 
-bench-serving: setup ## tokens per second of ENGINE, its power and heat, and whether it became slower
+bench-serving: setup ## measure ENGINE: tokens per second, power, temperature, and whether it became slower
 	$(RUN) holdfast bench $(INVENTORY) $(ENGINE)
 
-docs: setup ## the generated parts of docs/
+docs: setup ## write the generated parts of docs/
 	$(RUN) python -m holdfast.docs
 	$(RUN) python -m holdfast.fit.cases
 	$(RUN) python -m holdfast.gpu.table
 
-accept-plans: setup ## record what a deploy would do now as what it is meant to do
+accept-plans: setup ## accept the present plans as the recorded ones
 	$(RUN) python -m tests.unit.plans
