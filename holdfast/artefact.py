@@ -28,5 +28,5 @@ class Archive:
 
     @property
     def folder(self) -> str:
-        """Where it lies on a host."""
+        """Its path on a host."""
         return directory(self.name, self.artefact)

@@ -94,7 +94,7 @@ def _proxied(programs: Sequence[Program]) -> bool:
 
 
 def place(what: str, programs: Sequence[Program], files: Sequence[HostFile] = ()) -> None:
-    """Place all that ``programs`` run and read, and ``files`` beside it."""
+    """Place all files that ``programs`` run and read, and ``files``."""
     owned = [
         HostDirectory(path, mode="700", user=each.service.user, group=each.service.user)
         for each in programs

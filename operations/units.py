@@ -77,7 +77,7 @@ def without(stray: list[str]) -> Generator[StringCommand, None, None]:
     # A file in a unit's own folder, such as a drop-in, is no unit.
     split = [path.rpartition("/") for path in stray]
     found = [name for folder, _, name in split if folder == SYSTEM]
-    # A template is no unit that runs; its instances end with what asked for them.
+    # A template never runs; its instances end with the units that requested them.
     units = [name for name in found if "@." not in name]
     if not units:
         yield StringCommand(f"rm -f {paths}")

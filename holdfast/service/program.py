@@ -142,7 +142,7 @@ class Program:
     source: ModuleType | None = None
     """The module of `holdfast.host_programs` that the command runs; it is placed on the host."""
     packages: tuple[str, ...] = ()
-    """Distribution packages that it needs, beside those that its other fields imply."""
+    """Distribution packages that it needs, besides those that its other fields imply."""
     packages_read: tuple[File, ...] = ()
     """Files that its packages read while they are installed."""
     archive: Archive | None = None

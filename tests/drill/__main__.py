@@ -1,4 +1,4 @@
-"""`python -m tests.drill`: the drill, its report, and an exit code that tells."""
+"""`python -m tests.drill`: run a drill, write its report, and return an exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.lab.container_machine import why_not_native
 
 
 def main() -> int:
-    """Run one drill; 0 when every check held."""
+    """Run one drill; return 0 if every check passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--debian", type=int, choices=(12, 13), default=13)
     parser.add_argument("--vm", action="store_true", help="on virtual machines")
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _whole(arguments: argparse.Namespace) -> tuple[str, Rehearsal, str]:
-    """The drill of the whole site: its name, itself, and the options that its checks depend on."""
+    """The drill of the whole site: its name, the drill, and the options that change its checks."""
     seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
     why = "it was asked for" if arguments.vm else why_not_native()
     if not why:
@@ -86,7 +86,7 @@ def _whole(arguments: argparse.Namespace) -> tuple[str, Rehearsal, str]:
         if arguments.short:
             return f"native-{arguments.debian}", ShortDrill(arguments.debian, seed=seed), " --short"
         native = NativeDrill(arguments.debian, seed=seed, sabotage=arguments.sabotage)
-        # A tenth of the sabotages is another number of checks each time.
+        # A tenth of the sabotages makes another number of checks each time.
         return f"native-{arguments.debian}", native, " --sabotage" * arguments.sabotage
     print(f"This drill runs on virtual machines: {why}.")
     rebuild = arguments.rebuild and not arguments.short
@@ -114,12 +114,12 @@ def perform(
     accept_counts: bool = False,
     counts: Path = expected.FILE,
 ) -> int:
-    """Run a drill, write its report into ``folder`` and tell the result; 0 when all of it holds.
+    """Run a drill, write its report into ``folder`` and print the result; 0 if every check passed.
 
     ``key`` is its name in the file ``counts``.
     """
     record = drill.record
-    # Before it runs: an hour later is late to learn that there is no place for a report.
+    # Before the run: an hour later is too late to learn that the report cannot be written.
     try:
         report.clear(folder)
         record.counts = expected.read(counts).get(key)

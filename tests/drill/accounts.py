@@ -1,4 +1,4 @@
-"""The services' users, where a drill's machine cannot take the ground that would make them."""
+"""The services' users, for drills whose machine does not get the base that creates them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from holdfast.settings import HostSettings
 
 
 def make(settings: HostSettings) -> None:
-    """Make every user that a declared service runs as."""
+    """Create every user of a declared service."""
     for user in service_users(settings):
         server.user(  # noqa: S604
             name=f"Make the account {user}",

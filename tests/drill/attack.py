@@ -1,4 +1,4 @@
-"""A hostile neighbour on the rack's LAN tries every way in it knows."""
+"""A hostile neighbour on the rack's LAN tries to get in."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.lab.machine import Machine, Shell
 RACK_V4, RACK_V6 = "10.77.0.10", "fd77::10"
 CUSTOM_NETWORK = "custom"
 DECLARED_PORT = 8088
-"""The one port that `inventories/drill.py` opens to the LAN."""
+"""The only port that `inventories/drill.py` opens to the LAN."""
 VISITORS_PORT = 8085
-"""The one that it opens to the tailnet's guest."""
+"""The port that it opens to the tailnet's guest."""
 STRAY_PORT = 8099
-"""Of a program that somebody starts by hand."""
+"""The port of a program that an operator starts by hand."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container that somebody on the rack published, by mistake or by intent."""
+    """A container that an operator of the rack published, by mistake or on purpose."""
 
     name: str
     publish: tuple[str, ...]
@@ -37,16 +37,16 @@ CONTAINERS = (
     Container("custom-bridge", ("0.0.0.0:8084:80", "[::]:8084:80"), (8084,), CUSTOM_NETWORK),
     Container("declared", (f"0.0.0.0:{DECLARED_PORT}:80",), (DECLARED_PORT,)),
     Container("visitors", (f"0.0.0.0:{VISITORS_PORT}:80",), (VISITORS_PORT,)),
-    # A declared service of T1, on its network.
+    # A declared T1 service, on its network.
     Container("sealed", ("8089:80",), (8089,), "sealed-net"),
 )
 PUBLISHED = tuple(port for container in CONTAINERS for port in container.ports)
 
 
 def publish_containers(rack: Machine, image: str) -> None:
-    """Start the containers, back by themselves after every disturbance."""
+    """Start the containers, which restart after every disturbance."""
     rack.succeed(
-        # A bridge whose name no `br-+` rule matches, with IPv6 that a neighbour could route to.
+        # The name of this bridge matches no `br-+` rule, and a neighbour could route to its IPv6.
         f"docker network inspect {CUSTOM_NETWORK} >/dev/null 2>&1 || docker network create --ipv6"
         f" --subnet fd99:7::/64 -o com.docker.network.bridge.name=lab0 {CUSTOM_NETWORK}"
     )
@@ -63,9 +63,10 @@ def publish_containers(rack: Machine, image: str) -> None:
 
 
 def wait_for_containers(rack: Machine) -> None:
-    """Wait until every container answers on the rack itself: else a closed port proves nothing.
+    """Wait until every container answers on the rack itself; else a closed port proves nothing.
 
-    An answer, not a connection: Docker's proxy takes connections long before the container runs.
+    It waits for an answer, because Docker's proxy accepts connections long before the container
+    runs.
     """
     checks = " && ".join(
         f"curl -sf -m 20 -o /dev/null http://127.0.0.1:{port}/" for port in PUBLISHED
@@ -74,7 +75,7 @@ def wait_for_containers(rack: Machine) -> None:
 
 
 def container_addresses(rack: Machine) -> list[str]:
-    """Addresses of the containers, IPv4 and IPv6, as the neighbour would guess them."""
+    """Addresses of the containers, IPv4 and IPv6, as a neighbour would guess them."""
     names = " ".join(container.name for container in CONTAINERS)
     shown = rack.succeed(
         "docker inspect --format"
@@ -116,7 +117,7 @@ def scan(
 
 
 def reach(neighbour: Shell, rack_containers: list[str]) -> dict[str, list[str]]:
-    """Which published ports and container addresses the neighbour can talk to directly."""
+    """The published ports and container addresses that the neighbour can call directly."""
     attempts = {
         "published ports, IPv4": [f"{RACK_V4}:{port}" for port in PUBLISHED],
         "published ports, IPv6": [f"[{RACK_V6}]:{port}" for port in PUBLISHED],
@@ -128,7 +129,7 @@ def reach(neighbour: Shell, rack_containers: list[str]) -> dict[str, list[str]]:
         family, gateway = ("-6", RACK_V6) if ":" in address else ("-4", RACK_V4)
         neighbour.succeed(f"ip {family} route replace {address} via {gateway} dev eth1")
     targets = [target for group in attempts.values() for target in group]
-    # All at once: a closed door costs the whole timeout.
+    # In parallel, because a closed port takes the whole timeout.
     tries = " ".join(
         f"(curl -gs -o /dev/null -m 8 http://{target}/ && echo {target}) &"
         for target in map(shlex.quote, targets)
@@ -141,7 +142,7 @@ def reach(neighbour: Shell, rack_containers: list[str]) -> dict[str, list[str]]:
 
 @contextmanager
 def stray_listener(rack: Machine) -> Iterator[None]:
-    """Have a program listen at every address of the rack, at a port that is not declared."""
+    """Start a program that listens on every address of the rack, on an undeclared port."""
     rack.succeed(
         "systemd-run --quiet --collect --unit=stray-listener"
         f" python3 -m http.server {STRAY_PORT} --bind :: --directory /srv"

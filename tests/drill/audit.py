@@ -1,4 +1,4 @@
-"""What two independent auditors say of the rack: Lynis on it, ssh-audit against it."""
+"""The verdicts of two independent auditors: Lynis on the rack, ssh-audit against it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lynis(stage: RackStage) -> int:
 
 
 def ssh_audit(stage: RackStage) -> list[str]:
-    """Algorithms that ssh-audit fails, seen through the tailnet, the only way to the daemon."""
+    """Algorithms that ssh-audit rejects, over the tailnet, the only path to the daemon."""
     command = shlex.split(stage.services.tailnet.proxy_command())
     command = [word.replace("%h", "rack").replace("%p", "22") for word in command]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,4 +1,4 @@
-"""The cards of one rack, tried: caps, a container's card, and a card that falls off the bus."""
+"""Tests of the cards of one rack: caps, a container's card, and a card that falls off the bus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALL_CAPPED = f'[ "$({LIMITS} | sort | uniq -c | xargs)" = "9 {CAP_W}.00" ]'
 
 
 class Stage(Protocol):
-    """What this drill needs of its stage."""
+    """The stage that these tests need."""
 
     @property
     def rack(self) -> Machine:
@@ -32,32 +32,32 @@ class Stage(Protocol):
 
     @property
     def card_names(self) -> tuple[str, ...]:
-        """What the inventory calls them."""
+        """The names of the cards in the inventory."""
 
     def describe(self) -> None:
-        """Make the rack's hardware what its cards are now."""
+        """Make the rack's hardware match its cards."""
 
 
 def acts(tried: Callable[[], Cards]) -> Sequence[Act]:
-    """What cards are for."""
+    """The acts of a drill that use the cards."""
     return (Act("give a container its card", lambda: tried().give_one_away(), rows=(4, 5)),)
 
 
 class Cards:
-    """Nine cards of one rack, tried."""
+    """Tests of nine cards of one rack."""
 
     def __init__(self, stage: Stage, site: Site) -> None:
         self.stage, self.site, self.record = stage, site, site.record
 
     def expect_caps(self, when: str) -> None:
-        """See every card at its cap."""
+        """Check that every card has its cap."""
         rack = self.stage.rack
         rack.wait_until_succeeds(ALL_CAPPED, timeout_seconds=400)
         result = rack.succeed(f"systemctl show --property=Result --value {limits.SERVICE}").strip()
         self.record.check(f"nine caps of {CAP_W} W {when}", result == "success", result, rows=(4,))
 
     def give_one_away(self) -> None:
-        """Start a container that asks for a card."""
+        """Start a container that requests a card."""
         rack, uuid = self.stage.rack, self.stage.cards.cards[0].uuid
         specified = rack.succeed(f"cat {containers.SPECIFICATION}")
         missing = [card.uuid for card in self.stage.cards.cards if card.uuid not in specified]
@@ -73,7 +73,7 @@ class Cards:
         )
 
     def lose_one(self, said: str = "fell off the bus in this boot (Xid 79") -> None:
-        """Have a card fall off the bus; the next run must stop, say so, and touch nothing."""
+        """Let a card fall off the bus; the next run must stop, say so, and change nothing."""
         rack, record, name = self.stage.rack, self.record, self.stage.card_names[VANISHING]
         lost = self.stage.cards.cards[VANISHING]
         lost.state = "lost"
@@ -86,7 +86,7 @@ class Cards:
         )
         told = name in status and "is gone" in status
         record.check("the unit's status names the card that is gone", told, name)
-        # Something that a run mends, if it comes so far.
+        # A run would repair this, if it got that far.
         rack.succeed(f"rm {containers.SPECIFICATION}")
         outcome = self.site.deploy("sick")
         sentence = f"{name} {said}"
@@ -97,7 +97,7 @@ class Cards:
         record.survived("a card falls off the bus", state, untouched)
 
     def find_it_again(self) -> None:
-        """Put the card back; the next run has everything as declared."""
+        """Put the card back; the next run finds everything as declared."""
         self.stage.cards.cards[VANISHING].state = "well"
         self.stage.describe()
         self.site.converge("every card is back")

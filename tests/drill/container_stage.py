@@ -1,4 +1,4 @@
-"""A stage of one machine without emulation, and a site on the controller that it deploys from."""
+"""A stage of one machine without emulation, and the site on the controller that it deploys."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SPEC = Spec("rack", variant="rack", host_number=10, memory_mib=8192, cpus=2)
 
 
 class ContainerStage(Scenery):
-    """A rack in a systemd container, with the floor's model and checkpoints ready to be fetched."""
+    """A rack in a systemd container, with the floor's model and checkpoints ready to download."""
 
     settings: HostSettings
-    """What the inventory that was written last says."""
+    """The inventory that was written last."""
 
     def __init__(
         self,
@@ -57,16 +57,16 @@ class ContainerStage(Scenery):
 
     @property
     def inventory(self) -> Path:
-        """What the rack is to be."""
+        """The settings of the rack."""
         return self.folder / "inventory.py"
 
     @property
     def site(self) -> str:
-        """Where the rack fetches what it is given."""
+        """The server from which the rack downloads."""
         return f"http://{MANAGEMENT_HOST}:{self.files.port}"
 
     def raise_curtain(self) -> None:
-        """Start the file server and the rack, and make the secrets."""
+        """Start the file server and the rack, and create the secrets."""
         self.files.start()
         self.rack.start()
         self.rack.wait_for_boot()
@@ -85,7 +85,7 @@ class ContainerStage(Scenery):
         return value
 
     def lower_curtain(self) -> None:
-        """Stop everything; logs and disks stay for a look."""
+        """Stop everything; logs and disks stay for inspection."""
         self.rack.crash()
         self.files.stop()
 
@@ -138,6 +138,6 @@ class ContainerStage(Scenery):
             },
             **more,
         }
-        # Not read back: pyinfra's inventories bring gevent, which patches the reading process.
+        # Not read back, because pyinfra's inventories import gevent, which patches the process.
         self.settings = HostSettings.model_validate(data)
         self.inventory.write_text(f"hosts = [('@rack/rack', {data!r})]\n")

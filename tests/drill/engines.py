@@ -1,4 +1,4 @@
-"""Engines of one rack, tried: the plan against the engine, other models, kills, a bench."""
+"""Tests of a rack's engines: the plan against the engine, other models, kills, a bench."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CHECKPOINT = "tiny-llama"
 OTHER = "other-llama"
 ASK_FLOOR = f"curl --max-time 20 --config {floor.PROBE_FILE} 2>&1 && echo ok"
 PAUSE_SECONDS = 0.2
-"""Between two calls; calls without a pause would take a processor from an engine that loads."""
+"""Pause between two calls; without it they would take a processor from an engine that loads."""
 
 
 class Stage(Protocol):
-    """What this drill needs of its stage."""
+    """The stage that these tests need."""
 
     @property
     def rack(self) -> Machine:
@@ -50,10 +50,10 @@ class Stage(Protocol):
 
     @property
     def settings(self) -> HostSettings:
-        """What the rack is to be."""
+        """The settings of the rack."""
 
     def change_engine(self, **changes: object) -> None:
-        """Write the inventory, with the engine "chat" changed and all else as it was."""
+        """Write the inventory, with the engine "chat" changed and everything else unchanged."""
 
 
 def declared(name: str, **changes: object) -> dict[str, object]:
@@ -68,7 +68,7 @@ def declared(name: str, **changes: object) -> dict[str, object]:
         "cache_mib": 1024,
         "memory_max_mib": 8192,
         "start_seconds": 600,
-        # What a graph saves on a card costs a minute of compilation on a CPU.
+        # A graph, which saves time on a card, costs a minute of compilation on a CPU.
         "flags": {"enforce-eager": True},
         **changes,
     }
@@ -86,7 +86,7 @@ def acts(tried: Callable[[], Engines]) -> Sequence[Act]:
 
 
 def _is_whole(said: str) -> bool:
-    """Whether an answer with its status is complete, or that of a door that is kept shut."""
+    """Whether an answer is complete, or is that of a door that refuses callers."""
     text, _, status = said.rpartition(" ")
     if status != "200":
         return status == "503"
@@ -94,7 +94,7 @@ def _is_whole(said: str) -> bool:
 
 
 class Engines:
-    """The engines of one rack, tried; the first is called "chat"."""
+    """Tests of the engines of one rack; the first is called "chat"."""
 
     def __init__(self, stage: Stage, site: Site, chance: random.Random | None = None) -> None:
         """``chance`` chooses one fault of those that are tried; each is where it is None."""
@@ -108,7 +108,7 @@ class Engines:
         self._compare_flags()
 
     def kill_both(self) -> None:
-        """Kill the engine, and a worker of it, while its callers ask on."""
+        """Kill the engine, and one of its workers, while callers send requests."""
         self._kill("the engine", "$main")
         self._kill("a worker", "$(pgrep --parent $main | tail -n 1)")
 
@@ -117,7 +117,7 @@ class Engines:
         return [EngineNames(vllm.VLLM, engine) for engine in declared_engines(self.stage.settings)]
 
     def wait_until_serving(self) -> None:
-        """Wait until every engine's unit believes that it serves."""
+        """Wait until systemd regards every engine's unit as started."""
         for names in self.names():
             self.stage.rack.wait_until_succeeds(
                 f"systemctl --quiet is-active {names.unit}", timeout_seconds=600
@@ -153,7 +153,7 @@ class Engines:
         )
 
     def _serving(self) -> str:
-        """The folder that chat serves from and answers with; empty where it does not."""
+        """The folder of the model with which chat answers; empty if it does not."""
         (names, *_) = self.names()
         told = self.stage.rack.execute(
             f"curl --config {names.probe} && sed -n 's/^model: //p' {names.configuration}",
@@ -163,7 +163,7 @@ class Engines:
 
     @contextmanager
     def asking(self, command: str) -> Iterator[list[str]]:
-        """Run ``command`` on the rack again and again meanwhile; what it said each time."""
+        """Run ``command`` on the rack repeatedly during the block; yields its outputs."""
         ended, answers = threading.Event(), list[str]()
 
         def ask() -> None:
@@ -179,14 +179,14 @@ class Engines:
             thread.join()
 
     def expect_floor(self, said: list[str]) -> None:
-        """See that the floor answered every time."""
+        """Check that the floor answered every time."""
         answered, asked = said.count("ok"), len(said)
         others = sorted({each for each in said if each != "ok"})
         seen = f"{answered} of {asked}{f'; else {others}' if others else ''}"
         self.record.check("the floor answers all the time", answered == asked > 0, seen)
 
     def replace(self) -> None:
-        """Give the engine another model while its callers ask on."""
+        """Replace the engine's model while callers send requests."""
         (names, *_) = self.names()
         body = {"model": "chat", "prompt": "ready", "max_tokens": 100, "ignore_eos": True}
         ask_chat = (
@@ -211,7 +211,7 @@ class Engines:
         self.site.expect_nothing("another model, again")
 
     def replace_in_vain(self) -> None:
-        """Offer models that cannot serve; the former one must go on."""
+        """Offer models that cannot be served; the previous one must go on serving."""
         rack, (names, *_) = self.stage.rack, self.names()
         before, bad = self._serving(), "/var/lib/holdfast/models/bad"
         copy = f"rm -rf {bad} && cp -a {bad.rpartition('/')[0]}/{before} {bad} && cd {bad}"
@@ -307,7 +307,7 @@ class Engines:
                 f" http://127.0.0.1:{names.engine.port}/v1/models"
             )[1].split()
             asked += 1
-            # 401 is the engine's own: it listens before its unit believes that it serves.
+            # 401 is the engine's own answer: it listens before its unit is regarded as started.
             if status != "401" and (status != "503" or float(seconds) > 2):
                 odd.append(f"{status} after {seconds} s")
             answered += rack.execute(f"curl --max-time 20 --config {floor.PROBE_FILE}")[0] == 0

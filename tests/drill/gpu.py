@@ -68,13 +68,13 @@ class GpuStage(Scenery):
 
     @property
     def machines(self) -> Lab:
-        """The lab's."""
+        """The lab's repository."""
         return self.lab
 
     def raise_curtain(self) -> None:
-        """Start the file server and the rack, put its cards in, and write the inventory."""
+        """Start the file server and the rack, insert its cards, and write the inventory."""
         self.files.start()
-        # It is the cards' driver that is on trial here, and not the boot of a bare machine.
+        # This drill tests the driver of the cards, not the boot of a bare machine.
         self.lab.start(warm=("rack",))
         hardware, packed = self.folder / "hardware", self.folder / "hardware.tar"
         shutil.rmtree(hardware, ignore_errors=True)
@@ -92,7 +92,7 @@ class GpuStage(Scenery):
         self.inventory.write_text(f"hosts = [('@rack/rack', {self._settings()!r})]\n")
 
     def lower_curtain(self) -> None:
-        """Stop everything; logs and disks stay for a look."""
+        """Stop everything; logs and disks stay for inspection."""
         self.lab.power_off()
         self.files.stop()
 
@@ -146,7 +146,7 @@ def name_of(index: int) -> str:
 
 
 class GpuDrill(Rehearsal):
-    """One pass over what Holdfast promises about cards, on Debian 13."""
+    """One pass over Holdfast's promises about cards, on Debian 13."""
 
     kind = "virtual"
     stage: GpuStage
@@ -156,7 +156,7 @@ class GpuDrill(Rehearsal):
         super().__init__("Holdfast drill of the cards, Debian 13")
 
     def acts(self) -> Sequence[Act]:
-        """Drive the cards, hand them out, and lose one."""
+        """Install the driver, pass cards to containers, and lose a card."""
         return (
             Act("build images and artefacts", self._build, vital=True),
             Act("boot a rack with nine cards", lambda: self.stage.raise_curtain(), vital=True),
@@ -191,7 +191,7 @@ class GpuDrill(Rehearsal):
         built = nvidia_open.build(rack.image)
         (module,) = built.directory.glob(f"{nvidia_open.MODULE}.ko*")
         rack.copy_to(module, f"/root/{module.name}")
-        # A module of another kernel would be refused before it had looked for a card.
+        # A module for another kernel would be refused before it looked for a card.
         refused = rack.run(f"insmod /root/{module.name}").stderr.strip()
         looked = "No NVIDIA GPU found" in rack.succeed("dmesg")
         self.record.versions["NVIDIA's own module"] = built.version

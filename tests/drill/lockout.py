@@ -1,4 +1,4 @@
-"""Lock-outs, rehearsed: changes that shut the operator out undo themselves, and say so."""
+"""Rehearsed lock-outs: changes that lock the operator out undo themselves, and say so."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WITHDRAW = "tests/drill/withdraw_site.py"
 """The part of the site that closes SSH on the LAN."""
 RULES = "iptables-save | grep ^-A; ip6tables-save | grep ^-A; cat /etc/ufw/user.rules"
 MISTAKE = "mistake"
-"""What the key of another person is called."""
+"""The name of another operator's key."""
 OPEN_LAN_SSH = (
     f"ufw allow proto tcp from any to any port 22 comment '{MARK} {UNTIL_TAILNET}'"
-    # As after a proof, or the watch of the firewall would tell of it.
+    # As after a confirmed change; otherwise the watch of the firewall would report it.
     f" && {PROGRAM} keep && {PROGRAM} disarm"
 )
 LAN_SSH_IS_OPEN = f"ufw status | grep --quiet '{UNTIL_TAILNET}'"
@@ -39,7 +39,7 @@ STRAY = "/etc/ssh/sshd_config.d/00-aaa-stray.conf"
 
 
 class Stage(Protocol):
-    """What a rehearsal needs of its stage."""
+    """The stage that a rehearsal needs."""
 
     @property
     def rack(self) -> Machine:
@@ -47,17 +47,17 @@ class Stage(Protocol):
 
     @property
     def settings(self) -> HostSettings:
-        """What it is to be."""
+        """The settings of the rack."""
 
     def inventory_data(self) -> dict[str, Any]:
         """The inventory's data."""
 
     def declared(self, **changes: object) -> AbstractContextManager[None]:
-        """Have something else in the inventory meanwhile."""
+        """Change the inventory during the block."""
 
 
 def acts(tried: Callable[[], LockOut]) -> Sequence[Act]:
-    """Every rehearsal there is."""
+    """All rehearsals."""
     return (
         Act("lock the operator out by the firewall", lambda: tried().firewall(), rows=(6,)),
         Act("lock the operator out by SSH", lambda: tried().ssh(), rows=(6,)),
@@ -66,7 +66,7 @@ def acts(tried: Callable[[], LockOut]) -> Sequence[Act]:
 
 
 class LockOut:
-    """Every way into one rack, lost and found again."""
+    """Every path into one rack, lost and restored."""
 
     def __init__(self, stage: Stage, site: Site) -> None:
         self.stage, self.site, self.record = stage, site, site.record
@@ -77,11 +77,11 @@ class LockOut:
         return self.stage.rack
 
     def firewall(self) -> None:
-        """Declare a firewall that lets no login in; its timer brings the former one back."""
+        """Declare a firewall that accepts no login; its timer restores the previous one."""
         data = self.stage.inventory_data()
         self.rack.succeed(OPEN_LAN_SSH)
         before = self.rack.succeed(RULES)
-        # The operator comes by the LAN, from a network that the inventory has forgotten.
+        # The operator logs in over the LAN, from a network that the inventory does not list.
         began = time.monotonic()
         with self.stage.declared(
             ssh_hostname="rack-lan",
@@ -103,7 +103,7 @@ class LockOut:
         self._expect_login("the firewall's rollback")
 
     def ssh(self) -> None:
-        """Declare another person's key and lose the controller in the middle."""
+        """Declare another operator's key, and lose the controller in the middle."""
         data = self.stage.inventory_data()
         user = data["ssh_user"]
         keys = self.rack.succeed(self._keys(user))
@@ -111,7 +111,7 @@ class LockOut:
         with self.stage.declared(ssh=declared):
             run = start(self.site.inventory, self.site.logs / "converge-another-key.log")
             try:
-                # Killed before it can prove anything, or take anything back itself.
+                # Killed before it can confirm or undo anything itself.
                 self.rack.succeed(f"until {self._keys(user)} | grep -q {MISTAKE}; do :; done", 120)
             finally:
                 run.kill()
@@ -132,7 +132,7 @@ class LockOut:
         """Try to close SSH on the LAN while the tailnet carries no login, in every way."""
         rack = self.rack
         withdrawal = dataclasses.replace(self.site, deploy_file=WITHDRAW)
-        # As it is before the first proof: the LAN lets SSH in.
+        # As before the first confirmation: SSH is open on the LAN.
         rack.succeed(OPEN_LAN_SSH)
         for way, (hurt, heal) in self._ways().items():
             rack.succeed(hurt, timeout_seconds=120)
@@ -150,7 +150,7 @@ class LockOut:
         self.record.check("once the tailnet carries a login, SSH on the LAN is closed", shut)
 
     def _ways(self) -> dict[str, tuple[str, str]]:
-        """How a tailnet carries no login; each with what undoes it."""
+        """Ways in which a tailnet carries no login, each with the command that undoes it."""
 
         def told(line: str) -> tuple[str, str]:
             text = shlex.quote(f"Match LocalAddress {TAILNET}\n    {line}\n")
@@ -193,6 +193,6 @@ class LockOut:
         )
 
     def _expect_login(self, after: str) -> None:
-        """The operator's next deploy logs in, and has everything as declared again."""
+        """The operator's next deploy logs in, and restores the declared state."""
         outcome = self.site.converge(f"after {after}")
         self.record.check(f"a login works after {after}", outcome.ok)

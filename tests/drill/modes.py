@@ -29,7 +29,7 @@ from tests.drill.site import Site
 from tests.lab.machine import Machine
 
 NAMES = ("left", "right")
-"""What an inventory calls the two cards of the set: a rack's first two."""
+"""The names of the two cards of the set in the inventory: the rack's first two."""
 STAND_IN = "/usr/local/bin/stand-in"
 UNIT = """\
 [Unit]
@@ -60,7 +60,7 @@ CAP_W = 280
 
 
 class Stage(Protocol):
-    """What this drill needs of its stage."""
+    """The stage that these tests need."""
 
     @property
     def cards(self) -> Rack:
@@ -68,7 +68,7 @@ class Stage(Protocol):
 
     @property
     def card_names(self) -> tuple[str, ...]:
-        """What the inventory calls them; the first two are `NAMES`."""
+        """The names of the cards in the inventory; the first two are `NAMES`."""
 
     @property
     def rack(self) -> Machine:
@@ -76,7 +76,7 @@ class Stage(Protocol):
 
     @property
     def settings(self) -> HostSettings:
-        """What it is to be."""
+        """The settings of the rack."""
 
 
 def lay_stand_ins(cards: Rack, folder: Path) -> None:
@@ -145,7 +145,7 @@ def acts(tried: Callable[[], Modes], engines: Callable[[], Engines]) -> Sequence
 
 
 class Modes:
-    """The modes of one rack, tried."""
+    """Tests of the modes of one rack."""
 
     def __init__(self, stage: Stage, site: Site, chance: random.Random | None = None) -> None:
         """``chance`` chooses a way through all modes; each goes to each other where it is None."""
@@ -164,13 +164,13 @@ class Modes:
         return self.stage.settings
 
     def switch(self, mode: str, *more: str) -> tuple[int, str]:
-        """Ask for a mode as a person does; the exit status and what was said."""
+        """Request a mode as an operator does; returns the exit status and the output."""
         return self.rack.execute(
             f"{modes.PROGRAM} {mode} {' '.join(more)} 2>&1", timeout_seconds=900
         )
 
     def wrong(self, mode: str) -> list[str]:
-        """What is not as it is in ``mode``: units, targets, limits, memory of cards."""
+        """Differences from the mode ``mode``: units, targets, limits, memory of cards."""
         settings = self.settings
         units = modes.service_units(settings)
         targets = [modes.target(name) for name in MODES]
@@ -244,7 +244,7 @@ class Modes:
 
     @contextmanager
     def fault(self, name: str, kind: str) -> Iterator[None]:
-        """Something is wrong with a stand-in meanwhile."""
+        """A stand-in misbehaves during the block."""
         self.rack.succeed(f"echo {kind} > /run/stand-in/{name}")
         try:
             yield
@@ -253,7 +253,7 @@ class Modes:
 
     @contextmanager
     def described(self, change: Callable[[dict[str, Any]], object]) -> Iterator[None]:
-        """The cards tell something else meanwhile."""
+        """The cards report something else during the block."""
         before = self.rack.succeed(f"cat {guest.DESCRIPTION}")
         changed = json.loads(before)
         change(changed)
@@ -267,7 +267,7 @@ class Modes:
         self.rack.succeed(guest.describing(text))
 
     def busy(self) -> None:
-        """A service that is at work is not stopped, unless the operator says so."""
+        """A busy service is not stopped, unless the operator demands it."""
         (chat,) = modes.engine_names(self.settings).values()
         # Answers that take seconds on a quick processor, too: one that ends before the engine says
         # how busy it is stops no service.
@@ -320,7 +320,7 @@ class Modes:
         self.record.check("--wait waits until the service is idle", good, said.strip())
 
     def strangers(self) -> None:
-        """What is not ours is named and left alone."""
+        """Processes that are not ours are named and left alone."""
         self.rack.succeed(
             "systemd-run --quiet --collect --unit=stranger --uid=nobody sleep infinity"
         )
@@ -342,7 +342,7 @@ class Modes:
         self.rack.succeed("systemctl stop stranger")
 
     def refused_by_stranger(self, pid: int) -> None:
-        """A mode that needs what a stranger holds is refused before anything stops."""
+        """A mode whose memory another process holds is refused before anything stops."""
         began = self._began("voice.service")
         status, said = self.switch("creative")
         untouched = self._began("voice.service") == began
@@ -426,11 +426,11 @@ class Modes:
         )
 
     def reboot(self) -> None:
-        """After a reboot the default is in force."""
+        """After a reboot the default is active."""
         self.switch("creative")
         self.site.expect_nothing("in another mode")
         sabotage.commit(self.site, self.rack, sabotages.MODES)
-        # What a driver knew of processes and of limits goes with the power.
+        # A driver's list of processes and its limits are lost with the power.
         self._describe(self.stage.cards.model_dump_json())
         self.rack.reboot()
         chat = modes.unit(self.settings, "chat")

@@ -44,7 +44,7 @@ LEFT = (
     "NFS mounts, DKMS, a driver that is loaded and the reboot it takes: `make drill-vm` and"
     " `make drill-gpu` have them.",
 )
-"""What of the site is left to the virtual machine, beside host tests (`not_here.ELSEWHERE`)."""
+"""The parts of the site that only the virtual machine can test, besides host tests."""
 
 
 TENTHS = 10
@@ -56,13 +56,13 @@ def revision() -> str:
 
 
 class NativeDrill(Drill):
-    """One pass over everything Holdfast promises, on one container."""
+    """One pass over all of Holdfast's promises, on one container."""
 
     kind = "native"
     does_sabotage = True
-    """Whether its acts sabotage the rack."""
+    """Whether it includes the sabotages."""
     least_survived = 25
-    """So many faults the rack must survive in it."""
+    """The least number of faults that the rack must survive."""
     untaken = ("Tenants",)
     silent_seconds = 8
     packets_per_second = 20000
@@ -92,7 +92,7 @@ class NativeDrill(Drill):
         ]
 
     def acts(self) -> Sequence[Act]:
-        """Raise a rack, serve from it, attack and disturb it, lose it and restore it."""
+        """Start a rack, serve from it, attack and disturb it, lose it and restore it."""
         return (
             Act("build images and artefacts", self._build, vital=True),
             Act("boot a bare machine", self._boot, vital=True, rows=(1,)),
@@ -149,7 +149,7 @@ class NativeDrill(Drill):
         self._hand_over()
 
     def _hand_over(self) -> None:
-        """Give the rack what is its owner's and no part of the site."""
+        """Give the rack a service that is not part of the site."""
         self.private.hand_over()
         self.personal.hand_over()
 
@@ -193,7 +193,7 @@ class NativeDrill(Drill):
         self.cards.find_it_again()
 
     def _take_out(self) -> None:
-        """Declare no service of ours, and then all of them again."""
+        """Remove all services of ours from the inventory, and declare them again."""
         rack, record = self.stage.rack, self.record
         models = self.stage.settings.storage.models_path
         kept = [FLOOR_STATE, models, f"{STATE}/ledger", backup.STATE]
@@ -220,7 +220,7 @@ class NativeDrill(Drill):
         self.site.expect_nothing("with services again, again")
 
     def _take_out_the_way_in(self, gone: Mapping[str, object]) -> None:
-        """Declare neither Docker nor a tailnet; the way in is the LAN then."""
+        """Declare neither Docker nor a tailnet; logins then come over the LAN."""
         ssh = self.stage.inventory_data()["ssh"] | {"callers": [], "lan_access": "keep"}
         lan = {"docker": None, "tailnet": None, "ssh_hostname": "rack-lan", "ssh": ssh}
         with self.stage.declared(**gone, **lan, firewall={"rollback_seconds": 30}):
@@ -268,15 +268,15 @@ class ShortDrill(NativeDrill):
         tenants.ACT,
         *("lock the operator out by SSH", "withdraw SSH from the LAN in vain", "sabotage"),
     )
-    """Phases of the whole drill."""
+    """The phases of the whole drill."""
 
     def acts(self) -> Sequence[Act]:
-        """Those of the whole drill but the ones that are left out."""
+        """The phases of the whole drill, without those that are left out."""
         return tuple(act for act in super().acts() if act.name not in self.LEFT_OUT)
 
 
 class CutsDrill(NativeDrill):
-    """The power is cut in each step of the first converge in turn; then it must come to its end."""
+    """Cut the power in each step of the first converge in turn; then it must finish."""
 
     does_sabotage = False
     least_survived = 0

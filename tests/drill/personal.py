@@ -1,6 +1,6 @@
-"""The drill of routers that lead to clouds: chains, keys, budgets and their ledger.
+"""The drill of routers with clouds: chains, keys, budgets and their ledger.
 
-The clouds are the lab's (`tests/lab/services/cloud.py`), where every packet is counted; LiteLLM,
+The clouds are the lab's (`tests/lab/services/cloud.py`), which counts every packet. LiteLLM,
 PostgreSQL and HAProxy are real.
 """
 
@@ -62,15 +62,15 @@ MALICE: tuple[dict[str, Any], ...] = (
     {"user": "alice", "mock_response": "hello", "timeout": 0},
     {"n": 50, "service_tier": "priority", "web_search_options": {}},
 )
-"""What a body may hold beside its messages, to steer who answers or what it costs."""
+"""Fields that a body may contain, besides its messages, to choose the engine or the price."""
 SPENT = "the budget is still spent"
 SENT = {"model", "messages", "max_tokens", "stream", "stream_options"}
-"""What of such a body a cloud may see at most."""
+"""The fields of such a body that a cloud may receive."""
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 def routers() -> list[dict[str, Any]]:
-    """The routers that are tried."""
+    """The routers under test."""
     alice = {"name": "alice", "api_key": "ALICE_KEY", "budget_usd": 1000.0}
     agent = {"name": "agent", "api_key": "AGENT_KEY", "budget_usd": BUDGET_USD, "period": "week"}
     home = {
@@ -115,12 +115,12 @@ def declared(site: str) -> dict[str, Any]:
 
 
 def index(debian: int) -> dict[str, Path]:
-    """What the stage's file server must serve beside its own."""
+    """Files that the stage's file server must serve besides its own."""
     return {INDEX: litellm.build(debian).file(litellm.INDEX)}
 
 
 def sql(rack: Machine, user: str, asked: str) -> str:
-    """What the ledger says, to a user that asks clouds."""
+    """The ledger's content, as the user of the program that asks clouds."""
     return rack.succeed(
         f"runuser --user {user} -- psql --no-psqlrc --tuples-only --no-align"
         f" --host={ledger.SOCKET_FOLDER} --command={shlex.quote(asked)}"
@@ -128,7 +128,7 @@ def sql(rack: Machine, user: str, asked: str) -> str:
 
 
 class Stage(Protocol):
-    """What this drill needs of its stage."""
+    """The stage that these tests need."""
 
     @property
     def rack(self) -> Machine:
@@ -144,7 +144,7 @@ class Stage(Protocol):
 
     @property
     def settings(self) -> HostSettings:
-        """What the rack is to be."""
+        """The settings of the rack."""
 
     @property
     def site(self) -> str:
@@ -160,11 +160,11 @@ class Stage(Protocol):
         """Have engines answer."""
 
     def stop_engine(self, name: str) -> None:
-        """Have one not answer."""
+        """Stop an engine."""
 
 
 def acts(tried: Callable[[], Personal]) -> Sequence[Act]:
-    """Work that may go on to a cloud, and what may not."""
+    """Work that may go to a cloud, and work that may not."""
     return (
         Act("declare clouds again", lambda: tried().begin(), vital=True, rows=(14, 15)),
         *(
@@ -183,7 +183,7 @@ def acts(tried: Callable[[], Personal]) -> Sequence[Act]:
 
 
 class Personal:
-    """The routers of one rack that lead to clouds, tried."""
+    """Tests of the routers with clouds of one rack."""
 
     def __init__(self, stage: Stage, site: Site, beside: Iterable[dict[str, object]] = ()) -> None:
         """``beside``: routers that are none of its own."""
@@ -224,13 +224,13 @@ class Personal:
     def _ask(
         self, port: int = HOME, key: str = "ALICE_KEY", path: str = PATH, **body: Any
     ) -> tuple[int, str, str]:
-        """Status, who answered, and the text."""
+        """Status, name of the engine that answered, and text."""
         said = self.rack.succeed(self._command(port, key, body, path), timeout_seconds=90)
         text, engine, status = said.rstrip("\n").rsplit("\n", 2)
         return int(status), engine, text
 
     def _have(self, *, chat: bool, on_floor: bool) -> None:
-        """Have engine and floor up or down, and the router know it."""
+        """Start or stop engine and floor, and wait until the router has noticed."""
         self.rack.succeed(f"systemctl {'start' if on_floor else 'stop'} {floor.UNIT}")
         self.stage.stop_engine("chat")
         # A check of an engine that has just begun to start may fail: up is what is seen after down.
@@ -259,7 +259,7 @@ class Personal:
         return sql(self.rack, "clouds-home", asked)
 
     def chain(self) -> None:
-        """Engine, floor and both clouds, up and down in every combination."""
+        """Engine, floor and both clouds, running and stopped in every combination."""
         self._wait_for_clouds()
         names = {"one": CLOUDS[0], "two": CLOUDS[1]}
         for chat, on_floor in itertools.product((True, False), repeat=2):
@@ -302,7 +302,7 @@ class Personal:
         self.record.survived("a cloud breaks off its stream", "it counts in full", good, seen)
 
     def keys(self) -> None:
-        """A key that leads to no cloud, and bodies that ask for one all the same."""
+        """A key without clouds, and bodies that request one nevertheless."""
         self._have(chat=False, on_floor=False)
         self.stage.cloud.forget()
         for body in MALICE:
@@ -340,7 +340,7 @@ class Personal:
         )
 
     def budget(self) -> None:
-        """An agent that asks in many threads until its budget is spent, and everybody else."""
+        """An agent with many parallel requests until its budget is spent, and other callers."""
         self._have(chat=False, on_floor=False)
         self.stage.cloud.forget()
         before = self._spent("agent")
@@ -367,7 +367,7 @@ class Personal:
         self._have(chat=False, on_floor=False)
 
     def restarts(self) -> None:
-        """What was spent stays so, and without the ledger nothing goes out."""
+        """Spending is not forgotten, and without the ledger nothing is sent."""
         self.rack.succeed("systemctl stop holdfast-ledger.service")
         self.stage.cloud.packets()
         said, left = self._ask()[:2], self.stage.cloud.packets()
@@ -422,13 +422,13 @@ class Personal:
             self.record.check(told, (status == 0) is reached, status)
 
     def _still_spent(self) -> tuple[bool, object]:
-        """Whether what was spent is known, and what was seen."""
+        """Whether the spending is still recorded, and what was seen."""
         said = self._ask(key="AGENT_KEY")[0]
         spent = self._spent("agent")
         return (said, spent) == (402, self._known_usd), (said, spent)
 
     def restore(self) -> None:
-        """Write the ledger out, lose it, and have it back."""
+        """Dump the ledger, lose it, and restore it."""
         unit = clouds.stem(self._names(HOME).router)
         self.rack.succeed(f"systemctl start {ledger.DUMP}")
         self._sql("DROP TABLE charge")
@@ -444,7 +444,7 @@ class Personal:
         self.record.survived("loss of the ledger", SPENT, *self._still_spent())
 
     def rotation(self) -> None:
-        """Another key for one, none any more for another."""
+        """Give one caller a new key, and remove another caller."""
         self._have(chat=True, on_floor=True)
         self.rack.succeed("cp /root/CHILD_KEY /root/OLD_KEY; cp /root/AGENT_KEY /root/GONE_KEY")
         self.stage.renew("CHILD_KEY")
@@ -465,7 +465,7 @@ class Personal:
         self._have(chat=True, on_floor=True)
 
     def begin(self) -> None:
-        """Declare routers that lead to clouds beside those that do not."""
+        """Declare routers with clouds besides those without."""
         self.declare(routers())
         self.site.converge("clouds", fatal=True)
         self.site.expect_nothing("clouds, again")
@@ -474,7 +474,7 @@ class Personal:
         self._stopped = stop_asking(self.rack)
 
     def end(self) -> None:
-        """See that no text and no key has reached the journal."""
+        """Check that no text and no key is in the journal."""
         self.silence()
         if self._stopped:
             self.rack.succeed(f"systemctl start {' '.join(self._stopped)}")
@@ -490,12 +490,12 @@ class Personal:
         self.record.check("no text and no key in the journal", told[0] == 1, told[1][:200])
 
     def after_reboot(self) -> None:
-        """What was spent is still known."""
+        """The spending is still recorded."""
         self._wait_for_clouds()
         self._have(chat=False, on_floor=False)
         self.record.survived("a reboot", SPENT, *self._still_spent())
         self._have(chat=True, on_floor=True)
 
     def declare(self, wanted: Iterable[dict[str, Any]]) -> None:
-        """Write the inventory, with these routers and those beside them."""
+        """Write the inventory with these routers, and the others."""
         self.stage.declare_routers([*self.beside, *wanted], **declared(self.stage.site))

@@ -1,7 +1,6 @@
-"""Routers for private work, tried: engines that come and go, and a cloud that is never reached.
+"""Tests of routers for private work: engines start and stop, and no packet reaches a cloud.
 
-The internet that the machine reaches is the lab's own (`tests/lab/services/cloud.py`), where every
-packet is counted.
+The machine's internet is the lab's (`tests/lab/services/cloud.py`), which counts every packet.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ PHOTOS_UNITS = {
 
 
 class Stage(Protocol):
-    """What this drill needs of its stage."""
+    """The stage that these tests need."""
 
     @property
     def rack(self) -> Machine:
@@ -138,7 +137,7 @@ class Stage(Protocol):
 
     @property
     def settings(self) -> HostSettings:
-        """What the rack is to be."""
+        """The settings of the rack."""
 
     def declare_routers(self, routers: list[dict[str, object]], **more: object) -> None:
         """Write the inventory, with these routers and nothing else that asks a cloud."""
@@ -147,7 +146,7 @@ class Stage(Protocol):
         """Have engines answer, all of them by default."""
 
     def stop_engine(self, name: str) -> None:
-        """Have one not answer, after a reboot neither."""
+        """Stop an engine, also after a reboot."""
 
     def forget_asked(self, name: str) -> None:
         """Forget what an engine was asked."""
@@ -175,7 +174,7 @@ def stop_asking(rack: Machine) -> list[str]:
 
 
 def acts(tried: Callable[[], Private]) -> Sequence[Act]:
-    """Private work alone, of which nothing leaves."""
+    """Private work only, none of which may leave."""
     return (
         Act("declare private work alone", lambda: tried().declare(), vital=True, rows=(14,)),
         Act("kill in every combination", lambda: tried().kill(), rows=(13, 14)),
@@ -186,38 +185,38 @@ def acts(tried: Callable[[], Private]) -> Sequence[Act]:
 
 
 class Private:
-    """The routers of one rack whose work stays on it, tried."""
+    """Tests of the routers of one rack whose work stays on it."""
 
     def __init__(self, stage: Stage, site: Site, routers: Sequence[dict[str, object]]) -> None:
         self.stage, self.site, self.record = stage, site, site.record
         self.routers = list(routers)
 
     def declare(self) -> None:
-        """Have no router that leads to a cloud."""
+        """Remove all routers with clouds."""
         self.stage.declare_routers(self.routers)
         self.site.converge("private work", fatal=True)
         self.wait_until_ready()
 
     def kill(self) -> None:
-        """Take engine, floor and queue away in every combination."""
+        """Stop engine, floor and queue in every combination."""
         with self.nothing_leaves("while engines come and go"):
             self._chain()
             self._client()
 
     def fill(self) -> None:
-        """Have work wait while nothing answers, through a kill and a power cut."""
+        """Let requests wait while nothing answers, through a kill and a power cut."""
         with self.nothing_leaves("while the queue fills and drains"):
             self._queue()
 
     def hand_over(self) -> None:
-        """Give the rack a T1 service that is its owner's, with a socket of systemd's."""
+        """Give the rack a T1 service that the inventory only names, with a socket of systemd's."""
         (self.stage.folder / "photos.py").write_text(_PHOTOS.format(cloud=ADDRESSES[CLOUDS[0]][0]))
         self.stage.rack.copy_to(self.stage.folder / "photos.py", "/opt/photos.py")
         for name, text in PHOTOS_UNITS.items():
             self.stage.rack.succeed(f"cat > /etc/systemd/system/{name} <<'END'\n{text}END")
 
     def audit(self) -> None:
-        """What `make sovereignty` tells of those attempts."""
+        """The output of `holdfast sovereignty` about those attempts."""
         done = subprocess.run(
             [sys.executable, "-m", "holdfast", "sovereignty", str(self.stage.inventory)],
             cwd=ROOT,
@@ -235,7 +234,7 @@ class Private:
         self.record.check("holdfast sovereignty names each user that tried", good, silent or told)
 
     def containers(self) -> None:
-        """What somebody starts by hand on a network of T1, and on one that may leave."""
+        """Containers started by hand on a T1 network, and on one that may call out."""
         rack = self.stage.rack
         load_probe_image(rack)
         v4, v6 = NOBODY
@@ -389,7 +388,7 @@ class Private:
         self.record.check(f"{what}: an alert names {name}", good, told)
 
     def reach(self) -> None:
-        """Try every way to a cloud that a careless or hostile hand has."""
+        """Try every path to a cloud that a careless or hostile operator has."""
         rack, names = self.stage.rack, self._names(WORK)
         self.stage.cloud.forget()
         rack.succeed(" && ".join(f"curl {way} {ONE}" for way in WAYS))
@@ -448,7 +447,7 @@ class Private:
         self._handed()
 
     def _shells(self, units: list[str]) -> None:
-        """A person who may run a shell as a T1 user, or as root in a T1 unit's group."""
+        """A user who may run a shell as a T1 user, or as root in a T1 unit's cgroup."""
         rack = self.stage.rack
         for wall in egress.walls(self.stage.settings):
             if wall.tier != "T1":
@@ -464,7 +463,7 @@ class Private:
                 rack.execute(f"{join} && ({'; '.join(f'curl {way} {ONE}' for way in WAYS)})")
 
     def _handed(self) -> None:
-        """A T1 service that calls by the socket which systemd handed it."""
+        """A T1 service that calls through a socket that systemd opened for it."""
         rack, wall = self.stage.rack, egress.drop_in_path("photos.socket")
         ask = (
             "python3 -c 'import socket; print(socket.create_connection"
