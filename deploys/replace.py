@@ -8,7 +8,7 @@ import os
 
 from pyinfra import host
 
-from deploys import storage, vllm
+from deploys import engines, storage
 from holdfast.engines.replacement import with_model
 from holdfast.site import load
 
@@ -16,5 +16,5 @@ replaced = with_model(load(host.inventory), os.environ["ENGINE"], os.environ["MO
 if host.name in replaced:
     settings = replaced[host.name]
     storage.apply(settings=settings)
-    vllm.apply(settings=settings)
-    vllm.settle(settings=settings)
+    engines.apply(settings=settings)
+    engines.settle(settings=settings)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyinfra.api.deploy import deploy
 
-from deploys import vllm
+from deploys import engines
 from holdfast.capabilities import CAPABILITIES, ENGINES
 from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
@@ -16,11 +16,12 @@ from operations import program
 def apply(settings: HostSettings, only: Sequence[Capability] = CAPABILITIES) -> None:
     """Install, configure and start the programs of every capability, in the order of the list.
 
-    Engines take minutes to load. They are started here, and `deploys.vllm.settle` waits for them.
+    Engines take minutes to load. They are started here, and `deploys.engines.settle` waits for
+    them.
     """
     for capability in only:
         if capability is ENGINES:
-            vllm.apply(settings=settings)
+            engines.apply(settings=settings)
         elif capability.programs(settings):
             _have(capability, settings)
 

@@ -7,6 +7,7 @@ from deploys import (
     base,
     docker,
     egress,
+    engines,
     firewall,
     gpu_acceptance,
     gpu_containers,
@@ -19,7 +20,6 @@ from deploys import (
     storage,
     tailnet,
     tenants,
-    vllm,
 )
 from holdfast.site import settings_of
 
@@ -44,6 +44,6 @@ services.apply(settings=settings)
 tenants.prune(settings=settings)
 gpu_modes.settle(settings=settings)
 backup.apply(settings=settings)
-vllm.settle(settings=settings)
+engines.settle(settings=settings)
 firewall.withdraw_lan_ssh(settings=settings)
 gpu_containers.look(settings=settings)

@@ -19,7 +19,7 @@ from holdfast.render import render
 from holdfast.routing import ledger_service
 from holdfast.sandbox import Directive, sandbox
 from holdfast.secrets import Secret
-from holdfast.settings import Backup, DataPath, HostSettings, Repository, Service
+from holdfast.settings import SERVERS, Backup, DataPath, HostSettings, Repository, Service
 from holdfast.shipping import path_of
 
 PROGRAM = path_of(backup_program)
@@ -40,7 +40,9 @@ HOUSE = (
     DataPath(path=REBOOT_MARKER, backup="derived"),
     DataPath(path=f"{places.STATE}/ledger", backup="derived"),
     DataPath(path=f"{places.STATE}/queue", backup="derived"),
-    DataPath(path=f"{places.STATE}/vllm", backup="derived"),
+    DataPath(path=f"{places.STATE}/engines", backup="derived"),
+    # Earlier versions kept the records of replacements in a folder of each server.
+    *(DataPath(path=f"{places.STATE}/{server}", backup="derived") for server in SERVERS),
     DataPath(path=integrity.STATE, backup="derived"),
 )
 """Paths that every host has."""

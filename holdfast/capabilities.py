@@ -11,14 +11,16 @@ from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
 from facts.tenants import TENANT
 from holdfast import clouds, docker, floor, ledger, router, routing, ssh, tailnet, tenants
 from holdfast.engines import servers, units
+from holdfast.host_programs import replace
 from holdfast.service.capability import Capability
 
 ENGINES = Capability(
     "Engines",
     servers.services,
-    units.every_program,
+    units.programs,
     owns=(
         *(f"{SYSTEM}/{name}" for name in units.BESIDE),
+        f"{replace.JOBS}/*.json",
         *(
             pattern
             for server in servers.SERVERS

@@ -35,7 +35,7 @@ def installed(
     For example::
 
         python_environment.installed(
-            name="Install vLLM", program="vllm", lock=lock, distribution=settings.distribution
+            name="Install LiteLLM", program="litellm", lock=lock, distribution="debian13"
         )
     """
     versions: list[InstalledVersion] = host.get_fact(InstalledVersions, program=program)
@@ -63,7 +63,7 @@ def pruned(program: str, lock: str, distribution: str) -> Generator[StringComman
     For example::
 
         python_environment.pruned(
-            name="Keep one older environment", program="vllm", lock=lock, distribution="debian13"
+            name="Keep one older environment", program="litellm", lock=lock, distribution="debian13"
         )
     """
     versions: list[InstalledVersion] = host.get_fact(InstalledVersions, program=program)

@@ -12,6 +12,7 @@ from holdfast.checks import (
     base,
     docker,
     egress,
+    engines,
     firewall,
     floor,
     gpu,
@@ -30,7 +31,6 @@ from holdfast.checks import (
     storage,
     tailnet,
     tenants,
-    vllm,
 )
 from holdfast.refusal import Refusal
 from holdfast.settings import HostSettings
@@ -76,7 +76,7 @@ def check_host(host: str, hosts: dict[str, HostSettings], names: set[str]) -> li
             *gpu_limits.limits(settings),
             *gpu_modes.modes(settings),
             *gpu_containers.repository(settings),
-            *vllm.engines(settings),
+            *engines.engines(settings),
             *router.routers(settings),
             *router.clouds(settings),
             *paths.paths(settings),
@@ -92,7 +92,7 @@ def check_secrets(host: str, settings: HostSettings) -> list[Refusal]:
     findings = list(secrets.secrets_set(settings)) or [
         *tailnet.auth_key(settings),
         *floor.floor_key(settings),
-        *vllm.engine_keys(settings),
+        *engines.engine_keys(settings),
         *router.router_keys(settings),
     ]
     return [Refusal(host, *finding) for finding in findings]

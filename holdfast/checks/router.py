@@ -6,7 +6,7 @@ from holdfast import completion, secrets
 from holdfast.checks.finding import NEW_SECRET, Finding, Findings, nearest
 from holdfast.checks.tailnet import tailnet_scope
 from holdfast.engines.servers import declared_engines
-from holdfast.settings import CallerKey, Engine, HostSettings, Router
+from holdfast.settings import SERVERS, CallerKey, Engine, HostSettings, Router
 
 _TAKEN = ("floor", "queue")
 """A router's names for answers that are not from an engine."""
@@ -28,7 +28,7 @@ def routers(settings: HostSettings) -> Findings:
         for name in unknown:
             at = f"{key}.engines[{router.engines.index(name)}]"
             mend = nearest(name, set(declared))
-            yield Finding(at, name, "vllm.engines declares no such engine", mend)
+            yield Finding(at, name, _undeclared(), mend)
         if not unknown:
             yield from _chain(key, router, [declared[name] for name in router.engines])
         if router.profile in ("private", "client"):
@@ -47,6 +47,11 @@ def routers(settings: HostSettings) -> Findings:
         if router.floor and settings.floor is None:
             yield Finding(f"{key}.floor", True, "this host has no floor", "declare floor")
         yield from tailnet_scope(f"{key}.scope", router.scope, settings)
+
+
+def _undeclared() -> str:
+    lists = " and ".join(f"{name}.engines" for name in SERVERS)
+    return f"{lists} declare{'s' if len(SERVERS) == 1 else ''} no such engine"
 
 
 def _chain(key: str, router: Router, chain: list[Engine]) -> Findings:

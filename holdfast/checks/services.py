@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from holdfast import registry
 from holdfast.checks.finding import Finding, Findings
-from holdfast.settings import HostSettings
+from holdfast.settings import SERVERS, HostSettings
 
 _SYSTEM_UNITS = re.compile(
     r"(systemd|dbus|apt|nvidia|nfs|rpc|initrd|cloud|lvm2|apparmor|audit|sshd|ufw|snapd)[-.].*"
@@ -45,7 +45,7 @@ _SYSTEM_USERS = re.compile(
     r"|shadow|disk|kmem|tty|kvm|docker|wheel|staff|video|render|utmp|input|sgx|crontab|plugdev"
     r"|users|netdev|dialout|cdrom|tape|ssl-cert"
 )
-_OWN_USERS = re.compile(r"(holdfast|vllm|router|queue|clouds|tenant)-.*")
+_OWN_USERS = re.compile(rf"({'|'.join(SERVERS)}|holdfast|router|queue|clouds|tenant)-.*")
 
 
 def services(settings: HostSettings) -> Findings:

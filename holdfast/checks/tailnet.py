@@ -10,7 +10,7 @@ from itertools import combinations
 from holdfast import registry, secrets
 from holdfast.checks.finding import Finding, Findings, is_loopback, nearest
 from holdfast.egress import lies_within
-from holdfast.engines.servers import declared_engines
+from holdfast.engines.servers import served
 from holdfast.refusal import Refusal
 from holdfast.sandbox import TAILNET
 from holdfast.settings import HostSettings
@@ -71,8 +71,8 @@ def callers(settings: HostSettings) -> Findings:
     }
     if settings.floor:
         scoped["floor.callers"] = settings.floor.scope, settings.floor.callers
-    for index, engine in enumerate(declared_engines(settings)):
-        scoped[f"vllm.engines[{index}].callers"] = engine.scope, engine.callers
+    for key, _, engine in served(settings):
+        scoped[f"{key}.callers"] = engine.scope, engine.callers
     for index, router in enumerate(settings.routers):
         scoped[f"routers[{index}].callers"] = router.scope, router.callers
     for index, service in enumerate(settings.services):

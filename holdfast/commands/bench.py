@@ -36,7 +36,8 @@ def bench(
 
     from holdfast import inventory_file
     from holdfast.engines.bench import measure
-    from holdfast.engines.throughput import Load, append, regression, rows_in
+    from holdfast.engines.server import Load
+    from holdfast.engines.throughput import append, regression, rows_in
 
     asked = {
         "requests": requests,

@@ -38,18 +38,21 @@ def _show(name: str, settings: HostSettings) -> None:
     from rich.console import Console
 
     from holdfast.engines.fit import fit_of
-    from holdfast.engines.servers import declared_engines
-    from holdfast.engines.vllm import UNCOUNTED, peer_word
+    from holdfast.engines.server import peer_word
+    from holdfast.engines.servers import served
     from holdfast.fit.report import table
     from holdfast.gpu import power
 
     console = Console()
     if settings.gpus is not None and (budget := power.table(settings.gpus)):
         print(f"{name}: load of its power supplies\n{budget}")
-    for engine in declared_engines(settings):
+    for _, server, engine in served(settings):
+        what = f"{name}: {server.title}'s engine {engine.name}"
         if word := peer_word(engine):
-            print(f"{name}: vLLM's engine {engine.name}: {word}")
-        if fit := fit_of(settings, engine):
-            console.print(f"{name}: vLLM's engine {engine.name}", table(fit), sep="\n")
-            if uncounted := UNCOUNTED & set(engine.flags):
+            print(f"{what}: {word}")
+        if server.memory is None:
+            print(f"{what}: Holdfast does not know how much memory it needs")
+        elif fit := fit_of(settings, engine):
+            console.print(what, table(fit), sep="\n")
+            if uncounted := server.memory.uncounted & set(engine.flags):
                 console.print(f"not counted: {', '.join(sorted(uncounted))}")

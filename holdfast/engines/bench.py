@@ -1,6 +1,6 @@
 """How fast an engine is.
 
-The engine's own bench client asks it through its door, on its host, for requests of random tokens.
+The server's own benchmark asks it through its door, on its host, for requests of random tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pyinfra.api import StringCommand
 
 from facts.framed import answer, framed
 from holdfast import inventory_file, live
-from holdfast.engines.servers import declared_engines
-from holdfast.engines.throughput import Load, Row, row_of, script
+from holdfast.engines.server import Load
+from holdfast.engines.servers import declared_engines, server_of
+from holdfast.engines.throughput import Row, bench_of, row_of, script
 from holdfast.engines.units import cards_of_engine
-from holdfast.engines.vllm import VERSION
 from holdfast.settings import Engine, HostSettings
 from holdfast.storage import checkpoint_folder, checkpoint_of
 
@@ -31,7 +31,7 @@ def _told(host: str, settings: HostSettings, engine: Engine, load: Load) -> dict
         "driver": settings.gpus.driver.branch if settings.gpus else "",
         "engine": engine.name,
         "model": checkpoint_folder(checkpoint) if checkpoint else "",
-        "version": VERSION,
+        "version": server_of(settings, engine).version,
         "flags": json.dumps(said, sort_keys=True),
         "load": json.dumps(asdict(load)),
     }
@@ -64,7 +64,8 @@ def measure(path: str, hosts: dict[str, HostSettings], engine_name: str, load: L
 
     Raises:
         PyinfraError: the host did not answer, or not the whole.
-        ValueError: there is no such engine, it makes no tokens, or its client failed.
+        ValueError: there is no such engine, it makes no tokens, its server has no benchmark, or
+            that failed.
     """
     found = [
         (name, settings, engine)
@@ -78,4 +79,5 @@ def measure(path: str, hosts: dict[str, HostSettings], engine_name: str, load: L
     if engine.task == "embed":
         raise ValueError(f"{name}: engine {engine.name} makes no tokens; bench one that does")
     output = _run(path, name, engine.name, script(settings, engine, load))
-    return row_of(output, _told(name, settings, engine, load), len(engine.cards))
+    bench = bench_of(server_of(settings, engine))
+    return row_of(bench, output, _told(name, settings, engine, load), len(engine.cards))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.checks import vllm
+from holdfast.checks import engines
 from holdfast.checks.finding import nearest
 from holdfast.engines.servers import declared_engines
 from holdfast.refusal import Refusal, Refused
@@ -30,7 +30,7 @@ def with_model(
     refusals = [
         Refusal(name, *finding)
         for name, settings in found.items()
-        for finding in vllm.engines(settings)
+        for finding in engines.engines(settings)
     ]
     if refusals:
         raise Refused(refusals)
@@ -38,13 +38,14 @@ def with_model(
 
 
 def _changed(settings: HostSettings, engine_name: str, model: str) -> HostSettings | None:
-    declared = declared_engines(settings)
-    if settings.vllm is None or engine_name not in [engine.name for engine in declared]:
-        return None
-    update = [
-        engine.model_copy(update={"checkpoint": model} if engine.name == engine_name else {})
-        for engine in declared
-    ]
-    return settings.model_copy(
-        update={"vllm": settings.vllm.model_copy(update={"engines": update})}
-    )
+    for name, declared in settings.servers.items():
+        if engine_name in [engine.name for engine in declared.engines]:
+            update = [
+                engine.model_copy(
+                    update={"checkpoint": model} if engine.name == engine_name else {}
+                )
+                for engine in declared.engines
+            ]
+            changed = declared.model_copy(update={"engines": update})
+            return settings.model_copy(update={name: changed})
+    return None

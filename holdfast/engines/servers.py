@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+
+from holdfast import servers
+from holdfast import settings as keys
 from holdfast.engines.server import Server
-from holdfast.engines.vllm import VLLM
 from holdfast.python_environment import PythonEnvironment
 from holdfast.service.capability import Declared
 from holdfast.settings import DataPath, Engine, HostSettings, Listen, Service
 
-SERVERS: tuple[Server, ...] = (VLLM,)
+SERVERS: tuple[Server, ...] = tuple(
+    import_module(f"{servers.__name__}.{name}").SERVER for name in keys.SERVERS
+)
 
 
 def served(settings: HostSettings) -> list[tuple[str, Server, Engine]]:
@@ -16,14 +22,29 @@ def served(settings: HostSettings) -> list[tuple[str, Server, Engine]]:
     return [
         (f"{server.name}.engines[{index}]", server, engine)
         for server in SERVERS
-        for index, engine in enumerate(server.engines(settings))
+        if server.name in settings.servers
+        for index, engine in enumerate(settings.servers[server.name].engines)
     ]
 
 
+def server_of(settings: HostSettings, engine: Engine) -> Server:
+    """The server of a declared engine."""
+    return next(server for _, server, each in served(settings) if each.name == engine.name)
+
+
 def environment(settings: HostSettings, server: Server) -> PythonEnvironment:
-    """The Python environment that holds a server."""
-    lock = server.lock(settings).read_text()
-    return PythonEnvironment(server.name, lock, settings.distribution, server.index(settings))
+    """The Python environment that holds a declared server.
+
+    Raises:
+        OSError: its lock cannot be read.
+        ValueError: the inventory names no lock, and none comes with Holdfast.
+    """
+    declared = settings.servers[server.name]
+    lock = Path(declared.lock).expanduser() if declared.lock else server.lock
+    if lock is None:
+        raise ValueError(f"{settings.hostname}: {server.name}.lock is missing")
+    text = lock.read_text("utf-8", "replace")
+    return PythonEnvironment(server.name, text, settings.distribution, declared.packages)
 
 
 def declared_engines(settings: HostSettings) -> list[Engine]:
@@ -32,7 +53,7 @@ def declared_engines(settings: HostSettings) -> list[Engine]:
 
 
 def engine_service(program: str, engine: Engine) -> Service:
-    """An engine as a service; ``program`` is what serves, such as ``vllm``."""
+    """An engine as a service; ``program`` is the name of its server."""
     name = f"{program}-{engine.name}"
     return Service(
         name=name,

@@ -8,14 +8,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
-from holdfast.engines.servers import engine_service
+from holdfast.engines.server import Bench, Load, Server
+from holdfast.engines.servers import engine_service, environment, server_of
 from holdfast.engines.units import EngineNames, cards_of_engine
-from holdfast.engines.vllm import VLLM, lock_of
-from holdfast.python_environment import directory
 from holdfast.render import render
 from holdfast.settings import Engine, HostSettings
 from holdfast.storage import checkpoint_of, checkpoint_path
@@ -25,37 +23,39 @@ SLOWER = 0.10
 REMEMBERED = 5
 """Runs that a new one is compared with, by their median."""
 RESULT_BYTES = 16 << 20
-"""How much of the client's result is read; vLLM's holds some figures for each request."""
+"""How much of a benchmark's result is read; it may hold some figures for each request."""
 
 
-@dataclass(frozen=True)
-class Load:
-    """What is asked of the engine."""
+def bench_of(server: Server) -> Bench:
+    """The benchmark of a server.
 
-    requests: int = 64
-    concurrent_requests: int = 8
-    input_tokens: int = 512
-    output_tokens: int = 128
+    Raises:
+        ValueError: it has none.
+    """
+    if server.bench is None:
+        raise ValueError(f"Holdfast has no benchmark for {server.title}")
+    return server.bench
 
 
 def script(settings: HostSettings, engine: Engine, load: Load) -> str:
-    """The shell text that runs the client on the host.
+    """The shell text that runs the benchmark on the host.
 
     Raises:
-        ValueError: the engine's checkpoint is not declared.
+        ValueError: the engine's checkpoint is not declared, or its server has no benchmark.
     """
-    names, checkpoint = EngineNames(VLLM, engine), checkpoint_of(settings, engine)
-    if checkpoint is None or settings.vllm is None:
+    server, checkpoint = server_of(settings, engine), checkpoint_of(settings, engine)
+    if checkpoint is None:
         raise ValueError(f"{settings.hostname} declares no checkpoint {engine.checkpoint}")
-    lock = lock_of(settings.vllm).read_text()
+    bench = bench_of(server)
+    command = bench.command(engine, checkpoint_path(settings.storage, checkpoint), load)
     return render(
-        "vllm/bench.sh.j2",
-        names=names,
-        user=engine_service(VLLM.name, engine).user,
+        "engines/bench.sh.j2",
+        names=EngineNames(server, engine),
+        user=engine_service(server.name, engine).user,
         cards=cards_of_engine(settings, engine),
-        environment=directory(VLLM.name, lock, settings.distribution),
-        folder=checkpoint_path(settings.storage, checkpoint),
-        load=load,
+        environment=environment(settings, server).folder,
+        variables=bench.environment,
+        command=command,
         result_bytes=RESULT_BYTES,
     )
 
@@ -88,27 +88,27 @@ class Row:
         return (*told, self.driver)
 
 
-def row_of(output: Sequence[str], told: dict[str, str], cards: int) -> Row:
+def row_of(bench: Bench, output: Sequence[str], told: dict[str, str], cards: int) -> Row:
     """The row of what the script printed; ``told`` are the fields that it does not measure.
 
     Raises:
-        ValueError: the client printed no result, or requests failed.
+        ValueError: the benchmark printed no result, or requests failed.
     """
-    result: dict[str, Any] = json.loads(output[0])
-    if result["failed"]:
+    found = bench.measured(json.loads(output[0]))
+    if found.failed:
         raise ValueError(
-            f"{result['failed']} of {result['num_prompts']} requests failed: see whether the engine"
+            f"{found.failed} of {found.requests} requests failed: see whether the engine"
             f" {told['engine']} answers"
         )
     samples = [list(map(float, line.split(","))) for line in output[1:] if line.count(",") == 1]
     power = sum(watts for watts, _ in samples) * cards / len(samples) if samples else None
     return Row(
         **told,
-        tokens_per_second=round(result["output_throughput"], 2),
-        ttft_median_ms=round(result["median_ttft_ms"], 1),
-        ttft_p99_ms=round(result["p99_ttft_ms"], 1),
-        tpot_median_ms=round(result["median_tpot_ms"], 2),
-        tpot_p99_ms=round(result["p99_tpot_ms"], 2),
+        tokens_per_second=round(found.tokens_per_second, 2),
+        ttft_median_ms=round(found.ttft_median_ms, 1),
+        ttft_p99_ms=round(found.ttft_p99_ms, 1),
+        tpot_median_ms=round(found.tpot_median_ms, 2),
+        tpot_p99_ms=round(found.tpot_p99_ms, 2),
         power_w=round(power, 1) if power is not None else None,
         temperature_c=max((heat for _, heat in samples), default=None),
     )

@@ -1,15 +1,15 @@
 """An engine's units and the files they read, from settings alone.
 
 The engine has no network but a loopback of its own and answers on a Unix socket. What comes in at a
-door passes a proxy that knows a few paths and answers 404 for every other: vLLM asks for its key
-below /v1 only.
+door passes a proxy that knows a few paths and answers 404 for every other: a server may answer some
+of its paths without a key.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
 import yaml
@@ -17,11 +17,12 @@ import yaml
 from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
 from holdfast import alerts, completion
 from holdfast.doors import Door, doors
-from holdfast.engines.fit import cards_of, settings_of
+from holdfast.engines.fit import cards_of
 from holdfast.engines.server import Server, paths, questions
-from holdfast.engines.servers import declared_engines, engine_service, environment, served
+from holdfast.engines.servers import engine_service, environment, served
 from holdfast.gpu import limits
 from holdfast.gpu.cards import declared_cards
+from holdfast.gpu.targets import targets_of
 from holdfast.host_programs import engine_watch, gpu_memory
 from holdfast.host_programs import replace as replace_program
 from holdfast.host_programs.replace import Job
@@ -34,9 +35,6 @@ from holdfast.storage import checkpoint_of, checkpoint_path
 
 STARTS = 5
 """An engine that fails so often in a row is left alone, and an alert is raised."""
-STOP_SECONDS = 60
-"""vLLM's own drain (`holdfast.engines.vllm.DRAIN_SECONDS`) and as much again to let go of cards."""
-
 MEMORY_PROGRAM = path_of(gpu_memory)
 MEMORY_SECONDS = 60
 """How long a start waits for cards to be given back; an engine that was killed takes seconds."""
@@ -122,7 +120,7 @@ class EngineNames:
     @property
     def job(self) -> str:
         """What a replacement of its model needs to know."""
-        return f"{CONFIGURATION}/{self.server.name}/{self.engine.name}.json"
+        return f"{replace_program.JOBS}/{self.engine.name}.json"
 
     @property
     def proxies(self) -> str:
@@ -177,18 +175,20 @@ def devices() -> Program:
 
 def _neighbours(settings: HostSettings, names: EngineNames) -> list[str]:
     """Units of engines that are declared before this one and share a card with it."""
-    others = declared_engines(settings)
-    earlier = others[: others.index(names.engine)] if names.engine in others else []
-    return [
-        EngineNames(names.server, other).unit
-        for other in earlier
-        if set(other.cards) & set(names.engine.cards)
-    ]
+    others = every(settings)
+    earlier = others[: others.index(names)] if names in others else []
+    return [other.unit for other in earlier if set(other.engine.cards) & set(names.engine.cards)]
 
 
-def programs(settings: HostSettings, names: EngineNames) -> list[Program]:
-    """An engine, and the job that raises an alert when it does not get on."""
-    return [_engine(settings, names), _watch(names)]
+def programs(settings: HostSettings) -> list[Program]:
+    """Every declared engine, each with the job that raises an alert when it does not get on."""
+    return [each for names in every(settings) for each in programs_of(settings, names)]
+
+
+def programs_of(settings: HostSettings, names: EngineNames) -> list[Program]:
+    """An engine and its watch; they run while a mode that wants the engine does."""
+    targets = tuple(targets_of(settings, names.engine.name))
+    return [replace(each, along_with=targets) for each in (_engine(settings, names), _watch(names))]
 
 
 def _engine(settings: HostSettings, names: EngineNames) -> Program:
@@ -198,6 +198,7 @@ def _engine(settings: HostSettings, names: EngineNames) -> Program:
     uuids = cards_of_engine(settings, engine)
     on_cards = {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
     waits = _waits(settings, engine)
+    stop_seconds = 2 * server.drain_seconds
     # Before anything is loaded, and as root, who sees whose process holds a card.
     as_root = (*AS_ROOT.split(), "JOURNAL_STREAM=${JOURNAL_STREAM}", "/usr/bin/python3", "-I")
     # The key is in no argv: the shell reads the credential and becomes the engine.
@@ -244,12 +245,12 @@ def _engine(settings: HostSettings, names: EngineNames) -> Program:
         cache=names.stem,
         working_directory=cache,
         start_seconds=engine.start_seconds,
-        stop_seconds=STOP_SECONDS,
+        stop_seconds=stop_seconds,
         # Always: an engine whose core was killed exits with 0.
         restart="always",
         restart_seconds=5,
         # Every start of the row must lie in it, however long each of them takes to fail.
-        starts=(STARTS, STARTS * (engine.start_seconds + STOP_SECONDS + 60)),
+        starts=(STARTS, STARTS * (engine.start_seconds + stop_seconds + 60)),
         at_boot=True,
         order=(*_order(settings, names, python.folder),),
         tuned=(*_tuned(settings, engine),),
@@ -333,11 +334,6 @@ BESIDE = (RECOVERY, DEVICES, UNDO)
 """Units that all engines of a host share."""
 
 
-def every_program(settings: HostSettings) -> list[Program]:
-    """The programs of every declared engine."""
-    return [program for names in every(settings) for program in programs(settings, names)]
-
-
 def beside(settings: HostSettings) -> list[str]:
     """The paths that engines have on a host beside their programs' files."""
     engines = every(settings)
@@ -354,9 +350,9 @@ def configuration(settings: HostSettings, names: EngineNames) -> str:
     checkpoint = checkpoint_of(settings, names.engine)
     if checkpoint is None:
         raise ValueError(f"{settings.hostname} declares no checkpoint {names.engine.checkpoint}")
-    batch = settings_of(names.engine, cards_of(settings, names.engine)).max_num_batched_tokens
     folder = checkpoint_path(settings.storage, checkpoint)
-    said = names.server.configuration(names.engine, folder, names.socket, batch)
+    cards = cards_of(settings, names.engine)
+    said = names.server.configuration(names.engine, folder, names.socket, cards)
     return yaml.safe_dump(said, sort_keys=True)
 
 
@@ -374,6 +370,7 @@ def _job(settings: HostSettings, names: EngineNames) -> Job:
         socket=names.socket,
         doors=[door.admin for door in names.doors],
         configuration=names.configuration,
+        model_key=names.server.model_key,
         cache=f"/var/cache/{names.stem}",
         questions=[[path, body] for path, body in questions(names.engine)],
         model=names.engine.name,

@@ -18,35 +18,15 @@ from holdfast.engines.units import RECORDS as ENGINE_RECORDS
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames, every
 from holdfast.gpu import limits
 from holdfast.gpu.cards import declared_cards
+from holdfast.gpu.targets import sets, target, targets_of
 from holdfast.host_programs import mode as mode_program
 from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
 from holdfast.sandbox import RUN, sandbox, undoing
 from holdfast.settings import LOOPBACK_OF, Gpus, HealthCheck, HostSettings, Service
-from holdfast.settings import CardSet as DeclaredSet
 
 CONFIG = mode_program.CONFIG
 PRESENT = mode_program.PRESENT
-
-
-def sets(settings: HostSettings) -> list[DeclaredSet]:
-    """The sets of cards of a host."""
-    return settings.gpus.card_sets if settings.gpus else []
-
-
-def target(mode: str) -> str:
-    """The unit of a mode."""
-    return f"holdfast-mode-{mode}.target"
-
-
-def targets_of(settings: HostSettings, service: str) -> list[str]:
-    """The targets that want an engine or a service; empty if it always runs."""
-    return [
-        target(mode.name)
-        for card_set in sets(settings)
-        for mode in card_set.modes
-        if service in mode.services
-    ]
 
 
 def engine_names(settings: HostSettings) -> dict[str, EngineNames]:

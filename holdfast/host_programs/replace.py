@@ -2,12 +2,13 @@
 """Replace an engine's configuration, and restore the previous one if the new one does not serve.
 
 It is copied to hosts as one file, so it uses only the standard library of Python 3.11. Reads
-``/etc/holdfast/vllm/NAME.json``; the new configuration is ``NAME.yaml.next`` beside it.
+``/etc/holdfast/engines/NAME.json``; the new configuration lies beside the one that it names, with
+the ending ``.next``.
 
 It runs in its own unit, which outlives the login or the deploy that started it and follows it.
 After a signal or with a full disk, the program itself restores the previous configuration. After a
 kill, systemd starts a second unit for this (``--undo``) and restarts it until it completes. The
-last step is in ``/var/lib/holdfast/vllm/NAME.json``, written before every step that a power cut
+last step is in ``/var/lib/holdfast/engines/NAME.json``, written before every step that a power cut
 must not leave unfinished; `recover` runs at boot before any engine starts.
 """
 
@@ -43,8 +44,8 @@ from holdfast.host_programs.shared.undoing import (
     within,
 )
 
-JOBS = Path("/etc/holdfast/vllm")
-STATE = Path("/var/lib/holdfast/vllm")
+JOBS = Path("/etc/holdfast/engines")
+STATE = Path("/var/lib/holdfast/engines")
 
 STILL = 3
 """Consecutive checks at which an engine must be idle, because its gauges lag behind its
@@ -79,6 +80,8 @@ class Job:
     doors: list[str]
     """Admin sockets of the proxies in front of it."""
     configuration: str
+    model_key: str
+    """The key of the configuration that names the model's folder."""
     cache: str
     questions: list[list[Any]]
     """Path and body of each test request."""
@@ -218,7 +221,7 @@ class Replacement:
         """
         if not self.job.next.exists():
             raise Failed(f"{self.job.next} does not exist: deploy it first")
-        folder = _model_in(self.job.next.read_text(encoding="utf-8"))
+        folder = _model_in(self.job.next.read_text(encoding="utf-8"), self.job.model_key)
         if folder is None or not Path(folder).is_dir():
             raise Failed(f"the model {folder} is not on this host")
         done = _run("sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS", cwd=folder)
@@ -443,8 +446,8 @@ def _has_words(part: dict[str, Any]) -> bool:
     return any([*said, message.get("reasoning_content"), message.get("reasoning")])
 
 
-def _model_in(configuration: str) -> str | None:
-    found = re.search(r"^model: *(\S+)$", configuration, re.MULTILINE)
+def _model_in(configuration: str, key: str) -> str | None:
+    found = re.search(rf"^{re.escape(key)}: *(\S+)$", configuration, re.MULTILINE)
     return found[1] if found else None
 
 

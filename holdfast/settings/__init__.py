@@ -6,15 +6,16 @@ parses every host with them before the first connection and refuses what cannot 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from holdfast.settings.backup import Backup, DataPath, Repository
 from holdfast.settings.base import Base, DiskCheck, Distribution
 from holdfast.settings.clouds import Clouds, Provider
 from holdfast.settings.docker import Docker, DockerNetwork
 from holdfast.settings.egress import LOOPBACK_OF, Cloud, Peer, Tier
+from holdfast.settings.engines import SERVERS, Engine, EngineServer
 from holdfast.settings.firewall import Firewall, NetworkInterface, Opening
 from holdfast.settings.floor import Floor
 from holdfast.settings.gpu import GpuCard, Gpus, PowerSupply
@@ -26,11 +27,11 @@ from holdfast.settings.sources import AptRepository, Artefact
 from holdfast.settings.ssh import Ssh
 from holdfast.settings.storage import Checkpoint, ModelFile, NfsMount, Storage
 from holdfast.settings.tailnet import Tailnet
-from holdfast.settings.vllm import Engine, Vllm
 from holdfast.types import ControllerPath, HostLabel, Interface, LoginHost, Model, Port, UserName
 
 __all__ = [
     "LOOPBACK_OF",
+    "SERVERS",
     "AptRepository",
     "Artefact",
     "Backup",
@@ -47,6 +48,7 @@ __all__ = [
     "Docker",
     "DockerNetwork",
     "Engine",
+    "EngineServer",
     "Firewall",
     "Floor",
     "GpuCard",
@@ -72,12 +74,11 @@ __all__ = [
     "Storage",
     "Tailnet",
     "Tier",
-    "Vllm",
 ]
 
 
-class HostSettings(Model):
-    """All settings of one host."""
+class _Machine(Model):
+    """The keys before those of engine servers."""
 
     hostname: HostLabel
     """The host's own name."""
@@ -96,8 +97,25 @@ class HostSettings(Model):
     storage: Storage = Storage()
     floor: Floor | None = None
     """None: no floor."""
-    vllm: Vllm | None = None
-    """None: no engine of vLLM."""
+
+
+if TYPE_CHECKING:
+    _Served = _Machine
+else:
+    # One key for each engine server: mypy reads them as `HostSettings.servers`.
+    _Served = create_model(
+        "_Served",
+        __base__=_Machine,
+        **{
+            name: (EngineServer | None, Field(None, description=f"None: no engine of {name}."))
+            for name in SERVERS
+        },
+    )
+
+
+class HostSettings(_Served):
+    """All settings of one host."""
+
     clouds: Clouds | None = None
     """None: no router uses a cloud."""
     routers: list[Router] = []
@@ -125,3 +143,9 @@ class HostSettings(Model):
     """``accept-new`` trusts an unknown host; both refuse a changed key."""
     sudo: bool = Field(default=False, alias="_sudo")
     """Whether ``ssh_user`` becomes root by sudo, without a password."""
+
+    @property
+    def servers(self) -> dict[str, EngineServer]:
+        """The declared engine servers, by their keys."""
+        found = {name: getattr(self, name) for name in SERVERS}
+        return {name: declared for name, declared in found.items() if declared is not None}

@@ -34,7 +34,7 @@ class Mode(Model):
     name: Name = Field(max_length=24)
     """The argument of `holdfast-mode`; no two modes of a host share it."""
     services: list[Name] = []
-    """Engines of vLLM and declared services that run in it. A service that no mode of the set names
+    """Engines and declared services that run in it. A service that no mode of the set names
     runs in all modes. An empty list leaves the cards free for any program."""
     power_caps_w: dict[Name, Watts] = {}
     """Card to power limit in this mode, W; other cards keep their own."""

@@ -81,7 +81,7 @@ class Router(Model):
     keys: list[CallerKey] = []
     """The keys of a ``personal`` or ``cloud`` router, one for each caller."""
     engines: list[Name] = []
-    """Engines declared under ``vllm.engines``, in the order in which they are tried."""
+    """Engines of this host, in the order in which they are tried."""
     floor: bool = False
     """Whether the floor answers when no engine does."""
     clouds: list[Name] = []

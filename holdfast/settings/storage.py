@@ -75,7 +75,7 @@ class ModelFile(Model):
 
 
 class Checkpoint(Model):
-    """A model for vLLM: a folder on local disk, all files verified by one checksum."""
+    """A model for engines: a folder on local disk, all files verified by one checksum."""
 
     name: Name
     source: Source

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from holdfast import floor
-from holdfast.engines import throughput, vllm
+from holdfast.engines import throughput
 from holdfast.engines.fit import fit_of
-from holdfast.engines.servers import declared_engines
-from holdfast.engines.units import REPLACE_PROGRAM, EngineNames
+from holdfast.engines.units import REPLACE_PROGRAM, EngineNames, every
+from holdfast.servers import vllm
 from holdfast.settings import HostSettings
 from tests.drill.converge import ROOT
 from tests.drill.rehearsal import Act
@@ -114,7 +114,7 @@ class Engines:
 
     def names(self) -> list[EngineNames]:
         """What belongs to each declared engine."""
-        return [EngineNames(vllm.VLLM, engine) for engine in declared_engines(self.stage.settings)]
+        return every(self.stage.settings)
 
     def wait_until_serving(self) -> None:
         """Wait until systemd regards every engine's unit as started."""
@@ -137,10 +137,10 @@ class Engines:
         self.record.check(f"the plan of {name} is exact", planned == seen, f"{planned}; {seen}")
 
     def _compare_flags(self) -> None:
-        program = ROOT / "holdfast" / "engines" / "vllm_flags.py"
-        self.stage.rack.copy_to(program, "/root/vllm_flags.py")
+        program = ROOT / "holdfast/servers/vllm/print_flags.py"
+        self.stage.rack.copy_to(program, "/root/print_flags.py")
         told = self.stage.rack.succeed(
-            "VLLM_LOGGING_LEVEL=ERROR /opt/holdfast/vllm/*/bin/python /root/vllm_flags.py"
+            "VLLM_LOGGING_LEVEL=ERROR /opt/holdfast/vllm/*/bin/python /root/print_flags.py"
             " 2>/dev/null",
             timeout_seconds=300,
         )
@@ -199,7 +199,7 @@ class Engines:
             self.site.converge("another model")
         serving = self._serving()
         self.record.check("the other model serves", serving.startswith(OTHER), serving)
-        noted = json.loads(self.stage.rack.succeed("cat /var/lib/holdfast/vllm/chat.json"))
+        noted = json.loads(self.stage.rack.succeed("cat /var/lib/holdfast/engines/chat.json"))
         self.record.figures["replacement"] = noted.get("away", noted["step"])
         self.expect_floor(floor_says)
         cut = [said for said in chat_says if not _is_whole(said)]
@@ -244,13 +244,13 @@ class Engines:
         rack = self.stage.rack
         rack.succeed(f"{prepare} && systemd-run --quiet --unit=replace {REPLACE_PROGRAM} chat")
         rack.wait_until_succeeds(
-            "grep -q swapped /var/lib/holdfast/vllm/chat.json", timeout_seconds=120
+            "grep -q swapped /var/lib/holdfast/engines/chat.json", timeout_seconds=120
         )
         rack.crash()
         rack.start()
         rack.wait_for_boot()
         rack.wait_until_succeeds(f"systemctl --quiet is-active {names.unit}", timeout_seconds=600)
-        serving, told = self._serving(), rack.succeed("cat /var/lib/holdfast/vllm/chat.json")
+        serving, told = self._serving(), rack.succeed("cat /var/lib/holdfast/engines/chat.json")
         self.record.survived(
             "a replacement where the power is cut in the middle",
             "the old model serves",

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from holdfast.engines import vllm
 from holdfast.engines.servers import declared_engines
 from holdfast.engines.units import EngineNames
+from holdfast.servers import vllm
 from tests.doubles import guest
 from tests.doubles.rack import DRIVER_VERSION, Rack, known
 from tests.drill import engines as engines_of_drill
@@ -241,7 +241,7 @@ class NativeStage(RackStage):
 
     def _engine_names(self, name: str) -> EngineNames:
         found = next(each for each in declared_engines(self.settings) if each.name == name)
-        return EngineNames(vllm.VLLM, found)
+        return EngineNames(vllm.SERVER, found)
 
     def vllm(self, engines: list[dict[str, object]]) -> dict[str, object]:
         """The block of vLLM with these engines."""

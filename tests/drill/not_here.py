@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast import egress
+from holdfast.engines.servers import declared_engines
 from holdfast.gpu import containers, modes
 from holdfast.registry import declared_services
 from holdfast.routing import ledger_service
@@ -50,7 +51,7 @@ def _publishes(settings: HostSettings) -> bool:
 
 
 def _every_engine_takes_turns(settings: HostSettings) -> bool:
-    engines = settings.vllm.engines if settings.vllm else []
+    engines = declared_engines(settings)
     return all(modes.targets_of(settings, engine.name) for engine in engines)
 
 
@@ -114,8 +115,8 @@ UNDECLARED: dict[tuple[str, str], Callable[[HostSettings], bool]] = {
         not any(each.unit.startswith("holdfast-") for each in declared_services(settings))
     ),
     ("tailnet", "this host is on no tailnet"): lambda settings: settings.tailnet is None,
-    ("vllm", "this host has no vLLM engine"): lambda settings: settings.vllm is None,
-    ("vllm", "no engine belongs to the active mode"): _every_engine_takes_turns,
+    ("engines", "this host has no engine"): lambda settings: not declared_engines(settings),
+    ("engines", "no engine belongs to the active mode"): _every_engine_takes_turns,
 }
 """File and reason of a skipped test -> whether the inventory confirms it."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from holdfast import alerts, egress, floor
+from holdfast.engines.servers import declared_engines
 from holdfast.router import CALLERS, RouterNames
 from holdfast.routing import router_service
 from holdfast.settings import HostSettings
@@ -266,8 +267,8 @@ class Private:
                 rack.execute(run.format(sealed))
 
     def _engine_port(self, name: str) -> int:
-        vllm = self.stage.settings.vllm
-        return next(each.port for each in vllm.engines if each.name == name) if vllm else 0
+        declared = declared_engines(self.stage.settings)
+        return next((each.port for each in declared if each.name == name), 0)
 
     def _network(self, tier: str) -> str:
         docker = self.stage.settings.docker

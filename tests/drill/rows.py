@@ -57,7 +57,7 @@ ROWS_OF_FILES = {
     "tailnet": (8,),
     "gpu": (3, 4, 5),
     "gpu_modes": (12,),
-    "vllm": (9,),
+    "engines": (9,),
     "floor": (13,),
     "router": (14, 15),
     "clouds": (14,),

@@ -985,26 +985,26 @@ def _at_the_door(rule: str) -> tuple[str, str]:
 ENGINES = (
     Sabotage(
         "an engine refuses everybody",
-        ("vllm::each_answers_with_its_key",),
+        ("engines::each_answers_with_its_key",),
         *_at_the_door("deny deny_status 403 if METH_POST"),
     ),
     Sabotage(
         "an engine asks for no key",
-        ("vllm::each_refuses_a_wrong_key",),
+        ("engines::each_refuses_a_wrong_key",),
         *_at_the_door("return status 200 if METH_POST !{ req.hdr(authorization) -m found }"),
     ),
     Sabotage(
         "every path leads to the engine",
         (
-            "vllm::no_other_path_reaches_an_engine",
-            "vllm::nothing_else_can_be_read",
-            "vllm::a_path_accepts_only_its_own_method",
+            "engines::no_other_path_reaches_an_engine",
+            "engines::nothing_else_can_be_read",
+            "engines::a_path_accepts_only_its_own_method",
         ),
         *edited(_PATHS, "/http-request deny/d", _DOOR),
     ),
     Sabotage(
         "nobody can read its metrics",
-        ("vllm::its_health_and_its_metrics_are_there",),
+        ("engines::its_health_and_its_metrics_are_there",),
         *edited(_PATHS, "s, /metrics,,", _DOOR),
     ),
     Sabotage(
@@ -1028,7 +1028,7 @@ ENGINES = (
     ),
     Sabotage(
         "its environment is not root's alone",
-        ("vllm::each_uses_only_the_pinned_environment",),
+        ("engines::each_uses_only_the_pinned_environment",),
         "echo 'import os' > /opt/holdfast/vllm/stray.pth && chmod 666 /opt/holdfast/vllm/stray.pth",
         "rm /opt/holdfast/vllm/stray.pth",
     ),

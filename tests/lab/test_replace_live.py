@@ -34,7 +34,7 @@ pytestmark = [
 SPEC = Spec("box", variant="rack", host_number=11, memory_mib=2048, cpus=2)
 PATIENCE_SECONDS = 120
 HERE = "/srv/engine"
-RECORD = "/var/lib/holdfast/vllm/chat.json"
+RECORD = "/var/lib/holdfast/engines/chat.json"
 UNIT = f"""
 [Service]
 Type=exec
@@ -57,6 +57,7 @@ JOB = {
     "socket": f"{HERE}/http.sock",
     "doors": [],
     "configuration": f"{HERE}/chat.yaml",
+    "model_key": "model",
     "cache": f"{HERE}/cache",
     "questions": [["/v1/completions", {"model": "chat", "prompt": "ready"}]],
     "model": "chat",
@@ -81,7 +82,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         bring_python(machine)
         put(machine, f"{HERE}/fake_engine.py", Path(fake_engine.__file__).read_text())
         put(machine, f"{HERE}/ask.py", ASK)
-        put(machine, "/etc/holdfast/vllm/chat.json", json.dumps(JOB))
+        put(machine, "/etc/holdfast/engines/chat.json", json.dumps(JOB))
         put(machine, f"{HERE}/key", "a-key")
         put(machine, "/etc/systemd/system/chat.service", UNIT)
         put(machine, f"/etc/systemd/system/{UNDO}", undo_unit())

@@ -19,22 +19,23 @@ from facts.firewall import ROLLBACK_STATE
 from facts.ssh import ROLLBACK_STATE as ROLLBACK_OF_SSH
 from holdfast import alerts, ssh
 from holdfast import firewall as walls
+from holdfast.engines.server import Load
 from holdfast.engines.servers import declared_engines, engine_service
-from holdfast.engines.throughput import Load
 from holdfast.engines.units import (
     DEVICES,
     MEMORY_PROGRAM,
     EngineNames,
     devices,
-    programs,
+    programs_of,
 )
-from holdfast.engines.vllm import LOCK, VLLM
 from holdfast.firewall import ROLLBACK_UNIT
 from holdfast.gpu import driver
 from holdfast.host_programs import firewall as firewall_program
 from holdfast.host_programs import gpu_memory
 from holdfast.python_environment import directory
 from holdfast.render import render
+from holdfast.servers.vllm import BENCH, LOCK
+from holdfast.servers.vllm import SERVER as VLLM
 from holdfast.service import texts
 from holdfast.settings import HostSettings
 from holdfast.shipping import text_of
@@ -43,7 +44,7 @@ from tests.drill.converge import PYINFRA
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import OPERATOR, ensure_image, lab_key
 from tests.lab.machine import Spec
-from tests.unit import test_gpu_driver, test_vllm
+from tests.unit import test_engines, test_gpu_driver
 
 pytestmark = [
     pytest.mark.lab,
@@ -84,7 +85,7 @@ def write(box: ContainerMachine, path: str, text: str, mode: str = "644") -> Non
 def description(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model's description, as a plan reads it."""
     folder = tmp_path_factory.mktemp("model")
-    (folder / "config.json").write_text(json.dumps(test_vllm.LLAMA))
+    (folder / "config.json").write_text(json.dumps(test_engines.LLAMA))
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": 16_060_522_496}, "weight_map": {}})
     )
@@ -94,7 +95,7 @@ def description(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(box: ContainerMachine, description: Path) -> EngineNames:
     """An engine on a card, whose program sleeps, and a driver that shows the card."""
-    settings = test_vllm._settings(description)
+    settings = test_engines._settings(description)
     names = EngineNames(VLLM, declared_engines(settings)[0])
     _install(box, settings, names)
     return names
@@ -104,13 +105,13 @@ def engine(box: ContainerMachine, description: Path) -> EngineNames:
 def measured(engine: EngineNames) -> str:
     """The script that measures that engine."""
     return render(
-        "vllm/bench.sh.j2",
+        "engines/bench.sh.j2",
         names=engine,
         user=engine_service(VLLM.name, engine.engine).user,
-        cards=test_vllm.UUIDS[:1],
+        cards=test_engines.UUIDS[:1],
         environment=ENVIRONMENT,
-        folder="/var/lib/holdfast/models/llama",
-        load=Load(),
+        variables=BENCH.environment,
+        command=BENCH.command(engine.engine, "/var/lib/holdfast/models/llama", Load()),
         result_bytes=1000,
     )
 
@@ -118,11 +119,11 @@ def measured(engine: EngineNames) -> str:
 def _install(box: ContainerMachine, settings: HostSettings, names: EngineNames) -> None:
     user = engine_service(VLLM.name, names.engine).user
     box.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
-    for path, text in texts(programs(settings, names)).items():
+    for path, text in texts(programs_of(settings, names)).items():
         write(box, path, text)
     write(box, MEMORY_PROGRAM, text_of(gpu_memory), "755")
     write(box, f"{ENVIRONMENT}/bin/vllm", "#!/bin/sh\nexec sleep infinity\n", "755")
-    write(box, "/usr/bin/nvidia-smi", _SMI.format(uuid=test_vllm.UUIDS[0]), "755")
+    write(box, "/usr/bin/nvidia-smi", _SMI.format(uuid=test_engines.UUIDS[0]), "755")
     box.succeed(f"mkdir -p {settings.storage.models_path}")
     for secret in (names.key, names.probe):
         write(box, secret, "x\n", "600")

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from holdfast import floor, router
-from holdfast.engines import units, vllm
+from holdfast.engines import units
 from holdfast.service import texts
 from holdfast.settings import HostSettings
 
@@ -349,10 +349,9 @@ def running(
 def door(stand_in: StandIn) -> Iterator[Running]:
     """The loopback door of the one engine that the stand-in is, as its unit runs it."""
     settings = settings_of([stand_in], {"engines": [stand_in.name]})
-    assert settings.vllm is not None
-    names = units.EngineNames(vllm.VLLM, settings.vllm.engines[0])
+    names = units.every(settings)[0]
     loopback = names.doors[0]
-    programs = units.programs(settings, names)
+    programs = units.programs_of(settings, names)
     (proxied,) = (each.proxied for each in programs if each.proxied)
     text = texts(programs)[proxied.configuration_of(loopback)]
     with _proxied(stand_in, text, names.socket, loopback.admin) as found:

@@ -37,6 +37,7 @@ from deploys import (
     base,
     docker,
     egress,
+    engines,
     firewall,
     gpu_containers,
     gpu_driver,
@@ -46,7 +47,6 @@ from deploys import (
     ssh,
     storage,
     tailnet,
-    vllm,
 )
 from facts.base import Account, BaseState, Ground
 from facts.ssh import Sshd
@@ -69,7 +69,7 @@ from tests.unit.site_data import SHA256, good
 DEPLOYS: tuple[Callable[..., Any], ...] = (
     *(base.apply, ssh.apply, firewall.apply, egress.apply, gpu_driver.apply, gpu_modes.declare),
     *(gpu_limits.apply, docker.apply, gpu_containers.apply, tailnet.apply, storage.apply),
-    *(services.apply, backup.apply, vllm.settle),
+    *(services.apply, backup.apply, engines.settle),
 )
 UNITS = ("service", "socket", "timer", "mount", "automount", "slice", "target")
 _POLICY = "it is in the tailnet's policy alone, which is written as JSON"

@@ -53,12 +53,12 @@ def test_each_scenario_has_a_machine() -> None:
 def test_what_holds_as_far_as_it_can_passes(tmp_path: Path) -> None:
     done = verify(
         tmp_path,
-        vllm="def test_a(): pass\ndef test_b(): pytest.skip('this host has no engine of vLLM')\n",
+        engines="def test_a(): pass\ndef test_b(): pytest.skip('this host has no engine')\n",
         # No container can show it: it is left out.
         hardening="def test_a(): pass\ndef test_programs_are_confined(): assert False\n",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "vllm: 1 hold, 1 do not apply here: this host has no engine of vLLM" in done.stdout
+    assert "engines: 1 hold, 1 do not apply here: this host has no engine" in done.stdout
     assert "2 passed, 1 skipped, 1 deselected" in done.stdout
     assert passed_tests(tmp_path / "verify.xml") == 2
 

@@ -19,7 +19,7 @@ from tests.unit.plans import RECORDED, ROOT, SECRET, merged
 
 FILES = sorted(RECORDED.glob("*-*.txt"))
 MEANT = "If that is meant: `make accept-plans`, and commit what it wrote."
-UNPLANNED = {"vllm/bench.sh.j2": "`make bench-serving` runs it; no deploy does"}
+UNPLANNED = {"engines/bench.sh.j2": "`make bench-serving` runs it; no deploy does"}
 """Templates that are in no plan, and why."""
 
 
@@ -121,7 +121,7 @@ def test_one_rack_carries_everything_on_every_distribution() -> None:
         deploys = {line[3:].partition(" | ")[0] for line in lines if line.startswith("== ")}
         assert deploys >= {
             *("Base", "SSH", "Firewall", "Egress", "Cards on the bus", "GPU driver", "GPU modes"),
-            *("GPU limits", "Docker", "GPU containers", "Tailnet", "Storage", "Floor", "vLLM"),
+            *("GPU limits", "Docker", "GPU containers", "Tailnet", "Storage", "Floor", "Engines"),
             *("Ledger", "Routers", "Backup"),
         }
         text = "\n".join(lines)

@@ -458,12 +458,10 @@ def test_a_chain_that_cannot_hold_its_promise_is_refused(
 
 def _changed(settings: HostSettings, **changes: Any) -> HostSettings:
     """The settings with another second engine."""
-    assert settings.vllm is not None
-    first, second = settings.vllm.engines
+    vllm = settings.servers["vllm"]
+    first, second = vllm.engines
     engines = [first, second.model_copy(update=changes)]
-    return settings.model_copy(
-        update={"vllm": settings.vllm.model_copy(update={"engines": engines})}
-    )
+    return settings.model_copy(update={"vllm": vllm.model_copy(update={"engines": engines})})
 
 
 def test_engines_that_cannot_stand_in_for_each_other_are_refused() -> None:

@@ -1,36 +1,43 @@
-"""vLLM: its configuration, its variables, and the flags it knows."""
+"""vLLM: its configuration, its variables, its flags, its memory and its benchmark."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel
-
-from holdfast.engines.server import Server
-from holdfast.settings import Engine, Vllm
+from holdfast.completion import COMPLETION_PATH
+from holdfast.engines.server import Bench, Flag, Load, Measured, Memory, Server
+from holdfast.fit.planner import Card, EngineSettings
+from holdfast.settings import Engine
 
 VERSION = "0.32.0"
 """The version that locks/vllm.txt pins and the flags were read from."""
-LOCK = Path(__file__).resolve().parents[2] / "locks" / "vllm.txt"
-FLAGS = Path(__file__).with_name("vllm_flags.json")
-SAVING = {"quantization", "cpu-offload-gb", "hf-overrides"}
-"""Flags by which a model may fit that the planner, which does not count them, would refuse."""
+LOCK = Path(__file__).resolve().parents[3] / "locks" / "vllm.txt"
+FLAGS = Path(__file__).with_name("flags.json")
+SAVING = frozenset({"quantization", "cpu-offload-gb", "hf-overrides"})
 UNCOUNTED = SAVING | {"dtype", "enable-lora", "max-loras", "max-lora-rank", "speculative-config"}
-"""Flags that change what fits and that the planner does not count."""
+COUNTED = {
+    "block-size": "block_tokens",
+    "enable-prefix-caching": "prefix_caching",
+    "enforce-eager": "enforce_eager",
+    "async-scheduling": "async_scheduling",
+    "language-model-only": "text_only",
+    "mamba-ssm-cache-dtype": "state_dtype",
+    "max-num-batched-tokens": "max_num_batched_tokens",
+}
+PROCESSES_BYTES = 2200 * 2**20
+"""Three processes: 3.2 GB of them with a cache of 1 GiB and a model of 1 MB (measured)."""
 DRAIN_SECONDS = 30
-"""How long a stopping engine may finish what it has begun; with 0, vLLM's default, callers get
-half an answer with HTTP 200 (field notes 10)."""
-
-
-class Flag(BaseModel):
-    """A flag of `vllm serve`, as its own parser describes it."""
-
-    kind: Literal["switch", "integer", "number", "text"]
-    choices: list[str] | None = None
-
+"""With 0, vLLM's default, callers get half an answer with HTTP 200 (field notes 10)."""
+_LARGE_CARD_MIB = 70 * 1024
+_LARGE_BATCH_TOKENS = 8192
+"""vLLM computes batches of 8,192 tokens on cards of 70 GiB and more where nothing is said
+(`EngineArgs.get_batch_defaults`, 0.32)."""
+_CPU_BLOCK_TOKENS = 128
+"""A block of the CPU build where nothing is said (its `vllm:cache_config_info`, 0.32)."""
 
 _ONE_SERVER = "an engine is one server on the cards it names"
 _PLUGIN = "it would run code that is not pinned"
@@ -111,23 +118,43 @@ def flags() -> dict[str, Flag]:
     return {name: Flag.model_validate(flag) for name, flag in known.items()}
 
 
-def flag_problem(name: str, value: bool | float | str) -> str | None:
-    """Why vLLM would not take ``value`` for the flag ``name``, which it knows; or None."""
-    flag = flags()[name]
-    fits = {
-        "switch": isinstance(value, bool),
-        "integer": isinstance(value, int) and not isinstance(value, bool),
-        "number": isinstance(value, int | float) and not isinstance(value, bool),
-        "text": not isinstance(value, bool),
-    }
-    if not fits[flag.kind]:
-        return f"vLLM takes {'a' if flag.kind != 'integer' else 'an'} {flag.kind} here"
-    if flag.choices and str(value) not in flag.choices:
-        return f"vLLM takes one of {', '.join(flag.choices)}"
-    return None
+def _takes_videos(limits: object) -> bool:
+    """Whether ``limits``, what --limit-mm-per-prompt is given, leave a request any video."""
+    try:
+        found = json.loads(str(limits))
+    except ValueError:
+        return True
+    return not (isinstance(found, dict) and found.get("video") == 0)
 
 
-def configuration(engine: Engine, folder: str, socket: str, batch_tokens: int) -> dict[str, Any]:
+def settings_of(engine: Engine, cards: Sequence[Card]) -> EngineSettings:
+    """What of ``engine`` decides whether it fits.
+
+    Raises:
+        pydantic.ValidationError: a flag that decides it has a value that the planner cannot use.
+    """
+    said: dict[str, Any] = {}
+    if not engine.cards:
+        said["block_tokens"] = _CPU_BLOCK_TOKENS
+    elif min(card.total_mib for card in cards) >= _LARGE_CARD_MIB:
+        said["max_num_batched_tokens"] = _LARGE_BATCH_TOKENS
+    said |= {COUNTED[flag]: value for flag, value in engine.flags.items() if flag in COUNTED}
+    said["takes_videos"] = _takes_videos(engine.flags.get("limit-mm-per-prompt"))
+    return EngineSettings(
+        max_model_len=engine.context_tokens,
+        max_num_seqs=engine.concurrent_requests,
+        utilisation=engine.utilisation,
+        kv_dtype=engine.kv_dtype,
+        tensor_parallel=max(1, len(engine.cards)),
+        kv_cache_mib=engine.cache_mib,
+        vllm_minor=int(VERSION.split(".")[1]),
+        **said,
+    )
+
+
+def configuration(
+    engine: Engine, folder: str, socket: str, cards: Sequence[Card]
+) -> dict[str, Any]:
     """What `--config` says, by flag without dashes."""
     said: dict[str, Any] = {
         "model": folder,
@@ -138,7 +165,7 @@ def configuration(engine: Engine, folder: str, socket: str, batch_tokens: int) -
         "max-model-len": engine.context_tokens,
         "max-num-seqs": engine.concurrent_requests,
         # Said, because vLLM's own default differs from card to card, and memory with it.
-        "max-num-batched-tokens": batch_tokens,
+        "max-num-batched-tokens": settings_of(engine, cards).max_num_batched_tokens,
         "kv-cache-dtype": engine.kv_dtype,
         "tensor-parallel-size": max(1, len(engine.cards)),
         "shutdown-timeout": DRAIN_SECONDS,
@@ -151,25 +178,6 @@ def configuration(engine: Engine, folder: str, socket: str, batch_tokens: int) -
         # vLLM's own exchange between cards needs it as NCCL's does.
         said["disable-custom-all-reduce"] = True
     return {**said, **engine.flags}
-
-
-def peer_word(engine: Engine) -> str | None:
-    """What a plan says of an engine whose cards may hang one another; None where it says nothing.
-
-    No inventory tells whether a bridge of NVLink joins two cards, so the word stays until somebody
-    has said how it is.
-    """
-    if len(engine.cards) < 2 or engine.peer_access is not None:
-        return None
-    return (
-        f"{', '.join(engine.cards)} share it: without NVLink between them NCCL may hang"
-        ". If it does, write peer_access False; once it answers, True"
-    )
-
-
-def lock_of(wanted: Vllm) -> Path:
-    """The file that pins the environment."""
-    return Path(wanted.lock).expanduser() if wanted.lock else LOCK
 
 
 def environment(engine: Engine, cache: str) -> dict[str, str]:
@@ -194,12 +202,52 @@ def environment(engine: Engine, cache: str) -> dict[str, str]:
     return variables
 
 
-VLLM = Server(
+def bench(engine: Engine, folder: str, load: Load) -> list[str]:
+    """The command of vLLM's own benchmark."""
+    return [
+        *("vllm", "bench", "serve", "--backend", "openai"),
+        *("--base-url", f"http://127.0.0.1:{engine.port}", "--endpoint", COMPLETION_PATH),
+        *("--model", engine.name, "--tokenizer", folder, "--dataset-name", "random"),
+        *("--random-input-len", str(load.input_tokens)),
+        *("--random-output-len", str(load.output_tokens)),
+        *("--num-prompts", str(load.requests)),
+        *("--max-concurrency", str(load.concurrent_requests)),
+        *("--num-warmups", str(load.concurrent_requests)),
+        *("--ignore-eos", "--temperature", "0", "--seed", "0", "--disable-tqdm"),
+        *("--save-result", "--result-dir", ".", "--result-filename", "result.json"),
+    ]
+
+
+def measured(result: Mapping[str, Any]) -> Measured:
+    """What the benchmark saved, as figures."""
+    return Measured(
+        requests=result["num_prompts"],
+        failed=result["failed"],
+        tokens_per_second=result["output_throughput"],
+        ttft_median_ms=result["median_ttft_ms"],
+        ttft_p99_ms=result["p99_ttft_ms"],
+        tpot_median_ms=result["median_tpot_ms"],
+        tpot_p99_ms=result["p99_tpot_ms"],
+    )
+
+
+BENCH = Bench(
+    command=bench,
+    measured=measured,
+    environment={"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
+)
+SERVER = Server(
     name="vllm",
+    title="vLLM",
+    version=VERSION,
+    lock=LOCK,
     command="vllm serve",
     key_variable="VLLM_API_KEY",
     configuration=configuration,
+    model_key="model",
     environment=environment,
+    flags=flags,
+    held=HELD,
     running_metric="vllm:num_requests_running",
     waiting_metric="vllm:num_requests_waiting",
     progress_metrics=(
@@ -210,7 +258,13 @@ VLLM = Server(
     ),
     # Triton and PyTorch compile what launches a kernel, against Python's headers, as they need it.
     packages=("g++", "libnuma1", "python3-dev"),
-    engines=lambda settings: settings.vllm.engines if settings.vllm else [],
-    lock=lambda settings: lock_of(settings.vllm) if settings.vllm else LOCK,
-    index=lambda settings: settings.vllm.packages if settings.vllm else None,
+    drain_seconds=DRAIN_SECONDS,
+    memory=Memory(
+        settings=settings_of,
+        flags=COUNTED,
+        saving=SAVING,
+        uncounted=UNCOUNTED,
+        processes_bytes=PROCESSES_BYTES,
+    ),
+    bench=BENCH,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,21 @@ import yaml
 from pydantic import SecretStr
 
 from holdfast import alerts
+from holdfast import settings as settings_module
+from holdfast.backup import data
+from holdfast.checks.engines import engines
 from holdfast.checks.gpu import memory
 from holdfast.checks.storage import storage
-from holdfast.checks.vllm import engines
-from holdfast.engines import servers, vllm
-from holdfast.engines.fit import cards_of, settings_of
+from holdfast.engines.fit import cards_of
 from holdfast.engines.replacement import with_model
-from holdfast.engines.units import EngineNames, configuration, programs
-from holdfast.programs import programs as all_programs
-from holdfast.programs import without_network
+from holdfast.engines.server import Server, peer_word
+from holdfast.engines.servers import SERVERS
+from holdfast.engines.units import EngineNames, configuration, every, programs_of
+from holdfast.owned import patterns
 from holdfast.refusal import Refused
 from holdfast.registry import declared_services
 from holdfast.sandbox import AS_ROOT
+from holdfast.servers import vllm
 from holdfast.service import texts
 from holdfast.settings import HostSettings
 
@@ -154,9 +156,8 @@ def test_a_limit_of_no_videos_saves_the_memory_of_one(
 ) -> None:
     flags = {} if limits is None else {"limit-mm-per-prompt": limits}
     settings = _settings(description, _engine(flags=flags))
-    assert settings.vllm is not None
-    (engine,) = settings.vllm.engines
-    assert settings_of(engine, cards_of(settings, engine)).takes_videos == takes_videos
+    (engine,) = settings.servers["vllm"].engines
+    assert vllm.settings_of(engine, cards_of(settings, engine)).takes_videos == takes_videos
 
 
 def test_a_misspelt_flag_is_answered_with_the_nearest(description: Path) -> None:
@@ -259,15 +260,13 @@ def test_a_new_flag_that_could_move_the_walls_is_looked_at() -> None:
 
 
 def _files(settings: HostSettings) -> dict[str, str]:
-    assert settings.vllm is not None
-    names = EngineNames(vllm.VLLM, settings.vllm.engines[0])
-    return texts(programs(settings, names))
+    names = every(settings)[0]
+    return texts(programs_of(settings, names))
 
 
 def test_every_flag_that_is_written_is_one_that_vllm_takes(description: Path) -> None:
     settings = _settings(description, _engine(flags={"enforce-eager": True}))
-    assert settings.vllm is not None
-    said = yaml.safe_load(configuration(settings, EngineNames(vllm.VLLM, settings.vllm.engines[0])))
+    said = yaml.safe_load(configuration(settings, every(settings)[0]))
     assert said["model"] == f"/var/lib/holdfast/models/llama-{SHA256[:12]}"
     assert said["gpu-memory-utilization"] == 0.8
     assert said["max-num-batched-tokens"] == 2048
@@ -275,7 +274,7 @@ def test_every_flag_that_is_written_is_one_that_vllm_takes(description: Path) ->
     assert said["disable-access-log-for-endpoints"] == "/health,/metrics"
     for name, value in said.items():
         assert name in vllm.flags()
-        assert isinstance(value, list) or vllm.flag_problem(name, value) is None
+        assert isinstance(value, list) or vllm.flags()[name].problem(value) is None
 
 
 def test_the_engine_has_its_cards_and_no_network(description: Path) -> None:
@@ -303,45 +302,42 @@ def test_engines_that_share_a_card_start_one_after_another(description: Path) ->
         _engine(name="else", port=8102, cards=["bottom"], utilisation=0.3),
     ]
     settings = _settings(description, *shared)
-    assert settings.vllm is not None
     after = {}
-    for engine in settings.vllm.engines:
-        names = EngineNames(vllm.VLLM, engine)
-        unit = texts(programs(settings, names))[f"/etc/systemd/system/{names.unit}"]
+    for engine in settings.servers["vllm"].engines:
+        names = EngineNames(vllm.SERVER, engine)
+        unit = texts(programs_of(settings, names))[f"/etc/systemd/system/{names.unit}"]
         after[engine.name] = re.findall(r"^After=holdfast-vllm-(\w+)\.service$", unit, re.M)
     assert after == {"chat": [], "more": ["chat"], "else": ["more"]}
 
 
 def test_the_key_is_in_files_for_root_alone(description: Path) -> None:
     settings = _settings(description)
-    assert settings.vllm is not None
-    names = EngineNames(vllm.VLLM, settings.vllm.engines[0])
+    names = every(settings)[0]
     key = SecretStr("a-key-of-some-length")
-    engine, *_ = programs(settings, names)
+    engine, *_ = programs_of(settings, names)
     private = {each.path: each.text(lambda name: key) for each in engine.credentials}
     assert all(key.get_secret_value() in text for text in private.values())
     assert set(private) == {names.key, names.probe}
-    unit = texts(programs(settings, names))[f"/etc/systemd/system/{names.unit}"]
+    unit = texts(programs_of(settings, names))[f"/etc/systemd/system/{names.unit}"]
     assert all(f":{path}" in unit for path in private)
 
 
 def test_cards_that_hang_one_another_are_kept_apart(description: Path) -> None:
     for said in (None, True, False):
         settings = _settings(description, _engine(cards=["top", "bottom"], peer_access=said))
-        assert settings.vllm is not None
-        (engine,) = settings.vllm.engines
+        (engine,) = settings.servers["vllm"].engines
         assert len(engine.cards) == 2
         unit = _files(settings)["/etc/systemd/system/holdfast-vllm-chat.service"]
         assert ("Environment=NCCL_P2P_DISABLE=1" in unit.splitlines()) == (said is False)
-        told = configuration(settings, EngineNames(vllm.VLLM, engine))
+        told = configuration(settings, EngineNames(vllm.SERVER, engine))
         assert ("disable-custom-all-reduce: true" in told) == (said is False)
-        word = vllm.peer_word(engine)
+        word = peer_word(engine)
         assert (word is not None and "write peer_access False" in word) == (said is None)
     alone = _engine(cards=["top"], peer_access=False)
     found = [each for each in engines(_settings(description, alone)) if "peer_access" in each.key]
     assert [each.mend for each in found] == ["remove it"]
-    (engine,) = _settings(description, _engine(cards=["top"])).vllm.engines  # type: ignore[union-attr]
-    assert vllm.peer_word(engine) is None
+    (engine,) = _settings(description, _engine(cards=["top"])).servers["vllm"].engines
+    assert peer_word(engine) is None
 
 
 def test_its_watch_runs_as_the_engine_and_alerts(description: Path) -> None:
@@ -365,13 +361,13 @@ def test_only_named_paths_pass_the_door(description: Path) -> None:
     for text in doors.values():
         (posted,) = re.findall(r"acl may_post path (.*)", text)
         assert posted.split() == ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
-    asked = json.loads(written["/etc/holdfast/vllm/chat.json"])["questions"]
+    asked = json.loads(written["/etc/holdfast/engines/chat.json"])["questions"]
     assert [path for path, _ in asked] == ["/v1/completions", "/v1/chat/completions"]
     base = _files(_settings(description, _engine(chat=False)))
     (posted,) = re.findall(r"acl may_post path (.*)", base["/etc/holdfast/vllm/chat-loopback.cfg"])
     assert posted.split() == ["/v1/completions"]
-    assert json.loads(base["/etc/holdfast/vllm/chat.json"])["questions"][0][0] == posted
-    assert len(json.loads(base["/etc/holdfast/vllm/chat.json"])["questions"]) == 1
+    assert json.loads(base["/etc/holdfast/engines/chat.json"])["questions"][0][0] == posted
+    assert len(json.loads(base["/etc/holdfast/engines/chat.json"])["questions"]) == 1
     assert "/metrics" in doors["loopback"]
     assert "/metrics" not in doors["tailnet"]
 
@@ -384,8 +380,7 @@ def test_another_model_is_asked_for_by_engine(description: Path) -> None:
     )
     both = settings.model_copy(update={"storage": storage})
     (changed,) = with_model({"rack": both, "bare": _bare()}, "chat", "other").values()
-    assert changed.vllm is not None
-    assert changed.vllm.engines[0].checkpoint == "other"
+    assert changed.servers["vllm"].engines[0].checkpoint == "other"
     for engine, model, says in (("chat", "othr", "write 'other'"), ("chatt", "other", "'chat'")):
         with pytest.raises(Refused, match=says):
             with_model({"rack": both}, engine, model)
@@ -411,23 +406,32 @@ def test_an_engine_is_a_declared_service(description: Path) -> None:
     assert [(listen.port, listen.scope) for listen in service.listens] == [(8100, "tailnet")]
 
 
-def test_another_server_is_another_instance(
-    description: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = _settings(description).vllm.engines[0]  # type: ignore[union-attr]
-    other = replace(
-        vllm.VLLM,
-        name="other",
-        command="other --serve",
-        key_variable="OTHER_KEY",
-        engines=lambda settings: [engine.model_copy(update={"name": "more", "port": 8101})],
-    )
-    monkeypatch.setattr(servers, "SERVERS", (vllm.VLLM, other))
-    settings = _settings(description)
-    assert {"vllm-chat", "other-more"} <= {each.name for each in declared_services(settings)}
-    assert {"vllm-chat", "other-more"} <= without_network(settings)
-    written = texts(all_programs(settings))
-    unit = written["/etc/systemd/system/holdfast-other-more.service"]
-    assert "OTHER_KEY=$$(cat %d/key) exec /opt/holdfast/other/" in unit
-    assert "bin/other --serve --config /etc/holdfast/other/more.yaml" in unit
-    assert "/etc/systemd/system/holdfast-other-more-loopback.socket" in written
+ROOT = Path(__file__).resolve().parents[2]
+OWN = {
+    "holdfast/fit": "its figures are those of vLLM, by whose name it calls them",
+    "holdfast/settings/engines.py": "its example of an inventory",
+}
+"""Where else a server may be named, and why."""
+
+
+@pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
+def test_a_server_is_named_in_its_own_module_alone(server: Server) -> None:
+    named = {
+        str(file.relative_to(ROOT))
+        for folder in ("holdfast", "deploys", "operations", "facts", "templates")
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+        if server.name in f"{file.relative_to(ROOT)}\n{file.read_text()}".lower()
+    }
+    own = f"holdfast/servers/{server.name}"
+    assert {name for name in named if not name.startswith((own, *OWN))} == set()
+
+
+def test_each_server_has_the_name_of_its_module() -> None:
+    assert tuple(server.name for server in SERVERS) == settings_module.SERVERS
+
+
+def test_what_an_earlier_version_left_fails_no_backup_and_goes(description: Path) -> None:
+    known = {each.path for each in data(_settings(description))}
+    assert {"/var/lib/holdfast/engines", "/var/lib/holdfast/vllm"} <= known
+    assert "/etc/holdfast/vllm/*.json" in patterns()

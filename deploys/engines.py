@@ -1,4 +1,4 @@
-"""vLLM: one pinned environment, and an engine for each declared model."""
+"""Engines: a pinned environment for each server, and an engine for each declared model."""
 
 from __future__ import annotations
 
@@ -16,30 +16,20 @@ from holdfast.engines.units import (
     recovery,
     undo_unit,
 )
-from holdfast.gpu import modes
 from holdfast.host_programs import gpu_memory
 from holdfast.host_programs import replace as replacement
-from holdfast.service import Program
 from holdfast.settings import HostSettings
-from operations import host_files, program, units, vllm
+from operations import engines, host_files, program, units
 from operations.host_files import HostFile
 
 
-def _programs(settings: HostSettings) -> list[Program]:
-    return [
-        replace(each, along_with=tuple(modes.targets_of(settings, names.engine.name)))
-        for names in every(settings)
-        for each in programs(settings, names)
-    ]
-
-
-@deploy("vLLM")
+@deploy("Engines")
 def apply(settings: HostSettings) -> None:
-    """Install vLLM and start every declared engine.
+    """Install the server of every declared engine, and start the engine.
 
     Loading a model takes minutes, so `settle` waits for it at the end of a deploy.
     """
-    declared = _programs(settings)
+    declared = programs(settings)
     if not declared:
         return
     program.install("the engines", declared)
@@ -53,7 +43,7 @@ def apply(settings: HostSettings) -> None:
             *map(host_files.program, (gpu_memory, replacement)),
         ],
     )
-    vllm.configured(name="Tell each engine what to serve", engines=configurations)
+    engines.configured(name="Tell each engine what to serve", engines=configurations)
     # Their doors open when they answer.
     started = [replace(each, proxied=None) for each in declared if each.proxied]
     units.settle(
@@ -65,10 +55,10 @@ def apply(settings: HostSettings) -> None:
     )
 
 
-@deploy("vLLM, its engines")
+@deploy("Engines, their doors")
 def settle(settings: HostSettings) -> None:
     """Wait until every declared engine answers a request, then open its doors."""
-    declared = _programs(settings)
+    declared = programs(settings)
     if not declared:
         return
     # A port may move from one engine to another.

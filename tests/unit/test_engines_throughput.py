@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.engines.throughput import Row, append, regression, row_of, rows_in
+from holdfast.servers.vllm import BENCH as VLLM
 from tests.unit.recorded_facts import framed_lines
 
 RESULT = (Path(__file__).parent / "recorded" / "bench_serve.json").read_text().strip()
@@ -21,12 +22,12 @@ TOLD = dict.fromkeys(
 
 
 def _row(tokens_per_second: float = 100.0) -> Row:
-    return replace(row_of([RESULT], TOLD, 0), tokens_per_second=tokens_per_second)
+    return replace(row_of(VLLM, [RESULT], TOLD, 0), tokens_per_second=tokens_per_second)
 
 
 def test_a_result_is_a_row() -> None:
     result = json.loads(RESULT)
-    row = row_of([RESULT], TOLD, 0)
+    row = row_of(VLLM, [RESULT], TOLD, 0)
     assert row.tokens_per_second == pytest.approx(result["output_throughput"], abs=0.01)
     assert row.ttft_median_ms == pytest.approx(result["median_ttft_ms"], abs=0.1)
     assert (row.power_w, row.temperature_c) == (None, None)
@@ -35,14 +36,14 @@ def test_a_result_is_a_row() -> None:
 def test_power_is_that_of_all_cards_and_heat_that_of_the_hottest() -> None:
     # Two samples of two cards.
     samples = ["250.0, 61", "150.0, 55", "270.0, 64", "170.0, 57"]
-    row = row_of([RESULT, *samples], TOLD, 2)
+    row = row_of(VLLM, [RESULT, *samples], TOLD, 2)
     assert (row.power_w, row.temperature_c) == (420.0, 64.0)
 
 
 def test_requests_that_failed_are_no_result() -> None:
     failed = json.dumps(json.loads(RESULT) | {"failed": 4})
     with pytest.raises(ValueError, match="4 of 4 requests failed"):
-        row_of([failed], TOLD, 0)
+        row_of(VLLM, [failed], TOLD, 0)
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_a_run_is_compared_with_the_median_of_the_last(now: float, is_slower: bo
 
 def test_runs_of_another_kind_are_not_compared() -> None:
     for field in ("host", "cards", "driver", "engine", "model", "version", "flags", "load"):
-        other = row_of([RESULT], TOLD | {field: "other"}, 0)
+        other = row_of(VLLM, [RESULT], TOLD | {field: "other"}, 0)
         assert regression(_row(1.0), [other]) is None
     assert regression(_row(1.0), [_row()]) is not None
 

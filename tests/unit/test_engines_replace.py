@@ -51,6 +51,7 @@ class Host:
             "socket": str(self.folder / "http.sock"),
             "doors": [str(self.folder / "door.sock"), str(self.folder / "shut.sock")],
             "configuration": str(self.folder / "chat.yaml"),
+            "model_key": "model",
             "cache": str(self.folder / "cache"),
             "questions": QUESTIONS,
             "model": "chat",

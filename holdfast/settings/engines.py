@@ -1,4 +1,4 @@
-"""The settings under ``vllm``.
+"""The settings under the key of an engine server, such as ``vllm``.
 
 For example::
 
@@ -21,6 +21,8 @@ For example::
 
 from __future__ import annotations
 
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Literal
 
 from pydantic import Field
@@ -40,12 +42,17 @@ from holdfast.types import (
     Url,
 )
 
+SERVERS = tuple(
+    module.name for module in iter_modules([str(Path(__file__).parents[1] / "servers")])
+)
+"""The keys of engine servers: the modules of `holdfast.servers`, which are not imported."""
+
 
 class Engine(Model):
-    """One vLLM server: a checkpoint on named cards."""
+    """One engine: a checkpoint on named cards, served by the program of its key."""
 
     name: Name = Field(max_length=24)
-    """Its units are ``holdfast-vllm-NAME`` and its user is ``vllm-NAME``."""
+    """Its units are ``holdfast-SERVER-NAME`` and its user is ``SERVER-NAME``; SERVER is the key."""
     checkpoint: Name
     """A model declared under ``storage.checkpoints``."""
     task: Literal["generate", "embed"] = "generate"
@@ -54,7 +61,7 @@ class Engine(Model):
     model: then its doors forward `/v1/completions` only, and tests of the engine use only that."""
     cards: list[Name] = []
     """Cards declared under ``gpus.cards``, which share the model (tensor parallel). Empty: the CPU,
-    with a lock for vLLM's CPU build."""
+    with a lock for a CPU build."""
     peer_access: bool | None = None
     """Whether its cards read each other's memory. False: they exchange data through host memory
     (NCCL_P2P_DISABLE=1), for cards without NVLink that hang. None: NCCL decides."""
@@ -64,9 +71,9 @@ class Engine(Model):
     """Who on the tailnet may call it; empty: every member."""
     api_key: SecretName
     context_tokens: int = Field(ge=16)
-    """Prompt and answer together (--max-model-len)."""
+    """Prompt and answer together."""
     concurrent_requests: int = Field(default=16, ge=1)
-    """Requests that run at once (--max-num-seqs); further ones wait."""
+    """Requests that run at once; further ones wait."""
     utilisation: float = Field(default=0.80, gt=0, le=0.97)
     """Share of each card's memory that the engine may use; more than 0.80 needs a reason."""
     utilisation_reason: Sentence | None = Field(default=None, min_length=10, max_length=200)
@@ -74,9 +81,9 @@ class Engine(Model):
     cache_mib: int | None = Field(default=None, ge=1024, multiple_of=1024)
     """Memory of the KV cache on the CPU, MiB in whole GiB; on cards the rest of the utilisation."""
     kv_dtype: Literal["auto", "fp8"] = "auto"
-    """Format of the KV cache (--kv-cache-dtype)."""
+    """Format of the KV cache."""
     flags: dict[FlagName, bool | int | Figure | Text] = {}
-    """Further flags of `vllm serve`, without the leading dashes; False is `--no-` of one."""
+    """Further flags of the server, without the leading dashes; False switches one off."""
     memory_max_mib: int = Field(default=32768, ge=1024)
     """Host memory, MiB."""
     cpus: CpuList | None = None
@@ -87,11 +94,11 @@ class Engine(Model):
     """An engine that has requests but produces no tokens for this long is killed and restarted."""
 
 
-class Vllm(Model):
-    """vLLM: one pinned environment, and an engine for each model."""
+class EngineServer(Model):
+    """A program that serves models: one pinned environment, and an engine for each model."""
 
     lock: ControllerPath | None = None
-    """Requirements with hashes; None: `locks/vllm.txt`, the tested one."""
+    """Requirements with hashes; None: the tested one in `locks/`, where the server has one."""
     packages: Url | None = None
     """A mirror of the Python package index; default: PyPI."""
     engines: list[Engine] = Field(min_length=1)

@@ -24,7 +24,7 @@ def configured(engines: list[tuple[EngineNames, str]]) -> Generator[StringComman
 
     For example::
 
-        vllm.configured(name="Tell each engine what to serve", engines=[(names, text)])
+        engines.configured(name="Tell each engine what to serve", engines=[(names, text)])
     """
     states = host.get_fact(PathStates, paths=[names.configuration for names, _ in engines])
     running = host.get_fact(UnitStates, watched={names.unit: [] for names, _ in engines})

@@ -1,4 +1,4 @@
-"""vLLM's engines answer, require their key, and expose only their paths.
+"""Engines answer, require their key, and expose only their paths.
 
 The drill tests whether an engine restarts after a kill; on a rack this would take minutes without
 an answer.
@@ -11,19 +11,19 @@ import json
 import pytest
 from testinfra.host import Host
 
+from facts.places import PROGRAMS
 from holdfast.engines.server import paths, questions
-from holdfast.engines.units import EngineNames
-from holdfast.engines.vllm import VLLM, lock_of
-from holdfast.python_environment import directory
+from holdfast.engines.servers import environment
+from holdfast.engines.units import EngineNames, every
 from holdfast.settings import HostSettings
 from tests.host.doors import engine_is_wanted
 
 
 @pytest.fixture(scope="module")
 def engines(host: Host, settings: HostSettings) -> list[EngineNames]:
-    if settings.vllm is None:
-        pytest.skip("this host has no vLLM engine")
-    engines = [EngineNames(VLLM, engine) for engine in settings.vllm.engines]
+    engines = every(settings)
+    if not engines:
+        pytest.skip("this host has no engine")
     found = [names for names in engines if engine_is_wanted(host, settings, names.engine.name)]
     if not found:
         pytest.skip("no engine belongs to the active mode")
@@ -104,19 +104,19 @@ def test_its_health_and_its_metrics_are_there(host: Host, engines: list[EngineNa
         assert _ask(host, engine, "/health")[0] == 200
         status, text = _ask(host, engine, "/metrics")
         assert status == 200
-        assert VLLM.running_metric in text
-        assert VLLM.waiting_metric in text
+        assert engine.server.running_metric in text
+        assert engine.server.waiting_metric in text
 
 
 def test_each_uses_only_the_pinned_environment(
     host: Host, settings: HostSettings, engines: list[EngineNames]
 ) -> None:
-    assert settings.vllm is not None or not engines
     for engine in engines:
-        lock = lock_of(settings.vllm).read_text() if settings.vllm else ""
-        environment = directory(VLLM.name, lock, settings.distribution)
+        server = engine.server
+        executable = f"{environment(settings, server).folder}/bin/{server.command.split()[0]}"
         pid = host.check_output(f"systemctl show --property=MainPID --value {engine.unit}")
         arguments = host.check_output(f"tr '\\0' '\\n' < /proc/{pid}/cmdline").splitlines()
-        assert f"{environment}/bin/vllm" in arguments
-        writable = host.check_output("find /opt/holdfast/vllm ! -user root -o -perm /022 ! -type l")
+        assert executable in arguments
+        folder = f"{PROGRAMS}/{server.name}"
+        writable = host.check_output(f"find {folder} ! -user root -o -perm /022 ! -type l")
         assert writable == ""
