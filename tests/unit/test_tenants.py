@@ -197,8 +197,8 @@ def test_it_counts_as_started_when_its_health_question_is_answered(tmp_path: Pat
     assert "http://127.0.0.1:8188/a%20b" in (tmp_path / "asked").read_text().splitlines()
     # One that has ended is not waited for.
     said.write_text("starting\n")
-    ended = f"sleep 0 & MAINPID=$!; wait; export MAINPID; {shell} {option} {shlex.quote(script)}"
-    assert host._run(ended).returncode != 0
+    asked = f"timeout 20 {shell} {option} {shlex.quote(script)}"
+    assert host._run(f"sleep 0 & MAINPID=$!; wait; export MAINPID; {asked}").returncode == 1
 
 
 def test_it_ends_and_starts_with_the_engine() -> None:
