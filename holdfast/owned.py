@@ -9,7 +9,7 @@ from __future__ import annotations
 from facts.places import CREDENTIALS, SYSTEM
 from holdfast import backup, docker, tailnet, tailnet_membership, tailnet_rules
 from holdfast.capabilities import CAPABILITIES
-from holdfast.gpu import limits
+from holdfast.programs import HOUSE
 from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
 
@@ -19,10 +19,6 @@ def _backup(settings: HostSettings) -> list[str]:
         return []
     kept = [backup.files_of(repository) for repository in settings.backup.repositories]
     return [*backup.unit_files(settings), *(path for each in kept for path in each.values())]
-
-
-def _limits(settings: HostSettings) -> list[str]:
-    return [*limits.unit_files(), limits.CONFIG] if settings.gpus else []
 
 
 _TAILNET = (
@@ -49,6 +45,7 @@ REMOVED: tuple[Capability, ...] = (
         keeps=("/var/lib/docker", docker.DAEMON_JSON),
     ),
     *CAPABILITIES,
+    *HOUSE,
     Capability(
         "Backup",
         owns=(
@@ -58,9 +55,6 @@ REMOVED: tuple[Capability, ...] = (
         ),
         beside=_backup,
         keeps=(backup.STATE,),
-    ),
-    Capability(
-        "GPU limits", owns=(f"{SYSTEM}/holdfast-gpu-limits.*", limits.CONFIG), beside=_limits
     ),
 )
 """Every capability whose files are removed when they leave the inventory."""

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from facts.places import SYSTEM
 from holdfast.capabilities import CAPABILITIES
+from holdfast.gpu import limits
 from holdfast.service import Program
+from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
+
+HOUSE: tuple[Capability, ...] = (
+    Capability(
+        "GPU limits",
+        programs=limits.programs,
+        owns=(f"{SYSTEM}/holdfast-gpu-limits.*", limits.CONFIG),
+    ),
+)
+"""What keeps a host and serves nobody; each has a deploy of its own, which places its programs."""
 
 
 def programs(settings: HostSettings) -> list[Program]:
     """The programs that a host's settings declare, in the order of the capabilities."""
-    return [program for each in CAPABILITIES for program in each.programs(settings)]
+    return [
+        program for each in (*CAPABILITIES, *HOUSE) for program in each.programs(settings)
+    ]
 
 
 def without_network(settings: HostSettings) -> set[str]:

@@ -127,7 +127,10 @@ def placed(programs: Sequence[Program]) -> list[HostFile]:
         for credential in program.credentials
     ]
     sources = [host_files.program(program.source) for program in programs if program.source]
-    written = [HostFile(file.path, file.text) for file in service.files(programs)]
+    written = [
+        HostFile(file.path, file.text, mode=file.mode, validate=file.validate)
+        for file in service.files(programs)
+    ]
     return list(dict.fromkeys([*sources, *credentials, *written]))
 
 
@@ -138,6 +141,9 @@ def settled(programs: Sequence[Program]) -> list[Unit]:
 
 
 def _units(program: Program) -> Iterator[Unit]:
+    if program.is_template:
+        # Its instances run for as long as what starts them wants.
+        return
     is_open = program.socket is None or program.socket.is_open
     if program.socket:
         yield Unit(
@@ -150,15 +156,21 @@ def _units(program: Program) -> Iterator[Unit]:
         # The service's file, too: what a timer starts must be read again when it changes.
         changed = [program.path("timer"), program.path("service")]
         yield Unit(f"{program.stem}.timer", restart_after=changed)
+        if program.at_boot:
+            yield Unit(program.unit, running=None)
     elif program.kind == "oneshot" and not program.at_boot:
         # Another unit starts it; systemd must read it again when it changes.
         yield Unit(program.unit, enabled=None, running=None)
+    elif program.ends:
+        # The next boot starts it.
+        yield Unit(program.unit, running=False)
     else:
         yield Unit(
             program.unit,
             enabled=is_open,
             running=is_open,
             restart_after=program.restart_after,
+            reload=bool(program.reload),
             along_with=list(program.along_with),
         )
     for proxy in proxies(program):

@@ -35,6 +35,8 @@ def service_unit(program: Program) -> str:
         ready=[_line(words) for words in program.ready],
         stop=_line(program.stop),
         after=[_line(words) for words in program.after],
+        then=[_line(words) for words in program.then],
+        reload=_line(program.reload),
         environment=[_quoted(f"{name}={value}") for name, value in program.environment.items()],
         on_failure=alerts.ON_FAILURE,
         sandbox=program.sandbox(),
