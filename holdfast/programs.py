@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from facts.places import SYSTEM
 from holdfast.capabilities import CAPABILITIES
-from holdfast.gpu import limits
+from holdfast.gpu import containers, limits
 from holdfast.service import Program
 from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
@@ -15,15 +15,18 @@ HOUSE: tuple[Capability, ...] = (
         programs=limits.programs,
         owns=(f"{SYSTEM}/holdfast-gpu-limits.*", limits.CONFIG),
     ),
+    Capability(
+        "GPU containers",
+        programs=containers.programs,
+        owns=(f"{SYSTEM}/{containers.SERVICE}",),
+    ),
 )
 """What keeps a host and serves nobody; each has a deploy of its own, which places its programs."""
 
 
 def programs(settings: HostSettings) -> list[Program]:
     """The programs that a host's settings declare, in the order of the capabilities."""
-    return [
-        program for each in (*CAPABILITIES, *HOUSE) for program in each.programs(settings)
-    ]
+    return [program for each in (*CAPABILITIES, *HOUSE) for program in each.programs(settings)]
 
 
 def without_network(settings: HostSettings) -> set[str]:
