@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from facts.places import SYSTEM
+from holdfast import storage
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import containers, limits
 from holdfast.service import Program
@@ -19,6 +20,11 @@ HOUSE: tuple[Capability, ...] = (
         "GPU containers",
         programs=containers.programs,
         owns=(f"{SYSTEM}/{containers.SERVICE}",),
+    ),
+    Capability(
+        "Storage",
+        programs=storage.programs,
+        owns=(f"{SYSTEM}/holdfast-models-verify.*", storage.CHECKSUMS),
     ),
 )
 """What keeps a host and serves nobody; each has a deploy of its own, which places its programs."""
