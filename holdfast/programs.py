@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facts.places import SYSTEM
-from holdfast import storage
+from holdfast import integrity, storage
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import containers, limits
 from holdfast.service import Program
@@ -11,6 +11,11 @@ from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
 
 HOUSE: tuple[Capability, ...] = (
+    Capability(
+        "Base",
+        programs=lambda _: [integrity.program()],
+        owns=(f"{SYSTEM}/holdfast-integrity.*",),
+    ),
     Capability(
         "GPU limits",
         programs=limits.programs,

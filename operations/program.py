@@ -93,18 +93,22 @@ def _proxied(programs: Sequence[Program]) -> bool:
     return any(each.proxied or PROXY in each.command for each in programs)
 
 
-def place(what: str, programs: Sequence[Program], files: Sequence[HostFile] = ()) -> None:
-    """Place all files that ``programs`` run and read, and ``files``."""
+def place(
+    what: str,
+    programs: Sequence[Program],
+    files: Sequence[HostFile] = (),
+    directories: Sequence[HostDirectory] = (),
+) -> None:
+    """Place all that ``programs`` run and read, and ``files`` and ``directories`` beside it."""
     owned = [
         HostDirectory(path, mode="700", user=each.service.user, group=each.service.user)
         for each in programs
         for path in each.folders
     ]
-    notify = HostFile(alerts.UNIT_PATH, alerts.notify_unit())
     host_files.place(
         name=f"Write the files of {what}",
-        directories=[host_files.CONFIGURATION, host_files.CREDENTIALS, *owned],
-        files=[notify, *placed(programs), *files],
+        directories=[host_files.CONFIGURATION, host_files.CREDENTIALS, *owned, *directories],
+        files=[*placed(programs), *files],
     )
 
 
@@ -116,7 +120,7 @@ def settle(
 
 
 def placed(programs: Sequence[Program]) -> list[HostFile]:
-    """Every file of ``programs`` as it should be, once.
+    """Every file of ``programs`` as it should be, once, and of the unit that records alerts.
 
     Raises:
         LookupError: a secret that a credential is made of is not set.
@@ -131,7 +135,8 @@ def placed(programs: Sequence[Program]) -> list[HostFile]:
         HostFile(file.path, file.text, mode=file.mode, validate=file.validate)
         for file in service.files(programs)
     ]
-    return list(dict.fromkeys([*sources, *credentials, *written]))
+    notify = [HostFile(alerts.UNIT_PATH, alerts.notify_unit())] if programs else []
+    return list(dict.fromkeys([*notify, *sources, *credentials, *written]))
 
 
 def settled(programs: Sequence[Program]) -> list[Unit]:
