@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from facts.places import SYSTEM
-from holdfast import integrity, storage
+from facts.places import CREDENTIALS, SYSTEM
+from holdfast import backup, integrity, storage
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import containers, limits
 from holdfast.service import Program
@@ -30,6 +30,14 @@ HOUSE: tuple[Capability, ...] = (
         "Storage",
         programs=storage.programs,
         owns=(f"{SYSTEM}/holdfast-models-verify.*", storage.CHECKSUMS),
+    ),
+    Capability(
+        "Backup",
+        programs=backup.programs,
+        owns=(
+            *(f"{SYSTEM}/{stem}@*.*" for stem in backup.STEMS),
+            *(f"{CREDENTIALS}/backup-*", f"{backup.JOBS}/*.json"),
+        ),
     ),
 )
 """What keeps a host and serves nobody; each has a deploy of its own, which places its programs."""

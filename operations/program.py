@@ -100,14 +100,19 @@ def place(
     directories: Sequence[HostDirectory] = (),
 ) -> None:
     """Place all that ``programs`` run and read, and ``files`` and ``directories`` beside it."""
-    owned = [
+    folders = [
         HostDirectory(path, mode="700", user=each.service.user, group=each.service.user)
         for each in programs
         for path in each.folders
     ]
     host_files.place(
         name=f"Write the files of {what}",
-        directories=[host_files.CONFIGURATION, host_files.CREDENTIALS, *owned, *directories],
+        directories=[
+            host_files.CONFIGURATION,
+            host_files.CREDENTIALS,
+            *dict.fromkeys(folders),
+            *directories,
+        ],
         files=[*placed(programs), *files],
     )
 
