@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facts.places import CREDENTIALS, SYSTEM
-from holdfast import backup, integrity, storage
+from holdfast import backup, egress, integrity, storage
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import containers, limits
 from holdfast.service import Program
@@ -16,6 +16,7 @@ HOUSE: tuple[Capability, ...] = (
         programs=lambda _: [integrity.program()],
         owns=(f"{SYSTEM}/holdfast-integrity.*",),
     ),
+    Capability("Egress", programs=egress.programs, owns=(f"{SYSTEM}/holdfast-egress*.*",)),
     Capability(
         "GPU limits",
         programs=limits.programs,

@@ -98,8 +98,11 @@ def place(
     programs: Sequence[Program],
     files: Sequence[HostFile] = (),
     directories: Sequence[HostDirectory] = (),
+    absent: Sequence[str] = (),
 ) -> None:
-    """Place all that ``programs`` run and read, and ``files`` and ``directories`` beside it."""
+    """Place all that ``programs`` run and read, ``files`` and ``directories`` beside it, and remove
+    ``absent``.
+    """
     folders = [
         HostDirectory(path, mode="700", user=each.service.user, group=each.service.user)
         for each in programs
@@ -114,6 +117,7 @@ def place(
             *directories,
         ],
         files=[*placed(programs), *files],
+        absent=list(absent),
     )
 
 
@@ -164,8 +168,9 @@ def _units(program: Program) -> Iterator[Unit]:
         )
     if program.timer:
         # The service's file, too: what a timer starts must be read again when it changes.
-        changed = [program.path("timer"), program.path("service")]
-        yield Unit(f"{program.stem}.timer", restart_after=changed)
+        changed = [program.path("timer"), program.path("service"), *program.reads]
+        armed = program.timer.armed
+        yield Unit(f"{program.stem}.timer", enabled=armed, running=armed, restart_after=changed)
         if program.at_boot:
             yield Unit(program.unit, running=None)
     elif program.kind == "oneshot" and not program.at_boot:

@@ -103,6 +103,8 @@ class Timer:
     often: str
     """In words, such as ``every five minutes``."""
     lines: tuple[Directive, ...]
+    armed: bool = True
+    """Whether it runs: a host may have the program and no use for it."""
 
 
 EVERY_MINUTE = Timer(

@@ -165,13 +165,20 @@ def test_a_socket_is_open_to_one_user_and_starts_the_program() -> None:
 
 def test_a_job_is_started_by_its_timer_and_read_again_when_it_changes() -> None:
     timer = Timer("every hour", (Directive("OnCalendar", "hourly"),))
-    job = _program(kind="oneshot", timer=timer)
+    job = _program(kind="oneshot", timer=timer, reads=("/etc/told",))
     units = _settled(job)
+    assert "/etc/told" in units["holdfast-echo.timer"].restart_after
     assert units.keys() == {"holdfast-echo.timer"}
     assert f"{SYSTEM}/holdfast-echo.service" in units["holdfast-echo.timer"].restart_after
     assert _values(service.texts([job])[f"{SYSTEM}/holdfast-echo.timer"], "OnCalendar") == [
         "hourly"
     ]
+
+
+def test_a_timer_that_a_host_has_no_use_for_is_stopped() -> None:
+    job = _program(kind="oneshot", timer=replace(EVERY_MINUTE, armed=False))
+    unit = _settled(job)["holdfast-echo.timer"]
+    assert (unit.enabled, unit.running) == (False, False)
 
 
 def test_a_job_that_also_runs_at_boot_is_enabled_beside_its_timer() -> None:
