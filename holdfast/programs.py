@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from facts.places import CREDENTIALS, SYSTEM
-from holdfast import backup, egress, integrity, storage
+from holdfast import backup, egress, integrity, storage, tailnet_membership, tailnet_rules
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import containers, limits
 from holdfast.service import Program
 from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
+
+
+def _tailnet(settings: HostSettings) -> list[Program]:
+    return [*tailnet_rules.programs(settings), *tailnet_membership.programs(settings)]
+
 
 HOUSE: tuple[Capability, ...] = (
     Capability(
@@ -27,6 +32,8 @@ HOUSE: tuple[Capability, ...] = (
         programs=containers.programs,
         owns=(f"{SYSTEM}/{containers.SERVICE}",),
     ),
+    # Owns nothing: without these, tailscaled would run on with no wall in front of it.
+    Capability("Tailnet", programs=_tailnet),
     Capability(
         "Storage",
         programs=storage.programs,
