@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facts.places import CREDENTIALS, SYSTEM
-from holdfast import backup, egress, integrity, storage, tailnet_membership, tailnet_rules
+from holdfast import backup, egress, firewall, integrity, storage, tailnet_membership, tailnet_rules
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import containers, limits
 from holdfast.service import Program
@@ -20,6 +20,11 @@ HOUSE: tuple[Capability, ...] = (
         "Base",
         programs=lambda _: [integrity.program()],
         owns=(f"{SYSTEM}/holdfast-integrity.*",),
+    ),
+    Capability(
+        "Firewall",
+        programs=lambda _: firewall.programs(),
+        owns=(f"{SYSTEM}/holdfast-firewall-*.*",),
     ),
     Capability("Egress", programs=egress.programs, owns=(f"{SYSTEM}/holdfast-egress*.*",)),
     Capability(

@@ -169,7 +169,7 @@ def guarded(box: ContainerMachine) -> ContainerMachine:
     write(box, walls.DOCKER_USER_SCRIPT, guard, "755")
     write(box, firewall_program.DOCKER[1], "", "755")
     write(box, alerts.UNIT_PATH, alerts.notify_unit())
-    for path, text in walls.unit_files().items():
+    for path, text in texts(walls.programs()).items():
         write(box, path, text)
     box.succeed(
         f"ufw allow 22/tcp && ufw --force enable"
