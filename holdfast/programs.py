@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from facts.places import CREDENTIALS, SYSTEM
-from holdfast import backup, egress, firewall, integrity, storage, tailnet_membership, tailnet_rules
+from holdfast import (
+    backup,
+    egress,
+    firewall,
+    integrity,
+    ssh,
+    storage,
+    tailnet_membership,
+    tailnet_rules,
+)
 from holdfast.capabilities import CAPABILITIES
 from holdfast.gpu import containers, limits
 from holdfast.service import Program
@@ -20,6 +29,11 @@ HOUSE: tuple[Capability, ...] = (
         "Base",
         programs=lambda _: [integrity.program()],
         owns=(f"{SYSTEM}/holdfast-integrity.*",),
+    ),
+    Capability(
+        "SSH",
+        programs=lambda _: [ssh.rollback()],
+        owns=(f"{SYSTEM}/{ssh.ROLLBACK_UNIT}",),
     ),
     Capability(
         "Firewall",
