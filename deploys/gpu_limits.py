@@ -6,7 +6,7 @@ from pyinfra.api.deploy import deploy
 
 from holdfast.gpu import limits
 from holdfast.settings import HostSettings
-from operations import gpu_limits, packages, program
+from operations import gpu_limits, program
 
 
 @deploy("GPU limits")
@@ -18,6 +18,5 @@ def apply(settings: HostSettings) -> None:
     gpus = settings.gpus
     if gpus is None:
         return
-    packages.present(name="Install what the cards' limits need", packages=[packages.PYTHON])
     program.have(what="the watch of the cards' limits", programs=limits.programs(settings))
     gpu_limits.held(name="Have every card at its limits", gpus=gpus)

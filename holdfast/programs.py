@@ -25,22 +25,11 @@ def _tailnet(settings: HostSettings) -> list[Program]:
 
 
 HOUSE: tuple[Capability, ...] = (
-    Capability(
-        "Base",
-        programs=lambda _: [integrity.program()],
-        owns=(f"{SYSTEM}/holdfast-integrity.*",),
-    ),
-    Capability(
-        "SSH",
-        programs=lambda _: [ssh.rollback()],
-        owns=(f"{SYSTEM}/{ssh.ROLLBACK_UNIT}",),
-    ),
-    Capability(
-        "Firewall",
-        programs=lambda _: firewall.programs(),
-        owns=(f"{SYSTEM}/holdfast-firewall-*.*",),
-    ),
-    Capability("Egress", programs=egress.programs, owns=(f"{SYSTEM}/holdfast-egress*.*",)),
+    # Every host has these four, so they own nothing that could be removed.
+    Capability("Base", programs=lambda _: [integrity.program()]),
+    Capability("SSH", programs=lambda _: [ssh.rollback()]),
+    Capability("Firewall", programs=lambda _: firewall.programs()),
+    Capability("Egress", programs=egress.programs),
     Capability(
         "GPU limits",
         programs=limits.programs,
@@ -51,7 +40,7 @@ HOUSE: tuple[Capability, ...] = (
         programs=containers.programs,
         owns=(f"{SYSTEM}/{containers.SERVICE}",),
     ),
-    # Owns nothing: without these, tailscaled would run on with no wall in front of it.
+    # It owns nothing: tailscaled would run on, with no rules in front of it.
     Capability("Tailnet", programs=_tailnet),
     Capability(
         "Storage",
@@ -67,7 +56,9 @@ HOUSE: tuple[Capability, ...] = (
         ),
     ),
 )
-"""What keeps a host and serves nobody; each has a deploy of its own, which places its programs."""
+"""Capabilities that serve no requests; each has a deploy of its own, which places its programs.
+
+The GPU driver is not among them: its programs depend on what the machine is found to have."""
 
 
 def programs(settings: HostSettings) -> list[Program]:
