@@ -41,15 +41,6 @@ class Directive:
     reason: str = ""
 
 
-def undoing(paths: Sequence[str], others: str) -> list[Directive]:
-    """The lines of a unit that restores files in ``paths``; ``others`` names their owners."""
-    return [
-        *(Directive("ReadWritePaths", f"-{path}", "it restores these files") for path in paths),
-        Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
-        Directive("PrivateUsers", "no", others),
-    ]
-
-
 _CLOSED = (
     Directive("NoNewPrivileges", "yes"),
     Directive("CapabilityBoundingSet", ""),
