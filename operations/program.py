@@ -142,10 +142,9 @@ def placed(programs: Sequence[Program]) -> list[HostFile]:
     sources = [host_files.program(program.source) for program in programs if program.source]
     written = [
         HostFile(file.path, file.text, mode=file.mode, validate=file.validate)
-        for file in service.files(programs)
+        for file in service.files([alerts.NOTIFY, *programs] if programs else [])
     ]
-    notify = [HostFile(alerts.UNIT_PATH, alerts.notify_unit())] if programs else []
-    return list(dict.fromkeys([*notify, *sources, *credentials, *written]))
+    return list(dict.fromkeys([*sources, *credentials, *written]))
 
 
 def settled(programs: Sequence[Program]) -> list[Unit]:

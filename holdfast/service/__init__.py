@@ -3,6 +3,7 @@
 from holdfast.service.program import (
     EVERY_MINUTE,
     LOGS_NO_STARTS,
+    ON_FAILURE,
     PROXY,
     PROXY_FILES,
     STAYS,
@@ -21,6 +22,7 @@ from holdfast.service.units import files, paths, texts
 __all__ = [
     "EVERY_MINUTE",
     "LOGS_NO_STARTS",
+    "ON_FAILURE",
     "PROXY",
     "PROXY_FILES",
     "STAYS",

@@ -33,6 +33,9 @@ from holdfast.shipping import path_of
 Words = tuple[str, ...]
 """A command as a list of words. systemd expands ``%`` and ``$`` in them."""
 
+ON_FAILURE = "holdfast-notify@%n.service"
+"""The unit that each program names in ``OnFailure=``: `holdfast.alerts.NOTIFY`."""
+
 PROXY = "/usr/sbin/haproxy"
 """The distribution's HAProxy, which serves each door and each router."""
 

@@ -17,6 +17,7 @@ from holdfast.engines.servers import engine_service
 from holdfast.engines.units import every
 from holdfast.programs import without_network
 from holdfast.registry import declared_services
+from holdfast.service import ON_FAILURE
 from holdfast.settings import HostSettings, Service
 from tests.host.doors import engine_is_wanted, listens_only_as_declared
 
@@ -147,7 +148,7 @@ def test_a_unit_that_fails_leaves_an_alert(host: Host, services: list[Service]) 
     alert = f"{alerts.ALERTS}/{unit}"
     told = host.run(
         f"rm -f {alert}; systemd-run --quiet --wait --unit={unit}"
-        f" --property=OnFailure={alerts.ON_FAILURE.replace('%n', unit)} /bin/false;"
+        f" --property=OnFailure={ON_FAILURE.replace('%n', unit)} /bin/false;"
         f" timeout 30 sh -c 'until test -s {alert}; do sleep 0.2; done'; status=$?;"
         f" rm -f {alert}; systemctl reset-failed {unit}; exit $status"
     )

@@ -79,7 +79,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         bring_python(machine)
         put(machine, modes.CONFIG, _house())
         put(machine, UNDO_FILE, service_unit(modes.undo()))
-        put(machine, alerts.UNIT_PATH, alerts.notify_unit())
+        put(machine, alerts.NOTIFY.path("service"), service_unit(alerts.NOTIFY))
         put(machine, modes.PROGRAM, text_of(mode_program))
         told = "#!/bin/sh\nmkdir -p /run/holdfast && echo $1 >> /run/holdfast/told\n"
         put(machine, "/usr/local/sbin/told", told)

@@ -86,7 +86,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         put(machine, f"{HERE}/key", "a-key")
         put(machine, "/etc/systemd/system/chat.service", UNIT)
         put(machine, f"/etc/systemd/system/{UNDO}", service_unit(undo()))
-        put(machine, alerts.UNIT_PATH, alerts.notify_unit())
+        put(machine, alerts.NOTIFY.path("service"), service_unit(alerts.NOTIFY))
         program = "/usr/local/sbin/holdfast-replace"
         put(machine, program, text_of(replace_program))
         machine.succeed(f"chmod 755 {program} && systemctl daemon-reload")

@@ -36,6 +36,7 @@ from holdfast.host_programs import gpu_memory
 from holdfast.python_environment import directory
 from holdfast.render import render
 from holdfast.service import texts
+from holdfast.service.units import service_unit
 from holdfast.settings import HostSettings
 from holdfast.shipping import text_of
 from operations import sshd
@@ -168,7 +169,7 @@ def guarded(box: ContainerMachine) -> ContainerMachine:
     guard = "#!/bin/sh\n[ -e /proc/net/if_inet6 ] && touch /run/guarded\n"
     write(box, walls.DOCKER_USER_SCRIPT, guard, "755")
     write(box, firewall_program.DOCKER[1], "", "755")
-    write(box, alerts.UNIT_PATH, alerts.notify_unit())
+    write(box, alerts.NOTIFY.path("service"), service_unit(alerts.NOTIFY))
     for path, text in texts(walls.programs()).items():
         write(box, path, text)
     box.succeed(

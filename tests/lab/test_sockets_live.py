@@ -97,7 +97,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
             machine.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
         write(machine, egress.PROGRAM, text_of(egress_program), "755")
         for path, text in {
-            alerts.UNIT_PATH: alerts.notify_unit(),
+            **texts([alerts.NOTIFY]),
             **texts(egress.programs(settings)),
         }.items():
             write(machine, path, text)

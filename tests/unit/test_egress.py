@@ -469,7 +469,7 @@ def test_the_rules_are_in_force_before_the_network_is() -> None:
 def test_systemd_reads_the_units_and_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
     for path, text in {
         **texts(egress.programs(rack())),
-        alerts.UNIT_PATH: alerts.notify_unit(),
+        **texts([alerts.NOTIFY]),
     }.items():
         (tmp_path / Path(path).name).write_text(text.replace(egress.PROGRAM, "/bin/true"))
     units = [tmp_path / name for name in (egress.SERVICE, egress.WATCH, egress.RESOLVE)]

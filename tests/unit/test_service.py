@@ -145,7 +145,7 @@ def test_a_program_with_doors_gets_a_proxy_for_each() -> None:
         told = texts[f"/etc/holdfast/echo/{door}.cfg"].splitlines()
         assert "    acl may_post path /v1/echo" in told
         assert f"    acl may_read path {read}" in told
-    assert texts.keys() | {alerts.UNIT_PATH} == _placed(program).keys()
+    assert texts.keys() | {alerts.NOTIFY.path("service")} == _placed(program).keys()
 
 
 def test_a_program_without_doors_leaves_the_machines_own_proxy_alone() -> None:
