@@ -10,6 +10,7 @@ from holdfast import (
     integrity,
     ssh,
     storage,
+    tailnet,
     tailnet_membership,
     tailnet_rules,
 )
@@ -24,12 +25,29 @@ def _tailnet(settings: HostSettings) -> list[Program]:
     return [*tailnet_rules.programs(settings), *tailnet_membership.programs(settings)]
 
 
+_OF_TAILNET = (
+    *(tailnet.ENVIRONMENT, tailnet.DROP_IN),
+    *(tailnet_rules.RULES, tailnet_membership.PROGRAM),
+)
+
 HOUSE: tuple[Capability, ...] = (
     # Every host has these four, so they own nothing that could be removed.
     Capability("Base", programs=lambda _: [integrity.program()]),
     Capability("SSH", programs=lambda _: [ssh.rollback()]),
     Capability("Firewall", programs=lambda _: firewall.programs()),
     Capability("Egress", programs=egress.programs),
+    Capability(
+        "Tailnet",
+        programs=_tailnet,
+        owns=(
+            *(f"{SYSTEM}/holdfast-tailnet*.*", tailnet_rules.PROGRAM, tailnet_membership.CONFIG),
+            *_OF_TAILNET,
+        ),
+        beside=lambda settings: _OF_TAILNET if settings.tailnet else (),
+        stops=("tailscaled.service",),
+        keeps=("/var/lib/tailscale",),
+        carries_login=True,
+    ),
     Capability(
         "GPU limits",
         programs=limits.programs,
@@ -40,8 +58,6 @@ HOUSE: tuple[Capability, ...] = (
         programs=containers.programs,
         owns=(f"{SYSTEM}/{containers.SERVICE}",),
     ),
-    # It owns nothing: tailscaled would run on, with no rules in front of it.
-    Capability("Tailnet", programs=_tailnet),
     Capability(
         "Storage",
         programs=storage.programs,
@@ -54,6 +70,7 @@ HOUSE: tuple[Capability, ...] = (
             *(f"{SYSTEM}/{stem}@*.*" for stem in backup.STEMS),
             *(f"{CREDENTIALS}/backup-*", f"{backup.JOBS}/*.json"),
         ),
+        keeps=(backup.STATE,),
     ),
 )
 """Capabilities that serve no requests; each has a deploy of its own, which places its programs.

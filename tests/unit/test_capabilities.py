@@ -78,8 +78,6 @@ def test_no_program_of_ours_would_be_left_behind() -> None:
         hostname="bare", distribution="debian13", interfaces=settings.interfaces, docker=None
     )
     kept = {program.unit for program in programs(bare)}
-    # Without its rules and their watch, tailscaled would run on with nothing in front of it.
-    kept |= {each.unit for each in programs(settings) if each.service.name.startswith("tailnet")}
     patterns = [pattern for each in REMOVED for pattern in each.owns]
     for program in programs(settings):
         path = program.path("service")
