@@ -217,7 +217,7 @@ def _program(
         archive=release,
         source=backup_program,
         command=(PROGRAM, task.command, repository.name),
-        ended=(("/bin/rm", "-rf", staging),) if task.restores else (),
+        after=(("/bin/rm", "-rf", staging),) if task.restores else (),
         credentials=_credentials(repository),
         files=(
             File(f"{JOBS}/{repository.name}.json", job_text(settings, repository)),

@@ -15,7 +15,7 @@ from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import alerts, tenants
 from holdfast.engines.servers import engine_service
 from holdfast.engines.units import every
-from holdfast.programs import without_network
+from holdfast.programs import programs, without_network
 from holdfast.registry import declared_services
 from holdfast.service import ON_FAILURE
 from holdfast.settings import HostSettings, Service
@@ -141,6 +141,14 @@ def test_each_restarts_when_it_ends(host: Host, services: list[Service]) -> None
     for service in services:
         restart = host.check_output(f"systemctl show -P Restart {service.unit}")
         assert restart in ("always", "on-failure"), service.name
+
+
+def test_each_timer_waits_for_its_next_run(host: Host, settings: HostSettings) -> None:
+    timed = {f"{each.stem}.timer": each.timer.armed for each in programs(settings) if each.timer}
+    for timer, armed in timed.items():
+        asked = f"systemctl is-enabled {timer}; systemctl is-active {timer}"
+        wanted = ["enabled", "active"] if armed else ["disabled", "inactive"]
+        assert host.run(asked).stdout.split() == wanted, timer
 
 
 def test_a_unit_that_fails_leaves_an_alert(host: Host, services: list[Service]) -> None:

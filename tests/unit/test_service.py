@@ -215,7 +215,7 @@ def test_a_template_is_placed_and_no_unit_of_it_is_settled() -> None:
 
 
 def test_the_steps_of_a_job_are_run_in_their_order() -> None:
-    job = _program(kind="oneshot", then=(("/bin/b",), ("/bin/c",)), ended=(("/bin/d",),))
+    job = _program(kind="oneshot", then=(("/bin/b",), ("/bin/c",)), after=(("/bin/d",),))
     unit = service_unit(job)
     assert _values(unit, "ExecStart") == ["/usr/bin/echo-server", "/bin/b", "/bin/c"]
     assert _values(unit, "ExecStopPost") == ["/bin/d"]
