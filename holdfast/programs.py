@@ -73,7 +73,7 @@ HOUSE: tuple[Capability, ...] = (
         keeps=(backup.STATE,),
     ),
 )
-"""Capabilities that serve no requests; each has a deploy of its own, which places its programs.
+"""The capabilities that serve no requests; each has a deploy of its own, which places its programs.
 
 The GPU driver is not among them: its programs depend on what the machine is found to have."""
 

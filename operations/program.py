@@ -155,7 +155,7 @@ def settled(programs: Sequence[Program]) -> list[Unit]:
 
 def _units(program: Program) -> Iterator[Unit]:
     if program.is_template:
-        # Its instances run for as long as what starts them wants.
+        # Other units start its instances.
         return
     is_open = program.socket is None or program.socket.is_open
     if program.socket:
