@@ -98,7 +98,8 @@ def _files(settings: HostSettings) -> list[HostFile]:
             mode="640",
         ),
         *program.placed([integrity.program()]),
-        # It lists what should be restarted; a restart stops every model that is being served.
+        # needrestart only lists what to restart; a restart would stop every model that is being
+        # served.
         HostFile("/etc/needrestart/conf.d/holdfast.conf", "$nrconf{restart} = 'l';\n"),
         HostFile("/etc/profile.d/holdfast.sh", render("base/profile.sh.j2")),
         HostFile("/etc/issue", issue),

@@ -12,7 +12,7 @@ from operations.host_files import HostDirectory
 
 @deploy("SSH")
 def apply(settings: HostSettings) -> None:
-    """Bring sshd to the settings, and prove by a new login that no user is locked out."""
+    """Configure sshd, and prove with a new login that no user is locked out."""
     way_back = [ssh.rollback()]
     program.place(
         what="the way back of SSH",

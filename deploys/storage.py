@@ -11,8 +11,8 @@ from operations import artefact, packages, program, storage, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
-# What nfs-common brings for NFS 3. NFS 4.2 is one TCP connection to the NAS and needs none of it,
-# and rpcbind would listen on every address.
+# nfs-common installs these for NFS 3. NFS 4.2 uses one TCP connection to the NAS and needs none of
+# them, and rpcbind would listen on every address.
 NFS3_UNITS = [
     "rpcbind.socket",
     "rpcbind.service",

@@ -46,8 +46,8 @@ def apply(settings: HostSettings) -> None:
     came_by = sshd.state_of(host, settings).came_by
     rules = tailnet_rules.rules(settings, ssh.ports(settings, came_by))
     watched = [*tailnet_rules.programs(settings), *tailnet_membership.programs(settings)]
-    # Before the package: its daemon starts at once, and must not call home even then. The package's
-    # own /etc/default/tailscaled stays untouched, so that no upgrade has to ask about it.
+    # Before the package, because its daemon starts at once and must not call its vendor even then.
+    # The package's own /etc/default/tailscaled stays unchanged, so that no upgrade asks about it.
     program.place(
         what="the daemon's configuration and what the tailnet may reach",
         programs=watched,
