@@ -8,13 +8,12 @@ from pyinfra import host
 from pyinfra.api.deploy import deploy
 
 from facts.base import AUTHORITIES
-from facts.places import SYSTEM
-from holdfast import alerts, base, integrity
+from holdfast import base, integrity
 from holdfast.gpu import driver
 from holdfast.refusal import Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
-from operations import ground, host_files, packages, units
+from operations import ground, host_files, packages, program, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
@@ -61,7 +60,7 @@ def apply(settings: HostSettings) -> None:
             Unit("systemd-timesyncd.service", restart_after=[_TIME]),
             Unit("apparmor.service"),
             Unit("auditd.service"),
-            Unit(integrity.TIMER, restart_after=[f"{SYSTEM}/{integrity.TIMER}"]),
+            *program.settled([integrity.program()]),
             Unit("apt-daily.timer"),
             Unit("apt-daily-upgrade.timer"),
         ],
@@ -98,9 +97,7 @@ def _files(settings: HostSettings) -> list[HostFile]:
             render("base/audit.rules.j2", rules=sorted(base.audit_rules())),
             mode="640",
         ),
-        HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-        *(HostFile(path, text) for path, text in integrity.config_files().items()),
-        *(HostFile(path, text) for path, text in integrity.unit_files().items()),
+        *program.placed([integrity.program()]),
         # needrestart only lists what to restart; a restart would stop every model that is being
         # served.
         HostFile("/etc/needrestart/conf.d/holdfast.conf", "$nrconf{restart} = 'l';\n"),

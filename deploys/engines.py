@@ -6,21 +6,18 @@ from dataclasses import replace
 
 from pyinfra.api.deploy import deploy
 
-from facts.places import SYSTEM
 from holdfast.engines.units import (
-    UNDO,
     configuration,
     devices,
     every,
     programs,
     recovery,
-    undo_unit,
+    undo,
 )
 from holdfast.host_programs import gpu_memory
 from holdfast.host_programs import replace as replacement
 from holdfast.settings import HostSettings
 from operations import engines, host_files, program, units
-from operations.host_files import HostFile
 
 
 @deploy("Engines")
@@ -34,14 +31,11 @@ def apply(settings: HostSettings) -> None:
         return
     program.install("the engines", declared)
     configurations = [(names, configuration(settings, names)) for names in every(settings)]
-    beside = [recovery(), devices()]
+    beside = [recovery(), devices(), undo()]
     program.place(
         what="the engines",
         programs=[*beside, *declared],
-        files=[
-            HostFile(f"{SYSTEM}/{UNDO}", undo_unit()),
-            *map(host_files.program, (gpu_memory, replacement)),
-        ],
+        files=[*map(host_files.program, (gpu_memory, replacement))],
     )
     engines.configured(name="Tell each engine what to serve", engines=configurations)
     # Their doors open when they answer.

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from facts.firewall import BLOCK_BEGIN, BLOCK_END, GUARD
-from facts.places import SYSTEM
-from holdfast import alerts
-from holdfast.firewall import DOCKER_USER_SCRIPT, ROLLBACK_UNIT, TIMER, unit_files
-from holdfast.host_programs import firewall as firewall_program
+from holdfast.firewall import DOCKER_USER_SCRIPT, programs
 from holdfast.render import render
 from holdfast.settings import HostSettings
-from operations import host_files, packages, ufw, units
+from operations import packages, program, ufw, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
@@ -25,8 +22,10 @@ def apply(settings: HostSettings) -> None:
         packages=["ufw", "nftables", packages.PYTHON],
     )
     markers = {"begin": BLOCK_BEGIN, "end": BLOCK_END}
-    host_files.place(
-        name="Write the firewall's guards",
+    rollback, watch = programs()
+    program.place(
+        what="the firewall's guards",
+        programs=[rollback, watch],
         directories=[HostDirectory("/usr/local/lib/holdfast")],
         files=[
             HostFile(
@@ -35,9 +34,6 @@ def apply(settings: HostSettings) -> None:
                 mode="755",
                 validate="sh -n {}",
             ),
-            host_files.program(firewall_program),
-            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            *(HostFile(path, text) for path, text in unit_files().items()),
         ],
         # The program's path in older versions of Holdfast.
         absent=["/usr/local/lib/holdfast/firewall-rollback"],
@@ -47,9 +43,9 @@ def apply(settings: HostSettings) -> None:
         units=[
             # Debian's nftables.service flushes all tables when it starts or stops.
             Unit("nftables.service", masked=True),
-            Unit(ROLLBACK_UNIT, running=False),
+            *program.settled([rollback]),
             Unit("ufw.service"),
-            Unit(TIMER, restart_after=[f"{SYSTEM}/{TIMER}"]),
+            *program.settled([watch]),
         ],
     )
     ufw.enforce(name="Enforce the firewall", settings=settings)

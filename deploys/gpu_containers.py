@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pyinfra.api.deploy import deploy
 
-from holdfast import alerts
 from holdfast.docker import DAEMON_JSON
 from holdfast.gpu import containers
 from holdfast.settings import HostSettings
-from operations import apt_repository, gpu_containers, host_files, packages, units
-from operations.host_files import HostDirectory, HostFile
+from operations import apt_repository, gpu_containers, packages, program, units
+from operations.host_files import HostDirectory
 from operations.units import Unit
 
 
@@ -25,13 +24,11 @@ def apply(settings: HostSettings) -> None:
         settings=mirror or containers.vendor_repository(),
     )
     packages.present(name="Install the container toolkit", packages=containers.PACKAGES)
-    host_files.place(
-        name="Describe how the cards are specified to containers",
+    generates = containers.programs(settings)
+    program.place(
+        what="the specification of the cards to containers",
+        programs=generates,
         directories=[HostDirectory(containers.SPECIFICATION_FOLDER)],
-        files=[
-            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            *(HostFile(path, text) for path, text in containers.unit_files().items()),
-        ],
     )
     gpu_containers.engine_knows(name="Let the engine know the cards")
     units.settle(
@@ -39,7 +36,7 @@ def apply(settings: HostSettings) -> None:
         units=[
             Unit("docker.service", restart_after=[DAEMON_JSON]),
             *(Unit(unit, masked=True) for unit in containers.VENDOR_UNITS),
-            Unit(containers.SERVICE, running=False),
+            *program.settled(generates),
         ],
     )
     gpu_containers.specified(name="Have the cards specified as they are")

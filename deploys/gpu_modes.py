@@ -5,11 +5,10 @@ from __future__ import annotations
 from pyinfra.api.deploy import deploy
 
 from facts.gpu_modes import GREETING, RECORDS, UNDO
-from holdfast import alerts
 from holdfast.gpu import modes
 from holdfast.host_programs import mode
 from holdfast.settings import HostSettings
-from operations import gpu_modes, host_files, units
+from operations import gpu_modes, host_files, program, units
 from operations.host_files import HostFile
 from operations.units import Unit
 
@@ -26,15 +25,14 @@ def declare(settings: HostSettings) -> None:
     gpu_modes.only(name="Have no other mode", declared=kept)
     if not sets:
         return
-    host_files.place(
-        name="Declare the modes",
+    program.place(
+        what="the modes",
+        programs=[modes.undo()],
         files=[
             host_files.program(mode),
             HostFile(modes.CONFIG, modes.config(settings)),
             HostFile(RECORDS, modes.records(settings)),
             HostFile(GREETING, modes.greeting(), mode="755"),
-            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            HostFile(UNDO, modes.undo_unit()),
             *(HostFile(path, text) for path, text in unit_files.items()),
         ],
     )

@@ -5,13 +5,12 @@ from pyinfra.api.deploy import deploy
 
 from facts.places import SYSTEM
 from facts.tailnet import TailnetNode
-from holdfast import alerts, ssh, tailnet_membership, tailnet_rules
-from holdfast.host_programs import tailnet_membership as membership_program
+from holdfast import ssh, tailnet_membership, tailnet_rules
 from holdfast.refusal import Refusal, Refused
 from holdfast.render import render
 from holdfast.settings import HostSettings
 from holdfast.tailnet import DROP_IN, ENVIRONMENT, relays_missing, vendor_repository
-from operations import apt_repository, host_files, packages, sshd, tailscale, units
+from operations import apt_repository, packages, program, sshd, tailscale, units
 from operations.host_files import HostDirectory, HostFile
 from operations.units import Unit
 
@@ -46,14 +45,13 @@ def apply(settings: HostSettings) -> None:
     )
     came_by = sshd.state_of(host, settings).came_by
     rules = tailnet_rules.rules(settings, ssh.ports(settings, came_by))
+    watched = [*tailnet_rules.programs(settings), *tailnet_membership.programs(settings)]
     # Before the package, because its daemon starts at once and must not call its vendor even then.
     # The package's own /etc/default/tailscaled stays unchanged, so that no upgrade asks about it.
-    host_files.place(
-        name="Configure the daemon, and write what the tailnet may reach",
-        directories=[
-            host_files.CONFIGURATION,
-            HostDirectory(path=f"{SYSTEM}/tailscaled.service.d"),
-        ],
+    program.place(
+        what="the daemon's configuration and what the tailnet may reach",
+        programs=watched,
+        directories=[HostDirectory(path=f"{SYSTEM}/tailscaled.service.d")],
         files=[
             HostFile(
                 path=ENVIRONMENT,
@@ -63,34 +61,11 @@ def apply(settings: HostSettings) -> None:
                 path=DROP_IN,
                 content=render("tailnet/tailscaled.conf.j2", environment=ENVIRONMENT),
             ),
-            HostFile(
-                tailnet_rules.PROGRAM, tailnet_rules.program(), mode="755", validate="sh -n {}"
-            ),
             HostFile(tailnet_rules.RULES, rules, validate="nft --check --file {}"),
-            HostFile(alerts.UNIT_PATH, alerts.notify_unit()),
-            *(HostFile(path, text) for path, text in tailnet_rules.unit_files().items()),
-            host_files.program(membership_program),
-            HostFile(tailnet_membership.CONFIG, tailnet_membership.config(settings)),
-            *(HostFile(path, text) for path, text in tailnet_membership.unit_files().items()),
         ],
     )
-    units.settle(
-        name="Have the tailnet reach no more than is declared, and watch the membership",
-        units=[
-            Unit(
-                tailnet_rules.SERVICE,
-                restart_after=[tailnet_rules.PROGRAM, tailnet_rules.RULES],
-                reload=True,
-            ),
-            Unit(
-                tailnet_rules.TIMER,
-                restart_after=[f"{SYSTEM}/{tailnet_rules.TIMER}"],
-            ),
-            Unit(
-                tailnet_membership.TIMER,
-                restart_after=[f"{SYSTEM}/{tailnet_membership.TIMER}"],
-            ),
-        ],
+    program.settle(
+        "Have the tailnet reach no more than is declared, and watch the membership", watched
     )
     packages.present(name="Install Tailscale", packages=["tailscale"])
     units.settle(

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from facts.places import SYSTEM
-from holdfast.render import render
-from holdfast.sandbox import sandbox
+from holdfast.sandbox import Directive
+from holdfast.service import Program
 from holdfast.settings import Service
 
-UNIT_PATH = f"{SYSTEM}/holdfast-notify@.service"
-ON_FAILURE = "holdfast-notify@%n.service"
-"""The value of a unit's ``OnFailure=``."""
 ALERTS = "/run/holdfast/alerts"
 """The folder with one file for each failed unit, with the time; the operator removes it."""
 
-
-def notify_unit() -> str:
-    """The text of the unit that records an alert."""
-    service = Service(name="notify", unit="holdfast-notify@.service", user="root", tier="T1")
-    return render("service/holdfast-notify@.service.j2", sandbox=sandbox(service, isolated=True))
+NOTIFY = Program(
+    service=Service(name="notify", unit="holdfast-notify@.service", user="root", tier="T1"),
+    description="Holdfast: record that %i failed",
+    kind="oneshot",
+    command=(
+        *("/bin/sh", "-c"),
+        f'date --iso-8601=seconds > {ALERTS}/%i && echo "<3>%i has failed; read: journalctl -u %i"',
+    ),
+    runtime="holdfast/alerts",
+    runtime_mode="0755",
+    start_seconds=60,
+    tuned=(
+        Directive(
+            *("RuntimeDirectoryPreserve", "yes"),
+            "The alert stays until an operator removes it, or the machine restarts.",
+        ),
+    ),
+    isolated=True,
+    # It would call itself.
+    alerts=False,
+)
+"""Records an alert; every other program names it as `holdfast.service.ON_FAILURE`."""

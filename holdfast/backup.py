@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from facts import firewall, places, ssh
 from facts.backup import STATE
 from facts.gpu_driver import REBOOT_MARKER
-from facts.places import CONFIGURATION, CREDENTIALS, SYSTEM
-from holdfast import alerts, integrity, ledger, storage
+from facts.places import CONFIGURATION, CREDENTIALS
+from holdfast import integrity, ledger, storage
+from holdfast.artefact import Archive, Unpack
 from holdfast.host_programs import backup as backup_program
 from holdfast.registry import declared_services
-from holdfast.render import render
 from holdfast.routing import ledger_service
-from holdfast.sandbox import Directive, sandbox
+from holdfast.sandbox import Directive
 from holdfast.secrets import Secret
-from holdfast.settings import SERVERS, Backup, DataPath, HostSettings, Repository, Service
+from holdfast.service import Credential, File, Program, Timer
+from holdfast.settings import (
+    SERVERS,
+    Backup,
+    DataPath,
+    HostSettings,
+    Peer,
+    Repository,
+    Service,
+)
 from holdfast.shipping import path_of
 
 PROGRAM = path_of(backup_program)
+RESTIC = "restic"
+STEMS = ("holdfast-backup", "holdfast-backup-check", "holdfast-restore-check")
+"""The beginnings of the units' names; a repository's name follows."""
 RESTORE = "/usr/local/sbin/holdfast-restore"
 CACHE = str(backup_program.Places.cache)
 JOBS = str(backup_program.Places.jobs)
@@ -95,15 +107,24 @@ def mount_of(settings: HostSettings, repository: Repository) -> str | None:
     return mount.path if mount else None
 
 
-def job(settings: HostSettings, repository: Repository, restic: str) -> dict[str, Any]:
+def _restic(backup: Backup) -> Archive | None:
+    """The pinned release of restic; None for the distribution's package."""
+    if backup.restic == "distribution":
+        return None
+    unpack: Unpack = "bz2" if backup.restic.url.endswith(".bz2") else "none"
+    return Archive(RESTIC, backup.restic, unpack=unpack, file=RESTIC)
+
+
+def job(settings: HostSettings, repository: Repository) -> dict[str, Any]:
     """The job that `holdfast.host_programs.backup.Job` reads, as JSON-ready values."""
     if settings.backup is None:
         raise ValueError(f"{settings.hostname} declares no backup")
     keep = settings.backup
+    release = _restic(keep)
     return {
         "repository": repository.name,
         "host": settings.hostname,
-        "restic": restic,
+        "restic": f"{release.folder if release else '/usr/bin'}/{RESTIC}",
         "sources": sources(settings),
         "derived": derived(settings),
         "roots": list(ROOTS),
@@ -158,87 +179,137 @@ def peers(repository: Repository, hosts: Mapping[str, str]) -> list[str] | None:
     return [str(ipaddress.ip_network(address))]
 
 
-def _sandbox(
-    settings: HostSettings, repository: Repository, unit: str, restores: bool
-) -> list[Directive]:
-    reaches = peers(repository, settings.base.hosts)
-    reads_all = "CAP_DAC_READ_SEARCH"
-    relaxed = [
-        Directive("PrivateUsers", "no", "files of every user are read"),
-        Directive("ProtectHome", "read-only", "a declared path may lie in a home"),
-        Directive("ReadWritePaths", f"{STATE} {CACHE}", "records, staging and restic's index"),
+class _Task(NamedTuple):
+    stem: str
+    command: str
+    """What the program is asked to do."""
+    schedule: str
+    restores: bool = False
+
+
+def programs(settings: HostSettings) -> list[Program]:
+    """What backs up to each repository, sees that it is fresh, and restores from it to compare."""
+    backup = settings.backup
+    if backup is None:
+        return []
+    return [
+        _program(settings, backup, repository, task)
+        for repository in backup.repositories
+        for task in _tasks(backup)
     ]
+
+
+def _program(
+    settings: HostSettings, backup: Backup, repository: Repository, task: _Task
+) -> Program:
+    release = _restic(backup)
+    reaches = peers(repository, settings.base.hosts)
+    mount = mount_of(settings, repository)
+    staging = f"{STATE}/staging-{repository.name}"
+    return Program(
+        service=Service(
+            name=f"{task.command}-{repository.name}",
+            unit=f"{task.stem}@{repository.name}.service",
+            user="root",
+            tier="T1",
+            peers=[Peer(network=network) for network in reaches or []],
+        ),
+        description=f"Holdfast: {task.command} {repository.name}",
+        kind="oneshot",
+        packages=() if release else (RESTIC,),
+        archive=release,
+        source=backup_program,
+        command=(PROGRAM, task.command, repository.name),
+        after=(("/bin/rm", "-rf", staging),) if task.restores else (),
+        credentials=_credentials(repository),
+        files=(
+            File(f"{JOBS}/{repository.name}.json", job_text(settings, repository)),
+            File(RESTORE, f'#!/bin/sh\nexec {PROGRAM} restore "$@"\n', mode="755"),
+        ),
+        folders=(repository.path,) if repository.path and not mount else (),
+        state="holdfast/backup",
+        cache="holdfast-backup",
+        start_seconds=12 * 3600,
+        order=(*_order(settings, repository, task),),
+        tuned=(
+            Directive("Nice", "10"),
+            Directive("CPUWeight", "20"),
+            Directive("IOSchedulingClass", "idle"),
+        ),
+        # An NFS export needs no network here: the kernel mounts it.
+        isolated=reaches == [],
+        relaxed=(*_relaxed(settings, repository, task),),
+        timer=Timer(
+            "regularly",
+            (
+                Directive("OnCalendar", task.schedule),
+                Directive("Persistent", "true"),
+                Directive("RandomizedDelaySec", "10min"),
+                Directive("AccuracySec", "1min"),
+            ),
+        ),
+    )
+
+
+def _order(settings: HostSettings, repository: Repository, task: _Task) -> Iterator[Directive]:
+    awaited = ["network-online.target"] if repository.url else []
+    if task.command == "backup" and ledger_service(settings):
+        awaited.append(ledger.DUMP)
+    for unit in awaited:
+        yield from (Directive("Wants", unit), Directive("After", unit))
+    if mount := mount_of(settings, repository):
+        yield Directive("RequiresMountsFor", mount)
+
+
+def _relaxed(settings: HostSettings, repository: Repository, task: _Task) -> Iterator[Directive]:
+    reads_all = "CAP_DAC_READ_SEARCH"
+    yield Directive("PrivateUsers", "no", "files of every user are read")
+    yield Directive("ProtectHome", "read-only", "a declared path may lie in a home")
+    yield Directive("ReadWritePaths", f"{STATE} {CACHE}", "records, staging and restic's index")
     if repository.path is not None:
         # The repository's own folder may not be there yet, and a unit cannot start without it.
         place = mount_of(settings, repository) or repository.path
-        relaxed.append(Directive("ReadWritePaths", place, "the repository lies there"))
-    if restores:
+        yield Directive("ReadWritePaths", place, "the repository lies there")
+    if task.restores:
         capabilities = f"{reads_all} CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID"
-        relaxed += [
-            Directive("CapabilityBoundingSet", capabilities, "restored files get their owners"),
-            Directive("SystemCallFilter", "@system-service", "restored files get their owners"),
-            Directive("SystemCallFilter", "~@resources @keyring", "all but what owners need"),
-            Directive("RestrictSUIDSGID", "no", "restored files get their modes"),
-        ]
+        owners = "restored files get their owners"
+        yield Directive("CapabilityBoundingSet", capabilities, owners)
+        yield Directive("SystemCallFilter", "@system-service", owners)
+        yield Directive("SystemCallFilter", "~@resources @keyring", "all but what owners need")
+        yield Directive("RestrictSUIDSGID", "no", "restored files get their modes")
     else:
-        relaxed.append(Directive("CapabilityBoundingSet", reads_all, "files of every user"))
-    if reaches is None:
-        relaxed.append(Directive("IPAddressDeny", "", "only DNS knows where the repository is"))
-    service = Service(name="backup", unit=unit, user="root", tier="T1")
-    # An NFS export needs no network here: the kernel mounts it.
-    isolated = reaches == []
-    return sandbox(service, isolated=isolated, peers=reaches or [], relaxed=relaxed)
+        yield Directive("CapabilityBoundingSet", reads_all, "files of every user")
+    if peers(repository, settings.base.hosts) is None:
+        yield Directive("IPAddressDeny", "", "only DNS knows where the repository is")
 
 
-def unit_files(settings: HostSettings) -> dict[str, str]:
-    """Path to text of every backup unit of the host."""
-    backup = settings.backup
-    if backup is None:
-        raise ValueError(f"{settings.hostname} declares no backup")
-    units: dict[str, str] = {}
-    for repository in backup.repositories:
-        for stem, command, schedule, restores in _jobs(backup):
-            name = f"{stem}@{repository.name}"
-            values = {
-                "stem": stem,
-                "command": command,
-                "repository": repository,
-                "schedule": schedule,
-                "program": PROGRAM,
-                "credentials": CREDENTIALS,
-                "dump": ledger.DUMP if ledger_service(settings) and command == "backup" else None,
-                "mount": mount_of(settings, repository),
-                "state": STATE,
-                "on_failure": alerts.ON_FAILURE,
-                "sandbox": _sandbox(settings, repository, f"{stem}.service", restores),
-            }
-            units[f"{name}.service"] = render("backup/holdfast-backup.service.j2", **values)
-            units[f"{name}.timer"] = render("backup/holdfast-backup.timer.j2", **values)
-    return {f"{SYSTEM}/{name}": text for name, text in units.items()}
+def _credentials(repository: Repository) -> tuple[Credential, ...]:
+    def where(read: Callable[[str], Secret]) -> str:
+        password = read(repository.user_password) if repository.user_password else None
+        return f"{location(repository, password).get_secret_value()}\n"
+
+    def password(read: Callable[[str], Secret]) -> str:
+        return f"{read(repository.password).get_secret_value()}\n"
+
+    stem = f"backup-{repository.name}"
+    return tuple(
+        Credential(f"{stem}-{name}", f"{CREDENTIALS}/{stem}-{name}", text)
+        for name, text in (("location", where), ("password", password))
+    )
 
 
-def _jobs(backup: Backup) -> list[tuple[str, str, str, bool]]:
-    # Unit stem, the program's command, when it runs, whether it restores.
+def _tasks(backup: Backup) -> list[_Task]:
+    takes, checks, restores = STEMS
     return [
-        ("holdfast-backup", "backup", backup.schedule, False),
-        ("holdfast-backup-check", "check", FRESHNESS_SCHEDULE, False),
-        ("holdfast-restore-check", "restore-check", backup.restore_check_schedule, True),
+        _Task(takes, "backup", backup.schedule),
+        _Task(checks, "check", FRESHNESS_SCHEDULE),
+        _Task(restores, "restore-check", backup.restore_check_schedule, True),
     ]
 
 
-def files_of(repository: Repository) -> dict[str, str]:
-    """The files of a repository on a host, besides its units, name to path: job and secrets."""
-    stem = f"{CREDENTIALS}/backup-{repository.name}"
-    return {
-        "job": f"{JOBS}/{repository.name}.json",
-        "location": f"{stem}-location",
-        "password": f"{stem}-password",
-    }
-
-
-def job_text(settings: HostSettings, repository: Repository, restic: str) -> str:
+def job_text(settings: HostSettings, repository: Repository) -> str:
     """The text of the job file of ``repository``."""
-    return json.dumps(job(settings, repository, restic), indent=1) + "\n"
+    return json.dumps(job(settings, repository), indent=1) + "\n"
 
 
 def unproved(record: Mapping[str, Any], paths: Sequence[str]) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from facts.egress import DROP_IN
 from facts.places import SYSTEM
-from holdfast import alerts, rules_watch, tailnet
+from holdfast import kernel_rules, tailnet
 from holdfast.docker_networks import bridge, networks
 from holdfast.doors import MARK
 from holdfast.host_programs import egress as egress_program
@@ -27,8 +27,8 @@ from holdfast.sandbox import (
     Directive,
     allowed,
     callers,
-    sandbox,
 )
+from holdfast.service import EVERY_MINUTE, LOGS_NO_STARTS, UNRATIONED, File, Program
 from holdfast.settings import Cloud, HostSettings, Peer, Service, Tier
 from holdfast.shipping import path_of
 
@@ -255,32 +255,54 @@ def sovereign_networks(settings: HostSettings) -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
-def unit_files() -> dict[str, str]:
-    """Path to text of the units."""
+def programs(settings: HostSettings) -> list[Program]:
+    """What loads the rules, what looks at them, and what looks up the clouds' addresses."""
     resolves = Directive(
         "RestrictAddressFamilies", "AF_UNIX AF_NETLINK AF_INET AF_INET6", "it asks resolvers"
     )
-    calls = Directive("IPAddressDeny", "", "a resolver may be anywhere")
-    asks = [*(each for each in LOADS_RULES if each.name != resolves.name), resolves, calls]
-    watch = rules_watch.unit_files(
-        "egress",
-        said="tell of attempts to leave, and keep the rules as they were loaded",
-        after=SERVICE,
-        program=PROGRAM,
-    )
-    return watch | {
-        f"{SYSTEM}/{unit}": render(
-            f"egress/{unit}.j2",
-            program=PROGRAM,
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(
-                Service(name="egress", unit=unit, user="root", tier="T1"),
-                isolated=True,
-                relaxed=asks if unit == RESOLVE else LOADS_RULES,
+    return [
+        replace(
+            kernel_rules.loader("egress", "Holdfast: what each service may reach", PROGRAM),
+            source=egress_program,
+            files=(
+                File(RULES, rules(settings), validate="nft --check --file {}"),
+                File(USERS, users(settings)),
+                File(CLOUDS, clouds(settings)),
+                File(NETWORKS, sovereign_networks(settings), read_at_start=False),
+                File(REQUEST_KEYS, render("egress/request-key.conf.j2"), read_at_start=False),
             ),
-        )
-        for unit in (SERVICE, RESOLVE, RESOLVE_TIMER)
-    }
+        ),
+        kernel_rules.watch(
+            "egress",
+            "Holdfast: tell of attempts to leave, and keep the rules as they were loaded",
+            PROGRAM,
+            after=SERVICE,
+        ),
+        Program(
+            service=Service(name="egress-resolve", unit=RESOLVE, user="root", tier="T1"),
+            description="Holdfast: look up the clouds that services may call",
+            kind="oneshot",
+            command=(PROGRAM, "resolve"),
+            # New ones are looked up at once.
+            reads=(CLOUDS,),
+            runtime="holdfast/egress",
+            start_seconds=300,
+            order=(Directive("After", f"{SERVICE} network-online.target"), UNRATIONED),
+            # What it logs are names that do not resolve.
+            tuned=(kernel_rules.KEEPS, LOGS_NO_STARTS),
+            isolated=True,
+            relaxed=(
+                *(each for each in LOADS_RULES if each.name != resolves.name),
+                resolves,
+                Directive("IPAddressDeny", "", "a resolver may be anywhere"),
+            ),
+            timer=replace(
+                EVERY_MINUTE,
+                lines=(Directive("OnActiveSec", "1s"), *EVERY_MINUTE.lines[1:]),
+                armed=any(wall.clouds for wall in every_wall(settings)),
+            ),
+        ),
+    ]
 
 
 def has_drop_in(service: Service) -> bool:

@@ -22,11 +22,10 @@ from facts.firewall import (
     FamilyState,
     FirewallState,
 )
-from facts.places import SYSTEM
-from holdfast import alerts, rules_watch
+from holdfast import kernel_rules
 from holdfast.host_programs import firewall as firewall_program
-from holdfast.render import render
-from holdfast.sandbox import LOADS_RULES, Directive, sandbox
+from holdfast.sandbox import LOADS_RULES, Directive
+from holdfast.service import Program
 from holdfast.settings import HostSettings, Listen, Opening, Service
 
 Family = Literal[4, 6]
@@ -330,12 +329,12 @@ def deletion(rule: str) -> str:
     return shlex.join(words)
 
 
-def unit_files() -> dict[str, str]:
-    """Path to text of the unit that restores the last proved firewall, and of its watch.
+def programs() -> tuple[Program, Program]:
+    """What restores the last proved firewall, and what looks at the one in force.
 
     What they may not do would lock somebody out: `tests/lab/test_rooted_live.py` has them do it.
     """
-    relaxed = [
+    relaxed = (
         *RUNS_UFW,
         *(
             Directive("ReadWritePaths", f"-{path}", why)
@@ -345,24 +344,38 @@ def unit_files() -> dict[str, str]:
                 ("/proc/sys/net", "the settings that ufw makes"),
             )
         ),
-    ]
-    service = Service(name="firewall-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
-    rollback = render(
-        f"firewall/{ROLLBACK_UNIT}.j2",
-        state=ROLLBACK_STATE,
-        program=PROGRAM,
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )
-    watch = rules_watch.unit_files(
-        "firewall",
-        said="keep the proved firewall in force",
-        # Which has its guard in front of its rules once it has started.
-        after="ufw.service docker.service",
-        program=PROGRAM,
-        relaxed=relaxed,
+    return (
+        Program(
+            service=Service(name="firewall-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1"),
+            description="Holdfast: undo a firewall change that no login has proved",
+            kind="oneshot",
+            source=firewall_program,
+            command=(PROGRAM, "restore"),
+            # ufw waits for it.
+            start_seconds=600,
+            at_boot=True,
+            order=(
+                Directive(
+                    *("ConditionPathExists", f"{ROLLBACK_STATE}/armed"),
+                    "It runs at boot, and at the deadline of a change.",
+                ),
+                Directive("DefaultDependencies", "no"),
+                Directive("After", "local-fs.target"),
+                Directive("Before", "ufw.service"),
+            ),
+            isolated=True,
+            relaxed=relaxed,
+        ),
+        kernel_rules.watch(
+            "firewall",
+            "Holdfast: keep the proved firewall in force",
+            PROGRAM,
+            # Which has its guard in front of its rules once it has started.
+            after="ufw.service docker.service",
+            relaxed=relaxed,
+        ),
     )
-    return {f"{SYSTEM}/{ROLLBACK_UNIT}": rollback, **watch}
 
 
 @dataclass(frozen=True)

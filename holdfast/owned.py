@@ -6,41 +6,16 @@ does not declare is left over from an entry that was removed. Data is not among 
 
 from __future__ import annotations
 
-from facts.places import CREDENTIALS, SYSTEM
-from holdfast import backup, docker, tailnet, tailnet_membership, tailnet_rules
+from holdfast import docker
 from holdfast.capabilities import CAPABILITIES
-from holdfast.gpu import limits
+from holdfast.programs import HOUSE
 from holdfast.service.capability import Capability
 from holdfast.settings import HostSettings
 
-
-def _backup(settings: HostSettings) -> list[str]:
-    if settings.backup is None:
-        return []
-    kept = [backup.files_of(repository) for repository in settings.backup.repositories]
-    return [*backup.unit_files(settings), *(path for each in kept for path in each.values())]
-
-
-def _limits(settings: HostSettings) -> list[str]:
-    return [*limits.unit_files(), limits.CONFIG] if settings.gpus else []
-
-
-_TAILNET = (
-    *(tailnet.ENVIRONMENT, tailnet.DROP_IN),
-    *(tailnet_rules.PROGRAM, tailnet_rules.RULES, *tailnet_rules.unit_files()),
-    *(tailnet_membership.PROGRAM, tailnet_membership.CONFIG, *tailnet_membership.unit_files()),
-)
 _DOCKER = (docker.DROP_IN, docker.LINKS_SCRIPT)
 
 REMOVED: tuple[Capability, ...] = (
-    Capability(
-        "Tailnet",
-        owns=_TAILNET,
-        beside=lambda settings: _TAILNET if settings.tailnet else (),
-        stops=("tailscaled.service",),
-        keeps=("/var/lib/tailscale",),
-        carries_login=True,
-    ),
+    *HOUSE,
     Capability(
         "Docker",
         owns=_DOCKER,
@@ -49,19 +24,6 @@ REMOVED: tuple[Capability, ...] = (
         keeps=("/var/lib/docker", docker.DAEMON_JSON),
     ),
     *CAPABILITIES,
-    Capability(
-        "Backup",
-        owns=(
-            f"{SYSTEM}/holdfast-backup@*.*",
-            *(f"{SYSTEM}/holdfast-{kind}-check@*.*" for kind in ("backup", "restore")),
-            *(f"{CREDENTIALS}/backup-*", f"{backup.JOBS}/*.json"),
-        ),
-        beside=_backup,
-        keeps=(backup.STATE,),
-    ),
-    Capability(
-        "GPU limits", owns=(f"{SYSTEM}/holdfast-gpu-limits.*", limits.CONFIG), beside=_limits
-    ),
 )
 """Every capability whose files are removed when they leave the inventory."""
 

@@ -41,15 +41,6 @@ class Directive:
     reason: str = ""
 
 
-def undoing(paths: Sequence[str], others: str) -> list[Directive]:
-    """The lines of a unit that restores files in ``paths``; ``others`` names their owners."""
-    return [
-        *(Directive("ReadWritePaths", f"-{path}", "it restores these files") for path in paths),
-        Directive("CapabilityBoundingSet", "CAP_DAC_OVERRIDE", others),
-        Directive("PrivateUsers", "no", others),
-    ]
-
-
 _CLOSED = (
     Directive("NoNewPrivileges", "yes"),
     Directive("CapabilityBoundingSet", ""),
@@ -97,7 +88,7 @@ LOADS_RULES = (
 """The lines of a unit that loads the kernel's firewall rules; it runs as root."""
 
 
-def _network(service: Service, isolated: bool, peers: Sequence[str]) -> list[Directive]:
+def _network(service: Service, isolated: bool) -> list[Directive]:
     if isolated:
         return [
             Directive("PrivateNetwork", "yes"),
@@ -110,7 +101,7 @@ def _network(service: Service, isolated: bool, peers: Sequence[str]) -> list[Dir
     return [
         families,
         Directive("IPAddressDeny", "any"),
-        *(Directive("IPAddressAllow", network) for network in allowed(service, peers)),
+        *(Directive("IPAddressAllow", network) for network in allowed(service)),
     ]
 
 
@@ -124,14 +115,10 @@ def callers(service: Service) -> list[str]:
     return list(dict.fromkeys(networks))
 
 
-def allowed(service: Service, peers: Sequence[str] = ()) -> list[str]:
-    """The networks (CIDR) with which a T1 service may exchange packets.
-
-    They are its callers, its declared peers, and ``peers`` that follow from other settings, such as
-    a backup's server.
-    """
+def allowed(service: Service) -> list[str]:
+    """The networks (CIDR) with which a T1 service may exchange packets: callers and peers."""
     called = [peer.network for peer in service.peers]
-    return list(dict.fromkeys([*callers(service), *called, *peers]))
+    return list(dict.fromkeys([*callers(service), *called]))
 
 
 def _sockets(service: Service, isolated: bool) -> list[Directive]:
@@ -152,14 +139,13 @@ def sandbox(
     service: Service,
     *,
     isolated: bool = False,
-    peers: Sequence[str] = (),
     relaxed: Sequence[Directive] = (),
 ) -> list[Directive]:
     """The [Service] lines that confine ``service``, in the order of the unit.
 
     ``isolated`` removes the network, for a program that callers reach through sockets of systemd.
-    ``peers`` are networks (CIDR) that a T1 service may call. Each ``relaxed`` directive replaces
-    the default lines of that name, or is added if there are none.
+    Each ``relaxed`` directive replaces the default lines of that name, or is added if there are
+    none.
 
     Raises:
         ValueError: a relaxation gives no reason.
@@ -172,7 +158,7 @@ def sandbox(
     lines = [
         Directive("User", service.user),
         *_CLOSED,
-        *_network(service, isolated, peers),
+        *_network(service, isolated),
         *_sockets(service, isolated),
         # The path may not exist before the first start.
         *(Directive("ReadWritePaths", f"-{path}") for path in writable),

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from facts.places import CONFIGURATION
 from facts.ssh import ROLLBACK_STATE
-from holdfast import alerts
 from holdfast.render import render
-from holdfast.sandbox import Directive, sandbox
+from holdfast.sandbox import Directive
+from holdfast.service import File, Program
 from holdfast.service.capability import Declared
 from holdfast.settings import HostSettings, Listen, Service
 
@@ -117,20 +117,32 @@ def rollback_script() -> str:
     return render("ssh/ssh-rollback.j2", state=ROLLBACK_STATE, unit=ROLLBACK_UNIT)
 
 
-def rollback_unit() -> str:
-    """The text of the unit that restores the last proved configuration."""
-    service = Service(name="ssh-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1")
-    relaxed = [
-        Directive("ReadWritePaths", "/etc/ssh", "what it restores"),
-        Directive("ReadWritePaths", f"-{KEYS}", "what it restores"),
-        Directive("ReadWritePaths", f"-{ROLLBACK_STATE}", "what it is to bring back"),
-    ]
-    return render(
-        f"ssh/{ROLLBACK_UNIT}.j2",
-        state=ROLLBACK_STATE,
-        script=ROLLBACK_SCRIPT,
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+def rollback() -> Program:
+    """What restores the last proved configuration."""
+    return Program(
+        service=Service(name="ssh-rollback", unit=ROLLBACK_UNIT, user="root", tier="T1"),
+        description="Holdfast: undo a change of sshd that no login has proved",
+        kind="oneshot",
+        command=(ROLLBACK_SCRIPT, "restore"),
+        files=(File(ROLLBACK_SCRIPT, rollback_script(), mode="755", validate="sh -n {}"),),
+        # sshd waits for it.
+        start_seconds=300,
+        at_boot=True,
+        order=(
+            Directive(
+                *("ConditionPathExists", f"{ROLLBACK_STATE}/armed"),
+                "It runs at boot, and at the deadline of a change.",
+            ),
+            Directive("DefaultDependencies", "no"),
+            Directive("After", "local-fs.target"),
+            Directive("Before", "ssh.socket ssh.service"),
+        ),
+        isolated=True,
+        relaxed=(
+            Directive("ReadWritePaths", "/etc/ssh", "what it restores"),
+            Directive("ReadWritePaths", f"-{KEYS}", "what it restores"),
+            Directive("ReadWritePaths", f"-{ROLLBACK_STATE}", "what it is to bring back"),
+        ),
     )
 
 

@@ -7,7 +7,22 @@ import posixpath
 import re
 from collections.abc import Iterable
 
-from holdfast.settings import Checkpoint, Engine, HostSettings, ModelFile, NfsMount, Storage
+from facts.places import CONFIGURATION
+from facts.storage import CHECK_SERVICE
+from holdfast.sandbox import Directive
+from holdfast.service import File, Program, Timer
+from holdfast.settings import (
+    Checkpoint,
+    Engine,
+    HostSettings,
+    ModelFile,
+    NfsMount,
+    Service,
+    Storage,
+)
+
+CHECKSUMS = f"{CONFIGURATION}/models.sha256"
+"""Every declared model, and the list of every checkpoint's files, with their checksums."""
 
 NFS_OPTIONS = "vers=4.2,hard,_netdev,nosuid,nodev,noexec"
 """``hard``: a write waits for the NAS; with ``soft`` data may be lost. Files there cannot run as
@@ -86,3 +101,44 @@ def checkpoint_of(settings: HostSettings, engine: Engine) -> Checkpoint | None:
     """The checkpoint an engine serves, or None where it is not declared."""
     declared = settings.storage.checkpoints
     return next((each for each in declared if each.name == engine.checkpoint), None)
+
+
+def programs(settings: HostSettings) -> list[Program]:
+    """What compares the models on local disk with their checksums."""
+    stored = settings.storage
+    if not (stored.models or stored.checkpoints):
+        return []
+    user = CHECK_SERVICE.removesuffix(".service")
+    compare = ("sha256sum", "--check", "--quiet", "--strict")
+    return [
+        Program(
+            service=Service(name="models-verify", unit=CHECK_SERVICE, user=user, tier="T1"),
+            description="Holdfast: compare the models on local disk with their checksums",
+            # Without a limit of time: it reads every model whole.
+            kind="oneshot",
+            command=(f"/usr/bin/{compare[0]}", *compare[1:], CHECKSUMS),
+            then=tuple(
+                (
+                    *("/usr/bin/env", f"--chdir={checkpoint_path(stored, checkpoint)}"),
+                    *(*compare, "SHA256SUMS"),
+                )
+                for checkpoint in stored.checkpoints
+            ),
+            files=(File(CHECKSUMS, checksums(stored)),),
+            runtime="holdfast/models-verify",
+            tuned=(
+                Directive("DynamicUser", "yes", "Its user exists while it runs."),
+                Directive("Nice", "19"),
+                Directive("IOSchedulingClass", "idle"),
+            ),
+            isolated=True,
+            timer=Timer(
+                "regularly",
+                (
+                    Directive("OnCalendar", stored.models_check_schedule),
+                    Directive("RandomizedDelaySec", "1h"),
+                    Directive("Persistent", "true"),
+                ),
+            ),
+        )
+    ]

@@ -10,13 +10,12 @@ import json
 import shlex
 from typing import Any
 
-from facts.places import SYSTEM
-from holdfast import alerts
 from holdfast.firewall import RUNS_UFW, WITHOUT_TAILNET, deletion, holes
 from holdfast.host_programs import tailnet_membership as program
+from holdfast.kernel_rules import KEEPS
 from holdfast.registry import declared_services
-from holdfast.render import render
-from holdfast.sandbox import sandbox
+from holdfast.sandbox import Directive
+from holdfast.service import EVERY_MINUTE, LOGS_NO_STARTS, UNRATIONED, File, Program
 from holdfast.settings import HostSettings, Service
 from holdfast.shipping import path_of
 
@@ -63,23 +62,25 @@ def config(settings: HostSettings) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def unit_files() -> dict[str, str]:
-    """Path to text of the units."""
-    return {
-        f"{SYSTEM}/{unit}": render(
-            template,
-            description="look whether this host is a member of its tailnet",
-            program=PROGRAM,
-            run=RUN,
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(
-                Service(name="tailnet-membership", unit=unit, user="root", tier="T1"),
-                isolated=True,
-                relaxed=RUNS_UFW,
-            ),
+def programs(settings: HostSettings) -> list[Program]:
+    """What looks at the membership every minute; none where the host is on no tailnet."""
+    if settings.tailnet is None:
+        return []
+    return [
+        Program(
+            service=Service(name="tailnet-membership", unit=SERVICE, user="root", tier="T1"),
+            description="Holdfast: watch the membership of the tailnet, and open SSH on the LAN"
+            " where it is lost",
+            kind="oneshot",
+            source=program,
+            command=(PROGRAM,),
+            files=(File(CONFIG, config(settings)),),
+            runtime=RUN,
+            start_seconds=600,
+            order=(Directive("After", "ufw.service"), UNRATIONED),
+            tuned=(KEEPS, LOGS_NO_STARTS),
+            isolated=True,
+            relaxed=RUNS_UFW,
+            timer=EVERY_MINUTE,
         )
-        for unit, template in (
-            (SERVICE, f"tailnet/{SERVICE}.j2"),
-            (TIMER, "service/every_minute.timer.j2"),
-        )
-    }
+    ]

@@ -7,12 +7,14 @@ may call each port (`holdfast.tailnet_policy`).
 
 from __future__ import annotations
 
-from facts.places import CONFIGURATION, SYSTEM
-from holdfast import alerts, rules_watch
+from dataclasses import replace
+
+from facts.places import CONFIGURATION
+from holdfast import kernel_rules
 from holdfast.registry import tailnet_claims
 from holdfast.render import render
-from holdfast.sandbox import LOADS_RULES, sandbox
-from holdfast.settings import HostSettings, Service
+from holdfast.service import File, Program
+from holdfast.settings import HostSettings
 
 TABLE = "holdfast_tailnet"
 INTERFACE = "tailscale0"
@@ -59,23 +61,17 @@ def program() -> str:
     return render("tailnet/holdfast-tailnet.j2", table=TABLE, rules=RULES, run=RUN)
 
 
-def unit_files() -> dict[str, str]:
-    """Path to text of the units."""
-    service = render(
-        f"tailnet/{SERVICE}.j2",
-        program=PROGRAM,
-        run=RUN,
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(
-            Service(name="tailnet", unit=SERVICE, user="root", tier="T1"),
-            isolated=True,
-            relaxed=LOADS_RULES,
+def programs(settings: HostSettings) -> list[Program]:
+    """What loads the rules, and what looks at them; none where the host is on no tailnet."""
+    if settings.tailnet is None:
+        return []
+    loads = kernel_rules.loader("tailnet", "Holdfast: what the tailnet may reach here", PROGRAM)
+    said = "Holdfast: keep what the tailnet may reach as it was loaded"
+    return [
+        replace(
+            loads,
+            files=(File(PROGRAM, program(), mode="755", validate="sh -n {}"),),
+            reads=(RULES,),
         ),
-    )
-    watch = rules_watch.unit_files(
-        "tailnet",
-        said="keep what the tailnet may reach as it was loaded",
-        after=SERVICE,
-        program=PROGRAM,
-    )
-    return {f"{SYSTEM}/{SERVICE}": service, **watch}
+        kernel_rules.watch("tailnet", said, PROGRAM, after=SERVICE),
+    ]

@@ -194,7 +194,7 @@ def _container(settings: HostSettings, service: Service, container: Container) -
         restart_seconds=5,
         starts=(10, 600),
         at_boot=True,
-        started_with=("docker.service",),
+        wanted_by=("multi-user.target", "docker.service"),
         along_with=tuple(modes.targets_of(settings, service.name)),
         order=(
             Directive("Requires", "docker.service", "it ends and starts with the engine"),

@@ -22,6 +22,7 @@ from facts.gpu_picture import Picture
 from holdfast.gpu import driver
 from holdfast.gpu.driver import DriverPlan, Verdict
 from operations.packages import APT_GET, present
+from operations.program import settled
 from operations.refusal import stop
 from operations.units import Unit, settle
 
@@ -69,9 +70,7 @@ def running(
         return
 
     if plan.vfio:
-        yield from settle._inner(
-            units=[Unit(driver.VFIO_UNIT, restart_after=[driver.VFIO, driver.VFIO_PROGRAM])]
-        )
+        yield from settle._inner(units=settled([driver.vfio(plan)]))
     seen = host.get_fact(GpuPicture)
     verdict = driver.verdict(plan, seen)
     if verdict.reboot:
@@ -159,17 +158,13 @@ def _serve(plan: DriverPlan, picture: Picture) -> Commands:
             return
     if not plan.units:
         return
-    read_at_start = {
-        driver.PERSISTENCE_UNIT: [driver.PERSISTENCE],
-        driver.KERNELS_TIMER: list(driver.KERNELS_UNITS),
-    }
-    settled = list(
-        settle._inner(
-            units=[Unit(unit, restart_after=read_at_start.get(unit, [])) for unit in plan.units]
-        )
+    known = {unit.name: unit for unit in settled([driver.kernels(plan)])}
+    known[driver.PERSISTENCE_UNIT] = Unit(
+        driver.PERSISTENCE_UNIT, restart_after=[driver.PERSISTENCE]
     )
-    yield from settled
-    if not settled and _forgetful(plan, picture):
+    changes = list(settle._inner(units=[known.get(unit, Unit(unit)) for unit in plan.units]))
+    yield from changes
+    if not changes and _forgetful(plan, picture):
         # An operator turned it off by hand; the daemon sets it at its start.
         yield StringCommand(f"systemctl restart {driver.PERSISTENCE_UNIT}")
 

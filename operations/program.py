@@ -93,18 +93,31 @@ def _proxied(programs: Sequence[Program]) -> bool:
     return any(each.proxied or PROXY in each.command for each in programs)
 
 
-def place(what: str, programs: Sequence[Program], files: Sequence[HostFile] = ()) -> None:
-    """Place all files that ``programs`` run and read, and ``files``."""
-    owned = [
+def place(
+    what: str,
+    programs: Sequence[Program],
+    files: Sequence[HostFile] = (),
+    directories: Sequence[HostDirectory] = (),
+    absent: Sequence[str] = (),
+) -> None:
+    """Place all that ``programs`` run and read, ``files`` and ``directories`` beside it, and remove
+    ``absent``.
+    """
+    folders = [
         HostDirectory(path, mode="700", user=each.service.user, group=each.service.user)
         for each in programs
         for path in each.folders
     ]
-    notify = HostFile(alerts.UNIT_PATH, alerts.notify_unit())
     host_files.place(
         name=f"Write the files of {what}",
-        directories=[host_files.CONFIGURATION, host_files.CREDENTIALS, *owned],
-        files=[notify, *placed(programs), *files],
+        directories=[
+            host_files.CONFIGURATION,
+            host_files.CREDENTIALS,
+            *dict.fromkeys(folders),
+            *directories,
+        ],
+        files=[*placed(programs), *files],
+        absent=list(absent),
     )
 
 
@@ -116,7 +129,7 @@ def settle(
 
 
 def placed(programs: Sequence[Program]) -> list[HostFile]:
-    """Every file of ``programs`` as it should be, once.
+    """Every file of ``programs`` as it should be, once, and of the unit that records alerts.
 
     Raises:
         LookupError: a secret that a credential is made of is not set.
@@ -127,7 +140,10 @@ def placed(programs: Sequence[Program]) -> list[HostFile]:
         for credential in program.credentials
     ]
     sources = [host_files.program(program.source) for program in programs if program.source]
-    written = [HostFile(file.path, file.text) for file in service.files(programs)]
+    written = [
+        HostFile(file.path, file.text, mode=file.mode, validate=file.validate)
+        for file in service.files([alerts.NOTIFY, *programs] if programs else [])
+    ]
     return list(dict.fromkeys([*sources, *credentials, *written]))
 
 
@@ -138,6 +154,9 @@ def settled(programs: Sequence[Program]) -> list[Unit]:
 
 
 def _units(program: Program) -> Iterator[Unit]:
+    if program.is_template:
+        # Other units start its instances.
+        return
     is_open = program.socket is None or program.socket.is_open
     if program.socket:
         yield Unit(
@@ -148,17 +167,24 @@ def _units(program: Program) -> Iterator[Unit]:
         )
     if program.timer:
         # The service's file, too: what a timer starts must be read again when it changes.
-        changed = [program.path("timer"), program.path("service")]
-        yield Unit(f"{program.stem}.timer", restart_after=changed)
+        changed = [program.path("timer"), program.path("service"), *program.reads]
+        armed = program.timer.armed
+        yield Unit(f"{program.stem}.timer", enabled=armed, running=armed, restart_after=changed)
+        if program.at_boot:
+            yield Unit(program.unit, running=None)
     elif program.kind == "oneshot" and not program.at_boot:
         # Another unit starts it; systemd must read it again when it changes.
         yield Unit(program.unit, enabled=None, running=None)
+    elif program.ends:
+        # The next boot starts it.
+        yield Unit(program.unit, running=False)
     else:
         yield Unit(
             program.unit,
             enabled=is_open,
             running=is_open,
             restart_after=program.restart_after,
+            reload=bool(program.reload),
             along_with=list(program.along_with),
         )
     for proxy in proxies(program):

@@ -15,7 +15,7 @@ from itertools import chain
 import yaml
 
 from facts.places import CONFIGURATION, CREDENTIALS, STATE, SYSTEM
-from holdfast import alerts, completion
+from holdfast import completion, undoing
 from holdfast.doors import Door, doors
 from holdfast.engines.fit import cards_of
 from holdfast.engines.server import Server, paths, questions
@@ -26,8 +26,7 @@ from holdfast.gpu.targets import targets_of
 from holdfast.host_programs import engine_watch, gpu_memory
 from holdfast.host_programs import replace as replace_program
 from holdfast.host_programs.replace import Job
-from holdfast.render import render
-from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive, sandbox, undoing
+from holdfast.sandbox import AS_ROOT, LOOPBACK, RUN, Directive
 from holdfast.service import Credential, File, Program, Proxied, Timer
 from holdfast.settings import Engine, HostSettings, Service
 from holdfast.shipping import path_of
@@ -400,14 +399,12 @@ def recovery() -> Program:
     )
 
 
-def undo_unit() -> str:
-    """The text of the unit that takes over from a replacement that was killed."""
-    service = Service(name="replace-undo", unit=UNDO, user="root", tier="T1")
-    relaxed = undoing(RECORDS, "doors and keys are their services' own")
-    return render(
-        "service/undo@.service.j2",
+def undo() -> Program:
+    """What takes over from a replacement that was killed."""
+    return undoing.undo(
+        UNDO,
         what="the replacement of the model of %i",
-        command=f"{REPLACE_PROGRAM} --undo %i",
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+        command=(REPLACE_PROGRAM, "--undo", "%i"),
+        writes=RECORDS,
+        others="doors and keys are their services' own",
     )

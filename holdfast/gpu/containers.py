@@ -16,11 +16,9 @@ from facts.gpu_containers import (
     ContainersState,
     GpuContainer,
 )
-from facts.places import SYSTEM
-from holdfast import alerts
 from holdfast.gpu.limits import driver_access
-from holdfast.render import render
-from holdfast.sandbox import AS_ROOT, Directive, sandbox
+from holdfast.sandbox import AS_ROOT, Directive
+from holdfast.service import UNRATIONED, Program
 from holdfast.settings import AptRepository, HostSettings, Service
 
 PACKAGES = ["nvidia-container-toolkit"]
@@ -93,19 +91,37 @@ def complaint(containers: Sequence[GpuContainer]) -> str | None:
     )
 
 
-def unit_files() -> dict[str, str]:
-    """Path to text of the unit that generates the specification."""
-    service = Service(name="gpu-cdi", unit=SERVICE, user="root", tier="T1")
-    relaxed = [
-        *driver_access(),
-        Directive("ReadWritePaths", SPECIFICATION_FOLDER, "what it makes lies there"),
-        Directive("UMask", "0022", "each user who starts containers must be able to read it"),
+def programs(settings: HostSettings) -> list[Program]:
+    """What generates the specification at boot."""
+    if not wants_containers(settings):
+        return []
+    return [
+        Program(
+            service=Service(name="gpu-cdi", unit=SERVICE, user="root", tier="T1"),
+            description="Holdfast: what containers are given with a card (CDI)",
+            kind="oneshot",
+            # CUDA's device file is created when a program first needs it, but must exist to be
+            # listed. On a machine without this program udev creates it.
+            before=((*f"-{AS_ROOT}".split(), "/usr/bin/nvidia-modprobe", "-u", "-c=0"),),
+            command=(
+                *("/usr/bin/nvidia-ctk", "cdi", "generate", f"--output={SPECIFICATION}"),
+                *("--device-name-strategy=index", "--device-name-strategy=uuid"),
+            ),
+            start_seconds=180,
+            at_boot=True,
+            order=(
+                Directive("After", "nvidia-persistenced.service"),
+                Directive(
+                    *("Before", "docker.service"),
+                    "Containers that start with the engine need this boot's cards and libraries.",
+                ),
+                UNRATIONED,
+            ),
+            isolated=True,
+            relaxed=(
+                *driver_access(),
+                Directive("ReadWritePaths", SPECIFICATION_FOLDER, "what it makes lies there"),
+                Directive("UMask", "0022", "each user who starts containers must read it"),
+            ),
+        )
     ]
-    text = render(
-        "gpu_containers/holdfast-gpu-cdi.service.j2",
-        specification=SPECIFICATION,
-        as_root=AS_ROOT,
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
-    )
-    return {f"{SYSTEM}/{SERVICE}": text}

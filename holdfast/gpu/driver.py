@@ -12,9 +12,9 @@ from typing import Literal
 
 from facts.gpu_picture import LIBRARY, ON_DISK, Flavour, Picture, newest_kernel
 from facts.places import SYSTEM
-from holdfast import alerts
 from holdfast.render import render
-from holdfast.sandbox import Directive, sandbox
+from holdfast.sandbox import Directive
+from holdfast.service import STAYS, File, Program, Timer, texts
 from holdfast.settings import AptRepository, Distribution, GpuCard, Gpus, HostSettings, Service
 
 Source = Literal["distribution", "vendor"]
@@ -461,10 +461,7 @@ def _kernel_kind(distribution: Distribution, kernel: str) -> str:
 
 def files(plan: DriverPlan) -> dict[str, str]:
     """Path to content of the files that pin the source, block nouveau, and bind cards of guests."""
-    wanted = {NOUVEAU: render("gpu_driver/nouveau.conf.j2")}
-    if plan.vfio:
-        wanted[VFIO] = _vfio_unit()
-        wanted[VFIO_PROGRAM] = render("gpu_driver/vfio-bind.j2", addresses=plan.vfio)
+    wanted = {NOUVEAU: render("gpu_driver/nouveau.conf.j2"), **texts(programs(plan))}
     if plan.source is None:
         return wanted
     wanted[PREFERENCES] = render(
@@ -473,7 +470,6 @@ def files(plan: DriverPlan) -> dict[str, str]:
         archive="Debian" if plan.distribution.startswith("debian") else "Ubuntu",
     )
     wanted[PERSISTENCE] = render("gpu_driver/nvidia-persistenced.conf.j2")
-    wanted |= {**_kernels_units(), KERNELS_PROGRAM: kernels_program(plan)}
     if plan.distribution.startswith("debian"):
         # Only the distribution's own driver is in non-free; NVIDIA's needs helpers from contrib.
         non_free = ["non-free", "non-free-firmware"] if plan.source == "distribution" else []
@@ -503,43 +499,74 @@ def _spoken(sentence: str) -> str:
     return "".join(f'"{part}"' if part.startswith("$") else shlex.quote(part) for part in parts)
 
 
-def _kernels_units() -> dict[str, str]:
-    service = Service(name="gpu-kernels", unit=KERNELS_SERVICE, user="root", tier="T1")
-    relaxed = [
-        Directive("ProtectKernelModules", "no", "it looks at each kernel's modules"),
-        Directive("ProcSubset", "all", "it reads in /proc/locks whether apt is at work"),
-    ]
-    timer, unit = KERNELS_UNITS
-    return {
-        timer: render("gpu_driver/holdfast-gpu-kernels.timer.j2"),
-        unit: render(
-            "gpu_driver/holdfast-gpu-kernels.service.j2",
-            program=KERNELS_PROGRAM,
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(service, isolated=True, relaxed=relaxed),
+def kernels(plan: DriverPlan) -> Program:
+    """What checks every hour whether the kernel that boots next has a module for the cards."""
+    return Program(
+        service=Service(name="gpu-kernels", unit=KERNELS_SERVICE, user="root", tier="T1"),
+        description="Holdfast: check that the kernel that boots next will drive the cards",
+        kind="oneshot",
+        command=(KERNELS_PROGRAM,),
+        files=(File(KERNELS_PROGRAM, kernels_program(plan), mode="755"),),
+        start_seconds=600,
+        isolated=True,
+        relaxed=(
+            Directive("ProtectKernelModules", "no", "it looks at each kernel's modules"),
+            Directive("ProcSubset", "all", "it reads in /proc/locks whether apt is at work"),
         ),
-    }
-
-
-def _vfio_unit() -> str:
-    service = Service(name="vfio", unit=VFIO_UNIT, user="root", tier="T1")
-    early = "it runs before the root file system can be written and any other is there"
-    relaxed = [
-        *(
-            Directive("ReadWritePaths", path, "where a card gets its driver")
-            for path in ("/sys/bus/pci", "/sys/devices")
+        timer=Timer(
+            "every hour",
+            (
+                Directive("OnActiveSec", "10min"),
+                Directive("OnUnitInactiveSec", "1h"),
+                Directive("AccuracySec", "1min"),
+            ),
         ),
-        Directive("PrivateUsers", "no", "those files are the machine's own root's"),
-        Directive("PrivateTmp", "no", early),
-        Directive("PrivateDevices", "no", early),
-    ]
-    return render(
-        "gpu_driver/holdfast-vfio.service.j2",
-        program=VFIO_PROGRAM,
-        module="modprobe@vfio_pci.service",
-        on_failure=alerts.ON_FAILURE,
-        sandbox=sandbox(service, isolated=True, relaxed=relaxed),
     )
+
+
+def vfio(plan: DriverPlan) -> Program:
+    """What gives the cards of guests to vfio-pci, before another driver can claim them."""
+    module = "modprobe@vfio_pci.service"
+    early = "it runs before the root file system can be written and any other is there"
+    return Program(
+        service=Service(name="vfio", unit=VFIO_UNIT, user="root", tier="T1"),
+        description="Holdfast: give the cards of guests to vfio-pci",
+        kind="oneshot",
+        command=(VFIO_PROGRAM,),
+        files=(
+            File(VFIO_PROGRAM, render("gpu_driver/vfio-bind.j2", addresses=plan.vfio), mode="755"),
+        ),
+        # The boot waits for it.
+        start_seconds=300,
+        at_boot=True,
+        wanted_by=("sysinit.target",),
+        order=(
+            Directive("DefaultDependencies", "no"),
+            Directive("Wants", module, "systemd loads the module: the unit has no right to do it."),
+            Directive("After", module),
+            Directive("Before", "systemd-udev-trigger.service systemd-modules-load.service"),
+            Directive("Before", "sysinit.target"),
+        ),
+        tuned=(STAYS,),
+        isolated=True,
+        relaxed=(
+            *(
+                Directive("ReadWritePaths", path, "where a card gets its driver")
+                for path in ("/sys/bus/pci", "/sys/devices")
+            ),
+            Directive("PrivateUsers", "no", "those files are the machine's own root's"),
+            Directive("PrivateTmp", "no", early),
+            Directive("PrivateDevices", "no", early),
+        ),
+    )
+
+
+def programs(plan: DriverPlan) -> list[Program]:
+    """The programs that ``plan`` needs on the host."""
+    return [
+        *([vfio(plan)] if plan.vfio else []),
+        *([kernels(plan)] if plan.source is not None else []),
+    ]
 
 
 ALL_FILES = (

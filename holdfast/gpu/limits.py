@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from facts.gpu_limits import SERVICE
-from facts.places import SYSTEM
-from holdfast import alerts
 from holdfast.host_programs import gpu_limits
 from holdfast.host_programs.gpu_limits import Seen, Wanted
-from holdfast.render import render
-from holdfast.sandbox import Directive, sandbox
-from holdfast.settings import Gpus, Service
+from holdfast.sandbox import Directive
+from holdfast.service import EVERY_MINUTE, LOGS_NO_STARTS, UNRATIONED, File, Program
+from holdfast.settings import Gpus, HostSettings, Service
 from holdfast.shipping import path_of
 
 CONFIG = gpu_limits.CONFIG
@@ -66,27 +64,50 @@ def driver_access() -> list[Directive]:
     ]
 
 
-def unit_files() -> dict[str, str]:
-    """Path to text of the units."""
-    service = Service(name="gpu-limits", unit=SERVICE, user="root", tier="T1")
-    relaxed = [
-        *driver_access(),
-        # NV_IS_SUSER() of the kernel module is capable(CAP_SYS_ADMIN).
-        Directive(
-            "CapabilityBoundingSet",
-            "CAP_SYS_ADMIN",
-            "the driver asks for it before it sets a limit",
-        ),
+def programs(settings: HostSettings) -> list[Program]:
+    """What sets the limits at boot, with the driver, and every minute."""
+    if settings.gpus is None:
+        return []
+    return [
+        Program(
+            service=Service(name="gpu-limits", unit=SERVICE, user="root", tier="T1"),
+            description="Holdfast: power limits and clocks of the cards",
+            kind="oneshot",
+            source=gpu_limits,
+            command=(PROGRAM,),
+            files=(File(CONFIG, config(settings.gpus)),),
+            runtime="holdfast/gpu-limits",
+            start_seconds=300,
+            at_boot=True,
+            # The second starts it again when the driver was unloaded and loaded again.
+            wanted_by=("multi-user.target", "nvidia-persistenced.service"),
+            order=(
+                Directive(
+                    *("After", "nvidia-persistenced.service"),
+                    "Limits are kept only while a client keeps the driver loaded.",
+                ),
+                UNRATIONED,
+            ),
+            tuned=(
+                Directive(
+                    *("RuntimeDirectoryPreserve", "yes"),
+                    "A later run needs the record of locked clocks.",
+                ),
+                LOGS_NO_STARTS,
+            ),
+            isolated=True,
+            relaxed=(
+                *driver_access(),
+                # NV_IS_SUSER() of the kernel module is capable(CAP_SYS_ADMIN).
+                Directive(
+                    *("CapabilityBoundingSet", "CAP_SYS_ADMIN"),
+                    "the driver asks for it before it sets a limit",
+                ),
+            ),
+            # A driver reload or a card reset removes a limit without a notification.
+            timer=EVERY_MINUTE,
+        )
     ]
-    return {
-        f"{SYSTEM}/{SERVICE}": render(
-            "gpu_limits/holdfast-gpu-limits.service.j2",
-            program=PROGRAM,
-            on_failure=alerts.ON_FAILURE,
-            sandbox=sandbox(service, isolated=True, relaxed=relaxed),
-        ),
-        f"{SYSTEM}/{TIMER}": render("gpu_limits/holdfast-gpu-limits.timer.j2", service=SERVICE),
-    }
 
 
 def not_held(

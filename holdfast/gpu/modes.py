@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from facts.gpu_modes import DROP_IN, PROGRAM
 from facts.places import SYSTEM
-from holdfast import alerts
+from holdfast import undoing
 from holdfast.engines.units import RECORDS as ENGINE_RECORDS
 from holdfast.engines.units import REPLACE_PROGRAM, EngineNames, every
 from holdfast.gpu import limits
@@ -22,7 +22,8 @@ from holdfast.gpu.targets import sets, target, targets_of
 from holdfast.host_programs import mode as mode_program
 from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
-from holdfast.sandbox import RUN, sandbox, undoing
+from holdfast.sandbox import RUN
+from holdfast.service import Program
 from holdfast.settings import LOOPBACK_OF, Gpus, HealthCheck, HostSettings, Service
 
 CONFIG = mode_program.CONFIG
@@ -145,21 +146,15 @@ def greeting() -> str:
     return render("gpu_modes/greeting.j2", program=PROGRAM)
 
 
-def undo_unit() -> str:
-    """The text of the unit that undoes a killed switch."""
-    service = Service(
-        name="mode-undo", unit=mode_program.UNDO_UNIT.format(""), user="root", tier="T1"
-    )
-    relaxed = undoing((RUN, *ENGINE_RECORDS), "doors are their services' own")
-    return render(
-        "service/undo@.service.j2",
+def undo() -> Program:
+    """What undoes a switch of modes that was killed; it checks services of every tier."""
+    return undoing.undo(
+        mode_program.UNDO_UNIT.format(""),
         what="the switch of modes of %i",
-        command=f"{PROGRAM} --undo %i",
-        on_failure=alerts.ON_FAILURE,
-        # It checks services of every tier.
-        sandbox=sandbox(
-            service, peers=[f"{own}/32" for own in LOOPBACK_OF.values()], relaxed=relaxed
-        ),
+        command=(PROGRAM, "--undo", "%i"),
+        writes=(RUN, *ENGINE_RECORDS),
+        others="doors are their services' own",
+        calls=[f"{own}/32" for own in LOOPBACK_OF.values()],
     )
 
 

@@ -1,8 +1,13 @@
 """One declaration makes a program of ours: its properties, and the files that follow from them."""
 
 from holdfast.service.program import (
+    EVERY_MINUTE,
+    LOGS_NO_STARTS,
+    ON_FAILURE,
     PROXY,
     PROXY_FILES,
+    STAYS,
+    UNRATIONED,
     Credential,
     File,
     Program,
@@ -15,8 +20,13 @@ from holdfast.service.program import (
 from holdfast.service.units import files, paths, texts
 
 __all__ = [
+    "EVERY_MINUTE",
+    "LOGS_NO_STARTS",
+    "ON_FAILURE",
     "PROXY",
     "PROXY_FILES",
+    "STAYS",
+    "UNRATIONED",
     "Credential",
     "File",
     "Program",

@@ -33,6 +33,9 @@ from holdfast.shipping import path_of
 Words = tuple[str, ...]
 """A command as a list of words. systemd expands ``%`` and ``$`` in them."""
 
+ON_FAILURE = "holdfast-notify@%n.service"
+"""The unit that each program names in ``OnFailure=``: `holdfast.alerts.NOTIFY`."""
+
 PROXY = "/usr/sbin/haproxy"
 """The distribution's HAProxy, which serves each door and each router."""
 
@@ -41,9 +44,10 @@ PROXY_FILES = Directive("LimitNOFILE", "65536", "it needs two files for each con
 
 TUNABLE = frozenset(
     {
-        *("AllowedCPUs", "CPUWeight", "LimitMEMLOCK", "LimitNOFILE", "MemoryMin", "MemorySwapMax"),
-        *("OOMScoreAdjust", "KillMode", "KillSignal", "RemainAfterExit", "RestartMaxDelaySec"),
-        *("RestartSteps", "RuntimeDirectoryPreserve", "SuccessExitStatus"),
+        *("AllowedCPUs", "CPUWeight", "IOSchedulingClass", "LimitMEMLOCK", "LimitNOFILE"),
+        *("MemoryMin", "MemorySwapMax", "Nice", "OOMScoreAdjust", "DynamicUser", "KillMode"),
+        *("KillSignal", "LogLevelMax", "RemainAfterExit", "RestartMaxDelaySec", "RestartSteps"),
+        *("RuntimeDirectoryPreserve", "SuccessExitStatus"),
     }
 )
 """The lines that a program may set without a reason: its resources, and how it starts and stops.
@@ -58,6 +62,9 @@ class File:
     text: str
     read_at_start: bool = True
     """Whether the program is restarted when the file changes."""
+    mode: str = "644"
+    validate: str | None = None
+    """As in `operations.host_files.HostFile`."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,25 @@ class Timer:
     often: str
     """In words, such as ``every five minutes``."""
     lines: tuple[Directive, ...]
+    armed: bool = True
+    """Whether it runs: a host may have the program and no use for it."""
+
+
+EVERY_MINUTE = Timer(
+    "every minute",
+    (
+        Directive("OnActiveSec", "1min"),
+        Directive("OnUnitInactiveSec", "1min"),
+        Directive("AccuracySec", "5s"),
+    ),
+)
+UNRATIONED = Directive("StartLimitIntervalSec", "0", "The number of starts is not limited.")
+"""The line of [Unit] for a program that is started often; systemd would refuse a sixth start."""
+STAYS = Directive("RemainAfterExit", "yes", "It stays active when its work is done.")
+"""The line of [Service] for a oneshot that runs once for each boot."""
+LOGS_NO_STARTS = Directive(
+    "LogLevelMax", "notice", "Log actions and failures, but not every start and end."
+)
 
 
 @dataclass(frozen=True)
@@ -157,6 +183,10 @@ class Program:
     """The command that stops it; default: a signal."""
     after: tuple[Words, ...] = ()
     """Commands that run after it has ended, for any reason."""
+    then: tuple[Words, ...] = ()
+    """Commands that a oneshot runs after `command`, each if the previous one has succeeded."""
+    reload: Words = ()
+    """The command that makes it read its files again; then a change reloads it, not restarts it."""
     environment: Mapping[str, str] = field(default_factory=dict)
     credentials: tuple[Credential, ...] = ()
     files: tuple[File, ...] = ()
@@ -173,14 +203,14 @@ class Program:
     """Paths of its other folders, with mode 700."""
     working_directory: str = ""
     start_seconds: int | None = None
-    stop_seconds: int | None = None
-    restart: Literal["no", "on-failure", "always"] = "no"
+    stop_seconds: int | Literal["infinity"] | None = None
+    restart: Literal["no", "on-abnormal", "on-failure", "always"] = "no"
     restart_seconds: int | None = None
     starts: tuple[int, int] | None = None
     """Limit of starts: how many in how many seconds; then it stays down and an alert is raised."""
     at_boot: bool = False
-    started_with: tuple[str, ...] = ()
-    """Units whose start also starts it, if it is started at boot."""
+    wanted_by: tuple[str, ...] = ("multi-user.target",)
+    """Units that start it, where it is started at boot."""
     along_with: tuple[str, ...] = ()
     """Targets with which it starts and stops; the program itself is not started at boot."""
     slice: Slice | None = None
@@ -196,6 +226,8 @@ class Program:
     """The socket that systemd opens for it; a connection starts the program."""
     timer: Timer | None = None
     proxied: Proxied | None = None
+    alerts: bool = True
+    """Whether an alert is raised when it fails."""
 
     def __post_init__(self) -> None:
         self.sandbox()
@@ -215,6 +247,18 @@ class Program:
     def stem(self) -> str:
         """The beginning of its units' names."""
         return self.unit.removesuffix(".service")
+
+    @property
+    def is_template(self) -> bool:
+        """Whether its unit is a template, of which others start instances by name."""
+        return self.stem.endswith("@")
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is no longer active once its work is done."""
+        return self.kind == "oneshot" and not any(
+            line.name == "RemainAfterExit" for line in self.tuned
+        )
 
     def path(self, kind: Literal["service", "socket", "timer"]) -> str:
         """The path of its unit of this kind."""

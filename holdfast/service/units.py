@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 from facts.places import SYSTEM
-from holdfast import alerts, doors
+from holdfast import doors
 from holdfast.doors import Door
 from holdfast.render import render
-from holdfast.service.program import PROXY, PROXY_FILES, File, Program, Words
+from holdfast.service.program import ON_FAILURE, PROXY, PROXY_FILES, File, Program, Words
 from holdfast.settings import Service
 
 
@@ -35,8 +35,10 @@ def service_unit(program: Program) -> str:
         ready=[_line(words) for words in program.ready],
         stop=_line(program.stop),
         after=[_line(words) for words in program.after],
+        then=[_line(words) for words in program.then],
+        reload=_line(program.reload),
         environment=[_quoted(f"{name}={value}") for name, value in program.environment.items()],
-        on_failure=alerts.ON_FAILURE,
+        on_failure=ON_FAILURE,
         sandbox=program.sandbox(),
     )
 

@@ -768,7 +768,10 @@ MODELS = (
     ),
     Sabotage(
         "nobody checks the models",
-        ("storage::the_model_check_is_armed_and_last_found_nothing_wrong",),
+        (
+            "storage::the_model_check_is_armed_and_last_found_nothing_wrong",
+            "services::each_timer_waits_for_its_next_run",
+        ),
         "systemctl stop holdfast-models-verify.timer",
         "systemctl start holdfast-models-verify.timer",
     ),

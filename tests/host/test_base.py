@@ -6,9 +6,9 @@ import pytest
 from testinfra.host import Host
 
 from facts.sections import answers, probe
-from holdfast import alerts
 from holdfast.base import authority_path, blacklist_patterns, service_users
 from holdfast.gpu import driver
+from holdfast.service import ON_FAILURE
 from holdfast.settings import HostSettings
 
 Answers = dict[str, list[str]]
@@ -128,8 +128,6 @@ def test_every_unit_of_ours_raises_an_alert_when_it_fails(host: Host) -> None:
     units = [dict(line.split("=", 1) for line in one.splitlines()) for one in shown.split("\n\n")]
     assert units
     silent = [
-        unit["Id"]
-        for unit in units
-        if unit["OnFailure"] != alerts.ON_FAILURE.replace("%n", unit["Id"])
+        unit["Id"] for unit in units if unit["OnFailure"] != ON_FAILURE.replace("%n", unit["Id"])
     ]
     assert silent == []

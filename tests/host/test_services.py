@@ -15,8 +15,9 @@ from facts.places import CONFIGURATION, CREDENTIALS
 from holdfast import alerts, tenants
 from holdfast.engines.servers import engine_service
 from holdfast.engines.units import every
-from holdfast.programs import without_network
+from holdfast.programs import programs, without_network
 from holdfast.registry import declared_services
+from holdfast.service import ON_FAILURE
 from holdfast.settings import HostSettings, Service
 from tests.host.doors import engine_is_wanted, listens_only_as_declared
 
@@ -142,12 +143,20 @@ def test_each_restarts_when_it_ends(host: Host, services: list[Service]) -> None
         assert restart in ("always", "on-failure"), service.name
 
 
+def test_each_timer_waits_for_its_next_run(host: Host, settings: HostSettings) -> None:
+    timed = {f"{each.stem}.timer": each.timer.armed for each in programs(settings) if each.timer}
+    for timer, armed in timed.items():
+        asked = f"systemctl is-enabled {timer}; systemctl is-active {timer}"
+        wanted = ["enabled", "active"] if armed else ["disabled", "inactive"]
+        assert host.run(asked).stdout.split() == wanted, timer
+
+
 def test_a_unit_that_fails_leaves_an_alert(host: Host, services: list[Service]) -> None:
     unit = "holdfast-verify-alert.service"
     alert = f"{alerts.ALERTS}/{unit}"
     told = host.run(
         f"rm -f {alert}; systemd-run --quiet --wait --unit={unit}"
-        f" --property=OnFailure={alerts.ON_FAILURE.replace('%n', unit)} /bin/false;"
+        f" --property=OnFailure={ON_FAILURE.replace('%n', unit)} /bin/false;"
         f" timeout 30 sh -c 'until test -s {alert}; do sleep 0.2; done'; status=$?;"
         f" rm -f {alert}; systemctl reset-failed {unit}; exit $status"
     )

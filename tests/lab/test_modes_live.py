@@ -23,6 +23,7 @@ from holdfast.host_programs import mode as mode_program
 from holdfast.host_programs.mode import CardSet, Check, Tenant
 from holdfast.render import render
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.service.units import service_unit
 from holdfast.shipping import text_of
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import ensure_image
@@ -77,8 +78,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         machine.wait_for_ssh(PATIENCE_SECONDS)
         bring_python(machine)
         put(machine, modes.CONFIG, _house())
-        put(machine, UNDO_FILE, modes.undo_unit())
-        put(machine, alerts.UNIT_PATH, alerts.notify_unit())
+        put(machine, UNDO_FILE, service_unit(modes.undo()))
+        put(machine, alerts.NOTIFY.path("service"), service_unit(alerts.NOTIFY))
         put(machine, modes.PROGRAM, text_of(mode_program))
         told = "#!/bin/sh\nmkdir -p /run/holdfast && echo $1 >> /run/holdfast/told\n"
         put(machine, "/usr/local/sbin/told", told)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from holdfast import alerts
-from holdfast.engines.units import UNDO, undo_unit
+from holdfast.engines.units import UNDO, undo
 from holdfast.host_programs import replace as replace_program
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.service.units import service_unit
 from holdfast.shipping import text_of
 from tests.lab.container_machine import ContainerMachine
 from tests.lab.images import ensure_image
@@ -85,8 +86,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
         put(machine, "/etc/holdfast/engines/chat.json", json.dumps(JOB))
         put(machine, f"{HERE}/key", "a-key")
         put(machine, "/etc/systemd/system/chat.service", UNIT)
-        put(machine, f"/etc/systemd/system/{UNDO}", undo_unit())
-        put(machine, alerts.UNIT_PATH, alerts.notify_unit())
+        put(machine, f"/etc/systemd/system/{UNDO}", service_unit(undo()))
+        put(machine, alerts.NOTIFY.path("service"), service_unit(alerts.NOTIFY))
         program = "/usr/local/sbin/holdfast-replace"
         put(machine, program, text_of(replace_program))
         machine.succeed(f"chmod 755 {program} && systemctl daemon-reload")

@@ -37,6 +37,7 @@ from holdfast.render import render
 from holdfast.servers.vllm import BENCH, LOCK
 from holdfast.servers.vllm import SERVER as VLLM
 from holdfast.service import texts
+from holdfast.service.units import service_unit
 from holdfast.settings import HostSettings
 from holdfast.shipping import text_of
 from operations import sshd
@@ -169,8 +170,8 @@ def guarded(box: ContainerMachine) -> ContainerMachine:
     guard = "#!/bin/sh\n[ -e /proc/net/if_inet6 ] && touch /run/guarded\n"
     write(box, walls.DOCKER_USER_SCRIPT, guard, "755")
     write(box, firewall_program.DOCKER[1], "", "755")
-    write(box, alerts.UNIT_PATH, alerts.notify_unit())
-    for path, text in walls.unit_files().items():
+    write(box, alerts.NOTIFY.path("service"), service_unit(alerts.NOTIFY))
+    for path, text in texts(walls.programs()).items():
         write(box, path, text)
     box.succeed(
         f"ufw allow 22/tcp && ufw --force enable"

@@ -97,12 +97,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerMachine]:
             machine.succeed(f"id {user} || useradd --system --shell /usr/sbin/nologin {user}")
         write(machine, egress.PROGRAM, text_of(egress_program), "755")
         for path, text in {
-            egress.RULES: egress.rules(settings),
-            egress.USERS: egress.users(settings),
-            egress.CLOUDS: egress.clouds(settings),
-            egress.NETWORKS: egress.sovereign_networks(settings),
-            alerts.UNIT_PATH: alerts.notify_unit(),
-            **egress.unit_files(),
+            **texts([alerts.NOTIFY]),
+            **texts(egress.programs(settings)),
         }.items():
             write(machine, path, text)
         machine.succeed(f"systemctl daemon-reload && systemctl enable {egress.SERVICE}")

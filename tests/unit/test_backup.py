@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from facts.backup import BackupState, BackupStates
 from holdfast import backup
+from holdfast.service import texts
 from holdfast.settings import HostSettings, Repository
 from operations.backup import proved
 from tests.unit.local_host import LocalHost
@@ -139,7 +140,7 @@ def test_a_repository_may_be_reached_and_nothing_else(url: str, networks: list[s
 
 
 def _units(settings: HostSettings) -> dict[str, str]:
-    return {Path(path).name: text for path, text in backup.unit_files(settings).items()}
+    return {Path(path).name: text for path, text in texts(backup.programs(settings)).items()}
 
 
 def test_every_repository_is_backed_up_checked_and_restored_on_a_timer() -> None:

@@ -906,11 +906,11 @@ def test_the_ledger_is_written_out_before_each_backup() -> None:
         }
     )
     settings = settings.model_copy(update={"backup": kept.backup})
-    unit = backup.unit_files(settings)["/etc/systemd/system/holdfast-backup@nas.service"]
+    unit = texts_of(backup.programs(settings))["/etc/systemd/system/holdfast-backup@nas.service"]
     assert f"After={ledger.DUMP}" in unit.splitlines()
     assert "/var/backups/holdfast-ledger" in backup.sources(settings)
     assert "/var/lib/holdfast/ledger" in backup.derived(settings)
-    plain = backup.unit_files(kept)["/etc/systemd/system/holdfast-backup@nas.service"]
+    plain = texts_of(backup.programs(kept))["/etc/systemd/system/holdfast-backup@nas.service"]
     assert ledger.DUMP not in plain
 
 

@@ -381,7 +381,9 @@ def test_a_replacement_names_its_engine_and_model(
         f"_model = _model | {{'description': {str(ROOT)!r} + '/' + _model['description']}}\n"
         "_models = [_model, _model | {'name': 'other'}]\n"
         "_storage = _rack['storage'] | {'checkpoints': _models}\n"
-        f"hosts = [(_name, _rack | {{'storage': _storage}} | {machine!r})]\n"
+        "_services = [each for each in _rack['services'] if 'python' not in each]\n"
+        "_rack = _rack | {'storage': _storage, 'services': _services}\n"
+        f"hosts = [(_name, _rack | {machine!r})]\n"
     )
     (tmp_path / "deploys").mkdir()
     (tmp_path / "deploys" / "replace.py").write_text(

@@ -20,6 +20,7 @@ from holdfast import alerts, egress
 from holdfast.host_programs import egress as egress_program
 from holdfast.host_programs.egress import Loaded
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.service import texts
 from holdfast.settings import HostSettings
 from tests.unit.recorded_facts import read
 from tests.unit.site_data import good
@@ -457,7 +458,7 @@ def test_a_file_of_resolvers_may_hold_any_bytes(
 
 
 def test_the_rules_are_in_force_before_the_network_is() -> None:
-    text = egress.unit_files()[f"{SYSTEM}/{egress.SERVICE}"]
+    text = texts(egress.programs(rack()))[f"{SYSTEM}/{egress.SERVICE}"]
     lines = text.splitlines()
     assert "DefaultDependencies=no" in lines
     assert "Wants=network-pre.target" in lines
@@ -466,7 +467,10 @@ def test_the_rules_are_in_force_before_the_network_is() -> None:
 
 
 def test_systemd_reads_the_units_and_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
-    for path, text in {**egress.unit_files(), alerts.UNIT_PATH: alerts.notify_unit()}.items():
+    for path, text in {
+        **texts(egress.programs(rack())),
+        **texts([alerts.NOTIFY]),
+    }.items():
         (tmp_path / Path(path).name).write_text(text.replace(egress.PROGRAM, "/bin/true"))
     units = [tmp_path / name for name in (egress.SERVICE, egress.WATCH, egress.RESOLVE)]
     timers = [tmp_path / name for name in (egress.TIMER, egress.RESOLVE_TIMER)]

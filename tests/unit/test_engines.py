@@ -11,7 +11,6 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from holdfast import alerts
 from holdfast import settings as settings_module
 from holdfast.backup import data
 from holdfast.checks.engines import engines
@@ -27,7 +26,7 @@ from holdfast.refusal import Refused
 from holdfast.registry import declared_services
 from holdfast.sandbox import AS_ROOT
 from holdfast.servers import vllm
-from holdfast.service import texts
+from holdfast.service import ON_FAILURE, texts
 from holdfast.settings import HostSettings
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -343,7 +342,7 @@ def test_cards_that_hang_one_another_are_kept_apart(description: Path) -> None:
 def test_its_watch_runs_as_the_engine_and_alerts(description: Path) -> None:
     written = _files(_settings(description, _engine(stall_seconds=90)))
     unit = written["/etc/systemd/system/holdfast-vllm-chat-watch.service"].splitlines()
-    assert {"User=vllm-chat", "PrivateNetwork=yes", f"OnFailure={alerts.ON_FAILURE}"} <= set(unit)
+    assert {"User=vllm-chat", "PrivateNetwork=yes", f"OnFailure={ON_FAILURE}"} <= set(unit)
     (command,) = [line for line in unit if line.startswith("ExecStart")]
     assert "/run/holdfast/holdfast-vllm-chat/http.sock" in command
     assert "--seconds 90 --busy vllm:num_requests_running" in command

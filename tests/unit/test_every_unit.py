@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from holdfast import alerts
 from holdfast.render import TEMPLATES
+from holdfast.service import ON_FAILURE
 from tests.unit.plans import MARKED, ROOT
 
 SILENT = {
@@ -46,7 +46,7 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Units:
 
 
 def test_every_unit_of_ours_raises_an_alert_when_it_fails(units: Units) -> None:
-    wanted = f"OnFailure={alerts.ON_FAILURE}"
+    wanted = f"OnFailure={ON_FAILURE}"
     silent = [
         path for path, text in units if wanted not in text.partition("[Service]")[0].splitlines()
     ]

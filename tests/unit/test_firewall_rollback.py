@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from facts.firewall import GUARD, PROGRAM, ROLLBACK_STATE
-from holdfast.firewall import DOCKER_USER, ROLLBACK_UNIT, unit_files
+from holdfast.firewall import DOCKER_USER, ROLLBACK_UNIT, programs
 from holdfast.host_programs import firewall as firewall_program
+from holdfast.service import texts
 from holdfast.shipping import text_of
 
 OLD, NEW = "-A ufw-user-input -p tcp --dport 22 -j ACCEPT\n", "# nothing gets in\n"
@@ -128,7 +129,7 @@ class Host:
 
     def _start_unit(self, room: str = "unlimited") -> int:
         """What systemd does for the unit; the exit status of its command."""
-        unit = unit_files()[f"/etc/systemd/system/{ROLLBACK_UNIT}"]
+        unit = texts(programs())[f"/etc/systemd/system/{ROLLBACK_UNIT}"]
         lines = (line.split("=", 1) for line in unit.splitlines() if "=" in line)
         told = {name: value for name, value in lines if not name.startswith("#")}
         condition = told["ConditionPathExists"].replace(ROLLBACK_STATE, f"{self.root}/kept")

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from holdfast import alerts, floor
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.service import Program, texts
+from holdfast.service.units import service_unit
 from holdfast.settings import HostSettings
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -125,7 +126,7 @@ def test_a_host_without_a_floor_has_no_program_of_one() -> None:
 
 
 def test_systemd_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
-    units = {**_units(), "holdfast-notify@.service": alerts.notify_unit()}
+    units = {**_units(), alerts.NOTIFY.unit: service_unit(alerts.NOTIFY)}
     for name in (name for name in units if name.endswith(".service")):
         (tmp_path / name).write_text(units[name])
         judged = subprocess.run(

@@ -24,6 +24,7 @@ from holdfast import alerts, docker
 from holdfast.checks import gpu_containers as checks
 from holdfast.gpu import containers
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.service import ON_FAILURE, texts
 from holdfast.settings import Docker, HostSettings
 from operations import gpu_containers
 from tests.doubles.machine import FakeMachine
@@ -318,10 +319,10 @@ def _values(text: str, name: str) -> list[str]:
 
 
 def test_the_specification_is_made_before_the_engine_starts() -> None:
-    (text,) = containers.unit_files().values()
+    (text,) = texts(containers.programs(_settings())).values()
     assert _values(text, "Before") == ["docker.service"]
     assert _values(text, "RemainAfterExit") == []
-    assert _values(text, "OnFailure") == [alerts.ON_FAILURE]
+    assert _values(text, "OnFailure") == [ON_FAILURE]
     assert _values(text, "ReadWritePaths") == [containers.SPECIFICATION_FOLDER]
     assert f"--output={containers.SPECIFICATION}" in text
     # Engines and caps are tied to UUIDs.
@@ -329,7 +330,8 @@ def test_the_specification_is_made_before_the_engine_starts() -> None:
 
 
 def test_systemd_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
-    for path, text in {**containers.unit_files(), alerts.UNIT_PATH: alerts.notify_unit()}.items():
+    units = texts(containers.programs(_settings()))
+    for path, text in {**units, **texts([alerts.NOTIFY])}.items():
         (tmp_path / Path(path).name).write_text(text)
     judged = subprocess.run(
         [

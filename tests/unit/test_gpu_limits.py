@@ -19,9 +19,11 @@ from holdfast.gpu import limits
 from holdfast.host_programs import gpu_limits
 from holdfast.host_programs.gpu_limits import RECORD, Wanted, matching, seen_in
 from holdfast.sandbox import EXPOSURE_MAX_ROOT
+from holdfast.service import ON_FAILURE, texts
 from holdfast.settings import Gpus, HostSettings
 from holdfast.shipping import text_of
 from operations.gpu_limits import held
+from operations.program import settled
 from tests.doubles.machine import FakeMachine
 from tests.doubles.rack import Kind, rack
 from tests.unit.local_host import LocalHost
@@ -445,20 +447,27 @@ def _values(text: str, name: str) -> list[str]:
     return [value for key, _, value in pairs if key == name]
 
 
+def _files() -> dict[str, str]:
+    """Path to text of the program's units and configuration."""
+    return texts(limits.programs(_settings()))
+
+
 def test_the_service_can_run_again_and_is_missed_when_it_fails() -> None:
-    files = {Path(path).name: text for path, text in limits.unit_files().items()}
+    files = {Path(path).name: text for path, text in _files().items()}
     service, timer = files[limits.SERVICE], files[limits.TIMER]
     assert _values(service, "Type") == ["oneshot"]
     # A oneshot that stays active is not started again by its timer.
     assert _values(service, "RemainAfterExit") == []
-    assert _values(service, "OnFailure") == [alerts.ON_FAILURE]
+    assert _values(service, "OnFailure") == [ON_FAILURE]
     assert _values(service, "WantedBy") == ["multi-user.target nvidia-persistenced.service"]
-    assert _values(timer, "Also") == [limits.SERVICE]
+    assert _values(timer, "OnUnitInactiveSec") == ["1min"]
+    started = {unit.name: unit.enabled for unit in settled(limits.programs(_settings()))}
+    assert started == {limits.SERVICE: True, limits.TIMER: True}
     assert RECORD.startswith(f"/run/{_values(service, 'RuntimeDirectory')[0]}/")
 
 
 def test_the_service_is_root_for_the_driver_alone() -> None:
-    service = limits.unit_files()[f"{SYSTEM}/{limits.SERVICE}"]
+    service = _files()[f"{SYSTEM}/{limits.SERVICE}"]
     assert _values(service, "CapabilityBoundingSet") == ["CAP_SYS_ADMIN"]
     assert _values(service, "DevicePolicy") == ["closed"]
     assert {value.split()[0] for value in _values(service, "DeviceAllow")} == set(limits.DEVICES)
@@ -467,7 +476,7 @@ def test_the_service_is_root_for_the_driver_alone() -> None:
 
 
 def test_systemd_reads_the_units_and_judges_the_sandbox_as_declared(tmp_path: Path) -> None:
-    for path, text in {**limits.unit_files(), alerts.UNIT_PATH: alerts.notify_unit()}.items():
+    for path, text in {**_files(), **texts([alerts.NOTIFY])}.items():
         (tmp_path / Path(path).name).write_text(text.replace(limits.PROGRAM, "/bin/true"))
     verified = subprocess.run(
         ["systemd-analyze", "verify", tmp_path / limits.SERVICE, tmp_path / limits.TIMER],

@@ -17,6 +17,7 @@ from holdfast.engines import units
 from holdfast.gpu import limits, modes
 from holdfast.host_programs import gpu_limits
 from holdfast.host_programs import mode as mode_program
+from holdfast.service.units import service_unit
 from holdfast.settings import LOOPBACK_OF, HostSettings
 from operations import gpu_modes as operations
 from operations.units import Unit, settle
@@ -220,7 +221,7 @@ def test_a_target_wants_its_services_and_ends_the_others() -> None:
 
 
 def test_what_undoes_a_switch_may_ask_services_of_every_tier() -> None:
-    lines = modes.undo_unit().splitlines()
+    lines = service_unit(modes.undo()).splitlines()
     for address in LOOPBACK_OF.values():
         assert f"IPAddressAllow={address}/32" in lines
     assert "IPAddressDeny=any" in lines

@@ -19,6 +19,7 @@ from holdfast.checks.router import router_keys, routers
 from holdfast.registry import declared_services
 from holdfast.sandbox import EXPOSURE_MAX
 from holdfast.service import texts
+from holdfast.service.units import service_unit
 from holdfast.settings import HostSettings
 from tests import malice
 from tests.unit.fake_upstreams import (
@@ -422,7 +423,7 @@ def test_a_router_and_its_queue_are_declared_services() -> None:
 
 
 def test_systemd_judges_the_sandboxes_as_declared(tmp_path: Path) -> None:
-    units = {**_units(_private()), "holdfast-notify@.service": alerts.notify_unit()}
+    units = {**_units(_private()), alerts.NOTIFY.unit: service_unit(alerts.NOTIFY)}
     for name in (name for name in units if name.endswith(".service")):
         (tmp_path / name).write_text(units[name])
         threshold = f"--threshold={EXPOSURE_MAX * 10:.0f}"

@@ -13,7 +13,7 @@ from holdfast.sandbox import (
     allowed,
     sandbox,
 )
-from holdfast.settings import DataPath, Listen, Service, Tier
+from holdfast.settings import DataPath, Listen, Peer, Service, Tier
 
 
 def _service(tier: Tier = "T1", **values: object) -> Service:
@@ -43,7 +43,7 @@ def test_a_sovereign_service_exchanges_packets_only_where_it_is_declared_to(
 ) -> None:
     service = _service(listens=listens)
     assert allowed(service) == networks
-    lines = sandbox(service, peers=["10.77.0.30/32"])
+    lines = sandbox(_service(listens=listens, peers=[Peer(network="10.77.0.30/32")]))
     assert _values(lines, "IPAddressDeny") == ["any"]
     assert _values(lines, "IPAddressAllow") == [*networks, "10.77.0.30/32"]
 

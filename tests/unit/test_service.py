@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from holdfast import service
+from holdfast import alerts, service
 from holdfast.doors import doors
 from holdfast.host_programs import queue
 from holdfast.sandbox import Directive
-from holdfast.service import Credential, File, Program, Proxied, Slice, Timer, UnixSocket, Words
+from holdfast.service import (
+    EVERY_MINUTE,
+    STAYS,
+    Credential,
+    File,
+    Program,
+    Proxied,
+    Slice,
+    Timer,
+    UnixSocket,
+    Words,
+)
 from holdfast.service.units import service_unit
 from holdfast.settings import Service
 from holdfast.shipping import path_of
@@ -133,7 +145,7 @@ def test_a_program_with_doors_gets_a_proxy_for_each() -> None:
         told = texts[f"/etc/holdfast/echo/{door}.cfg"].splitlines()
         assert "    acl may_post path /v1/echo" in told
         assert f"    acl may_read path {read}" in told
-    assert texts.keys() == _placed(program).keys()
+    assert texts.keys() | {alerts.NOTIFY.path("service")} == _placed(program).keys()
 
 
 def test_a_program_without_doors_leaves_the_machines_own_proxy_alone() -> None:
@@ -153,13 +165,66 @@ def test_a_socket_is_open_to_one_user_and_starts_the_program() -> None:
 
 def test_a_job_is_started_by_its_timer_and_read_again_when_it_changes() -> None:
     timer = Timer("every hour", (Directive("OnCalendar", "hourly"),))
-    job = _program(kind="oneshot", timer=timer)
+    job = _program(kind="oneshot", timer=timer, reads=("/etc/told",))
     units = _settled(job)
+    assert "/etc/told" in units["holdfast-echo.timer"].restart_after
     assert units.keys() == {"holdfast-echo.timer"}
     assert f"{SYSTEM}/holdfast-echo.service" in units["holdfast-echo.timer"].restart_after
     assert _values(service.texts([job])[f"{SYSTEM}/holdfast-echo.timer"], "OnCalendar") == [
         "hourly"
     ]
+
+
+def test_a_timer_that_a_host_has_no_use_for_is_stopped() -> None:
+    job = _program(kind="oneshot", timer=replace(EVERY_MINUTE, armed=False))
+    unit = _settled(job)["holdfast-echo.timer"]
+    assert (unit.enabled, unit.running) == (False, False)
+
+
+def test_a_job_that_also_runs_at_boot_is_enabled_beside_its_timer() -> None:
+    job = _program(kind="oneshot", at_boot=True, timer=EVERY_MINUTE, wanted_by=("a.target", "b"))
+    assert _values(service_unit(job), "WantedBy") == ["a.target b"]
+    unit = _settled(job)["holdfast-echo.service"]
+    # One that is at work is left to end.
+    assert (unit.enabled, unit.running) == (True, None)
+
+
+def test_a_job_for_the_boot_alone_is_not_run_by_a_deploy() -> None:
+    job = _program(kind="oneshot", at_boot=True)
+    assert _settled(job)["holdfast-echo.service"] == Unit("holdfast-echo.service", running=False)
+    stays = _settled(replace(job, tuned=(STAYS,)))["holdfast-echo.service"]
+    assert (stays.enabled, stays.running) == (True, True)
+
+
+def test_a_program_that_can_read_its_files_again_is_not_restarted_for_them() -> None:
+    loads = _program(kind="oneshot", at_boot=True, tuned=(STAYS,), reload=("/bin/load", "again"))
+    assert _values(service_unit(loads), "ExecReload") == ["/bin/load again"]
+    assert _settled(loads)["holdfast-echo.service"].reload
+    assert not _settled(_program())["holdfast-echo.service"].reload
+
+
+def test_a_template_is_placed_and_no_unit_of_it_is_settled() -> None:
+    template = replace(
+        _program(kind="oneshot", alerts=False),
+        service=Service(name="echo", unit="holdfast-echo@.service", user="root", tier="T1"),
+    )
+    assert _settled(template) == {}
+    text = _placed(template)[f"{SYSTEM}/holdfast-echo@.service"].content
+    assert "OnFailure" not in text
+    assert "OnFailure" in service_unit(replace(template, alerts=True))
+
+
+def test_the_steps_of_a_job_are_run_in_their_order() -> None:
+    job = _program(kind="oneshot", then=(("/bin/b",), ("/bin/c",)), after=(("/bin/d",),))
+    unit = service_unit(job)
+    assert _values(unit, "ExecStart") == ["/usr/bin/echo-server", "/bin/b", "/bin/c"]
+    assert _values(unit, "ExecStopPost") == ["/bin/d"]
+
+
+def test_a_file_of_a_program_has_its_mode_and_its_proof() -> None:
+    script = File("/usr/local/lib/echo", "#!/bin/sh", mode="755", validate="sh -n {}")
+    placed = _placed(_program(files=(script,)))[script.path]
+    assert (placed.mode, placed.validate) == ("755", "sh -n {}")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from facts.ssh import ROLLBACK_STATE, Sshd, SshState
 from holdfast import ssh
 from holdfast.connector import RackConnector
 from holdfast.render import render
+from holdfast.service.units import service_unit
 from holdfast.settings import HostSettings
 from operations import sshd
 from tests.unit.local_host import LocalHost
@@ -376,7 +377,7 @@ class Armed(LocalHost):
         self.sh("systemctl reload-or-restart ssh.service")
 
     def _start_unit(self) -> None:
-        lines = [line.partition("=")[::2] for line in ssh.rollback_unit().splitlines()]
+        lines = [line.partition("=")[::2] for line in service_unit(ssh.rollback()).splitlines()]
         said = {name: value for name, value in lines if not name.startswith("#")}
         condition = said["ConditionPathExists"].replace(ROLLBACK_STATE, str(self.kept))
         assert {"ssh.service", "ssh.socket"} <= {*said["Before"].split()}

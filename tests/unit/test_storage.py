@@ -15,15 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from deploys.storage import CHECKSUMS, _mount_files, _verify_files
+from deploys.storage import _mount_files
 from facts.storage import PROOFS, CheckpointState, ModelState, StorageStates
-from holdfast.settings import Checkpoint, ModelFile, NfsMount, Storage
+from holdfast.service import texts
+from holdfast.settings import Checkpoint, HostSettings, ModelFile, NfsMount, Storage
 from holdfast.storage import (
+    CHECKSUMS,
     WRITE_SUMS,
     checkpoint_path,
     checksums,
     mount_of,
     options,
+    programs,
     unit_name,
     what,
 )
@@ -664,7 +667,10 @@ def test_the_regular_check_finds_a_damaged_checkpoint(
 ) -> None:
     storage, folder = _keeping(models, nas)
     here.apply(kept, storage=storage)
-    files = {file.path.rpartition("/")[2]: file.content for file in _verify_files(storage)}
+    bare = {"hostname": "a", "distribution": "debian13", "interfaces": {"eth0": {"role": "lan"}}}
+    settings = HostSettings.model_validate(bare).model_copy(update={"storage": storage})
+    written = texts(programs(settings))
+    files = {path.rpartition("/")[2]: text for path, text in written.items()}
     listed = models / "models.sha256"
     listed.write_text(files["models.sha256"])
     unit = files["holdfast-models-verify.service"].replace(CHECKSUMS, str(listed))
