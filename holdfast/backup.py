@@ -208,7 +208,7 @@ def _program(
     staging = f"{STATE}/staging-{repository.name}"
     return Program(
         service=Service(
-            name=f"{task.command}-{repository.name}",
+            name="backup",
             unit=f"{task.stem}@{repository.name}.service",
             user="root",
             tier="T1",

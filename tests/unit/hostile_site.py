@@ -83,6 +83,9 @@ UNTRIED: Mapping[Any, str] = {
     types.Fingerprint: _ONE_FORM,
     types.PciDevice: _ONE_FORM,
     types.DriverBranch: _ONE_FORM,
+    types.ContainerUser: _ONE_FORM,
+    types.ImageDigest: _ONE_FORM,
+    types.VariableName: _ONE_FORM,
     types.PublicKey: "its base64 must be a key's; `sshd` reads it from a file of its own",
 }
 """Words in which no hostile text is tried, and why."""
@@ -151,6 +154,13 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+_TENANT: dict[str, Any] = {
+    "command": ["serve", "all of it"],
+    "environment": {"GREETING": "hello, you"},
+    "secrets": {"token": "CALLERS_KEY"},
+}
+
+
 def site(folder: Path, network: str, source: str) -> HostSettings:
     """An inventory's host that has everything; addresses of ``network``, models from ``source``."""
     data = good()["rack"] | EVERYTHING
@@ -162,6 +172,9 @@ def site(folder: Path, network: str, source: str) -> HostSettings:
     data["services"] += [
         {"name": "agent", "unit": "agent.service", "user": "agent", "tier": "T3"}
         | {"clouds": [{"name": "api.two.example"}], "data": []},
+        {"name": "pictures", "tier": "T1", "network": "home", "listens": [{"port": 8188}]}
+        | {"container": _TENANT | {"image": f"ghcr.io/example/pictures@sha256:{SHA256}"}}
+        | {"data": [{"path": "/srv/pictures", "backup": "state"}]},
     ]
     data["storage"]["models"][0]["source"] = f"{source}/small.gguf"
     checkpoint = {"name": "tiny", "source": f"{source}/tiny", "sha256": SHA256, "size_mib": 10}
