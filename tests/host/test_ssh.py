@@ -39,7 +39,7 @@ def found(host: Host, settings: HostSettings) -> Answers:
         f"timeout 60 ssh -vv -F none -p {settings.ssh.port} -o BatchMode=yes"
         " -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
     )
-    users = " ".join(map(shlex.quote, settings.ssh.authorised_keys)) or "''"
+    users = " ".join(map(shlex.quote, settings.ssh.authorised_keys))
     return answers(
         host.check_output(
             probe(
