@@ -20,6 +20,9 @@ REMOVED: tuple[Capability, ...] = (
         "Docker",
         owns=_DOCKER,
         beside=lambda settings: _DOCKER if settings.docker else (),
+        # Containers outlive the engine, and would run on without the rules of their networks.
+        first="! systemctl --quiet is-active docker.service"
+        " || docker ps --quiet | xargs --no-run-if-empty docker stop",
         stops=("docker.socket", "docker.service", "containerd.service"),
         keeps=("/var/lib/docker", docker.DAEMON_JSON),
     ),

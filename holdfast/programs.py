@@ -85,4 +85,5 @@ def programs(settings: HostSettings) -> list[Program]:
 
 def without_network(settings: HostSettings) -> set[str]:
     """The names of the services whose program is isolated, so that their unit has no network."""
-    return {program.service.name for program in programs(settings) if program.isolated}
+    serving = [program for each in CAPABILITIES for program in each.programs(settings)]
+    return {program.service.name for program in serving if program.isolated}

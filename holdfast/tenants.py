@@ -160,7 +160,8 @@ def _prepared(service: Service, container: Container) -> Iterator[Words]:
 
 
 def _credential(service: Service, name: str) -> str:
-    return f"{CREDENTIALS}/{stem(service)}-{name}"
+    # No name of a service has a dot, so no other tenant's secret has this path.
+    return f"{CREDENTIALS}/{stem(service)}.{name}"
 
 
 def _credentials(service: Service, secrets: Mapping[str, str]) -> tuple[Credential, ...]:

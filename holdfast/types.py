@@ -683,7 +683,7 @@ ImageDigest = Annotated[
     Word(
         "a container image with its registry and digest",
         "ghcr.io/example/pictures@sha256:9f86d081884c7d65...",
-        r"[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+"
+        r"[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+"
         r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?",
         _check_image,
         machine=True,

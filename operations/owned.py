@@ -57,8 +57,12 @@ def only(
                 f"{this_host.print_prefix}{capability.title} is no longer declared and is removed;"
                 f" its data stays: {' '.join(capability.keeps)}"
             )
-        if capability.stops:
-            yield StringCommand(f"systemctl disable --now {' '.join(capability.stops)}")
+        if capability.first:
+            yield StringCommand(capability.first)
+        # A unit is gone with its package.
+        for unit in capability.stops:
+            there = f"systemctl cat {unit} >/dev/null 2>&1"
+            yield StringCommand(f"! {there} || systemctl disable --now {unit}")
     yield from units.without(sorted(set(stray)))
 
 

@@ -161,14 +161,18 @@ def _resolvers(settings: HostSettings, declared: list[DockerNetwork]) -> Finding
 
 def _place(key: str, service: Service, declared: dict[str, DockerNetwork]) -> Findings:
     if service.network is None:
-        if service.in_container and service.tier == "T1":
+        # Those that Holdfast runs are held as every service of T3 and T4 is; what such a service
+        # says of its calls has a finding of its own.
+        says = service.peers or service.clouds
+        held = ("T1", "T3", "T4") if service.container and not says else ("T1",)
+        if service.in_container and service.tier in held:
             yield Finding(
                 f"{key}.tier",
                 service.tier,
                 "it runs in a container that is on no declared network, so no rule would"
                 " restrict it",
-                "declare a T1 network under docker.networks, put the container on it, and name it"
-                " here as network",
+                f"declare a {service.tier} network under docker.networks, put the container on it,"
+                " and name it here as network",
             )
         return
     network = declared.get(service.network)

@@ -13,14 +13,14 @@ from holdfast.registry import PathClaim
 from holdfast.settings import HostSettings
 from holdfast.storage import unit_name
 
-# No declared folder may be below these.
-_SYSTEM_TREES = (
+SYSTEM_TREES = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc"),
     *("/root", "/run", "/sbin", "/sys", "/tmp", "/usr"),  # noqa: S108
 )
+"""No declared folder may be below these."""
 # Folders below these are allowed; they themselves are shared.
 _SYSTEM_FOLDERS = (
-    *_SYSTEM_TREES,
+    *SYSTEM_TREES,
     *("/", "/home", "/media", "/mnt", "/opt", "/srv", "/var", "/var/lib", "/var/log"),
 )
 OURS = (CONFIGURATION, PROGRAMS, STATE)
@@ -74,7 +74,7 @@ def _reserved(claim: PathClaim, logins: set[str]) -> str | None:
     if kind == "mount" and len(unit_name(path, "automount")) > _LONGEST_UNIT:
         return "systemd's name for this mount would be too long"
     # A backed-up path has no owner: /etc and /home are allowed, kernel trees and / are not.
-    trees = {"backup": _KERNEL_TREES, "data": _NO_DATA}.get(kind, _SYSTEM_TREES)
+    trees = {"backup": _KERNEL_TREES, "data": _NO_DATA}.get(kind, SYSTEM_TREES)
     is_system = path in (("/",) if kind == "backup" else _SYSTEM_FOLDERS)
     return "this folder belongs to the system" if is_system or is_below_any(path, trees) else None
 

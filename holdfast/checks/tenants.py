@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlsplit
+
 from holdfast import tenants as tenants_of
 from holdfast.checks.finding import Finding, Findings, no_file
-from holdfast.checks.paths import is_below
+from holdfast.checks.paths import SYSTEM_TREES, is_below, is_below_any
 from holdfast.gpu.containers import wants_containers
 from holdfast.python_environment import is_unhashed
 from holdfast.refusal import MISSING
-from holdfast.settings import Container, HostSettings, PythonProgram, Service
+from holdfast.settings import LOOPBACK_OF, Container, HostSettings, PythonProgram, Service
 
 KINDS = ("container", "python", "unit")
 """Keys that say what runs a service."""
 _LONGEST_NAME = 24
 """Its user has a longer one, and the system's are of 31 characters."""
+_PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
+_DOORS = ("-loopback", "-tailnet")
+"""How the names of a Python tenant's proxies end."""
+_KERNELS = ("/dev", "/proc", "/run/secrets", "/sys")
+"""Nothing can be mounted below these in a container."""
+_IMAGES = ("/", "/bin", "/etc", "/lib", "/lib64", "/run", "/sbin", "/usr")
+"""Folders of an image without which no program starts."""
 
 
 def kinds(settings: HostSettings) -> Findings:
@@ -58,11 +68,68 @@ def tenants(settings: HostSettings) -> Findings:
                 "the name of its user would be too long",
                 f"write one of at most {_LONGEST_NAME} characters",
             )
+        if service.is_tenant and service.name.endswith(_DOORS):
+            yield Finding(
+                f"{key}.name",
+                service.name,
+                "the proxy of another tenant could have this name",
+                "write a name with another end",
+            )
+        if service.is_tenant:
+            yield from _data(key, service)
         if service.container:
+            yield from _ports(key, service)
+            yield from _health(key, service)
             yield from _container(f"{key}.container", service, service.container, settings)
             yield from _cards(key, service, settings)
         if service.python:
             yield from _python(key, service, service.python)
+
+
+def _data(key: str, service: Service) -> Findings:
+    """Root makes the folders of a tenant, and a container's are mounted into it, writable."""
+    for place, data in enumerate(service.data):
+        outer = [
+            each.path
+            for each in service.data
+            if each is not data and is_below(data.path, each.path)
+        ]
+        if is_below_any(data.path, SYSTEM_TREES) or ".ssh" in data.path.split("/"):
+            wrong, mend = "this folder is not for a tenant's data", "write one such as /srv/NAME"
+        elif outer:
+            wrong = f"it is in {outer[0]}, where the tenant could put a link in its place"
+            mend = f"remove it: {outer[0]} holds it already"
+        else:
+            continue
+        yield Finding(f"{key}.data[{place}].path", data.path, wrong, mend)
+
+
+def _ports(key: str, service: Service) -> Findings:
+    taken: set[tuple[int, str]] = set()
+    for place, listen in enumerate(service.listens):
+        if (listen.port, listen.protocol) in taken:
+            wrong = "the container publishes this port already"
+            yield Finding(f"{key}.listens[{place}].port", listen.port, wrong, "remove one")
+        taken.add((listen.port, listen.protocol))
+
+
+def _health(key: str, service: Service) -> Findings:
+    published = {
+        listen.port: LOOPBACK_OF[service.tier] if listen.scope == "loopback" else "127.0.0.1"
+        for listen in service.listens
+    }
+    for name, check in (("health", service.health), ("idle", service.idle)):
+        if check is None:
+            continue
+        url = urlsplit(check.url)
+        address = published.get(url.port or 0, url.hostname)
+        if url.hostname != address:
+            yield Finding(
+                f"{key}.{name}.url",
+                check.url,
+                f"the container's port {url.port} is published at {address}",
+                f"write http://{address}:{url.port}",
+            )
 
 
 def _container(
@@ -87,7 +154,7 @@ def _container(
                 f"{path} is no data of the service",
                 "declare it under data, or remove it",
             )
-        elif inside == "/" or is_below(inside, "/run/secrets"):
+        elif inside in _IMAGES or is_below_any(inside, _taken_in(container)):
             yield Finding(
                 f"{key}.mounts.{path}",
                 inside,
@@ -101,16 +168,32 @@ def _container(
                 f"{key}.mounts.{path}", inside, f"{first} is mounted there", "write another place"
             )
 
+    capabilities = container.relaxed.keys() - {"root", "writable"}
+    for name in sorted(capabilities) if "root" not in container.relaxed else ():
+        yield Finding(
+            f"{key}.relaxed.{name}",
+            container.relaxed[name],
+            "a capability has no effect for a user who is not root",
+            "remove it, or add root with its reason",
+        )
+
+
+def _taken_in(container: Container) -> tuple[str, ...]:
+    return _KERNELS if "writable" in container.relaxed else (*_KERNELS, "/tmp")  # noqa: S108
+
 
 def _python(key: str, service: Service, python: PythonProgram) -> Findings:
     wrong = no_file(python.lock)
-    if not wrong and is_unhashed(tenants_of.lock(python)):
-        wrong = "one of its requirements has no hash"
+    try:
+        if not wrong and is_unhashed(tenants_of.lock(python)):
+            wrong = "one of its requirements has no hash"
+    except UnicodeDecodeError:
+        wrong = "this is no text"
     if wrong:
         mend = "write the output of 'uv pip compile --generate-hashes'"
         yield Finding(f"{key}.python.lock", python.lock, wrong, mend)
     program = python.command[0]
-    if "/" in program or program.startswith("-"):
+    if not _PROGRAM.fullmatch(program):
         yield Finding(
             f"{key}.python.command[0]",
             program,

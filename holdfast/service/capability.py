@@ -39,6 +39,8 @@ class Capability:
     does not declare are removed; data never matches."""
     beside: Callable[[HostSettings], Sequence[str]] = _nothing
     """Declared paths that match `owns` and that do not follow from `programs`."""
+    first: str = ""
+    """The command that runs before `stops`."""
     stops: tuple[str, ...] = ()
     """Units of its distribution packages: stopped and disabled when nothing of it is declared."""
     keeps: tuple[str, ...] = ()

@@ -8,6 +8,6 @@ from holdfast.site import settings_of
 settings = settings_of(host)
 
 firewall.apply(settings=settings)
-egress.apply(settings=settings)
 removal.apply(settings=settings)
+egress.apply(settings=settings)
 tailnet.apply(settings=settings)

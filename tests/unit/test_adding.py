@@ -62,7 +62,8 @@ def test_a_container_is_its_entry() -> None:
     unit = _tenant("container")["/etc/systemd/system/holdfast-tenant-pictures.service"]
     assert "--publish=0.0.0.0:8188:80/tcp" in unit
     assert "--device=nvidia.com/gpu=GPU-8f1c3a52-0000-1111-2222-333344445555" in unit
-    assert "--user=65532:65532" in unit and "--cap-add=CHOWN" in unit
+    assert "--user=65532:65532" in unit and "--cap-drop=ALL" in unit
+    assert "--read-only" not in unit
     assert "target=/run/secrets,readonly" in unit
 
 
@@ -70,7 +71,7 @@ def test_a_python_service_is_its_entry() -> None:
     unit = _tenant("python")["/etc/systemd/system/holdfast-tenant-notes.service"]
     assert "User=tenant-notes" in unit
     assert "PrivateNetwork=yes" in unit
-    assert "LoadCredential=key:/etc/holdfast/credentials/holdfast-tenant-notes-key" in unit
+    assert "LoadCredential=key:/etc/holdfast/credentials/holdfast-tenant-notes.key" in unit
 
 
 def test_a_programs_units_follow_from_its_declaration() -> None:

@@ -233,7 +233,7 @@ def test_what_holds_a_user_of_this_host_holds_no_container() -> None:
 
 def test_it_leaves_with_its_entry_and_its_data_stays() -> None:
     rack = _rack({"secrets": {"token": "PICTURES_TOKEN"}})
-    own = {UNIT, "/etc/holdfast/credentials/holdfast-tenant-pictures-token"}
+    own = {UNIT, "/etc/holdfast/credentials/holdfast-tenant-pictures.token"}
     assert own <= set(owned.declared(rack))
     assert not own & set(owned.declared(rack.model_copy(update={"services": []})))
     for path in own:
@@ -302,7 +302,7 @@ def test_a_programs_words_and_variables_reach_it_as_they_are_written() -> None:
 
 def test_a_programs_secret_is_systemds_to_hand_over() -> None:
     rack = _program({"secrets": {"key": "NOTES_KEY"}})
-    path = "/etc/holdfast/credentials/holdfast-tenant-notes-key"
+    path = "/etc/holdfast/credentials/holdfast-tenant-notes.key"
     assert f"LoadCredential=key:{path}" in _lines(rack)
 
 
