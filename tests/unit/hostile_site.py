@@ -607,7 +607,7 @@ def main(arguments: list[str]) -> int:
         print(line)
     print(
         f"{len(kinds)} words x {len(templates)} templates x {len(used)} hostile texts in"
-        f" {asked.rounds} sites: {bad} sites that a program refused"
+        f" {asked.rounds} sites: {asked.rounds - bad} passed, {bad} failed"
     )
     return 1 if bad or left else 0
 
