@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from facts import firewall, places, ssh
+from facts import firewall, places, ssh, tenants
 from facts.backup import STATE
 from facts.gpu_driver import REBOOT_MARKER
 from facts.places import CONFIGURATION, CREDENTIALS
@@ -56,6 +56,8 @@ HOUSE = (
     # Earlier versions kept the records of replacements in a folder of each server.
     *(DataPath(path=f"{places.STATE}/{server}", backup="derived") for server in SERVERS),
     DataPath(path=integrity.STATE, backup="derived"),
+    # The record of pulled images, which a rebuild pulls again.
+    DataPath(path=tenants.RECORD, backup="derived"),
 )
 """Paths that every host has."""
 

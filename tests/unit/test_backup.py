@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 from datetime import UTC, datetime
@@ -13,8 +15,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+import facts
+from facts import places
 from facts.backup import BackupState, BackupStates
 from holdfast import backup
+from holdfast.checks.paths import is_below
 from holdfast.service import texts
 from holdfast.settings import HostSettings, Repository
 from operations.backup import proved
@@ -246,3 +251,16 @@ def test_one_repository_that_fails_does_not_keep_the_other_from_being_tried(
 def test_a_unit_that_systemd_has_not_read_is_read_again() -> None:
     host = LocalHost(facts={BackupStates: BackupState({"nas": PROVED}, ["x.service"])})
     assert host.planned(proved, paths={"nas": ["/a"]}) == ["systemctl daemon-reload"]
+
+
+def test_each_path_of_state_that_a_fact_names_has_a_class() -> None:
+    classes = [item.path for item in backup.HOUSE if item.path != backup.STATE]
+    named = {
+        value
+        for module in pkgutil.iter_modules(facts.__path__)
+        for value in vars(importlib.import_module(f"facts.{module.name}")).values()
+        if isinstance(value, str) and value.startswith(f"{places.STATE}/")
+    }
+    assert len(named) > 4
+    covered = (*classes, backup.STATE)
+    assert [each for each in named if not any(is_below(each, path) for path in covered)] == []
