@@ -202,7 +202,8 @@ class NativeDrill(Drill):
         with self.stage.declared(**gone):
             self.site.converge("without services", fatal=True)
             found = rack.execute(f"ls -dp {' '.join(owned.patterns())} 2>/dev/null")[1].split()
-            left = [path for path in found if not path.endswith("/")]
+            declared = owned.declared(self.stage.settings)
+            left = [path for path in found if not path.endswith("/") and path not in declared]
             record.check(
                 "what was removed from the inventory is removed from the rack", not left, left
             )
@@ -221,8 +222,12 @@ class NativeDrill(Drill):
 
     def _take_out_the_way_in(self, gone: Mapping[str, object]) -> None:
         """Declare neither Docker nor a tailnet; logins then come over the LAN."""
-        ssh = self.stage.inventory_data()["ssh"] | {"callers": [], "lan_access": "keep"}
-        lan = {"docker": None, "tailnet": None, "ssh_hostname": "rack-lan", "ssh": ssh}
+        ssh = self.stage.inventory_data()["ssh"] | {"lan_access": "keep"}
+        # The LAN lets SSH in again before the tailnet goes.
+        with self.stage.declared(**gone, ssh=ssh):
+            self.site.converge("SSH on the LAN", fatal=True)
+        lan: dict[str, object] = {"docker": None, "tailnet": None, "ssh_hostname": "rack-lan"}
+        lan["ssh"] = ssh | {"callers": []}
         with self.stage.declared(**gone, **lan, firewall={"rollback_seconds": 30}):
             self.site.converge("by the LAN alone", fatal=True)
             running = self.stage.rack.execute("systemctl is-active docker tailscaled")[1].split()

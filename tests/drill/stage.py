@@ -111,7 +111,8 @@ class RackStage(Scenery):
     def invite_rack(self) -> None:
         """Mint a key for one join, and forget a rack of that name which is no more."""
         self.services.headscale.delete_node("rack")
-        key = self.services.headscale.create_preauth_key("rack", tags=("tag:rack",))
+        # A power cut just after the control server has taken the key would use it up.
+        key = self.services.headscale.create_preauth_key("rack", tags=("tag:rack",), reusable=True)
         self._keep_secret(AUTH_KEY, key.read_text().strip())
         key.unlink()
 
